@@ -1,0 +1,279 @@
+"""The job file: one pydantic model that the command line, the dashboard and Python share."""
+
+import difflib
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from autotune.errors import JobSpecError
+from autotune.metrics import METRICS, Constraint
+from search_spaces.choice import CHOICES
+from search_spaces.errors import AutotuneError, unknown
+from search_spaces.space import LayerRule
+from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, WorkerSetup
+
+#: Larger job files are refused before they are parsed.
+MAX_BYTES = 1 << 20
+
+SCHEMA = "autotune.job/v1"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSection(_Section):
+    """What is tuned: a registered task and its parameters."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class UpperLimit(_Section):
+    """A metric that must not exceed ``max``."""
+
+    max: Positive
+
+
+class AccuracyFloor(_Section):
+    """An accuracy that must not fall below ``min``."""
+
+    min: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class DropLimit(_Section):
+    """A relative loss of accuracy of at most ``max``: 0.01 is one percent of full precision's."""
+
+    max: Annotated[float, Field(ge=0, lt=1)]
+
+
+class ConstraintSection(_Section):
+    """The service-level objective."""
+
+    latency_p50_ms: UpperLimit | None = None
+    latency_p95_ms: UpperLimit | None = None
+    latency_p99_ms: UpperLimit | None = None
+    weight_memory_mib: UpperLimit | None = None
+    peak_memory_mib: UpperLimit | None = None
+    accuracy: AccuracyFloor | None = None
+    accuracy_drop: DropLimit | None = None
+
+    def constraints(self) -> tuple[Constraint, ...]:
+        """Return the limits that are set, by metric name in alphabetical order."""
+        limits = []
+        for name in sorted(type(self).model_fields):
+            section = getattr(self, name)
+            if section is not None:
+                at_most = not isinstance(section, AccuracyFloor)
+                limits.append(Constraint(metric=name, limit=section.max if at_most else section.min, at_most=at_most))
+        return tuple(limits)
+
+
+class LayerRuleSection(_Section):
+    """Layers a pattern matches, and what they may take: exactly one of allow, deny or pin."""
+
+    pattern: str
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] | None = None
+    pin: str | None = None
+
+    @model_validator(mode="after")
+    def _is_a_rule(self) -> Self:
+        for name in self.rule().names():
+            _known_choice(name)
+        return self
+
+    def rule(self) -> LayerRule:
+        """Return the rule for the search space."""
+        try:
+            return LayerRule(pattern=self.pattern, allow=self.allow, deny=self.deny, pin=self.pin)
+        except AutotuneError as error:
+            raise ValueError(str(error)) from None
+
+
+class SamplerName(enum.StrEnum):
+    """How the next map to measure is chosen."""
+
+    NSGA2 = "nsga2"
+    TPE = "tpe"
+    GP = "gp"
+    RANDOM = "random"
+
+
+class SearchSection(_Section):
+    """The search space, its sampler and its budget."""
+
+    choices: tuple[str, ...] = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
+    layers: tuple[LayerRuleSection, ...] = ()
+    sampler: SamplerName = SamplerName.NSGA2
+    trials: Count = 100
+    time_limit_s: Positive | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("choices")
+    @classmethod
+    def _are_choices(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("must list at least one choice")
+        for name in names:
+            _known_choice(name)
+        return tuple(dict.fromkeys(names))
+
+
+class CalibrationSection(_Section):
+    """How static activation ranges are calibrated."""
+
+    observer: ObserverKind = ObserverKind.MSE
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+
+
+class MeasurementSection(_Section):
+    """How latency and accuracy are measured."""
+
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    threads: Annotated[int, Field(ge=0)] = 0
+    repeats: Annotated[int, Field(ge=20)] = 100
+    warmup_s: Annotated[float, Field(ge=0, le=60)] = 0.2
+
+
+class WorkerSection(_Section):
+    """Where candidates are measured."""
+
+    pool: Literal["ray", "inline"] = "ray"
+    count: Count = 1
+    cpus: Positive | None = None
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    ray_address: str = "local"
+    trial_timeout_s: Positive = 600.0
+
+
+class JobSpec(_Section):
+    """A tuning job."""
+
+    schema_: Literal["autotune.job/v1"] = Field(SCHEMA, alias="schema")
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    task: TaskSection
+    backend: str = "auto"
+    objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=3)] = ("latency_p50_ms", "accuracy")
+    constraints: ConstraintSection = ConstraintSection()
+    search: SearchSection = SearchSection()
+    calibration: CalibrationSection = CalibrationSection()
+    measurement: MeasurementSection = MeasurementSection()
+    workers: WorkerSection = WorkerSection()
+
+    @field_validator("objectives")
+    @classmethod
+    def _are_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in METRICS:
+                raise ValueError(unknown("metric", name, METRICS))
+        if len(set(names)) != len(names):
+            raise ValueError("must not name one metric twice")
+        return names
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Self:
+        limited = [constraint.metric for constraint in self.constraints.constraints()]
+        for name in dict.fromkeys((*self.objectives, *limited)):
+            needed = METRICS[name].min_repeats
+            if self.measurement.repeats < needed:
+                raise ValueError(
+                    f"{name} needs measurement.repeats >= {needed}, but got {self.measurement.repeats}; "
+                    "raise repeats or use a lower percentile"
+                )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the job in the YAML file ``path``.
+
+        Raises:
+            JobSpecError: if the file cannot be read or breaks the schema; names every error at once.
+        """
+        try:
+            raw = Path(path).read_bytes()
+        except OSError as error:
+            raise JobSpecError(f"cannot read job file {str(path)!r}: {error.strerror}") from None
+        if len(raw) > MAX_BYTES:
+            raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but {str(path)!r} has {len(raw)}")
+        try:
+            data = yaml.safe_load(raw)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise JobSpecError(f"{str(path)!r} is not valid YAML: {error}") from None
+        return cls.parse(data, source=str(path))
+
+    @classmethod
+    def parse(cls, data: object, *, source: str = "job") -> Self:
+        """Return the job in parsed YAML or JSON.
+
+        Raises:
+            JobSpecError: if ``data`` breaks the schema; names every error at once.
+        """
+        try:
+            return cls.model_validate(data)
+        except pydantic.ValidationError as error:
+            lines = [f"  {_describe(cls, item)}" for item in error.errors()]
+            raise JobSpecError(f"{source} is not a valid job:\n" + "\n".join(lines)) from None
+
+    def dump(self) -> dict[str, Any]:
+        """Return the job as JSON-ready data that ``parse`` accepts."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def rules(self) -> tuple[LayerRule, ...]:
+        """Return the user's layer rules."""
+        return tuple(section.rule() for section in self.search.layers)
+
+    def worker_setup(self, task_file: str | None = None) -> WorkerSetup:
+        """Return what workers are told."""
+        return WorkerSetup(
+            task=self.task.name,
+            task_parameters=self.task.parameters,
+            backend=self.backend,
+            calibration=CalibrationSettings(**self.calibration.model_dump()),
+            measurement=MeasurementSettings(**self.measurement.model_dump()),
+            task_file=task_file,
+        )
+
+
+def _known_choice(name: str) -> None:
+    if name not in CHOICES:
+        raise ValueError(unknown("choice", name, CHOICES))
+
+
+def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
+    """Return one line for a pydantic error: field path, rule, value, way out."""
+    path = ".".join(str(part) for part in error["loc"]) or "job"
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        known = _keys_at(model, parents)
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+        return f"{path}: unknown key{hint}"
+    if error["type"] == "missing":
+        return f"{path}: is required"
+    message = error["msg"].removeprefix("Value error, ")
+    scalar = isinstance(error["input"], str | int | float | bool | None)
+    return f"{path}: {message}" + (f", but got {error['input']!r}" if scalar and "got" not in message else "")
+
+
+def _keys_at(model: type[BaseModel], path: list[str | int]) -> list[str]:
+    """Return the keys known at ``path``; union and list levels are looked through."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(iter(_models_in(field.annotation)), model)
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

@@ -1,0 +1,70 @@
+"""The metrics a job can optimise, constrain and show: one entry says all there is to know about each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure of a candidate."""
+
+    #: Name in job files, the database and ``--json`` output; ends in the unit if there is one.
+    name: str
+    #: Name for people.
+    label: str
+    #: Unit for people, empty for a pure number.
+    unit: str = ""
+    #: Whether larger is better.
+    maximise: bool = False
+    #: Whether differences are ratios, so that plots, knees and hypervolumes use log10.
+    logarithmic: bool = False
+    #: Latency samples needed before the metric means anything; 0 for metrics that are no percentile.
+    min_repeats: int = 0
+
+
+#: Every metric by name. Sample counts: from n samples on, the two-sided 95 % order-statistic
+#: interval of the percentile has a lower bound below the maximum (p90, p95: zero-exceedance proof,
+#: 29 and 59; p99: 500, where the interval is bounded on both sides).
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(name="accuracy", label="Accuracy", maximise=True),
+        Metric(name="accuracy_drop", label="Accuracy drop, relative"),
+        Metric(name="divergence", label="Divergence from full precision", logarithmic=True),
+        Metric(name="latency_p50_ms", label="Latency p50", unit="ms"),
+        Metric(name="latency_p90_ms", label="Latency p90", unit="ms", min_repeats=30),
+        Metric(name="latency_p95_ms", label="Latency p95", unit="ms", min_repeats=60),
+        Metric(name="latency_p99_ms", label="Latency p99", unit="ms", min_repeats=500),
+        Metric(name="latency_ratio", label="Latency p50 relative to full precision"),
+        Metric(name="weight_memory_mib", label="Weight memory", unit="MiB"),
+        Metric(name="peak_memory_mib", label="Peak memory", unit="MiB"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A metric's value, with its 95 % confidence interval if it was sampled."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """A limit on one metric."""
+
+    #: Name of the metric.
+    metric: str
+    #: The limit itself, in the metric's unit.
+    limit: float
+    #: Whether the metric must not exceed the limit (True) or not fall below it (False).
+    at_most: bool
+
+    def violation(self, value: float) -> float:
+        """Return how far ``value`` breaks the limit, relative to it; at most 0 if it holds."""
+        scale = max(abs(self.limit), 1e-3)  # a limit of zero still needs a finite scale
+        return (value - self.limit) / scale if self.at_most else (self.limit - value) / scale
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'<=' if self.at_most else '>='} {self.limit:g}"

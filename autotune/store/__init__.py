@@ -1,0 +1,1 @@
+"""The store: everything recorded about jobs. The only folder that imports sqlalchemy."""

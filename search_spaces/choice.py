@@ -1,0 +1,110 @@
+"""A layer choice: weight precision and how its input activations are quantized."""
+
+import enum
+from dataclasses import dataclass
+
+from search_spaces.errors import ChoiceError, unknown
+
+
+class Precision(enum.StrEnum):
+    """Number format of a layer's weights."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP8 = "fp8"
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def bits(self) -> int:
+        """Return the width of one weight in bits, scales excluded."""
+        return int("".join(filter(str.isdigit, self.value.removeprefix("b"))))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Return whether weights of this precision carry scales."""
+        return self in (Precision.FP8, Precision.INT8, Precision.INT4)
+
+
+class ActivationMode(enum.StrEnum):
+    """Where the quantization range of a layer's input comes from."""
+
+    #: Not quantized: activations stay in the floating-point format of the layer.
+    NONE = "none"
+    #: Fixed beforehand by a calibration pass.
+    STATIC = "static"
+    #: Taken from each input at run time.
+    DYNAMIC = "dynamic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChoice:
+    """How one layer runs; an illegal combination cannot be built.
+
+    Raises:
+        ChoiceError: if activations would be quantized while weights are not, or weights are int4
+            while activations are quantized (no supported runtime has a W4A8 kernel).
+    """
+
+    #: Weight format.
+    precision: Precision
+    #: Input activation quantization.
+    activation: ActivationMode = ActivationMode.NONE
+
+    def __post_init__(self) -> None:
+        if self.activation is ActivationMode.NONE:
+            return
+        if not self.precision.is_quantized:
+            raise ChoiceError(
+                f"{self.activation} activations need quantized weights, but precision is "
+                f"{self.precision}; use int8 or fp8, or leave activations unquantized"
+            )
+        if self.precision is Precision.INT4:
+            raise ChoiceError(
+                f"int4 weights need unquantized activations, but got {self.activation}; "
+                "use int4_weight_only, or int8 for quantized activations"
+            )
+
+    @property
+    def name(self) -> str:
+        """Return the choice's name in job files, maps and the database, such as ``int8_static``."""
+        if self.activation is not ActivationMode.NONE:
+            return f"{self.precision}_{self.activation}"
+        return f"{self.precision}_weight_only" if self.precision.is_quantized else self.precision.value
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Return whether the choice needs a calibrated input range."""
+        return self.activation is ActivationMode.STATIC
+
+
+def _legal_choices() -> dict[str, LayerChoice]:
+    choices = {}
+    for precision in Precision:
+        for activation in ActivationMode:
+            try:
+                choice = LayerChoice(precision=precision, activation=activation)
+            except ChoiceError:
+                continue
+            choices[choice.name] = choice
+    return choices
+
+
+#: Every legal choice by name, full precision first.
+CHOICES: dict[str, LayerChoice] = _legal_choices()
+
+#: The choice that leaves a layer as it is.
+FULL_PRECISION = CHOICES["fp32"]
+
+
+def choice_named(name: str) -> LayerChoice:
+    """Return the choice called ``name``.
+
+    Raises:
+        ChoiceError: if no legal choice has that name.
+    """
+    try:
+        return CHOICES[name]
+    except KeyError:
+        raise ChoiceError(unknown("choice", name, CHOICES)) from None

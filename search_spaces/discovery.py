@@ -1,0 +1,107 @@
+"""Find the quantizable layers of a PyTorch model by running it once."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from search_spaces.fusion import fusion_group
+from search_spaces.layer import Layer, LayerKind
+
+_KINDS: dict[type[nn.Module], LayerKind] = {
+    nn.Linear: LayerKind.LINEAR,
+    nn.Conv1d: LayerKind.CONV1D,
+    nn.Conv2d: LayerKind.CONV2D,
+    nn.Embedding: LayerKind.EMBEDDING,
+}
+
+
+def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Layer, ...]:
+    """Return the quantizable layers of ``model`` in execution order, those that never ran last.
+
+    Args:
+        model: the full-precision model; its hooks are restored before the call returns.
+        run: runs the model on one example batch.
+    """
+    modules = {name: module for name, module in model.named_modules() if _kind(module)}
+    trace = _Trace()
+    handles = [module.register_forward_hook(trace.hook(name)) for name, module in modules.items()]
+    try:
+        with torch.inference_mode():
+            run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    sharers: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        sharers.setdefault(id(module.weight), []).append(name)
+    layers = [_layer(name, module, trace, sharers[id(module.weight)]) for name, module in modules.items()]
+    never_ran = len(trace.first_call)
+    layers.sort(key=lambda layer: trace.first_call.get(layer.name, never_ran))
+    return tuple(replace(layer, order=order) for order, layer in enumerate(layers))
+
+
+class _Trace:
+    """Shapes and counts gathered by forward hooks."""
+
+    def __init__(self) -> None:
+        self.first_call: dict[str, int] = {}
+        self.calls: dict[str, int] = {}
+        self.flops: dict[str, int] = {}
+        self.input_shape: dict[str, tuple[int, ...]] = {}
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self.first_call.setdefault(name, len(self.first_call))
+            if inputs:
+                self.input_shape.setdefault(name, tuple(inputs[0].shape))
+            self.calls[name] = self.calls.get(name, 0) + 1
+            self.flops[name] = self.flops.get(name, 0) + _flops(module, output)
+
+        return record
+
+
+def _kind(module: nn.Module) -> LayerKind | None:
+    # A subclass with its own forward computes something else than the kernels we would swap in.
+    return next(
+        (k for cls, k in _KINDS.items() if isinstance(module, cls) and type(module).forward is cls.forward), None
+    )
+
+
+def _flops(module: nn.Module, output: torch.Tensor) -> int:
+    if isinstance(module, nn.Embedding):
+        return 0
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    per_output = math.prod(weight.shape[1:])  # in_features, or in_channels / groups x kernel size
+    return 2 * output.numel() * per_output
+
+
+def _layer(name: str, module: nn.Module, trace: _Trace, sharers: list[str]) -> Layer:
+    kind = _kind(module)
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert kind is not None and isinstance(weight, torch.Tensor)
+    return Layer(
+        name=name,
+        kind=kind,
+        weight_shape=tuple(weight.shape),
+        has_bias=bias is not None,
+        weight_bytes=weight.nbytes + (bias.nbytes if bias is not None else 0),
+        input_shape=trace.input_shape.get(name, ()),
+        flops=trace.flops.get(name, 0),
+        calls=trace.calls.get(name, 0),
+        order=0,
+        group=fusion_group(name),
+        conv_groups=getattr(module, "groups", 1),
+        frozen_reason=_frozen_reason(name, trace, [other for other in sharers if other != name]),
+    )
+
+
+def _frozen_reason(name: str, trace: _Trace, tied: list[str]) -> str | None:
+    if tied:
+        return f"shares its weight with {', '.join(tied)}; a quantized copy would add memory instead of saving it"
+    if name not in trace.calls:
+        return "never ran on the example batch, so nothing can be calibrated or measured"
+    return None

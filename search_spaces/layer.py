@@ -1,0 +1,43 @@
+"""A quantizable layer of a model, as plain data."""
+
+import enum
+from dataclasses import dataclass
+
+
+class LayerKind(enum.StrEnum):
+    """Type of a quantizable layer."""
+
+    LINEAR = "linear"
+    CONV1D = "conv1d"
+    CONV2D = "conv2d"
+    EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One quantizable layer, found by running the model once on an example batch."""
+
+    #: Fully qualified module name, as in ``model.named_modules()``.
+    name: str
+    #: Type of the layer.
+    kind: LayerKind
+    #: Shape of the weight tensor, for example ``(out_features, in_features)``.
+    weight_shape: tuple[int, ...]
+    #: Whether the layer adds a bias.
+    has_bias: bool
+    #: Bytes of weight and bias in the model's own precision.
+    weight_bytes: int
+    #: Shape of the first input seen; empty if the layer never ran.
+    input_shape: tuple[int, ...]
+    #: Multiply-accumulates times two over all calls on the example batch; 0 for embeddings.
+    flops: int
+    #: How often the layer ran on the example batch.
+    calls: int
+    #: Position in execution order, from 0.
+    order: int
+    #: Layers of one fusion group share one choice, or runtimes that fuse them fail.
+    group: str
+    #: Groups of a convolution; 1 for all other layers.
+    conv_groups: int = 1
+    #: Why the layer must stay in full precision whatever the backend; None if it need not.
+    frozen_reason: str | None = None

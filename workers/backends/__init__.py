@@ -1,0 +1,29 @@
+"""Backends: a layer and a choice -> a module that runs it with this hardware's own kernels."""
+
+from collections.abc import Callable
+
+from search_spaces.errors import unknown
+from workers.backends.base import Backend
+from workers.backends.x86 import X86Backend
+from workers.errors import BackendError
+
+#: Name -> backend, best first: ``auto`` takes the first that is available.
+BACKENDS: dict[str, Callable[[], Backend]] = {"x86": X86Backend}
+
+
+def build_backend(name: str) -> Backend:
+    """Return the backend called ``name``, or the best available one for ``auto``.
+
+    Raises:
+        BackendError: if the name is unknown, or the hardware cannot run it.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise BackendError(unknown("backend", name, ["auto", *BACKENDS]))
+    refusals = []
+    for candidate in BACKENDS if name == "auto" else (name,):
+        backend = BACKENDS[candidate]()
+        reason = backend.unavailable()
+        if reason is None:
+            return backend
+        refusals.append(f"{candidate}: {reason}")
+    raise BackendError(f"no backend can run on this hardware. {'; '.join(refusals)}")

@@ -1,0 +1,84 @@
+"""What measuring one candidate yields, as plain data."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LatencySamples:
+    """Raw latencies of one candidate at one batch size, interleaved with full precision."""
+
+    #: Samples in one forward pass.
+    batch_size: int
+    #: Latency of each forward pass of the candidate in ms, in the order measured; shape ``(n,)``.
+    candidate_ms: Samples
+    #: Latency of each interleaved pass of the full-precision model in ms; shape ``(m,)``.
+    reference_ms: Samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where a measurement was taken: everything that may change its figures."""
+
+    #: Processor or accelerator, for example ``Intel(R) Xeon(R) Processor, 2 cores``.
+    hardware: str
+    #: Backend that ran the layers.
+    backend: str
+    #: Threads PyTorch used inside one operator.
+    threads: int
+    #: One-minute load average when measuring began, this process included.
+    load: float
+    #: Package or interpreter -> version.
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Figures of one candidate. What was not measured is None (accuracy ruled the candidate out)."""
+
+    #: Task metric, higher is better.
+    accuracy: float
+    #: Mean divergence of the outputs from full precision, 0 for equal outputs.
+    divergence: float
+    #: Bytes of all parameters, buffers and packed weights of the model.
+    weight_bytes: int
+    #: Latencies, one entry a batch size, in the order of the job; empty if ruled out before timing.
+    latency: tuple[LatencySamples, ...]
+    #: Largest sum of live activation bytes in one forward pass at the first batch size; None if not measured.
+    working_bytes: int | None
+    #: Wall-clock seconds the whole measurement took.
+    seconds: float
+    #: Seconds of it spent inside forward passes.
+    forward_seconds: float
+    #: Where it was taken.
+    environment: Environment
+
+
+class FailureCause(enum.StrEnum):
+    """Why a candidate has no measurement."""
+
+    #: The candidate raised an error.
+    ERROR = "error"
+    #: The worker process died.
+    CRASH = "crash"
+    #: The worker ran out of memory.
+    OUT_OF_MEMORY = "out_of_memory"
+    #: The measurement did not end in time.
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A candidate that could not be measured, after all attempts."""
+
+    cause: FailureCause
+    #: What happened, in one line.
+    message: str
+    #: How often it was tried.
+    attempts: int

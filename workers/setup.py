@@ -1,0 +1,97 @@
+"""What a worker is told, and what it says about the model once it is ready; plain data."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import ActivationRange
+from workers.measurement import Environment
+
+
+class ObserverKind(enum.StrEnum):
+    """How a static range is chosen from the calibration histogram."""
+
+    #: Smallest to largest value seen.
+    MINMAX = "minmax"
+    #: Central share of the values seen.
+    PERCENTILE = "percentile"
+    #: Range with the least expected squared quantization error.
+    MSE = "mse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSettings:
+    """How static ranges are calibrated."""
+
+    observer: ObserverKind = ObserverKind.MSE
+    #: Share of values inside the range, in percent; only the percentile observer reads it.
+    percentile: float = 99.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementSettings:
+    """How latency and accuracy are measured."""
+
+    #: Batch sizes timed; objectives and constraints read the first.
+    batch_sizes: tuple[int, ...] = (1,)
+    #: Threads inside one operator; 0 takes every core the worker may use.
+    threads: int = 0
+    #: Timed forward passes of a candidate at each batch size.
+    repeats: int = 100
+    #: Seconds of warm-up at least, before latencies are looked at for stability.
+    warmup_s: float = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """Everything a worker needs to measure candidates of one job."""
+
+    #: Registered name of the task.
+    task: str
+    #: The task's parameters.
+    task_parameters: Mapping[str, Any] = field(default_factory=dict)
+    #: Backend name; ``auto`` takes the best one for the hardware.
+    backend: str = "auto"
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    measurement: MeasurementSettings = field(default_factory=MeasurementSettings)
+    #: A Python file that registers tasks, run by each worker before it builds the task. Comes from
+    #: the command line only, never from a job file or the database.
+    task_file: str | None = None
+    #: Ranges from an earlier calibration of the same job; None calibrates now.
+    ranges: Mapping[str, ActivationRange] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What one calibration pass found."""
+
+    #: Layer name -> range of its input.
+    ranges: Mapping[str, ActivationRange]
+    #: Samples in the calibration batches.
+    samples: int
+    #: Seconds the pass took.
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What a ready worker says about the model; the driver builds the search space from it."""
+
+    #: sha256 over names, shapes, types and bytes of the state dict.
+    fingerprint: str
+    #: Quantizable layers in execution order.
+    layers: tuple[Layer, ...]
+    #: Layer name -> choice name -> why the backend refuses it; choices it supports are absent.
+    refusals: Mapping[str, Mapping[str, str]]
+    #: Layer name -> choice name -> bytes of the prepared layer.
+    layer_bytes: Mapping[str, Mapping[str, int]]
+    #: Bytes of everything in the model outside the quantizable layers.
+    other_bytes: int
+    calibration: Calibration
+    environment: Environment
+
+    def weight_bytes(self, names: Mapping[str, str]) -> int:
+        """Return the exact weight bytes of the map layer name -> choice name."""
+        return self.other_bytes + sum(self.layer_bytes[layer][choice] for layer, choice in names.items())

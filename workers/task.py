@@ -1,0 +1,64 @@
+"""The ``Task`` seam: what a user gives to have a model tuned."""
+
+import enum
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+#: One batch of inputs, in whatever form the task's own ``forward`` takes.
+Batch = Any
+
+
+class Split(enum.StrEnum):
+    """Data the accuracy is computed on."""
+
+    #: Seen by the search.
+    EVALUATION = "evaluation"
+    #: Kept from the search; only verification looks at it.
+    HELD_OUT = "held_out"
+
+
+class OutputKind(enum.StrEnum):
+    """What the model's outputs are, which decides how divergence from full precision is taken."""
+
+    #: Vectors compared by angle: divergence is 1 - cos.
+    EMBEDDING = "embedding"
+    #: Unnormalised log-probabilities: divergence is the Kullback-Leibler divergence in nats.
+    LOGITS = "logits"
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model with the data that calibrates, evaluates and times it.
+
+    Every method is deterministic: two workers that build the same task hold the same model and data.
+    """
+
+    #: How outputs are compared with full precision.
+    output_kind: OutputKind
+
+    def build_model(self) -> nn.Module:
+        """Return the full-precision model in evaluation mode, on the CPU."""
+        ...
+
+    def calibration(self) -> Sequence[Batch]:
+        """Return the batches that fix static activation ranges; never evaluated on."""
+        ...
+
+    def evaluation(self, split: Split) -> Sequence[Batch]:
+        """Return the batches the accuracy of ``split`` is computed on."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the outputs of ``model`` on ``batch``, shape ``(samples, ...)``."""
+        ...
+
+    def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
+        """Return the metric, higher is better, of the outputs of all batches of ``split`` in order."""
+        ...
+
+    def latency_batch(self, batch_size: int) -> Batch:
+        """Return a real input of ``batch_size`` samples, as production would send it."""
+        ...

@@ -1,0 +1,108 @@
+"""Registered tasks: job files name a task, never a module to import.
+
+A package adds its own by the entry point group ``autotune.tasks`` (name -> class); a script adds
+its own by the ``register`` decorator.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.errors import unknown
+from workers.errors import TaskError
+
+if TYPE_CHECKING:
+    from workers.task import Task
+
+#: Builds a task from the parameters of a job file.
+TaskFactory = Callable[..., "Task"]
+
+ENTRY_POINT_GROUP = "autotune.tasks"
+
+#: Built-in tasks: name -> where the class is. Resolved on use, so that listing tasks stays light.
+_BUILT_IN = {
+    "minilm-lee": "workers.tasks.minilm_lee:MiniLMLee",
+    "digits-cnn": "workers.tasks.digits:DigitsCNN",
+    "digits-vit": "workers.tasks.digits:DigitsViT",
+}
+_registered: dict[str, TaskFactory] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskInfo:
+    """A task as it is listed to users."""
+
+    name: str
+    #: First line of the class's docstring.
+    summary: str
+    #: Parameter name -> default, as text.
+    parameters: Mapping[str, str]
+
+
+def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
+    """Return a decorator that makes a task class known as ``name``.
+
+    Raises:
+        TaskError: if another class has that name.
+    """
+
+    def decorate(factory: TaskFactory) -> TaskFactory:
+        taken = name in _BUILT_IN or _registered.get(name, factory).__qualname__ != factory.__qualname__
+        if taken:
+            raise TaskError(f"a task named {name!r} is registered already; choose another name")
+        _registered[name] = factory
+        return factory
+
+    return decorate
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the names of all registered tasks, sorted."""
+    return tuple(sorted({*_BUILT_IN, *_registered, *(point.name for point in _entry_points())}))
+
+
+def task_info(name: str) -> TaskInfo:
+    """Return what users are told about the task called ``name``.
+
+    Raises:
+        TaskError: if no task has that name.
+    """
+    factory = _factory(name)
+    parameters = {p.name: repr(p.default) for p in inspect.signature(factory).parameters.values()}
+    summary = (inspect.getdoc(factory) or "").partition("\n")[0]
+    return TaskInfo(name=name, summary=summary, parameters=parameters)
+
+
+def build_task(name: str, parameters: Mapping[str, Any]) -> "Task":
+    """Return the task called ``name`` with the given parameters.
+
+    Raises:
+        TaskError: if no task has that name, or it has no such parameter.
+    """
+    factory = _factory(name)
+    known = inspect.signature(factory).parameters
+    for parameter in parameters:
+        if parameter not in known:
+            raise TaskError(unknown(f"parameter of task {name!r}", parameter, known))
+    return factory(**parameters)
+
+
+def _factory(name: str) -> TaskFactory:
+    if name in _registered:
+        return _registered[name]
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        factory: TaskFactory = getattr(importlib.import_module(module), attribute)
+        return factory
+    for point in _entry_points():
+        if point.name == name:
+            loaded: TaskFactory = point.load()
+            return loaded
+    raise TaskError(unknown("task", name, task_names()))
+
+
+def _entry_points() -> metadata.EntryPoints:
+    return metadata.entry_points(group=ENTRY_POINT_GROUP)
