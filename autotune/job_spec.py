@@ -20,8 +20,6 @@ from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind
 #: Larger job files are refused before they are parsed.
 MAX_BYTES = 1 << 20
 
-SCHEMA = "autotune.job/v1"
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -158,7 +156,7 @@ class WorkerSection(_Section):
 class JobSpec(_Section):
     """A tuning job."""
 
-    schema_: Literal["autotune.job/v1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["autotune.job/v1"] = Field("autotune.job/v1", alias="schema")
     name: Annotated[str, Field(min_length=1, max_length=100)]
     task: TaskSection
     backend: str = "auto"
