@@ -82,7 +82,8 @@ def _flops(module: nn.Module, output: torch.Tensor) -> int:
 def _layer(name: str, module: nn.Module, trace: _Trace, sharers: list[str]) -> Layer:
     kind = _kind(module)
     weight, bias = module.weight, getattr(module, "bias", None)
-    assert kind is not None and isinstance(weight, torch.Tensor)
+    assert kind is not None
+    assert isinstance(weight, torch.Tensor)
     return Layer(
         name=name,
         kind=kind,

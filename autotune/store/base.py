@@ -50,8 +50,9 @@ class Store(ReadStore, Protocol):
         ...
 
     def update_job(self, job_id: str, *, event: EventRecord | None = None, **changes: Any) -> JobRecord:
-        """Change fields of a job (``state``, ``spec``, ``description``, ``error``, ``driver``), record
-        the event, and return the job as it is now.
+        """Change fields of a job, record the event, and return the job as it is now.
+
+        The fields are ``state``, ``spec``, ``description``, ``error`` and ``driver``.
 
         Raises:
             NotFoundError: if there is no such job.
