@@ -15,7 +15,7 @@ from autotune.metrics import METRICS, Constraint
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
-from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, WorkerSetup
+from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
 #: Larger job files are refused before they are parsed.
 MAX_BYTES = 1 << 20
@@ -156,7 +156,7 @@ class WorkerSection(_Section):
 class JobSpec(_Section):
     """A tuning job."""
 
-    schema_: Literal["autotune.job/v1"] = Field("autotune.job/v1", alias="schema")
+    schema_: Literal["autotune.job/v1"] = Field(default="autotune.job/v1", alias="schema")
     name: Annotated[str, Field(min_length=1, max_length=100)]
     task: TaskSection
     backend: str = "auto"
@@ -239,6 +239,10 @@ class JobSpec(_Section):
             measurement=MeasurementSettings(**self.measurement.model_dump()),
             task_file=task_file,
         )
+
+    def pool_settings(self) -> PoolSettings:
+        """Return which workers the job has."""
+        return PoolSettings(**self.workers.model_dump(exclude={"pool"}))
 
 
 def _known_choice(name: str) -> None:

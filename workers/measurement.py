@@ -50,7 +50,7 @@ class Measurement:
     weight_bytes: int
     #: Latencies, one entry a batch size, in the order of the job; empty if ruled out before timing.
     latency: tuple[LatencySamples, ...]
-    #: Largest sum of live activation bytes in one forward pass at the first batch size; None if not measured.
+    #: Largest sum of live activation bytes in one forward pass at the first batch size; None if ruled out before.
     working_bytes: int | None
     #: Wall-clock seconds the whole measurement took.
     seconds: float

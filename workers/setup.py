@@ -64,6 +64,22 @@ class WorkerSetup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """Which workers a job has."""
+
+    #: Number of workers.
+    count: int = 1
+    #: CPUs of each worker, fractions allowed; None shares this machine's cores, or takes one of a cluster's.
+    cpus: float | None = None
+    #: GPUs of each worker, fractions allowed.
+    gpus: float = 0.0
+    #: Address of a Ray cluster, or ``local`` for a private one on this machine.
+    ray_address: str = "local"
+    #: Seconds after which a measurement counts as hung and its worker is replaced.
+    trial_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What one calibration pass found."""
 

@@ -21,8 +21,6 @@ class Candidate:
     choices: Mapping[str, str]
     #: Latency is not measured if the accuracy is below this; None always measures it.
     accuracy_floor: float | None = None
-    #: Whether peak working memory is measured too.
-    measure_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

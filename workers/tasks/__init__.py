@@ -6,6 +6,7 @@ its own by the ``register`` decorator.
 
 import importlib
 import inspect
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -88,6 +89,20 @@ def build_task(name: str, parameters: Mapping[str, Any]) -> "Task":
         if parameter not in known:
             raise TaskError(unknown(f"parameter of task {name!r}", parameter, known))
     return factory(**parameters)
+
+
+def load_task_file(path: str) -> None:
+    """Run the Python file ``path``, which registers tasks. It runs with the caller's rights.
+
+    Raises:
+        TaskError: if the file cannot be read or raises an error.
+    """
+    try:
+        runpy.run_path(path, run_name="autotune_task_file")
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"task file {path!r} cannot be run: {type(error).__name__}: {error}") from error
 
 
 def _factory(name: str) -> TaskFactory:

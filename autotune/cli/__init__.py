@@ -1,0 +1,1 @@
+"""The ``autotune`` command. Data goes to standard output, everything else to standard error."""

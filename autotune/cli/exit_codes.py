@@ -1,0 +1,30 @@
+"""Exit codes of the command line, one for each kind of error."""
+
+from autotune.errors import ConflictError, JobSpecError, NoFeasibleMapError, NotFoundError, StoreError
+from search_spaces.errors import AutotuneError, ChoiceError, MapError, SpaceError
+from workers.errors import BackendError, PoolError, TaskError
+
+#: Something failed while it ran.
+FAILED = 1
+#: Stopped by Ctrl-C; a running job can be resumed.
+INTERRUPTED = 130
+
+#: Error -> exit code and what it means; the first entry an error is an instance of counts.
+EXIT_CODES: dict[type[AutotuneError], tuple[int, str]] = {
+    JobSpecError: (2, "the job file or an argument is wrong"),
+    SpaceError: (2, "the job file or an argument is wrong"),
+    ChoiceError: (2, "the job file or an argument is wrong"),
+    TaskError: (2, "the job file or an argument is wrong"),
+    NotFoundError: (3, "no such job, trial or file"),
+    NoFeasibleMapError: (4, "no map satisfies the constraints"),
+    MapError: (5, "the map cannot be read, or does not keep its promise"),
+    BackendError: (6, "workers or their hardware cannot do it"),
+    PoolError: (6, "workers or their hardware cannot do it"),
+    StoreError: (7, "the database cannot be opened, read or written"),
+    ConflictError: (8, "the job's present state does not allow it"),
+}
+
+
+def exit_code(error: AutotuneError) -> int:
+    """Return the exit code for an error."""
+    return next((code for kind, (code, _) in EXIT_CODES.items() if isinstance(error, kind)), FAILED)

@@ -1,0 +1,221 @@
+"""Commands about jobs: run, resume, jobs, show, front."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from autotune.cli.options import AsJson, Database, JobReference, TaskFile
+from autotune.cli.output import (
+    LEGEND,
+    figure_text,
+    front_table,
+    job_json,
+    mix,
+    out,
+    print_json,
+    say,
+    trial_json,
+    trial_name,
+)
+from autotune.cli.progress import ConsoleListener
+from autotune.front import nearest
+from autotune.job_spec import JobSpec
+from autotune.jobs import find_job, find_trial, submit
+from autotune.metrics import METRICS
+from autotune.store.base import ReadStore, Store
+from autotune.store.open import open_store
+from autotune.store.records import JobRecord, TrialKind, TrialRecord
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (run, resume, jobs, show, front):
+        app.command()(command)
+
+
+def run(
+    job_file: Annotated[Path, typer.Argument(help="Job file in YAML; 'autotune init' writes one.")],
+    database: Database,
+    task_file: TaskFile = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials of the job file.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Replaces workers.ray_address of the job file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a tuning job on this machine and print the front it found."""
+    spec = _override(JobSpec.load(job_file), trials, ray_address)
+    store = open_store(database)
+    try:
+        job = submit(store, spec)
+        say(f"Job {job.id} ({job.name}) is recorded in {database}.")
+        _drive(store, job, task_file, as_json)
+    finally:
+        store.close()
+
+
+def resume(job: JobReference, database: Database, task_file: TaskFile = None, as_json: AsJson = False) -> None:
+    """Go on with a job that was stopped; finished trials are kept."""
+    store = open_store(database)
+    try:
+        _drive(store, find_job(store, job), task_file, as_json)
+    finally:
+        store.close()
+
+
+def jobs(database: Database, as_json: AsJson = False) -> None:
+    """List all jobs, newest first."""
+    store = open_store(database, read_only=True)
+    try:
+        rows = [(job, len(store.trials(job.id)), _members(store, job)) for job in store.jobs()]
+    finally:
+        store.close()
+    if as_json:
+        print_json({"jobs": [job_json(job, trials, members) for job, trials, members in rows]})
+        return
+    if not rows:
+        say("No jobs yet. Start one with: autotune run job.yaml")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("job", "name", "task", "state", "trials", "front", "created"):
+        table.add_column(heading, overflow="fold")
+    for job, trials, members in rows:
+        created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        budget = f"{trials}/{job.spec['search']['trials']}"
+        cells = (job.id, job.name, job.task, job.state.value, budget, str(len(members)), created)
+        table.add_row(*map(Text, cells))
+    out.print(table)
+
+
+def show(
+    job: JobReference,
+    database: Database,
+    trial: Annotated[int | None, typer.Argument(help="Trial to show layer by layer.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job, or one trial of it layer by layer."""
+    store = open_store(database, read_only=True)
+    try:
+        record = find_job(store, job)
+        members = _members(store, record)
+        trials = store.trials(record.id)
+        if trial is not None:
+            _show_trial(record, find_trial(trials, trial), members, as_json)
+        else:
+            _show_job(store, record, trials, members, as_json)
+    finally:
+        store.close()
+
+
+def front(job: JobReference, database: Database, as_json: AsJson = False) -> None:
+    """Print the Pareto front beside full precision and the uniform maps."""
+    store = open_store(database, read_only=True)
+    try:
+        _print_front(store, find_job(store, job), as_json)
+    finally:
+        store.close()
+
+
+def _override(spec: JobSpec, trials: int | None, ray_address: str | None) -> JobSpec:
+    """Return the job with the command line's values, validated like any other job."""
+    data = spec.dump()
+    if trials is not None:
+        data["search"]["trials"] = trials
+    if ray_address is not None:
+        data["workers"] |= {"pool": "ray", "ray_address": ray_address}
+    return JobSpec.parse(data, source="command line")
+
+
+def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) -> None:
+    # Imported here: it brings Optuna, which commands that only read do not need.
+    from autotune.run import run_job
+
+    objective = job.spec["objectives"][0]
+    try:
+        with ConsoleListener(objective) as listener:
+            run_job(store, job.id, listener=listener, task_file=str(task_file.resolve()) if task_file else None)
+    except KeyboardInterrupt:
+        say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}")
+        raise
+    _print_front(store, store.job(job.id), as_json)
+
+
+def _members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
+    fronts = store.fronts(job.id)
+    return fronts[-1].members if fronts else ()
+
+
+def _print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
+    trials = store.trials(job.id)
+    members = _members(store, job)
+    on_front = [trial for trial in trials if trial.number in members]
+    baselines = [trial for trial in trials if trial.kind is TrialKind.BASELINE]
+    if as_json:
+        print_json(
+            {
+                "job": job_json(job, len(trials), members),
+                "front": [trial_json(trial, on_front=True) for trial in on_front],
+                "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines],
+            }
+        )
+        return
+    order = job.spec["objectives"][0]
+    on_front.sort(key=lambda trial: trial.figures[order].value)
+    out.print(front_table(f"Pareto front of {job.name} ({', '.join(job.spec['objectives'])})", on_front))
+    out.print(front_table("Baselines", baselines))
+    out.print(Text(f"{LEGEND}. Speedup is against full precision, interleaved.", style="dim"))
+    if not on_front and trials:
+        say(f"No map satisfies the constraints. {nearest(trials)}")
+
+
+def _show_job(
+    store: ReadStore, job: JobRecord, trials: list[TrialRecord], members: tuple[int, ...], as_json: bool
+) -> None:
+    events = store.events(job.id)
+    if as_json:
+        data: dict[str, Any] = {"job": job_json(job, len(trials), members), "spec": dict(job.spec)}
+        data["events"] = [{"at": e.at.isoformat(), "kind": e.kind, "message": e.message} for e in events]
+        print_json(data)
+        return
+    facts = {
+        "job": f"{job.id} ({job.name})",
+        "state": job.state.value + (f": {job.error}" if job.error else ""),
+        "trials": f"{len(trials)} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
+        "front": f"{len(members)} maps",
+        "hardware": job.description.environment.hardware if job.description else "not known yet",
+        "spec": json.dumps({key: value for key, value in job.spec.items() if key not in ("schema", "name")}),
+    }
+    _print_facts(facts)
+    for event in events:
+        out.print(Text(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.message}", style="dim"))
+
+
+def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as_json: bool) -> None:
+    if as_json:
+        print_json({"trial": trial_json(trial, on_front=trial.number in members, with_choices=True)})
+        return
+    figures = {
+        METRICS[name].label: f"{figure_text(name, figure)} {METRICS[name].unit}".strip()
+        for name, figure in trial.figures.items()
+    }
+    _print_facts({"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices), **figures})
+    ranges = job.description.calibration.ranges if job.description else {}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("layer", "choice", "input range"):
+        table.add_column(heading, overflow="fold")
+    for layer, choice in trial.choices.items():
+        known = ranges.get(layer) if choice.endswith("_static") else None
+        table.add_row(Text(layer), Text(choice), f"{known.low:.3g} .. {known.high:.3g}" if known else "")
+    out.print(table)
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(Text(name), Text(value))
+    out.print(table)

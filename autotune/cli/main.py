@@ -1,0 +1,53 @@
+"""Entry point of the ``autotune`` command."""
+
+import json
+import os
+import sys
+
+import typer
+
+from autotune.cli import jobs, maps, system
+from autotune.cli.exit_codes import EXIT_CODES, FAILED, INTERRUPTED, exit_code
+from autotune.cli.output import JSON_SCHEMA, say
+from search_spaces.errors import AutotuneError
+
+_CODES = {0: "success", FAILED: "failed", **dict(EXIT_CODES.values()), INTERRUPTED: "interrupted"}
+
+app = typer.Typer(
+    help="Search per-layer precision and static-versus-dynamic quantization against measured latency and memory.",
+    epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in sorted(_CODES.items())) + ".",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+jobs.add_to(app)
+maps.add_to(app)
+system.add_to(app)
+
+
+def main() -> None:
+    """Run the command line; every error a user can act on becomes one message and an exit code."""
+    try:
+        app()
+    except AutotuneError as error:
+        _report(error)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone, as in ``autotune jobs | head``; what is left cannot be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+
+
+def _report(error: AutotuneError) -> None:
+    if "--json" in sys.argv:
+        kind = type(error).__name__
+        print(json.dumps({"schema": JSON_SCHEMA, "error": {"kind": kind, "message": str(error)}}), file=sys.stderr)
+    else:
+        say(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What the command line prints: tables for people, JSON for programs."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from autotune.metrics import METRICS, Figure
+from autotune.store.records import JobRecord, TrialRecord, TrialState
+
+#: Version of everything ``--json`` prints.
+JSON_SCHEMA = "autotune.cli/v1"
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+#: Choice -> abbreviation in the map column: W and A bits, s(tatic) or d(ynamic).
+_SHORT = {
+    "int8_static": "s8",
+    "int8_dynamic": "d8",
+    "int8_weight_only": "w8",
+    "int4_weight_only": "w4",
+    "fp8_static": "sf8",
+    "fp8_dynamic": "df8",
+    "fp8_weight_only": "wf8",
+}
+LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print data for programs, with the version of its layout."""
+    print(json.dumps({"schema": JSON_SCHEMA, **data}, indent=2, allow_nan=False))
+
+
+def say(message: str) -> None:
+    """Tell people something on standard error; square brackets are printed as they are."""
+    err.print(Text(message))
+
+
+def mix(choices: Mapping[str, str]) -> str:
+    """Return what a map consists of, such as ``30 s8 + 6 bf16``, most frequent choice first."""
+    counts = Counter(choices.values())
+    return " + ".join(f"{count} {_SHORT.get(name, name)}" for name, count in counts.most_common())
+
+
+def figure_text(name: str, figure: Figure | None) -> str:
+    """Return a metric's value for people, without its unit; empty if it was not measured."""
+    if figure is None:
+        return ""
+    if METRICS[name].logarithmic:
+        return f"{figure.value:.1e}"
+    if name == "accuracy_drop":
+        return f"{100 * figure.value:+.2f} %"
+    return f"{figure.value:.4f}" if name in ("accuracy", "latency_ratio") else f"{figure.value:.2f}"
+
+
+def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
+    """Return a table of trials, one row each, that fits 80 columns."""
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    table.add_column("trial", justify="right")
+    table.add_column("map", overflow="fold")
+    for heading in ("p50 ms", "p95 ms", "speedup", "accuracy", "diverg.", "MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for trial in trials:
+        figures = trial.figures
+        ratio = figures.get("latency_ratio")
+        table.add_row(
+            str(trial.number),
+            escape(trial_name(trial)),
+            figure_text("latency_p50_ms", figures.get("latency_p50_ms")),
+            figure_text("latency_p95_ms", figures.get("latency_p95_ms")),
+            f"{1 / ratio.value:.2f}x" if ratio else "",
+            figure_text("accuracy", figures.get("accuracy")),
+            figure_text("divergence", figures.get("divergence")),
+            figure_text("weight_memory_mib", figures.get("weight_memory_mib")),
+            style="" if trial.feasible else "dim",
+        )
+    return table
+
+
+def trial_name(trial: TrialRecord) -> str:
+    """Return the baseline's label with its verdict, or what a sampled map consists of."""
+    name = trial.label or mix(trial.choices)
+    if trial.state is TrialState.FAILED:
+        return f"{name} (failed)"
+    return name if trial.feasible else f"{name} (misses {', '.join(missed(trial)) or 'a constraint'})"
+
+
+def missed(trial: TrialRecord) -> list[str]:
+    """Return the metrics whose constraint the trial breaks."""
+    return [name for name, violation in trial.violations.items() if violation > 0]
+
+
+def job_json(job: JobRecord, trials: int, front: Iterable[int] = ()) -> dict[str, Any]:
+    """Return a job for programs."""
+    return {
+        "id": job.id,
+        "name": job.name,
+        "task": job.task,
+        "state": job.state.value,
+        "created_at": job.created_at.isoformat(),
+        "updated_at": job.updated_at.isoformat(),
+        "elapsed_s": round(job.elapsed_s, 3),
+        "trials": trials,
+        "budget": job.spec["search"]["trials"],
+        "front": list(front),
+        "error": job.error,
+    }
+
+
+def trial_json(trial: TrialRecord, *, on_front: bool, with_choices: bool = False) -> dict[str, Any]:
+    """Return a trial for programs."""
+    return {
+        "number": trial.number,
+        "kind": trial.kind.value,
+        "label": trial.label,
+        "state": trial.state.value,
+        "feasible": trial.feasible,
+        "on_front": on_front,
+        "figures": {
+            name: {"value": figure.value, "low": figure.low, "high": figure.high}
+            for name, figure in trial.figures.items()
+        },
+        "violations": dict(trial.violations),
+        "message": trial.message,
+    } | ({"choices": dict(trial.choices)} if with_choices else {})
+
+
+def is_interactive() -> bool:
+    """Return whether people watch standard error as it is written."""
+    return sys.stderr.isatty()

@@ -1,0 +1,133 @@
+"""Commands about the installation: tasks, init, doctor, dashboard, db."""
+
+import importlib.resources
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from autotune.cli.options import AsJson, Database, TaskFile
+from autotune.cli.output import out, print_json, say
+from autotune.doctor import Finding, examine
+from autotune.errors import ConflictError, JobSpecError
+from autotune.store.open import migrate
+from workers.tasks import load_task_file, task_info, task_names
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(tasks)
+    app.command()(init)
+    app.command()(doctor)
+    app.command()(dashboard)
+    database = typer.Typer(help="Manage the database.", no_args_is_help=True)
+    database.command("upgrade")(db_upgrade)
+    app.add_typer(database, name="db")
+
+
+def tasks(task_file: TaskFile = None, as_json: AsJson = False) -> None:
+    """List the registered tasks with their parameters."""
+    if task_file:
+        load_task_file(str(task_file))
+    infos = [task_info(name) for name in task_names()]
+    if as_json:
+        print_json({"tasks": [{"name": i.name, "summary": i.summary, "parameters": dict(i.parameters)} for i in infos]})
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("task", "what it tunes", "parameters"):
+        table.add_column(heading, overflow="fold")
+    for info in infos:
+        parameters = "\n".join(f"{name}={default}" for name, default in info.parameters.items())
+        table.add_row(Text(info.name), Text(info.summary), Text(parameters))
+    out.print(table)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("job.yaml"),
+    task: Annotated[str, typer.Option(help="Task the job tunes; see 'autotune tasks'.")] = "minilm-lee",
+) -> None:
+    """Write a commented job file to start from."""
+    if path.exists():
+        raise ConflictError(f"{str(path)!r} exists already; delete it or name another file")
+    task_info(task)
+    template = importlib.resources.files("autotune.cli").joinpath("job_template.yaml").read_text(encoding="utf-8")
+    try:
+        path.write_text(template.replace("minilm-lee", task), encoding="utf-8")
+    except OSError as error:
+        raise JobSpecError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    say(f"Wrote {path}. Next: autotune run {path}")
+
+
+def doctor(database: Database, as_json: AsJson = False) -> None:
+    """Check that this machine can tune, and say what to do where it cannot."""
+    findings = examine(database)
+    if as_json:
+        print_json({"ok": all(f.ok for f in findings), "findings": [_finding_json(f) for f in findings]})
+    else:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("", "check", "finding"):
+            table.add_column(heading, overflow="fold")
+        for finding in findings:
+            mark = Text("ok", style="green") if finding.ok else Text("problem", style="bold red")
+            table.add_row(mark, Text(finding.name), Text(finding.text))
+        out.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def dashboard(
+    database: Database,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
+    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    no_authentication: Annotated[
+        bool, typer.Option("--no-authentication", help="Allow an address others can reach; they need no password.")
+    ] = False,
+) -> None:
+    """Open the dashboard on this machine; Ctrl-C ends it."""
+    if address not in _LOOPBACK and not no_authentication:
+        raise JobSpecError(
+            f"the dashboard has no login, so it listens on loopback only, but got address {address!r}; put it behind "
+            "a proxy that authenticates, then add --no-authentication"
+        )
+    spec = importlib.util.find_spec("dashboard")
+    assert spec is not None
+    assert spec.origin is not None
+    script = Path(spec.origin).with_name("app.py")
+    say(f"Dashboard on http://{address}:{port} reading {database}. Ctrl-C ends it.")
+    command = [sys.executable, "-m", "streamlit", "run", str(script), *_streamlit_flags(address, port)]
+    code = subprocess.run(command, env=os.environ | {"AUTOTUNE_DATABASE": database}, check=False).returncode
+    raise typer.Exit(code)
+
+
+def db_upgrade(database: Database) -> None:
+    """Create or upgrade the database's tables."""
+    revision = migrate(database)
+    say(f"The database is at revision {revision}.")
+
+
+def _streamlit_flags(address: str, port: int) -> list[str]:
+    settings = {
+        "server.address": address,
+        "server.port": str(port),
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "server.maxUploadSize": "1",
+        "browser.gatherUsageStats": "false",
+        "client.showErrorDetails": "none",
+        "client.toolbarMode": "minimal",
+        "logger.level": "error",
+    }
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def _finding_json(finding: Finding) -> dict[str, object]:
+    return {"check": finding.name, "ok": finding.ok, "finding": finding.text}

@@ -1,0 +1,93 @@
+"""Examine whether this machine can tune models."""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autotune.store.open import open_store
+from search_spaces.errors import AutotuneError
+from workers.tasks import build_task, task_names
+
+#: Free bytes below which a database is likely to run out of space during a job.
+_LEAST_FREE = 500 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was examined."""
+
+    name: str
+    ok: bool
+    #: What was found and, if it is a problem, what to do.
+    text: str
+
+
+def examine(database: str) -> list[Finding]:
+    """Return what was found about PyTorch, kernels, Ray, tasks, the database and the machine."""
+    checks: dict[str, Callable[[], str]] = {
+        "python": lambda: platform.python_version(),
+        "pytorch": _pytorch,
+        "kernels": _kernels,
+        "ray": _ray,
+        "machine": _machine,
+        "disk": _disk,
+        "database": lambda: _database(database),
+    }
+    findings = [_find(name, check) for name, check in checks.items()]
+    return findings + [_find(f"task {name}", lambda name=name: _task(name)) for name in task_names()]
+
+
+def _find(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name=name, ok=True, text=check())
+    except (AutotuneError, ImportError, OSError) as error:
+        return Finding(name=name, ok=False, text=str(error))
+
+
+def _pytorch() -> str:
+    import torch
+
+    cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no CUDA device"
+    return f"{torch.__version__}, {cuda}"
+
+
+def _kernels() -> str:
+    from workers.backends import build_backend
+
+    backend = build_backend("auto")
+    return f"backend {backend.name} on {backend.hardware()}"
+
+
+def _ray() -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version("ray")
+
+
+def _machine() -> str:
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    busy = "; other work is running, so latencies will be noisy" if load > cores / 2 else ""
+    return f"{cores} cores, load {load:.1f}{busy}"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < _LEAST_FREE:
+        raise OSError(f"{free >> 20} MiB free in {tempfile.gettempdir()}; make room, or set TMPDIR to another disk")
+    return f"{free >> 30} GiB free in {tempfile.gettempdir()}"
+
+
+def _database(url: str) -> str:
+    store = open_store(url)
+    try:
+        return f"{len(store.jobs())} jobs recorded"
+    finally:
+        store.close()
+
+
+def _task(name: str) -> str:
+    task = build_task(name, {})
+    return f"ready ({task.output_kind})"

@@ -1,0 +1,108 @@
+"""Check a map file against reality: rebuild the quantized model from the file alone and measure it again."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from autotune.figures import Reference, figures_of
+from autotune.map_file import MapFile
+from autotune.metrics import Figure
+from search_spaces.errors import MapError
+from workers.evaluate import Evaluator
+from workers.measurement import Measurement
+from workers.pools.base import Candidate
+from workers.setup import WorkerSetup
+from workers.task import Split
+
+#: Accuracy on the same data must be the same; this is room for the order of floating-point sums.
+ACCURACY_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One promised figure against the measured one."""
+
+    metric: str
+    promised: Figure
+    measured: Figure
+    #: Relative difference of the measured value from the promised one.
+    difference: float
+    #: Largest relative difference allowed.
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the measured figure is what was promised."""
+        return abs(self.difference) <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What verifying a map found."""
+
+    checks: tuple[Check, ...]
+    #: Accuracy on data the search never saw, of the map and of full precision.
+    held_out_accuracy: float
+    held_out_reference: float
+
+    @property
+    def holds(self) -> bool:
+        """Return whether every promise holds."""
+        return all(check.holds for check in self.checks)
+
+
+def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_file: str | None = None) -> Verification:
+    """Return how far the model rebuilt from ``file`` differs from what the file promises.
+
+    Accuracy and weight bytes must be equal. The latency ratio to full precision, measured again with
+    ``repeats`` interleaved passes, must be within ``tolerance`` of the promised one.
+
+    Raises:
+        MapError: if the file's task now builds another model.
+        TaskError: if the task is not known.
+    """
+    threads = file.provenance.environment.get("threads", file.measurement.threads)
+    settings = dataclasses.replace(file.measurement, repeats=max(repeats, file.measurement.repeats), threads=threads)
+    evaluator = Evaluator(
+        WorkerSetup(
+            task=file.task,
+            task_parameters=file.task_parameters,
+            backend=file.backend,
+            measurement=settings,
+            ranges=file.ranges(),
+            task_file=task_file,
+        )
+    )
+    if evaluator.description.fingerprint != file.model_fingerprint:
+        raise MapError(
+            f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
+        )
+    choices = file.quantization_map().names
+    measurement = evaluator.measure(Candidate(number=0, choices=choices))
+    held_out, _ = evaluator.quality(choices, Split.HELD_OUT)
+    return Verification(
+        checks=_checks(file, measurement, evaluator.reference_accuracy(Split.EVALUATION), tolerance),
+        held_out_accuracy=held_out,
+        held_out_reference=evaluator.reference_accuracy(Split.HELD_OUT),
+    )
+
+
+def _checks(file: MapFile, measurement: Measurement, accuracy: float, tolerance: float) -> tuple[Check, ...]:
+    promised = {name: Figure(**figure.model_dump()) for name, figure in file.promised.items()}
+    # The ratio and the accuracies do not depend on the reference latency, which only scales milliseconds.
+    measured = figures_of(measurement, Reference(accuracy=accuracy, latency_p50_ms=1.0))
+    tolerances = {"accuracy": ACCURACY_TOLERANCE, "weight_memory_mib": 0.0, "latency_ratio": tolerance}
+    return tuple(
+        Check(
+            metric=name,
+            promised=promised[name],
+            measured=measured[name],
+            difference=_relative(measured[name].value, promised[name].value),
+            tolerance=allowed,
+        )
+        for name, allowed in tolerances.items()
+        if name in promised
+    )
+
+
+def _relative(measured: float, promised: float) -> float:
+    return (measured - promised) / (abs(promised) or 1.0)

@@ -1,0 +1,208 @@
+"""The contract of ``workers.pools.base.Pool``, run over both implementations."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from search_spaces.errors import AutotuneError
+from workers.errors import PoolError, TaskError
+from workers.measurement import Failure, FailureCause, Measurement
+from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome, Pool
+from workers.pools.build import build_pool
+from workers.setup import MeasurementSettings, PoolSettings, WorkerSetup
+
+TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")
+FULL = {"0": "fp32", "2": "fp32"}
+MIXED = {"0": "int8_static", "2": "int8_dynamic"}
+
+Start = Callable[..., Pool]
+
+
+def setup(task: str = "fragile", **parameters: Any) -> WorkerSetup:
+    settings = MeasurementSettings(repeats=20, warmup_s=0.0, threads=1)
+    return WorkerSetup(task=task, task_parameters=parameters, measurement=settings, task_file=TASK_FILE)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path_factory.mktemp("ray") / "token"))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(params=["inline", "ray"])
+def start(request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start pools of one kind and close them in the end."""
+    pools: list[Pool] = []
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+
+    def start_pool(worker_setup: WorkerSetup, **settings: Any) -> Pool:
+        pools.append(build_pool(request.param, worker_setup, PoolSettings(cpus=1, **settings)))
+        return pools[-1]
+
+    yield start_pool
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def start_ray(cluster: None) -> Iterator[Start]:
+    pools: list[Pool] = []
+
+    def start_pool(worker_setup: WorkerSetup, **settings: Any) -> Pool:
+        pools.append(build_pool("ray", worker_setup, PoolSettings(**({"cpus": 1} | settings))))
+        return pools[-1]
+
+    yield start_pool
+    for pool in pools:
+        pool.close()
+
+
+def drain(pool: Pool, count: int) -> dict[int, Outcome]:
+    outcomes: dict[int, Outcome] = {}
+    for _ in range(120):
+        for outcome in pool.wait(1.0):
+            assert outcome.candidate.number not in outcomes, "an outcome came back twice"
+            outcomes[outcome.candidate.number] = outcome
+        if len(outcomes) == count:
+            break
+    assert pool.wait(0.0) == []
+    return outcomes
+
+
+def test_description_lists_layers_choices_and_exact_bytes(start: Start) -> None:
+    description = start(setup()).describe()
+    assert [layer.name for layer in description.layers] == ["0", "2"]
+    assert set(description.calibration.ranges) == {"0", "2"}
+    assert description.weight_bytes(FULL) == 4 * (32 * 64 + 64 + 64 * 10 + 10)
+    assert description.weight_bytes(MIXED) < description.weight_bytes(FULL) / 2
+    assert "fp16" in description.refusals["0"]
+    assert "int8_static" not in description.refusals["0"]
+
+
+def test_every_candidate_comes_back_once(start: Start) -> None:
+    pool = start(setup(), count=2)
+    for number in range(5):
+        pool.submit(Candidate(number=number, choices=MIXED if number % 2 else FULL))
+    outcomes = drain(pool, 5)
+    assert sorted(outcomes) == list(range(5))
+    assert all(isinstance(outcome.result, Measurement) and outcome.attempts == 1 for outcome in outcomes.values())
+
+
+def test_measurement_is_complete(start: Start) -> None:
+    pool = start(setup())
+    pool.submit(Candidate(number=7, choices=MIXED))
+    measurement = drain(pool, 1)[7].result
+    assert isinstance(measurement, Measurement)
+    assert 0.5 < measurement.accuracy <= 1.0
+    assert 0.0 < measurement.divergence < 0.1
+    assert measurement.weight_bytes == pool.describe().weight_bytes(MIXED)
+    assert [len(latency.candidate_ms) for latency in measurement.latency] == [20]
+    assert measurement.working_bytes is not None
+    assert measurement.working_bytes > 0
+    assert 0 < measurement.forward_seconds <= measurement.seconds
+    assert measurement.environment.threads == 1
+
+
+def test_full_precision_diverges_by_nothing(start: Start) -> None:
+    pool = start(setup())
+    pool.submit(Candidate(number=0, choices=MIXED))
+    pool.submit(Candidate(number=1, choices=FULL))
+    measurement = drain(pool, 2)[1].result
+    assert isinstance(measurement, Measurement)
+    assert math.isclose(measurement.divergence, 0.0, abs_tol=1e-12)
+
+
+def test_accuracy_below_the_floor_saves_the_latency(start: Start) -> None:
+    pool = start(setup())
+    pool.submit(Candidate(number=0, choices=MIXED, accuracy_floor=1.1))
+    measurement = drain(pool, 1)[0].result
+    assert isinstance(measurement, Measurement)
+    assert measurement.latency == ()
+    assert measurement.working_bytes is None
+
+
+@pytest.mark.parametrize(("trouble", "cause"), [("raise", FailureCause.ERROR), ("memory", FailureCause.OUT_OF_MEMORY)])
+def test_an_error_is_a_failure_and_the_pool_goes_on(start: Start, trouble: str, cause: FailureCause) -> None:
+    pool = start(setup(trouble=trouble))
+    pool.submit(Candidate(number=0, choices=MIXED))
+    pool.submit(Candidate(number=1, choices=FULL))
+    outcomes = drain(pool, 2)
+    failure = outcomes[0].result
+    assert isinstance(failure, Failure)
+    assert failure.cause is cause
+    assert failure.attempts == 1
+    assert "\n" not in failure.message
+    assert isinstance(outcomes[1].result, Measurement)
+
+
+def test_unknown_task_is_named(start: Start) -> None:
+    with pytest.raises(TaskError, match="unknown task 'fragil'; did you mean 'fragile'"):
+        start(setup(task="fragil"))
+
+
+def test_unknown_parameter_is_named(start: Start) -> None:
+    with pytest.raises(TaskError, match="did you mean 'trouble'"):
+        start(setup(troubles="raise"))
+
+
+def test_closing_twice_is_safe(start: Start) -> None:
+    pool = start(setup())
+    pool.close()
+    pool.close()
+
+
+def test_killed_worker_is_replaced_and_its_candidate_retried(start_ray: Start, tmp_path: Path) -> None:
+    pool = start_ray(setup(trouble="kill_once", marks=str(tmp_path)))
+    pool.submit(Candidate(number=0, choices=MIXED))
+    outcome = drain(pool, 1)[0]
+    assert isinstance(outcome.result, Measurement)
+    assert outcome.attempts == 2
+
+
+def test_candidate_that_always_kills_is_given_up(start_ray: Start) -> None:
+    pool = start_ray(setup(trouble="kill"), count=2)
+    for number, choices in enumerate([MIXED, FULL, FULL]):
+        pool.submit(Candidate(number=number, choices=choices))
+    outcomes = drain(pool, 3)
+    failure = outcomes[0].result
+    assert isinstance(failure, Failure)
+    assert failure.cause is FailureCause.CRASH
+    assert failure.attempts == MAX_ATTEMPTS
+    assert all(isinstance(outcomes[number].result, Measurement) for number in (1, 2))
+
+
+def test_hung_worker_is_replaced(start_ray: Start) -> None:
+    # The limit must leave room for a fresh worker to load the task before it measures.
+    pool = start_ray(setup(trouble="hang"), trial_timeout_s=12.0)
+    pool.submit(Candidate(number=0, choices=MIXED))
+    failure = drain(pool, 1)[0].result
+    assert isinstance(failure, Failure)
+    assert failure.cause is FailureCause.TIMEOUT
+
+
+def test_workers_share_one_calibration(start_ray: Start) -> None:
+    pool = start_ray(setup(), count=2, cpus=0.5)
+    for number in range(4):
+        pool.submit(Candidate(number=number, choices=MIXED))
+    outcomes = drain(pool, 4)
+    assert len({outcome.worker for outcome in outcomes.values()}) == 2
+    assert len({outcome.result.divergence for outcome in outcomes.values()}) == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("settings", "named"), [({"cpus": 64}, "CPUs"), ({"gpus": 0.5}, "GPUs")])
+def test_impossible_resources_are_refused(start_ray: Start, settings: dict[str, float], named: str) -> None:
+    with pytest.raises(PoolError, match=f"{named}, but the Ray cluster has .* lower workers.count"):
+        start_ray(setup(), **settings)
+
+
+def test_errors_are_for_users() -> None:
+    assert issubclass(PoolError, AutotuneError)

@@ -1,0 +1,94 @@
+import gc
+import itertools
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from workers import device_lock, latency
+from workers.latency import CANDIDATE_PER_ROUND, Contender, measure
+from workers.statistics import REFERENCE_PER_ROUND
+
+
+class Log:
+    """Records which model ran, and fakes the time each pass takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, costs_ms: dict[str, float]) -> None:
+        self.installed = ""
+        self.passes: list[str] = []
+        self.costs_ms = costs_ms
+        self.now_ns = 0
+        monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: self.now_ns)
+        monkeypatch.setattr(latency.time, "perf_counter", lambda: self.now_ns / 1e9)
+
+    def contender(self, name: str) -> Contender:
+        return Contender(install=lambda: setattr(self, "installed", name), run=self.run)
+
+    def run(self) -> None:
+        self.passes.append(self.installed)
+        self.now_ns += int(self.costs_ms[self.installed] * 1e6)
+
+
+def test_rounds_alternate_and_first_pass_after_a_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch, {"candidate": 2.0, "reference": 8.0})
+    samples = measure(log.contender("candidate"), log.contender("reference"), batch_size=3, repeats=25, warmup_s=0.0)
+    rounds = 3
+    assert samples.batch_size == 3
+    assert samples.candidate_ms.tolist() == [2.0] * rounds * CANDIDATE_PER_ROUND
+    assert samples.reference_ms.tolist() == [8.0] * rounds * REFERENCE_PER_ROUND
+    warm_up = len(log.passes) - rounds * (CANDIDATE_PER_ROUND + REFERENCE_PER_ROUND + 2)
+    blocks = [(name, len(list(group))) for name, group in itertools.groupby(log.passes[warm_up:])]
+    one, other = 1 + CANDIDATE_PER_ROUND, 1 + REFERENCE_PER_ROUND
+    # A B, B A, A B: neighbouring blocks of one model merge.
+    assert blocks == [("reference", other), ("candidate", 2 * one), ("reference", 2 * other), ("candidate", one)]
+    assert log.installed == "candidate"
+
+
+def test_warm_up_lasts_until_latencies_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch, {"candidate": 10.0, "reference": 10.0})
+    cold = iter([100.0, 60.0, 40.0, 30.0, 20.0] * 2)
+
+    def run() -> None:
+        log.costs_ms["candidate"] = next(cold, 10.0)
+        log.run()
+
+    candidate = Contender(install=lambda: setattr(log, "installed", "candidate"), run=run)
+    samples = measure(candidate, log.contender("reference"), batch_size=1, repeats=20, warmup_s=0.3)
+    assert samples.candidate_ms.max() == 10.0
+
+
+def test_garbage_collector_rests_and_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = set()
+    contender = Contender(install=lambda: None, run=lambda: states.add(gc.isenabled()))
+    measure(contender, contender, batch_size=1, repeats=20, warmup_s=0.0)
+    assert False in states
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "waits"),
+    [("exclusive", "shared", True), ("shared", "exclusive", True), ("shared", "shared", False)],
+)
+def test_a_latency_measurement_has_the_device_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: str, second: str, waits: bool
+) -> None:
+    monkeypatch.setattr(device_lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    marker = tmp_path / "marker"
+    process = multiprocessing.get_context("fork").Process(target=_holder, args=(tmp_path, first))
+    process.start()
+    while not marker.exists():
+        time.sleep(0.01)
+    with getattr(device_lock, second)("cpu"):
+        assert (tmp_path / "released").exists() is waits
+    (tmp_path / "go").touch()
+    process.join()
+
+
+def _holder(folder: Path, kind: str) -> None:
+    with getattr(device_lock, kind)("cpu"):
+        (folder / "marker").touch()
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline and not (folder / "go").exists():
+            time.sleep(0.01)
+        (folder / "released").touch()

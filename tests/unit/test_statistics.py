@@ -1,0 +1,80 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.measurement import LatencySamples
+from workers.statistics import REFERENCE_PER_ROUND, latency_ratio, percentile
+
+#: n, percent, 1-based ranks of the 95 % order-statistics interval (exact binomial; None is open).
+RANKS = [
+    (50, 50, 18, 33),
+    (100, 50, 40, 61),
+    (100, 90, 84, 96),
+    (100, 95, 90, 100),
+    (200, 95, 184, 197),
+    (500, 99, 490, 500),
+    (1000, 99, 983, 997),
+    (100, 99, 97, None),
+    (50, 95, 44, None),
+]
+
+
+@pytest.mark.parametrize(("n", "percent", "low", "high"), RANKS)
+def test_interval_has_the_exact_binomial_ranks(n: int, percent: float, low: int, high: int | None) -> None:
+    estimate = percentile(np.arange(1.0, n + 1), percent)
+    assert (estimate.low, estimate.high) == (low, high)
+
+
+@given(st.lists(st.floats(0.1, 1e3), min_size=1, max_size=300), st.sampled_from([50.0, 90.0, 95.0, 99.0]))
+@settings(deadline=None)
+def test_interval_encloses_the_value(samples: list[float], percent: float) -> None:
+    estimate = percentile(np.array(samples), percent)
+    assert (estimate.low or 0.0) <= estimate.value <= (estimate.high or math.inf)
+    assert min(samples) <= estimate.value <= max(samples)
+
+
+def test_interval_covers_the_true_percentile_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    truth = -math.log(1 - 0.9)  # 90th percentile of the exponential distribution
+    hits = 0
+    for _ in range(400):
+        estimate = percentile(generator.exponential(size=200), 90)
+        hits += (estimate.low or 0.0) <= truth <= (estimate.high or math.inf)
+    assert hits / 400 >= 0.93
+
+
+def latencies(candidate: np.ndarray, reference: np.ndarray) -> LatencySamples:
+    return LatencySamples(batch_size=1, candidate_ms=candidate, reference_ms=reference)
+
+
+def test_ratio_takes_out_a_common_drift() -> None:
+    drift = np.linspace(1.0, 3.0, 20)
+    candidate = (np.full((20, 10), 2.0) * drift[:, None]).ravel()
+    reference = (np.full((20, REFERENCE_PER_ROUND), 8.0) * drift[:, None]).ravel()
+    estimate = latency_ratio(latencies(candidate, reference))
+    assert estimate.value == pytest.approx(0.25, rel=1e-9)
+    assert estimate.low == pytest.approx(0.25, rel=1e-9)
+    assert estimate.high == pytest.approx(0.25, rel=1e-9)
+
+
+def test_ratio_interval_widens_with_noise() -> None:
+    generator = np.random.default_rng(2)
+    quiet = latencies(generator.normal(2, 0.01, 100), generator.normal(4, 0.01, 20))
+    noisy = latencies(generator.normal(2, 0.5, 100), generator.normal(4, 0.5, 20))
+    widths = []
+    for samples in (quiet, noisy):
+        estimate = latency_ratio(samples)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert estimate.low <= estimate.value <= estimate.high
+        widths.append(estimate.high - estimate.low)
+    assert widths[0] < widths[1]
+
+
+def test_ratio_is_repeatable() -> None:
+    generator = np.random.default_rng(3)
+    samples = latencies(generator.normal(2, 0.1, 60), generator.normal(4, 0.1, 12))
+    assert latency_ratio(samples) == latency_ratio(samples)

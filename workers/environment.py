@@ -1,0 +1,40 @@
+"""Where a measurement is taken: processor, threads, load, versions."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from workers.measurement import Environment
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def cpu_name() -> str:
+    """Return the processor's name for people."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def capture(*, hardware: str, backend: str) -> Environment:
+    """Return the environment as it is now."""
+    return Environment(
+        hardware=hardware,
+        backend=backend,
+        threads=torch.get_num_threads(),
+        load=os.getloadavg()[0],
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "quant-autotune": metadata.version("quant-autotune"),
+        },
+    )

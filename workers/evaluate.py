@@ -1,0 +1,149 @@
+"""Measure candidates: one ``Evaluator`` holds the model and its prepared layers for a whole job."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from search_spaces.choice import CHOICES
+from search_spaces.discovery import discover
+from search_spaces.layer import Layer
+from workers import device_lock, environment, latency, memory, quality
+from workers.backends import build_backend
+from workers.calibration.calibrate import calibrate
+from workers.fingerprint import fingerprint
+from workers.latency import Contender
+from workers.measurement import Environment, LatencySamples, Measurement
+from workers.pools.base import Candidate
+from workers.prepared import PreparedModel
+from workers.setup import Calibration, ModelDescription, WorkerSetup
+from workers.task import Batch, Split
+from workers.tasks import build_task, load_task_file
+
+
+class Evaluator:
+    """Everything one worker needs to measure maps of one job.
+
+    Building it loads the model, finds its layers, calibrates (unless the setup brings ranges), and
+    runs full precision once to have outputs to compare with.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        if setup.task_file is not None:
+            load_task_file(setup.task_file)
+        self._settings = setup.measurement
+        torch.set_num_threads(self._settings.threads or environment.usable_cores())
+        self._backend = build_backend(setup.backend)
+        self._task = build_task(setup.task, setup.task_parameters)
+        model = self._task.build_model().eval()
+        first_batch = self._task.evaluation(Split.EVALUATION)[0]
+        layers = discover(model, lambda m: self._task.forward(m, first_batch))
+        print_of_weights = fingerprint(model)
+        calibration = self._calibration(setup, model, layers)
+        self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
+        self._forward_seconds = 0.0
+        self._reference: dict[Split, torch.Tensor] = {}
+        self._batches = {size: self._task.latency_batch(size) for size in self._settings.batch_sizes}
+        #: What the driver is told about the model.
+        self.description = ModelDescription(
+            fingerprint=print_of_weights,
+            layers=layers,
+            refusals=self._refusals(layers),
+            layer_bytes=self._prepared.layer_bytes(),
+            other_bytes=self._prepared.other_bytes(),
+            calibration=calibration,
+            environment=self._environment(),
+        )
+
+    def measure(self, candidate: Candidate) -> Measurement:
+        """Return the figures of one candidate: accuracy first, then latency unless that rules it out."""
+        start = time.perf_counter()
+        self._forward_seconds = 0.0
+        at_start = self._environment()
+        accuracy, divergence = self.quality(candidate.choices, Split.EVALUATION)
+        ruled_out = candidate.accuracy_floor is not None and accuracy < candidate.accuracy_floor
+        timings = () if ruled_out else self._latency(candidate.choices)
+        working = None if ruled_out else self._working_bytes()
+        return Measurement(
+            accuracy=accuracy,
+            divergence=divergence,
+            weight_bytes=self._prepared.weight_bytes(),
+            latency=timings,
+            working_bytes=working,
+            seconds=time.perf_counter() - start,
+            forward_seconds=self._forward_seconds,
+            environment=at_start,
+        )
+
+    def quality(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
+        """Return the accuracy and the mean divergence from full precision of a map on one split."""
+        reference = self.reference_outputs(split)
+        self._prepared.apply(choices)
+        outputs = self._outputs(split)
+        divergence = quality.divergence(outputs, reference, self._task.output_kind)
+        return self._task.accuracy(outputs, split), float(divergence.mean())
+
+    def reference_accuracy(self, split: Split) -> float:
+        """Return full precision's accuracy on one split."""
+        return self._task.accuracy(self.reference_outputs(split), split)
+
+    def reference_outputs(self, split: Split) -> torch.Tensor:
+        """Return full precision's outputs on one split, computed once."""
+        if split not in self._reference:
+            self._prepared.reset()
+            self._reference[split] = self._outputs(split)
+        return self._reference[split]
+
+    def _outputs(self, split: Split) -> torch.Tensor:
+        start = time.perf_counter()
+        with device_lock.shared(self._backend.device):
+            outputs = quality.outputs(self._task, self._prepared.model, split)
+        self._forward_seconds += time.perf_counter() - start
+        return outputs
+
+    def _latency(self, choices: Mapping[str, str]) -> tuple[LatencySamples, ...]:
+        with device_lock.exclusive(self._backend.device), torch.inference_mode():
+            return tuple(self._latency_at(choices, size, batch) for size, batch in self._batches.items())
+
+    def _latency_at(self, choices: Mapping[str, str], size: int, batch: Batch) -> LatencySamples:
+        def run() -> None:
+            start = time.perf_counter()
+            self._task.forward(self._prepared.model, batch)
+            if self._backend.device != "cpu":
+                torch.cuda.synchronize()
+            self._forward_seconds += time.perf_counter() - start
+
+        return latency.measure(
+            Contender(install=lambda: self._prepared.apply(choices), run=run),
+            Contender(install=self._prepared.reset, run=run),
+            batch_size=size,
+            repeats=self._settings.repeats,
+            warmup_s=self._settings.warmup_s,
+        )
+
+    def _working_bytes(self) -> int:
+        batch = next(iter(self._batches.values()))
+        start = time.perf_counter()
+        with torch.inference_mode(), device_lock.shared(self._backend.device):
+            peak = memory.working_bytes(lambda: self._task.forward(self._prepared.model, batch), self._backend.device)
+        self._forward_seconds += time.perf_counter() - start
+        return peak
+
+    def _calibration(self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer]) -> Calibration:
+        if setup.ranges is not None:
+            return Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
+        return calibrate(model, layers, self._task.calibration(), self._task.forward, setup.calibration)
+
+    def _refusals(self, layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
+        return {
+            layer.name: {
+                name: reason
+                for name, choice in CHOICES.items()
+                if (reason := self._backend.refuses(layer, choice)) is not None
+            }
+            for layer in layers
+        }
+
+    def _environment(self) -> Environment:
+        return environment.capture(hardware=self._backend.hardware(), backend=self._backend.name)

@@ -1,0 +1,98 @@
+"""Latency as a distribution, measured against the full-precision model in the same minute.
+
+Rounds alternate between the two models in the order A B, B A, A B, ..., so that both see the same
+drift of clocks and neighbours; their ratio is then stable where absolute times are not. The first
+pass after each change of model is not timed: it pays for the other model's data in the caches.
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from workers.measurement import LatencySamples
+from workers.statistics import REFERENCE_PER_ROUND
+
+#: Timed passes of the candidate in one round.
+CANDIDATE_PER_ROUND = 10
+
+#: Warm-up ends when the medians of two neighbouring windows differ by less than this share.
+_STABLE = 0.02
+_WINDOW = 5
+#: Warm-up gives up on stability after this many times its least duration.
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A model as the timer sees it."""
+
+    #: Puts the model in place.
+    install: Callable[[], None]
+    #: Runs one forward pass and waits for it to end.
+    run: Callable[[], object]
+
+
+def measure(
+    candidate: Contender, reference: Contender, *, batch_size: int, repeats: int, warmup_s: float
+) -> LatencySamples:
+    """Return at least ``repeats`` latencies of the candidate with interleaved ones of the reference.
+
+    The garbage collector rests meanwhile; the caller holds the device lock. The candidate is
+    installed when the call returns.
+    """
+    candidate.install()
+    _warm_up(candidate.run, warmup_s)
+    rounds = math.ceil(repeats / CANDIDATE_PER_ROUND)
+    samples: dict[bool, list[float]] = {True: [], False: []}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(rounds):
+            for is_candidate in (True, False) if index % 2 else (False, True):
+                contender = candidate if is_candidate else reference
+                passes = CANDIDATE_PER_ROUND if is_candidate else REFERENCE_PER_ROUND
+                samples[is_candidate] += _time_block(contender, passes)
+    finally:
+        if collecting:
+            gc.enable()
+    candidate.install()
+    return LatencySamples(
+        batch_size=batch_size, candidate_ms=np.array(samples[True]), reference_ms=np.array(samples[False])
+    )
+
+
+def _time_block(contender: Contender, passes: int) -> list[float]:
+    contender.install()
+    contender.run()
+    return [_time(contender.run) for _ in range(passes)]
+
+
+def _time(run: Callable[[], object]) -> float:
+    """Return the milliseconds of one pass."""
+    start = time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _warm_up(run: Callable[[], object], least_s: float) -> None:
+    """Run until ``least_s`` seconds have passed and latencies have settled."""
+    start = time.perf_counter()
+    recent: list[float] = []
+    while True:
+        recent.append(_time(run))
+        elapsed = time.perf_counter() - start
+        if elapsed >= _PATIENCE * least_s and len(recent) >= _WINDOW:
+            return
+        if elapsed >= least_s and len(recent) >= 2 * _WINDOW and _settled(recent):
+            return
+
+
+def _settled(latencies: list[float]) -> bool:
+    before = statistics.median(latencies[-2 * _WINDOW : -_WINDOW])
+    after = statistics.median(latencies[-_WINDOW:])
+    return abs(after / before - 1.0) < _STABLE

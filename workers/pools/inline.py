@@ -1,0 +1,41 @@
+"""The pool in the driver's own process: for tests, small machines and debugging."""
+
+import os
+
+from workers.evaluate import Evaluator
+from workers.measurement import Failure, Measurement
+from workers.pools.base import Candidate, Outcome
+from workers.pools.failure import failure_of
+from workers.setup import ModelDescription, WorkerSetup
+
+
+class InlinePool:
+    """Measures each candidate as it is submitted. A candidate that kills the process kills the driver."""
+
+    slots = 1
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._evaluator = Evaluator(setup)
+        self._outcomes: list[Outcome] = []
+
+    def describe(self) -> ModelDescription:
+        """See ``Pool.describe``."""
+        return self._evaluator.description
+
+    def submit(self, candidate: Candidate) -> None:
+        """See ``Pool.submit``."""
+        try:
+            result: Measurement | Failure = self._evaluator.measure(candidate)
+        except Exception as error:
+            result = failure_of(error)
+        worker = f"inline:{os.getpid()}"
+        self._outcomes.append(Outcome(candidate=candidate, result=result, attempts=1, worker=worker))
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """See ``Pool.wait``; nothing is ever still running."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def close(self) -> None:
+        """See ``Pool.close``."""
+        self._outcomes.clear()

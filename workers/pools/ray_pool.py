@@ -1,0 +1,258 @@
+"""The pool on Ray: long-lived actors that hold the model; the only file that imports ray."""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections import deque
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from search_spaces.errors import AutotuneError
+from workers.errors import PoolError
+from workers.measurement import Failure, FailureCause, Measurement
+from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome
+from workers.pools.failure import failure_of
+from workers.setup import ModelDescription, PoolSettings, WorkerSetup
+
+#: Bytes of Ray's object store on a private cluster: candidates and measurements are small.
+_OBJECT_STORE_BYTES = 128 << 20
+#: Longest a call waits before deadlines are looked at again.
+_TICK_S = 1.0
+
+
+class _Worker:
+    """A worker process, run as a Ray actor."""
+
+    def __init__(self, setup: WorkerSetup, gpus: float) -> None:
+        if not gpus:
+            # Ray leaves the devices visible to workers that asked for none (ray issue 54868).
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Imported here so that the environment above is in force before torch looks at it.
+        from workers.evaluate import Evaluator
+
+        self._build = lambda: Evaluator(setup)
+        self._evaluator: Evaluator | None = None
+
+    def describe(self) -> ModelDescription:
+        if self._evaluator is None:
+            self._evaluator = self._build()
+        return self._evaluator.description
+
+    def measure(self, candidate: Candidate) -> Measurement | Failure:
+        self.describe()
+        assert self._evaluator is not None
+        try:
+            return self._evaluator.measure(candidate)
+        except Exception as error:
+            return failure_of(error)
+
+
+#: The driver counts attempts, so Ray itself never retries.
+_Actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Worker)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Running:
+    """A candidate on its worker."""
+
+    slot: int
+    candidate: Candidate
+    attempts: int
+    deadline: float
+
+
+class RayPool:
+    """Measures candidates on Ray actors, replacing those that die or hang."""
+
+    def __init__(self, setup: WorkerSetup, settings: PoolSettings) -> None:
+        self.slots = settings.count
+        self._setup = setup
+        self._settings = settings
+        self._owns_cluster = _connect(settings)
+        self._cpus = _cpus_per_worker(settings)
+        try:
+            _check_resources(settings, self._cpus)
+            self._actors: list[Any] = [self._start_actor()]
+            self._description = self._wait_until_ready()
+            # All further workers take the first one's ranges: calibration is paid once.
+            self._setup = dataclasses.replace(setup, ranges=self._description.calibration.ranges)
+            self._actors += [self._start_actor() for _ in range(1, self.slots)]
+        except BaseException:
+            self.close()
+            raise
+        self._queue: deque[tuple[Candidate, int]] = deque()
+        self._running: dict[Any, _Running] = {}
+
+    def describe(self) -> ModelDescription:
+        """See ``Pool.describe``."""
+        return self._description
+
+    def submit(self, candidate: Candidate) -> None:
+        """See ``Pool.submit``."""
+        self._queue.append((candidate, 1))
+        self._dispatch()
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """See ``Pool.wait``."""
+        give_up = time.monotonic() + timeout_s
+        outcomes: list[Outcome] = []
+        while self._running and not outcomes:
+            remaining = max(0.0, give_up - time.monotonic())
+            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=min(_TICK_S, remaining))
+            for reference in ready:
+                outcomes += self._collect(reference)
+            outcomes += self._expire()
+            self._dispatch()
+            if remaining == 0.0:
+                break
+        return outcomes
+
+    def close(self) -> None:
+        """See ``Pool.close``."""
+        if not ray.is_initialized():
+            return
+        for actor in getattr(self, "_actors", []):
+            ray.kill(actor)
+        self._actors = []
+        if self._owns_cluster:
+            ray.shutdown()
+
+    def _start_actor(self) -> Any:
+        setup = self._setup
+        if not setup.measurement.threads:
+            measurement = dataclasses.replace(setup.measurement, threads=max(1, math.floor(self._cpus)))
+            setup = dataclasses.replace(setup, measurement=measurement)
+        options = _Actor.options(num_cpus=self._cpus, num_gpus=self._settings.gpus)
+        return options.remote(setup, self._settings.gpus)
+
+    def _wait_until_ready(self) -> ModelDescription:
+        """Return the first worker's description, starting it anew if it dies on the way."""
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                description: ModelDescription = ray.get(
+                    self._actors[0].describe.remote(), timeout=self._settings.trial_timeout_s
+                )
+                return description
+            except RayTaskError as error:
+                raise _cause(error) from None
+            except RayActorError as error:
+                last = error
+                self._actors[0] = self._start_actor()
+            except GetTimeoutError:
+                raise PoolError(
+                    f"no worker was ready within {self._settings.trial_timeout_s:g} s; "
+                    "raise workers.trial_timeout_s or ask for fewer resources"
+                ) from None
+        raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {_one_line(last)}")
+
+    def _dispatch(self) -> None:
+        busy = {running.slot for running in self._running.values()}
+        for slot in range(self.slots):
+            if slot not in busy and self._queue:
+                candidate, attempts = self._queue.popleft()
+                reference = self._actors[slot].measure.remote(candidate)
+                deadline = time.monotonic() + self._settings.trial_timeout_s
+                self._running[reference] = _Running(
+                    slot=slot, candidate=candidate, attempts=attempts, deadline=deadline
+                )
+
+    def _collect(self, reference: Any) -> list[Outcome]:
+        running = self._running.pop(reference)
+        try:
+            result = ray.get(reference)
+        except RayActorError as error:
+            return self._lost(running, _crash_cause(error), _one_line(error))
+        except RayTaskError as error:
+            # The actor could not even build its evaluator: a fresh one may, for example after an outage.
+            return self._lost(running, FailureCause.ERROR, _one_line(_cause(error)))
+        except RayError as error:
+            raise PoolError(f"the Ray cluster is gone: {_one_line(error)}; start it and resume the job") from error
+        return [self._outcome(running, result)]
+
+    def _expire(self) -> list[Outcome]:
+        now = time.monotonic()
+        outcomes = []
+        for reference in [r for r, running in self._running.items() if running.deadline < now]:
+            running = self._running.pop(reference)
+            message = f"no result within workers.trial_timeout_s = {self._settings.trial_timeout_s:g} s"
+            outcomes += self._lost(running, FailureCause.TIMEOUT, message)
+        return outcomes
+
+    def _lost(self, running: _Running, cause: FailureCause, message: str) -> list[Outcome]:
+        """Replace the worker; try its candidate again, or give it up."""
+        ray.kill(self._actors[running.slot])
+        self._actors[running.slot] = self._start_actor()
+        if running.attempts < MAX_ATTEMPTS:
+            # First in line, so that no candidate waits behind all others for its next attempt.
+            self._queue.appendleft((running.candidate, running.attempts + 1))
+            return []
+        return [self._outcome(running, Failure(cause=cause, message=message, attempts=running.attempts))]
+
+    def _outcome(self, running: _Running, result: Measurement | Failure) -> Outcome:
+        worker = f"ray:{self._actors[running.slot]._actor_id.hex()[:12]}"
+        return Outcome(candidate=running.candidate, result=result, attempts=running.attempts, worker=worker)
+
+
+def _connect(settings: PoolSettings) -> bool:
+    """Join or start a cluster; return whether this process has to shut it down."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None}
+    try:
+        if settings.ray_address == "local":
+            cores = os.cpu_count() or 1
+            wanted = math.ceil(settings.count * (settings.cpus or 1))
+            quiet["include_dashboard"] = False
+            ray.init(
+                address="local",
+                num_cpus=max(cores, wanted),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                namespace="autotune",
+                **quiet,
+            )
+        else:
+            ray.init(address=settings.ray_address, namespace="autotune", **quiet)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise PoolError(
+            f"cannot reach Ray at {settings.ray_address!r}: {_one_line(error)}; "
+            "start the cluster, or set workers.ray_address to local"
+        ) from error
+    return True
+
+
+def _cpus_per_worker(settings: PoolSettings) -> float:
+    if settings.cpus is not None:
+        return settings.cpus
+    return max(1.0, (os.cpu_count() or 1) // settings.count) if settings.ray_address == "local" else 1.0
+
+
+def _check_resources(settings: PoolSettings, cpus: float) -> None:
+    """Refuse a request the cluster can never meet; Ray itself would wait for ever."""
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, key, each in (("CPUs", "CPU", cpus), ("GPUs", "GPU", settings.gpus)):
+        needed = each * settings.count
+        if needed > have.get(key, 0.0):
+            raise PoolError(
+                f"{settings.count} workers with {each:g} {name} each need {needed:g} {name}, but the Ray cluster "
+                f"has {have.get(key, 0.0):g}; lower workers.count or workers.{name.lower()}, or add nodes"
+            )
+
+
+def _cause(error: RayTaskError) -> AutotuneError:
+    cause = error.cause
+    return cause if isinstance(cause, AutotuneError) else PoolError(f"a worker could not start: {_one_line(cause)}")
+
+
+def _crash_cause(error: RayActorError) -> FailureCause:
+    text = str(error).lower()
+    out_of_memory = "out-of-memory" in text or "ran out of memory" in text or "memory monitor" in text
+    return FailureCause.OUT_OF_MEMORY if out_of_memory else FailureCause.CRASH
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
