@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.metrics import METRICS, Figure
+from workers.estimates import Estimate, latency_ratio, percentile
 from workers.measurement import LatencySamples, Measurement
-from workers.statistics import Estimate, latency_ratio, percentile
 
 MIB = float(1 << 20)
 

@@ -129,7 +129,7 @@ class SearchSection(_Section):
 class CalibrationSection(_Section):
     """How static activation ranges are calibrated."""
 
-    observer: ObserverKind = ObserverKind.MSE
+    observer: ObserverKind = ObserverKind.MINMAX
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
 
 

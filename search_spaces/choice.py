@@ -74,6 +74,11 @@ class LayerChoice:
         return f"{self.precision}_weight_only" if self.precision.is_quantized else self.precision.value
 
     @property
+    def needs_int8_products(self) -> bool:
+        """Return whether both operands of the layer's products are 8-bit integers (W8A8)."""
+        return self.precision is Precision.INT8 and self.activation is not ActivationMode.NONE
+
+    @property
     def needs_calibration(self) -> bool:
         """Return whether the choice needs a calibrated input range."""
         return self.activation is ActivationMode.STATIC

@@ -26,6 +26,7 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
         run: runs the model on one example batch.
     """
     modules = {name: module for name, module in model.named_modules() if _kind(module)}
+    bypassed = _bypassed(model)
     trace = _Trace()
     handles = [module.register_forward_hook(trace.hook(name)) for name, module in modules.items()]
     try:
@@ -37,7 +38,10 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
     sharers: dict[int, list[str]] = {}
     for name, module in modules.items():
         sharers.setdefault(id(module.weight), []).append(name)
-    layers = [_layer(name, module, trace, sharers[id(module.weight)]) for name, module in modules.items()]
+    layers = [
+        _layer(name, module, trace, _frozen_reason(name, module, trace, sharers[id(module.weight)], bypassed))
+        for name, module in modules.items()
+    ]
     never_ran = len(trace.first_call)
     layers.sort(key=lambda layer: trace.first_call.get(layer.name, never_ran))
     return tuple(replace(layer, order=order) for order, layer in enumerate(layers))
@@ -79,7 +83,7 @@ def _flops(module: nn.Module, output: torch.Tensor) -> int:
     return 2 * output.numel() * per_output
 
 
-def _layer(name: str, module: nn.Module, trace: _Trace, sharers: list[str]) -> Layer:
+def _layer(name: str, module: nn.Module, trace: _Trace, frozen_reason: str | None) -> Layer:
     kind = _kind(module)
     weight, bias = module.weight, getattr(module, "bias", None)
     assert kind is not None
@@ -96,13 +100,26 @@ def _layer(name: str, module: nn.Module, trace: _Trace, sharers: list[str]) -> L
         order=0,
         group=fusion_group(name),
         conv_groups=getattr(module, "groups", 1),
-        frozen_reason=_frozen_reason(name, trace, [other for other in sharers if other != name]),
+        frozen_reason=frozen_reason,
     )
 
 
-def _frozen_reason(name: str, trace: _Trace, tied: list[str]) -> str | None:
+def _bypassed(model: nn.Module) -> set[str]:
+    """Return the layers whose weights PyTorch's fused encoder kernel reads without calling them."""
+    encoders = [name for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    return {f"{name}.{child}" if name else child for name in encoders for child in ("linear1", "linear2")}
+
+
+def _frozen_reason(name: str, module: nn.Module, trace: _Trace, sharers: list[str], bypassed: set[str]) -> str | None:
+    tied = [other for other in sharers if other != name]
     if tied:
         return f"shares its weight with {', '.join(tied)}; a quantized copy would add memory instead of saving it"
     if name not in trace.calls:
         return "never ran on the example batch, so nothing can be calibrated or measured"
+    if name in bypassed:
+        return "nn.TransformerEncoderLayer reads its weight without calling it"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"pads with {module.padding_mode!r}; quantized kernels pad with zeros only"
+    if getattr(module, "max_norm", None) is not None:
+        return "renormalises its rows as it runs, which quantized rows cannot"
     return None

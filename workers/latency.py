@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workers.estimates import REFERENCE_PER_ROUND
 from workers.measurement import LatencySamples
-from workers.statistics import REFERENCE_PER_ROUND
 
 #: Timed passes of the candidate in one round.
 CANDIDATE_PER_ROUND = 10

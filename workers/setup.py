@@ -25,7 +25,7 @@ class ObserverKind(enum.StrEnum):
 class CalibrationSettings:
     """How static ranges are calibrated."""
 
-    observer: ObserverKind = ObserverKind.MSE
+    observer: ObserverKind = ObserverKind.MINMAX
     #: Share of values inside the range, in percent; only the percentile observer reads it.
     percentile: float = 99.99
 

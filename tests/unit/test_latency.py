@@ -8,7 +8,7 @@ import pytest
 
 from workers import device_lock, latency
 from workers.latency import CANDIDATE_PER_ROUND, Contender, measure
-from workers.statistics import REFERENCE_PER_ROUND
+from workers.estimates import REFERENCE_PER_ROUND
 
 
 class Log:

@@ -1,0 +1,84 @@
+"""The Pareto front of a job's trials, and the choice of one map from it."""
+
+from collections.abc import Mapping, Sequence
+
+from autotune.errors import JobSpecError, NoFeasibleMapError
+from autotune.jobs import find_trial
+from autotune.metrics import METRICS, Constraint, Figure
+from autotune.objectives import Objectives, minimised
+from autotune.pareto import hypervolume, knee, non_dominated
+from autotune.store.records import FrontRecord, TrialRecord
+from search_spaces.errors import unknown
+
+#: Pick by name -> the metrics that decide, the first one first.
+_PICKS: dict[str, tuple[str, ...]] = {
+    "fastest": ("latency_p50_ms", "divergence"),
+    "smallest": ("weight_memory_mib", "divergence"),
+    "most-accurate": ("accuracy", "divergence"),
+}
+PICKS = ("knee", *_PICKS)
+
+
+def violations(figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> dict[str, float]:
+    """Return metric -> violation for every constraint whose metric was measured; at most 0 if it holds."""
+    return {c.metric: c.violation(figures[c.metric].value) for c in constraints if c.metric in figures}
+
+
+def compute_front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> FrontRecord:
+    """Return the front of the feasible trials and its hypervolume.
+
+    The first trial is full precision, which fixes the scale of the hypervolume.
+    """
+    chosen = Objectives.named(objectives)
+    feasible = [trial for trial in trials if trial.feasible]
+    points = chosen.points([trial.figures for trial in feasible])
+    mask = non_dominated(points)
+    full_precision = trials[0].figures
+    volume = hypervolume(chosen.normalise(points[mask], full_precision), chosen.reference_point(full_precision))
+    members = sorted(trial.number for trial, kept in zip(feasible, mask, strict=True) if kept)
+    return FrontRecord(trials=len(trials), members=tuple(members), hypervolume=volume)
+
+
+def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> TrialRecord:
+    """Return one trial: the knee of the front, an extreme of it, or the trial of that number.
+
+    Raises:
+        NoFeasibleMapError: if the front is empty; names the nearest trial and what it misses.
+        NotFoundError: if there is no trial of that number.
+        JobSpecError: if ``how`` is neither a number nor a known word.
+    """
+    if how.isdecimal():
+        return find_trial(trials, int(how))
+    if how not in PICKS:
+        raise JobSpecError(unknown("pick", how, [*PICKS, "a trial number"]))
+    chosen = Objectives.named(objectives)
+    feasible = [trial for trial in trials if trial.feasible]
+    if not feasible:
+        raise NoFeasibleMapError(f"no map satisfies the constraints. {nearest(trials)}")
+    points = chosen.points([trial.figures for trial in feasible])
+    front = [trial for trial, kept in zip(feasible, non_dominated(points), strict=True) if kept]
+    if how == "knee":
+        return front[knee(chosen.points([trial.figures for trial in front]))]
+    metrics = [METRICS[name] for name in _PICKS[how]]
+    return min(front, key=lambda t: tuple(minimised(m, t.figures[m.name].value) for m in metrics))
+
+
+def nearest(trials: Sequence[TrialRecord]) -> str:
+    """Return a sentence about the trial that misses the constraints by least, and by how much."""
+    known = [trial for trial in trials if trial.violations and trial.figures]
+    if not known:
+        return "No trial was measured"
+    # A trial ruled out early is measured in part only, so complete ones come first.
+    best = min(
+        known, key=lambda t: (len(t.figures) < len(trials[0].figures), sum(max(0.0, v) for v in t.violations.values()))
+    )
+    misses = [
+        f"{name} = {best.figures[name].value:.4g} (over the limit by {100 * violation:.2g} %)"
+        for name, violation in best.violations.items()
+        if violation > 0
+    ]
+    return f"Nearest is trial {best.number}, which misses {' and '.join(misses)}"
+
+
+def _total_violation(trial: TrialRecord) -> float:
+    return sum(max(0.0, violation) for violation in trial.violations.values())

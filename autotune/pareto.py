@@ -1,0 +1,103 @@
+"""Exact Pareto arithmetic in two and three objectives, all minimised; numpy only.
+
+A point dominates another if it is at least as good in every objective and better in one. Equal
+points do not dominate each other, so every copy of a non-dominated point is kept.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Points = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+def non_dominated(points: Points) -> Mask:
+    """Return which points no other point dominates.
+
+    After a lexicographic sort only earlier points can dominate later ones (Kung, Luccio and
+    Preparata, 1975). Two objectives take one sweep, O(n log n); three compare each point with the
+    front found so far, O(n f) for a front of f points.
+
+    Args:
+        points: shape ``(n, 2)`` or ``(n, 3)``, finite.
+
+    Returns:
+        Mask of shape ``(n,)``.
+    """
+    order = np.lexsort(points.T[::-1])
+    ranked = points[order]
+    keep = _sweep(ranked) if points.shape[1] == 2 else _filter(ranked)
+    mask = np.zeros(len(points), dtype=np.bool_)
+    mask[order[keep]] = True
+    return mask
+
+
+def _sweep(ranked: Points) -> Mask:
+    """Keep, of points sorted by the first objective, those that improve the second, and their copies."""
+    second = ranked[:, 1]
+    best_before = np.concatenate([[np.inf], np.minimum.accumulate(second)[:-1]])
+    keep = second < best_before
+    # A copy follows the point it equals directly, and stays if that stays.
+    copies = np.concatenate([[False], (ranked[1:] == ranked[:-1]).all(axis=1)])
+    first_of_run = np.maximum.accumulate(np.where(copies, 0, np.arange(len(ranked))))
+    return keep[first_of_run] if len(ranked) else keep
+
+
+def _filter(ranked: Points) -> Mask:
+    front = np.empty_like(ranked)
+    size = 0
+    keep = np.zeros(len(ranked), dtype=np.bool_)
+    for index, point in enumerate(ranked):
+        better = (front[:size] <= point).all(axis=1) & (front[:size] < point).any(axis=1)
+        if not better.any():
+            front[size] = point
+            size += 1
+            keep[index] = True
+    return keep
+
+
+def hypervolume(points: Points, reference: Points) -> float:
+    """Return the volume that ``points`` dominate within the box bounded by ``reference``.
+
+    Points that are not better than the reference in every objective contribute nothing. Two
+    objectives are a staircase; three are swept along the last objective, each slab a staircase of
+    the points at or below it (While et al., IEEE TEC 16(1), 2012, describe the general case).
+
+    Args:
+        points: shape ``(n, 2)`` or ``(n, 3)``.
+        reference: shape ``(2,)`` or ``(3,)``.
+    """
+    inside = points[(points < reference).all(axis=1)]
+    if len(inside) == 0:
+        return 0.0
+    if points.shape[1] == 2:
+        return _area(inside, reference)
+    levels = np.unique(inside[:, 2])
+    tops = np.append(levels[1:], reference[2])
+    slabs = (
+        (top - level) * _area(inside[inside[:, 2] <= level, :2], reference[:2])
+        for level, top in zip(levels, tops, strict=True)
+    )
+    return float(sum(slabs))
+
+
+def _area(points: Points, reference: Points) -> float:
+    front = points[non_dominated(points)]
+    stairs = np.unique(front, axis=0)  # ascending in the first objective, so descending in the second
+    right = np.append(stairs[1:, 0], reference[0])
+    return float(np.sum((right - stairs[:, 0]) * (reference[1] - stairs[:, 1])))
+
+
+def knee(points: Points) -> int:
+    """Return the index of the point that lies farthest below the plane through the best of each objective.
+
+    Objectives are first normalised to [0, 1] over ``points``; the plane is then ``sum = 1`` (Das, 1999,
+    "On characterizing the knee of the Pareto curve"). An objective without spread counts for nothing.
+    The first of equally good points is taken.
+
+    Args:
+        points: a non-dominated front, shape ``(n, d)``, ``n >= 1``.
+    """
+    spread = np.ptp(points, axis=0)
+    normalised = (points - points.min(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return int(np.argmin(normalised.sum(axis=1)))

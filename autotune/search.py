@@ -1,0 +1,208 @@
+"""The search of one job: ask, submit, wait, record, tell."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+from autotune.figures import MIB, Reference
+from autotune.front import compute_front, violations
+from autotune.job_spec import JobSpec
+from autotune.metrics import Figure
+from autotune.objectives import Objectives
+from autotune.progress import Listener, Progress
+from autotune.store.base import Store
+from autotune.store.clock import event
+from autotune.store.records import EventRecord, JobRecord, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.study import Proposal, Study
+from autotune.trials import Planned
+from search_spaces.choice import FULL_PRECISION
+from search_spaces.space import SearchSpace, build_space
+from workers.errors import TaskError
+from workers.measurement import Measurement
+from workers.pools.base import Candidate, Outcome, Pool
+from workers.setup import ModelDescription
+
+#: Seconds the driver waits for an outcome before it looks at the clock again.
+_TICK_S = 1.0
+
+
+class Search:
+    """The search of one job, from its last recorded trial to the end of its budget."""
+
+    def __init__(self, store: Store, job: JobRecord, spec: JobSpec, pool: Pool, listener: Listener) -> None:
+        assert job.description is not None
+        self._store, self._job, self._spec, self._pool, self._listener = store, job, spec, pool, listener
+        self._description = job.description
+        self._space = space_of(spec, job.description)
+        self._constraints = spec.constraints.constraints()
+        self._trials = store.trials(job.id)
+        self._front = next(iter(reversed(store.fronts(job.id))), None)
+        self._pending: dict[int, tuple[Planned, Proposal | None]] = {}
+        self._number = max((trial.number for trial in self._trials), default=-1)
+        self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
+        self._reference: Reference | None = None
+
+    def run(self) -> None:
+        """Measure full precision, the uniform maps, then what the sampler proposes."""
+        study = self._start()
+        self._measure_full_precision(study)
+        baselines = self._baselines(study)
+        while True:
+            while len(self._pending) < self._pool.slots and self._budget_left():
+                if not self._submit_next(baselines, study):
+                    break
+            if not self._pending:
+                return
+            self._collect(study)
+
+    # The loop above is the job; below is what each of its words means.
+
+    def _start(self) -> Study:
+        search = self._spec.search
+        return Study(
+            self._space,
+            self._spec.objectives,
+            self._constraints,
+            search.sampler,
+            seed=search.seed,
+            trials=search.trials,
+            slots=self._pool.slots,
+            history=self._trials,
+        )
+
+    def _measure_full_precision(self, study: Study) -> None:
+        """Make sure the first trial is full precision: everything else is relative to it."""
+        if not self._trials:
+            self._listener.stage("Measuring full precision")
+            choices = {layer.name: FULL_PRECISION.name for layer in self._space.layers}
+            self._submit(self._plan(choices, TrialKind.BASELINE, FULL_PRECISION.name), None)
+            while self._pending:
+                self._collect(study)
+            study.add(self._trials[0])
+        first = self._trials[0]
+        if first.state is not TrialState.COMPLETE:
+            raise TaskError(f"full precision itself cannot be measured: {first.message}; fix the task, start a new job")
+        self._reference = Reference.of_figures(first.figures)
+        self._listener.stage("Searching")
+
+    def _baselines(self, study: Study) -> Iterator[tuple[Planned, Proposal]]:
+        """Yield the uniform map of every choice that was not measured yet."""
+        for choice in self._space.uniform_choices():
+            proposal = study.propose(self._space.uniform(choice))
+            if proposal is not None:
+                choices = self._space.layer_choices(proposal.assignment)
+                yield self._plan(choices, TrialKind.BASELINE, f"uniform {choice}"), proposal
+
+    def _submit_next(self, baselines: Iterator[tuple[Planned, Proposal]], study: Study) -> bool:
+        """Submit the next baseline or what the sampler asks for; return whether there was anything left."""
+        baseline = next(baselines, None)
+        if baseline is not None:
+            self._submit(*baseline)
+            return True
+        proposal = study.ask()
+        if proposal is None:
+            return False
+        planned = self._plan(self._space.layer_choices(proposal.assignment), TrialKind.SEARCH, None)
+        known = self._known_figures(planned.choices)
+        if any(violation > 0 for violation in violations(known, self._constraints).values()):
+            trial = planned.ruled_out(known, self._constraints)
+            self._record(trial, TrialResult(trial=trial))
+            study.tell(proposal, trial)
+        else:
+            self._submit(planned, proposal)
+        return True
+
+    def _plan(self, choices: Mapping[str, str], kind: TrialKind, label: str | None) -> Planned:
+        self._number += 1
+        return Planned(job_id=self._job.id, number=self._number, kind=kind, label=label, choices=choices)
+
+    def _submit(self, planned: Planned, proposal: Proposal | None) -> None:
+        self._pending[planned.number] = planned, proposal
+        floor = self._accuracy_floor() if planned.kind is TrialKind.SEARCH else None
+        self._pool.submit(Candidate(number=planned.number, choices=planned.choices, accuracy_floor=floor))
+
+    def _collect(self, study: Study) -> None:
+        """Wait for outcomes; record each durably, then tell the sampler."""
+        for outcome in self._pool.wait(_TICK_S):
+            planned, proposal = self._pending.pop(outcome.candidate.number)
+            state = {} if proposal is None else study.sampler_state(proposal)
+            trial = planned.finished(outcome, self._reference, self._constraints, state)
+            latency = outcome.result.latency if isinstance(outcome.result, Measurement) else ()
+            self._record(trial, TrialResult(trial=trial, latency=latency, events=_events(outcome)))
+            if proposal is not None:
+                study.tell(proposal, trial)
+
+    def _record(self, trial: TrialRecord, result: TrialResult) -> None:
+        """Commit a trial with the front as it is now: the one point where a trial becomes real."""
+        trials = [*self._trials, trial]
+        front = compute_front(trials, self._spec.objectives) if trials[0].state is TrialState.COMPLETE else None
+        changed = front is not None and (self._front is None or front.members != self._front.members)
+        now_s = time.monotonic()
+        self._store.record(
+            TrialResult(
+                trial=trial,
+                latency=result.latency,
+                front=front if changed else None,
+                events=result.events,
+                elapsed_s=now_s - self._clock,
+            )
+        )
+        self._elapsed_s, self._clock = self._elapsed_s + now_s - self._clock, now_s
+        self._trials, self._front = trials, front if changed else self._front
+        self._listener.trial(self._progress())
+
+    def _known_figures(self, choices: Mapping[str, str]) -> dict[str, Figure]:
+        """Return the figures that need no measurement: weight bytes are exact beforehand."""
+        return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
+
+    def _accuracy_floor(self) -> float | None:
+        """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
+        assert self._reference is not None
+        limits = {constraint.metric: constraint.limit for constraint in self._constraints}
+        floors = [limits["accuracy"]] if "accuracy" in limits else []
+        if "accuracy_drop" in limits:
+            floors.append(self._reference.accuracy - limits["accuracy_drop"] * abs(self._reference.accuracy))
+        return max(floors, default=None)
+
+    def _budget_left(self) -> bool:
+        search = self._spec.search
+        in_time = search.time_limit_s is None or self._searched_s() < search.time_limit_s
+        return in_time and len(self._trials) + len(self._pending) < search.trials
+
+    def _searched_s(self) -> float:
+        return self._elapsed_s + time.monotonic() - self._clock
+
+    def _progress(self) -> Progress:
+        objectives = Objectives.named(self._spec.objectives)
+        feasible = [trial for trial in self._trials if trial.feasible]
+        return Progress(
+            done=len(self._trials),
+            budget=self._spec.search.trials,
+            elapsed_s=self._elapsed_s,
+            remaining_s=self._remaining_s(),
+            best=min(feasible, key=lambda trial: objectives.values(trial.figures)[0], default=None),
+            front_size=len(self._front.members) if self._front else 0,
+        )
+
+    def _remaining_s(self) -> float:
+        """Return the seconds left at the pace so far, no more than the time limit allows."""
+        search = self._spec.search
+        by_trials = self._elapsed_s / len(self._trials) * (search.trials - len(self._trials))
+        by_time = by_trials if search.time_limit_s is None else search.time_limit_s - self._elapsed_s
+        return max(0.0, min(by_trials, by_time))
+
+
+def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
+    """Return the search space of a job over the model its workers described."""
+    return build_space(
+        description.layers,
+        choices=spec.search.choices,
+        supports=lambda layer, choice: description.refusals[layer.name].get(choice.name),
+        rules=spec.rules(),
+    )
+
+
+def _events(outcome: Outcome) -> tuple[EventRecord, ...]:
+    if outcome.attempts == 1:
+        return ()
+    message = f"Trial {outcome.candidate.number} took {outcome.attempts} attempts because its worker was lost"
+    return (event("worker_replaced", message),)

@@ -1,0 +1,86 @@
+"""Connections: how SQLite and PostgreSQL are opened so that both keep the same promises."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Engine
+
+from autotune.errors import StoreError
+
+#: Seconds a writer waits for another one.
+_PATIENCE_S = 30
+
+_FORMS = "a database URL must be sqlite:///FILE or postgresql://USER@HOST/NAME"
+
+
+def parse_url(url: str) -> URL:
+    """Return the parsed URL, with the driver this project ships.
+
+    Raises:
+        StoreError: if it is not the URL of a database this project can use.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise StoreError(
+            f"a database URL must be sqlite:///FILE or postgresql://USER@HOST/NAME, but got {url!r}"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return parsed.set(drivername="sqlite")
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    shown = parsed.render_as_string(hide_password=True)
+    raise StoreError(f"{_FORMS}, but got {shown!r}")
+
+
+def make_engine(url: URL, *, read_only: bool) -> Engine:
+    """Return an engine whose transactions are durable when they end and, if asked, cannot write."""
+    if url.get_backend_name() == "postgresql":
+        options = "-c statement_timeout=30000" + (" -c default_transaction_read_only=on" if read_only else "")
+        return sa.create_engine(url, pool_pre_ping=True, connect_args={"options": options, "connect_timeout": 10})
+    assert url.database is not None
+    path = Path(url.database).absolute()
+    if read_only:
+        if not path.exists():
+            raise StoreError(f"there is no database {str(path)!r} yet; 'autotune run' makes one")
+        location = f"file:{quote(str(path))}?mode=ro&uri=true"
+    else:
+        _make_folder(path)
+        location = str(path)
+    engine = sa.create_engine(f"sqlite:///{location}", connect_args={"timeout": _PATIENCE_S})
+    sa.event.listen(engine, "connect", _configure_reader if read_only else _configure_writer)
+    sa.event.listen(engine, "begin", _begin if read_only else _begin_immediate)
+    return engine
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {str(path.parent)!r} of the database: {error.strerror}") from None
+
+
+def _configure_reader(connection: Any, _: object) -> None:
+    # The driver must not open transactions by itself; the ``begin`` listener does.
+    connection.isolation_level = None
+    connection.execute("PRAGMA busy_timeout = 30000")
+
+
+def _configure_writer(connection: Any, _: object) -> None:
+    _configure_reader(connection, _)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA journal_mode = WAL")
+    # FULL keeps a committed trial through a power cut, not only through the death of a process.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    # A deferred transaction that reads first and writes later fails at once, whatever the timeout.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,115 @@
+"""Open a store by its URL, and keep its tables up to date."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection, Engine
+
+from autotune.errors import StoreError
+from autotune.store.base import Store
+from autotune.store.engine import make_engine, parse_url
+from autotune.store.sql import SqlStore, reason
+
+#: Other tools keep Alembic's default table in the same database; ours has a name of its own.
+VERSION_TABLE = "autotune_alembic_version"
+
+#: Advisory lock of PostgreSQL that one migration at a time holds; any constant of our own will do.
+_MIGRATION_LOCK = 7_163_052_118
+
+
+def default_url() -> str:
+    """Return the database used when none is named."""
+    return os.environ.get("AUTOTUNE_DATABASE") or "sqlite:///autotune.db"
+
+
+def open_store(url: str, *, read_only: bool = False) -> Store:
+    """Return the store at ``url``; a writable one is created or upgraded first.
+
+    Raises:
+        StoreError: if the URL is wrong, the database cannot be reached, or its tables belong to
+            another version of this program.
+    """
+    engine = make_engine(parse_url(url), read_only=read_only)
+    with _errors(engine):
+        if read_only:
+            with engine.connect() as connection:
+                _check_current(connection, engine)
+        else:
+            _upgrade(engine)
+    return SqlStore(engine)
+
+
+def migrate(url: str) -> str:
+    """Create or upgrade the tables at ``url`` and return their revision.
+
+    Raises:
+        StoreError: as ``open_store``.
+    """
+    engine = make_engine(parse_url(url), read_only=False)
+    with _errors(engine):
+        _upgrade(engine)
+    engine.dispose()
+    return _scripts().get_current_head() or ""
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Return the configuration of this project's migrations, run on ``connection``."""
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("autotune.store") / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(engine: Engine) -> None:
+    with engine.begin() as connection:
+        # SQLite's writers exclude one another already: their transactions begin IMMEDIATE.
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        revision = _revision(connection)
+        if revision == _scripts().get_current_head():
+            return
+        _check_known(revision, engine)
+        command.upgrade(alembic_config(connection), "head")
+
+
+def _check_current(connection: Connection, engine: Engine) -> None:
+    revision = _revision(connection)
+    if revision == _scripts().get_current_head():
+        return
+    _check_known(revision, engine)
+    raise StoreError(
+        f"the tables of {engine.url.render_as_string()} are at revision {revision or 'none'}, but this program needs "
+        f"{_scripts().get_current_head()}; run: autotune db upgrade"
+    )
+
+
+def _check_known(revision: str | None, engine: Engine) -> None:
+    known = {script.revision for script in _scripts().walk_revisions()}
+    if revision is not None and revision not in known:
+        raise StoreError(
+            f"the tables of {engine.url.render_as_string()} are at revision {revision}, which this program does not "
+            "know: a newer version wrote them; use that version, or name another database"
+        )
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(alembic_config())
+
+
+@contextmanager
+def _errors(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
+        raise StoreError(f"cannot open the database {engine.url.render_as_string()}: {reason(error)}") from error

@@ -1,0 +1,159 @@
+"""The tables, one for each kind of record; ``docs/database.md`` describes them for readers."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time with its zone, on databases that keep none as well."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Return the time as it is stored: in UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Return the stored time with its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _trial_key() -> list[Any]:
+    """Return the columns that name a trial, for the tables of its parts."""
+    return [
+        Column("job_id", String(32), primary_key=True),
+        Column("number", Integer, primary_key=True),
+        ForeignKeyConstraint(["job_id", "number"], ["trials.job_id", "trials.number"], ondelete="CASCADE"),
+    ]
+
+
+def _job_key() -> Column[str]:
+    return Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("description", JSON(none_as_null=True)),
+    Column("error", Text),
+    Column("driver", Text),
+    Column("elapsed_s", Float, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    _job_key(),
+    Column("number", Integer, primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("label", Text),
+    Column("state", String(32), nullable=False),
+    Column("map_key", String(64), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("failure", String(32)),
+    Column("message", Text),
+    Column("violations", JSON, nullable=False),
+    Column("sampler_state", JSON, nullable=False),
+    Column("environment", JSON, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("forward_seconds", Float, nullable=False),
+    Column("finished_at", UtcDateTime, nullable=False),
+    UniqueConstraint("job_id", "map_key"),
+)
+
+measurements = Table(
+    "measurements",
+    metadata,
+    *_trial_key(),
+    Column("metric", String(64), primary_key=True),
+    Column("value", Float, nullable=False),
+    Column("low", Float),
+    Column("high", Float),
+)
+
+latency_samples = Table(
+    "latency_samples",
+    metadata,
+    *_trial_key(),
+    Column("position", Integer, primary_key=True),
+    Column("batch_size", Integer, nullable=False),
+    # Milliseconds as little-endian 64-bit floats, in the order measured.
+    Column("candidate_ms", LargeBinary, nullable=False),
+    Column("reference_ms", LargeBinary, nullable=False),
+)
+
+layer_choices = Table(
+    "layer_choices",
+    metadata,
+    *_trial_key(),
+    Column("position", Integer, primary_key=True),
+    Column("layer", Text, nullable=False),
+    Column("choice", String(64), nullable=False),
+)
+
+fronts = Table(
+    "fronts",
+    metadata,
+    _job_key(),
+    Column("revision", Integer, primary_key=True),
+    Column("trials", Integer, nullable=False),
+    Column("hypervolume", Float, nullable=False),
+)
+
+front_members = Table(
+    "front_members",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    ForeignKeyConstraint(["job_id", "revision"], ["fronts.job_id", "fronts.revision"], ondelete="CASCADE"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _job_key(),
+    Column("position", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+)

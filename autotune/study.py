@@ -1,0 +1,192 @@
+"""The Optuna study of one job; with ``autotune.samplers`` the only code that imports optuna.
+
+The study lives in memory and is rebuilt from recorded trials when a job is resumed: the store is the
+only system of record (see ``docs/decisions/0002-study-in-memory.md``).
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.samplers import NSGAIISampler
+from optuna.trial import TrialState as OptunaState
+
+from autotune.job_spec import SamplerName
+from autotune.metrics import Constraint
+from autotune.objectives import Objectives
+from autotune.samplers import build_sampler
+from autotune.store.records import TrialRecord, TrialState
+from search_spaces.quantization_map import map_key
+from search_spaces.space import SearchSpace
+
+#: Times the sampler may repeat itself before an unseen neighbour is taken instead.
+_REPEATS = 10
+#: Neighbours drawn, each farther away on average, before the space is searched in order.
+_NEIGHBOURS = 200
+#: Key under which NSGA-II keeps a trial's generation; it writes none for trials it did not sample.
+_GENERATION = "NSGAIISampler:generation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A map to measure next."""
+
+    #: Choice of each free group.
+    assignment: Mapping[str, str]
+    #: ``map_key`` of the whole map.
+    key: str
+    #: The study's own trial.
+    trial: optuna.Trial
+
+
+class Study:
+    """Asks the sampler for maps nobody measured yet, and tells it what they were worth."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Sequence[str],
+        constraints: Sequence[Constraint],
+        sampler: SamplerName,
+        *,
+        seed: int,
+        trials: int,
+        slots: int,
+        history: Sequence[TrialRecord] = (),
+    ) -> None:
+        """Start a study, or continue one whose trials are ``history``."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        self._objectives = Objectives.named(objectives)
+        # Samplers tell constraints apart by position, so every trial gets all of them in one order.
+        self._constraints = sorted(constraint.metric for constraint in constraints)
+        self._distributions = {group.name: CategoricalDistribution(group.choices) for group in space.free_groups}
+        # A resumed job draws new numbers instead of repeating those of its start.
+        self._seed = (seed + 1_000_003 * len(history)) % 2**32
+        self._random = random.Random(self._seed)
+        self._known: dict[str, TrialRecord | None] = {}
+        self._study = optuna.create_study(
+            storage=None,
+            sampler=build_sampler(sampler, seed=self._seed, trials=trials, slots=slots),
+            directions=["minimize"] * len(objectives),
+        )
+        for trial in history:
+            self.add(trial)
+
+    def add(self, trial: TrialRecord) -> None:
+        """Tell the study about a trial it did not ask for: a recorded one, or full precision."""
+        self._known[trial.key] = trial
+        if not self._contains(trial.choices):
+            return
+        state, values = self._verdict(trial)
+        frozen = optuna.create_trial(
+            state=state,
+            values=values,
+            params=self._space.assignment(trial.choices),
+            distributions=self._distributions,
+            constraints=self._violations(trial),
+            system_attrs={_GENERATION: 0} | dict(trial.sampler_state),
+        )
+        self._study.add_trial(frozen)
+
+    def propose(self, assignment: Mapping[str, str]) -> Proposal | None:
+        """Return the proposal of a given map, or None if it was proposed before."""
+        if self._key(assignment) in self._known:
+            return None
+        return self._fixed(assignment)
+
+    def ask(self) -> Proposal | None:
+        """Return a map that was never proposed before, or None when there is none left."""
+        if len(self._known) >= self._space.size and not self._unseen_exists():
+            return None
+        assignment: dict[str, str] = {}
+        for _ in range(_REPEATS):
+            trial = self._study.ask(self._distributions)
+            assignment = dict(trial.params)
+            key = self._key(assignment)
+            if key not in self._known:
+                return self._take(trial, assignment, key)
+            self._tell(trial, self._known[key])
+        unseen = self._neighbour(assignment)
+        return None if unseen is None else self._fixed(unseen)
+
+    def tell(self, proposal: Proposal, record: TrialRecord) -> None:
+        """Tell the sampler what became of a proposal."""
+        self._known[proposal.key] = record
+        self._tell(proposal.trial, record)
+
+    def sampler_state(self, proposal: Proposal) -> dict[str, int]:
+        """Return what must be recorded with the trial for the sampler to go on after a restart."""
+        attributes = self._study._storage.get_trial_system_attrs(proposal.trial._trial_id)
+        return {_GENERATION: attributes[_GENERATION]} if _GENERATION in attributes else {}
+
+    def _key(self, assignment: Mapping[str, str]) -> str:
+        return map_key(self._space.layer_choices(assignment))
+
+    def _fixed(self, assignment: Mapping[str, str]) -> Proposal:
+        """Propose a map the sampler did not choose."""
+        self._study.enqueue_trial(dict(assignment))
+        trial = self._study.ask(self._distributions)
+        if isinstance(self._study.sampler, NSGAIISampler):
+            # NSGA-II overlooks trials it did not sample unless they belong to a generation.
+            self._study._storage.set_trial_system_attr(trial._trial_id, _GENERATION, self._generation())
+        return self._take(trial, assignment, self._key(assignment))
+
+    def _generation(self) -> int:
+        trials = self._study._get_trials(deepcopy=False)
+        return max((trial.system_attrs.get(_GENERATION, 0) for trial in trials), default=0)
+
+    def _take(self, trial: optuna.Trial, assignment: Mapping[str, str], key: str) -> Proposal:
+        self._known[key] = None
+        return Proposal(assignment=dict(assignment), key=key, trial=trial)
+
+    def _tell(self, trial: optuna.Trial, record: TrialRecord | None) -> None:
+        """Report a result; a repeat of a map that is still being measured has none and is failed."""
+        if record is None:
+            self._study.tell(trial, state=OptunaState.FAIL)
+            return
+        state, values = self._verdict(record)
+        for name, violation in self._violations(record).items():
+            trial.set_constraint(name, violation)
+        self._study.tell(trial, values=values, state=state)
+
+    def _verdict(self, record: TrialRecord) -> tuple[OptunaState, list[float] | None]:
+        if record.state is TrialState.COMPLETE:
+            return OptunaState.COMPLETE, list(self._objectives.values(record.figures))
+        return (OptunaState.PRUNED if record.state is TrialState.REJECTED else OptunaState.FAIL), None
+
+    def _violations(self, record: TrialRecord) -> dict[str, float]:
+        """Return every constraint's violation in one order; what was not measured counts as kept."""
+        return {name: record.violations.get(name, 0.0) for name in self._constraints}
+
+    def _contains(self, choices: Mapping[str, str]) -> bool:
+        return all(choices[layer] in group.choices for group in self._space.groups for layer in group.layers)
+
+    def _unseen_exists(self) -> bool:
+        # Full precision is known to the study even where it is not a map of the space.
+        inside = sum(1 for record in self._known.values() if record is None or self._contains(record.choices))
+        return inside < self._space.size
+
+    def _neighbour(self, assignment: Mapping[str, str]) -> dict[str, str] | None:
+        """Return an unseen map near ``assignment``, farther away the longer none is found."""
+        groups = self._space.free_groups
+        for attempt in range(_NEIGHBOURS):
+            changed = self._random.sample(groups, k=min(len(groups), 1 + attempt // 20))
+            near = dict(assignment) | {group.name: self._random.choice(group.choices) for group in changed}
+            if self._key(near) not in self._known:
+                return near
+        return self._first_unseen()
+
+    def _first_unseen(self) -> dict[str, str] | None:
+        """Return the first unseen map in counting order; at most as many are seen as were measured."""
+        groups = self._space.free_groups
+        for index in range(min(self._space.size, len(self._known) + 1)):
+            assignment = {}
+            for group in groups:
+                index, choice = divmod(index, len(group.choices))
+                assignment[group.name] = group.choices[choice]
+            if self._key(assignment) not in self._known:
+                return assignment
+        return None

@@ -1,0 +1,103 @@
+"""From a proposal and its outcome to the trial that is recorded."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autotune.figures import Reference, figures_of
+from autotune.front import violations
+from autotune.metrics import Constraint, Figure
+from autotune.store.clock import now
+from autotune.store.records import TrialKind, TrialRecord, TrialState
+from search_spaces.quantization_map import map_key
+from workers.measurement import Failure, FailureCause, Measurement
+from workers.pools.base import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A map that is to be measured, before anything is known about it."""
+
+    job_id: str
+    number: int
+    kind: TrialKind
+    #: Name for people; None for sampled maps.
+    label: str | None
+    #: Layer name -> choice name.
+    choices: Mapping[str, str]
+
+    def ruled_out(self, figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> TrialRecord:
+        """Return the trial of a map whose figures known beforehand break a constraint: it never runs."""
+        broken = violations(figures, constraints)
+        return self._record(
+            state=TrialState.REJECTED,
+            figures=figures,
+            violations=broken,
+            attempts=0,
+            message=f"not run: breaks {', '.join(name for name, by in broken.items() if by > 0)}",
+        )
+
+    def finished(
+        self,
+        outcome: Outcome,
+        reference: Reference | None,
+        constraints: Sequence[Constraint],
+        sampler_state: Mapping[str, int],
+    ) -> TrialRecord:
+        """Return the trial of a map that ran.
+
+        Args:
+            outcome: what became of it.
+            reference: full precision's figures; None if this is full precision itself.
+            constraints: the job's limits.
+            sampler_state: what the sampler needs to go on after a restart.
+        """
+        result = outcome.result
+        if isinstance(result, Failure):
+            trial = self._failed(result.cause, result.message, outcome)
+        else:
+            trial = self._measured(result, outcome, reference or Reference.of(result), constraints)
+        return dataclasses.replace(trial, sampler_state=dict(sampler_state))
+
+    def _measured(
+        self, result: Measurement, outcome: Outcome, reference: Reference, constraints: Sequence[Constraint]
+    ) -> TrialRecord:
+        figures = figures_of(result, reference)
+        wrong = [name for name, figure in figures.items() if not math.isfinite(figure.value)]
+        if wrong:
+            return self._failed(FailureCause.ERROR, f"{', '.join(wrong)} is not a finite number", outcome)
+        broken = violations(figures, constraints)
+        ruled_out = not result.latency
+        return self._record(
+            state=TrialState.REJECTED if ruled_out else TrialState.COMPLETE,
+            figures=figures,
+            violations=broken,
+            attempts=outcome.attempts,
+            message="latency not measured: the accuracy is below its constraint" if ruled_out else None,
+            environment=dataclasses.asdict(result.environment),
+            worker=outcome.worker,
+            seconds=result.seconds,
+            forward_seconds=result.forward_seconds,
+        )
+
+    def _failed(self, cause: FailureCause, message: str, outcome: Outcome) -> TrialRecord:
+        return self._record(
+            state=TrialState.FAILED,
+            attempts=outcome.attempts,
+            failure=cause,
+            message=message,
+            worker=outcome.worker,
+        )
+
+    def _record(self, **known: object) -> TrialRecord:
+        return TrialRecord(
+            job_id=self.job_id,
+            number=self.number,
+            kind=self.kind,
+            label=self.label,
+            choices=dict(self.choices),
+            key=map_key(self.choices),
+            finished_at=now(),
+            **known,  # type: ignore[arg-type]
+        )

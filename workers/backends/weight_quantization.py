@@ -1,0 +1,52 @@
+"""Weights to integers: per-channel symmetric int8 and per-group asymmetric int4."""
+
+import torch
+
+#: Input features that share one int4 scale; the size PyTorch's int4 kernel and most runtimes use.
+INT4_GROUP = 32
+
+
+def int8_per_channel(
+    weight: torch.Tensor, scale_dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return symmetric int8 values and one scale for each output channel.
+
+    Args:
+        weight: shape ``(out, ...)``.
+        scale_dtype: the kernel's type for scales; values are rounded with the scale it will really use.
+
+    Returns:
+        int8 values of the same shape in [-127, 127], and scales of shape ``(out,)``; ``weight`` is
+        about ``values * scales``.
+    """
+    largest = weight.flatten(1).abs().amax(dim=1)
+    scales = _usable(largest / 127.0).to(scale_dtype)
+    broadcast = scales.float().view(-1, *[1] * (weight.dim() - 1))
+    return torch.clamp(torch.round(weight / broadcast), -127, 127).to(torch.int8), scales
+
+
+def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return asymmetric int4 values with one scale and zero for each group of input features.
+
+    Each group's range is widened to hold 0, which bounds its zero to 8 scales and so the error of
+    rounding it to bf16. Values are rounded with the bf16 scale and zero the kernel will really use.
+
+    Args:
+        weight: shape ``(out, in)``, ``in`` divisible by ``INT4_GROUP``.
+
+    Returns:
+        int32 values of shape ``(out, in)`` in [0, 15], and bf16 scales and zeros of shape
+        ``(out, in / INT4_GROUP)``; ``weight`` is about ``(values - 8) * scale + zero``.
+    """
+    groups = weight.unflatten(1, (-1, INT4_GROUP))  # (out, in / group, group)
+    low, high = groups.amin(dim=-1).clamp(max=0.0), groups.amax(dim=-1).clamp(min=0.0)
+    scales = _usable((high - low) / 15.0).to(torch.bfloat16)
+    zeros = (low + 8.0 * scales.float()).to(torch.bfloat16)
+    steps = (groups - zeros[..., None].float()) / scales[..., None].float()
+    values = torch.clamp(torch.round(steps) + 8, 0, 15)
+    return values.flatten(1).to(torch.int32), scales, zeros
+
+
+def _usable(scales: torch.Tensor) -> torch.Tensor:
+    """Return ``scales`` without zeros, by which weights that are all zero would be divided."""
+    return scales.clamp(min=torch.finfo(torch.float32).tiny)

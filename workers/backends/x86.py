@@ -1,0 +1,121 @@
+"""The x86 CPU backend: PyTorch's own bf16, int8 and int4 kernels, run eagerly."""
+
+import platform
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice, Precision
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import ActivationRange
+from workers import environment
+from workers.backends.packed import PackedLayer
+from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.x86_conv import Bf16Conv, Int8Conv2d
+from workers.backends.x86_embedding import Bf16Embedding, RowwiseEmbedding
+from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
+
+_Prepare = Callable[..., PackedLayer]
+
+#: Layer type -> choice -> how the layer is prepared, from the module and its calibrated range.
+_KERNELS: dict[type[nn.Module], dict[str, _Prepare]] = {
+    nn.Linear: {
+        "bf16": lambda module, _: Bf16Linear(module),
+        "int8_static": Int8Linear,
+        "int8_dynamic": lambda module, _: Int8Linear(module, None),
+        "int8_weight_only": lambda module, _: Int8WeightOnlyLinear(module),
+        "int4_weight_only": lambda module, _: Int4WeightOnlyLinear(module),
+    },
+    nn.Conv1d: {"bf16": lambda module, _: Bf16Conv(module)},
+    nn.Conv2d: {
+        "bf16": lambda module, _: Bf16Conv(module),
+        "int8_static": Int8Conv2d,
+        "int8_dynamic": lambda module, _: Int8Conv2d(module, None),
+    },
+    nn.Embedding: {
+        "bf16": lambda module, _: Bf16Embedding(module),
+        "int8_weight_only": lambda module, _: RowwiseEmbedding(module, 8),
+        "int4_weight_only": lambda module, _: RowwiseEmbedding(module, 4),
+    },
+}
+_MODULES = {
+    LayerKind.LINEAR: nn.Linear,
+    LayerKind.CONV1D: nn.Conv1d,
+    LayerKind.CONV2D: nn.Conv2d,
+    LayerKind.EMBEDDING: nn.Embedding,
+}
+
+
+class X86Backend:
+    """Runs layers with the kernels PyTorch ships for x86 CPUs."""
+
+    name = "x86"
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self._features = torch.cpu.get_capabilities()
+        with warnings.catch_warnings():
+            # PyTorch warns once a process that quantized tensors will go some day; the int8 kernels have
+            # no other way in yet (pytorch issue 184982). Users cannot act on it, so it is spent here.
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+            torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+    def unavailable(self) -> str | None:
+        """See ``Backend.unavailable``."""
+        if platform.machine() not in ("x86_64", "AMD64"):
+            return f"needs an x86-64 processor, but this is {platform.machine()}"
+        return None if self._features.get("avx2") else "needs AVX2, which this processor lacks"
+
+    def hardware(self) -> str:
+        """See ``Backend.hardware``."""
+        return f"{environment.cpu_name()}, {environment.usable_cores()} cores"
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Backend.refuses``."""
+        if choice == FULL_PRECISION:
+            return None
+        if layer.frozen_reason is not None:
+            return layer.frozen_reason
+        return self._hardware_refuses(choice) or _layer_refuses(layer, choice)
+
+    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+        """See ``Backend.prepare``."""
+        if choice == FULL_PRECISION:
+            return module
+        kernels = next(kernels for kind, kernels in _KERNELS.items() if isinstance(module, kind))
+        with torch.no_grad():
+            return kernels[choice.name](module, input_range).eval()
+
+    def weight_bytes(self, prepared: nn.Module) -> int:
+        """See ``Backend.weight_bytes``."""
+        if isinstance(prepared, PackedLayer):
+            return prepared.packed_bytes
+        return sum(tensor.nbytes for tensor in (*prepared.parameters(), *prepared.buffers()))
+
+    def _hardware_refuses(self, choice: LayerChoice) -> str | None:
+        if choice.precision is Precision.BF16 and not (
+            self._features.get("avx512_bf16") or self._features.get("amx_bf16")
+        ):
+            return "needs AVX512-BF16 or AMX, which this processor lacks; bf16 would be emulated and slow"
+        # Without VNNI the 16-bit sums of two products saturate and outputs are wrong.
+        if choice.needs_int8_products and not (self._features.get("avx512_vnni") or self._features.get("avx_vnni")):
+            return "needs VNNI, which this processor lacks; 8-bit products would saturate"
+        return None
+
+
+def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
+    """Return why no kernel runs this layer with the choice on any x86 processor."""
+    if choice.name not in _KERNELS[_MODULES[layer.kind]]:
+        takers = [name for name in _KERNELS[_MODULES[layer.kind]] if name in CHOICES]
+        return f"no {choice.name} kernel for {layer.kind} layers; they take fp32, {', '.join(takers)}"
+    features = layer.weight_shape[1]
+    if layer.kind is LayerKind.LINEAR and choice.precision is Precision.INT4:
+        if features % INT4_GROUP:
+            return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}"
+        if layer.weight_shape[0] % 16:
+            return f"the int4 kernel needs output features divisible by 16, but this layer has {layer.weight_shape[0]}"
+    if layer.kind is LayerKind.EMBEDDING and choice.precision is Precision.INT4 and features % 2:
+        return f"int4 rows hold two features a byte, but this embedding has {features}"
+    return None

@@ -1,0 +1,108 @@
+"""Linear layers on x86 CPUs: bf16, W8A8 static and dynamic, int8 and int4 weight-only.
+
+W8A8 runs oneDNN's int8 matrix product with fp32 output. It was measured against PyTorch's older
+``quantized.linear_dynamic`` and ``linear_with_input_q_dq_qweight_dq_output_fp32``: from 32 rows on it
+takes half to two thirds of their time, at one row it costs some 20 microseconds more. Their packed
+weights differ, and holding both would double the memory.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.activation_quantization import affine_of, to_uint8
+from workers.backends.packed import PackedLayer
+from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
+
+#: Up to so many rows the weight-only int8 kernel reads each weight once from memory, which is what
+#: decoding one token waits for; beyond, bf16 products on weights widened on the fly are faster.
+_FEW_ROWS = 8
+
+
+class Bf16Linear(PackedLayer):
+    """Weights and products in bf16; input and output in fp32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self._weight = linear.weight.to(torch.bfloat16)
+        self._bias = None if linear.bias is None else linear.bias.to(torch.bfloat16)
+        self.packed_bytes = self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b``; (..., in) -> (..., out)."""
+        return F.linear(x.to(torch.bfloat16), self._weight, self._bias).to(torch.float32)
+
+
+class Int8Linear(PackedLayer):
+    """W8A8: per-channel symmetric weights; asymmetric uint8 input, per tensor, static or dynamic."""
+
+    def __init__(self, linear: nn.Linear, input_range: ActivationRange | None) -> None:
+        super().__init__(linear)
+        values, self._scales = int8_per_channel(linear.weight)
+        self._packed = torch.ops.onednn.qlinear_prepack(values, None)
+        self._zero_points = torch.zeros(len(self._scales), dtype=torch.int32)
+        self._bias = None if linear.bias is None else linear.bias.clone()
+        self._affine = None if input_range is None else input_range.affine_uint8()
+        self._out_features = linear.out_features
+        held = [self._packed, self._scales, self._zero_points, *([] if self._bias is None else [self._bias])]
+        self.packed_bytes = sum(tensor.nbytes for tensor in held)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b``; (..., in) -> (..., out)."""
+        scale, zero_point = self._affine or affine_of(x)
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            to_uint8(x.reshape(-1, x.shape[-1]), scale, zero_point), scale, zero_point,
+            self._packed, self._scales, self._zero_points, self._bias,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return product.view(*x.shape[:-1], self._out_features)
+
+
+class Int8WeightOnlyLinear(PackedLayer):
+    """Per-channel symmetric int8 weights, bf16 products, no activation quantization."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self._values, self._scales = int8_per_channel(linear.weight, torch.bfloat16)
+        self._bias = None if linear.bias is None else linear.bias.clone()
+        self.packed_bytes = self._values.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b``; (..., in) -> (..., out)."""
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        if len(rows) <= _FEW_ROWS:
+            product = torch._weight_int8pack_mm(rows, self._values, self._scales).to(torch.float32)
+        else:
+            product = F.linear(rows, self._values.to(torch.bfloat16)).to(torch.float32).mul_(self._scales)
+        if self._bias is not None:
+            product += self._bias
+        return product.view(*x.shape[:-1], len(self._scales))
+
+
+class Int4WeightOnlyLinear(PackedLayer):
+    """Per-group asymmetric int4 weights, bf16 products, no activation quantization.
+
+    The packed layout depends on the processor and has no kernel that unpacks it, so many rows take
+    the same kernel as one; it is made for few.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        values, scales, zeros = int4_per_group(linear.weight)
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
+        # The kernel wants (groups, out, 2).
+        self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()
+        self._bias = None if linear.bias is None else linear.bias.clone()
+        self._out_features = linear.out_features
+        held = [self._packed, self._scales_and_zeros, *([] if self._bias is None else [self._bias])]
+        self.packed_bytes = sum(tensor.nbytes for tensor in held)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b``; (..., in) -> (..., out)."""
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._packed, INT4_GROUP, self._scales_and_zeros)
+        product = product.to(torch.float32)
+        if self._bias is not None:
+            product += self._bias
+        return product.view(*x.shape[:-1], self._out_features)

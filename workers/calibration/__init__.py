@@ -1,0 +1,1 @@
+"""Calibration: one pass over representative inputs fixes the ranges of static quantization."""
