@@ -40,7 +40,9 @@ def compute_front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> F
 
 
 def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> TrialRecord:
-    """Return one trial: the knee of the front, an extreme of it, or the trial of that number.
+    """Return one trial: the knee of the front, an extreme of the feasible trials, or the trial of that number.
+
+    An extreme in a metric that is no objective of the job need not be on the front.
 
     Raises:
         NoFeasibleMapError: if the front is empty; names the nearest trial and what it misses.
@@ -55,12 +57,12 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
     feasible = [trial for trial in trials if trial.feasible]
     if not feasible:
         raise NoFeasibleMapError(f"no map satisfies the constraints. {nearest(trials)}")
+    if how in _PICKS:
+        metrics = [METRICS[name] for name in _PICKS[how]]
+        return min(feasible, key=lambda t: tuple(minimised(m, t.figures[m.name].value) for m in metrics))
     points = chosen.points([trial.figures for trial in feasible])
-    front = [trial for trial, kept in zip(feasible, non_dominated(points), strict=True) if kept]
-    if how == "knee":
-        return front[knee(chosen.points([trial.figures for trial in front]))]
-    metrics = [METRICS[name] for name in _PICKS[how]]
-    return min(front, key=lambda t: tuple(minimised(m, t.figures[m.name].value) for m in metrics))
+    on_front = non_dominated(points).nonzero()[0]
+    return feasible[on_front[knee(points[on_front])]]
 
 
 def nearest(trials: Sequence[TrialRecord]) -> str:

@@ -31,6 +31,15 @@ _SHORT = {
     "fp8_dynamic": "df8",
     "fp8_weight_only": "wf8",
 }
+#: Metric -> heading of the columns of a front, where any trial has them.
+_COLUMNS = {
+    "latency_p50_ms": "p50 ms",
+    "latency_p95_ms": "p95 ms",
+    "latency_ratio": "speedup",
+    "accuracy": "accuracy",
+    "divergence": "diverg.",
+    "weight_memory_mib": "MiB",
+}
 LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
 
 
@@ -40,8 +49,8 @@ def print_json(data: Mapping[str, Any]) -> None:
 
 
 def say(message: str) -> None:
-    """Tell people something on standard error; square brackets are printed as they are."""
-    err.print(Text(message))
+    """Tell people something on standard error; the terminal wraps it, and square brackets stay."""
+    err.print(Text(message), soft_wrap=True)
 
 
 def mix(choices: Mapping[str, str]) -> str:
@@ -66,31 +75,33 @@ def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
-    for heading in ("p50 ms", "p95 ms", "speedup", "accuracy", "diverg.", "MiB"):
+    columns = {name: heading for name, heading in _COLUMNS.items() if any(name in t.figures for t in trials)}
+    for heading in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
-        figures = trial.figures
-        ratio = figures.get("latency_ratio")
-        table.add_row(
-            str(trial.number),
-            escape(trial_name(trial)),
-            figure_text("latency_p50_ms", figures.get("latency_p50_ms")),
-            figure_text("latency_p95_ms", figures.get("latency_p95_ms")),
-            f"{1 / ratio.value:.2f}x" if ratio else "",
-            figure_text("accuracy", figures.get("accuracy")),
-            figure_text("divergence", figures.get("divergence")),
-            figure_text("weight_memory_mib", figures.get("weight_memory_mib")),
-            style="" if trial.feasible else "dim",
-        )
+        cells = [_cell(name, trial.figures.get(name)) for name in columns]
+        table.add_row(str(trial.number), escape(trial_name(trial)), *cells, style="" if trial.feasible else "dim")
     return table
+
+
+def _cell(name: str, figure: Figure | None) -> str:
+    if figure is not None and name == "latency_ratio":
+        return f"{1 / figure.value:.2f}x"
+    return figure_text(name, figure)
 
 
 def trial_name(trial: TrialRecord) -> str:
     """Return the baseline's label with its verdict, or what a sampled map consists of."""
-    name = trial.label or mix(trial.choices)
+    name = _baseline_name(trial.label) if trial.label else mix(trial.choices)
     if trial.state is TrialState.FAILED:
         return f"{name} (failed)"
     return name if trial.feasible else f"{name} (misses {', '.join(missed(trial)) or 'a constraint'})"
+
+
+def _baseline_name(label: str) -> str:
+    """Return a baseline's label with the choice abbreviated, so that tables stay narrow."""
+    kind, _, choice = label.rpartition(" ")
+    return f"{kind} {_SHORT.get(choice, choice)}".strip()
 
 
 def missed(trial: TrialRecord) -> list[str]:

@@ -1,0 +1,134 @@
+"""The commands of docker-compose.yml, run natively: PostgreSQL, migration, Ray nodes, driver, dashboard."""
+
+import json
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TASK_FILE = ROOT / "tests" / "data" / "fragile_task.py"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a service in a process group of its own and end it as a container is ended."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def wait_for(check: Any, seconds: float, what: str, log: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if check():
+            return
+        time.sleep(0.3)
+    pytest.fail(f"{what} was not ready within {seconds} s:\n{log.read_text()[-3000:]}")
+
+
+def command_of(service: str, replacements: dict[str, str]) -> list[str]:
+    command = COMPOSE["services"][service]["command"]
+    assert isinstance(command, list)
+    return [replace(word, replacements) for word in command]
+
+
+def replace(word: str, replacements: dict[str, str]) -> str:
+    for old, new in replacements.items():
+        word = word.replace(old, new)
+    return word
+
+
+def test_compose_commands_run_a_job_on_postgresql_and_ray(postgres_url: str, tmp_path: Path) -> None:
+    ray_port, web_port = free_port(), free_port()
+    address = f"127.0.0.1:{ray_port}"
+    swap = {"ray-head:6379": address, "--port=6379": f"--port={ray_port}", "0.0.0.0": "127.0.0.1", "$$": "$"}
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "AUTOTUNE_DATABASE": postgres_url,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "AUTOTUNE_JOB": "job.yaml",
+    }
+    write_job(tmp_path)
+
+    subprocess.run(command_of("migrate", swap), env=environment, check=True, capture_output=True, timeout=60)
+
+    head_log, worker_log, web_log = (tmp_path / f"{name}.log" for name in ("head", "worker", "web"))
+    worker = [*command_of("ray-worker", swap), "--num-cpus=2", "--num-gpus=1"]
+    health = [replace(word, swap) for word in COMPOSE["services"]["ray-head"]["healthcheck"]["test"][1:]]
+
+    def ray_is_healthy() -> bool:
+        return subprocess.run(health, env=environment, capture_output=True, check=False).returncode == 0
+
+    with running(command_of("ray-head", swap), environment, head_log):
+        wait_for(ray_is_healthy, 60, "Ray's head", head_log)
+        with running(worker, environment, worker_log):
+            wait_for(lambda: "Ray runtime started" in worker_log.read_text(), 60, "Ray's worker", worker_log)
+            # The driver joins from the head's node here; in a container it first becomes a node of its own.
+            driver = shlex.split(command_of("service", swap)[-1].rpartition("exec ")[2])
+            driver = [word.replace("/jobs/$AUTOTUNE_JOB", str(tmp_path / "job.yaml")) for word in driver]
+            driver += ["--task-file", str(TASK_FILE), "--json"]
+            done = subprocess.run(driver, env=environment, capture_output=True, text=True, timeout=200, check=False)
+            assert done.returncode == 0, done.stderr + worker_log.read_text()[-2000:]
+            front = json.loads(done.stdout)
+            assert front["job"]["state"] == "finished"
+            assert front["job"]["trials"] == 10
+
+    web = [*command_of("dashboard", swap), "--port", str(web_port)]
+    with running(web, environment, web_log):
+        url = f"http://127.0.0.1:{web_port}/_stcore/health"
+        wait_for(lambda: answers(url), 60, "the dashboard", web_log)
+
+
+def write_job(folder: Path) -> None:
+    job = {
+        "schema": "autotune.job/v1",
+        "name": "services",
+        "task": {"name": "fragile"},
+        "objectives": ["latency_p50_ms", "divergence"],
+        "search": {"trials": 10},
+        "measurement": {"repeats": 20, "warmup_s": 0.0},
+        # Two workers share the one GPU of the cluster; a third would be refused.
+        "workers": {"count": 2, "cpus": 1, "gpus": 0.5},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
