@@ -24,9 +24,8 @@ def parse_url(url: str) -> URL:
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
-        raise StoreError(
-            f"a database URL must be sqlite:///FILE or postgresql://USER@HOST/NAME, but got {url!r}"
-        ) from None
+        # What cannot be parsed may hold a password anywhere, so it is not repeated.
+        raise StoreError(f"{_FORMS}, but this is no URL") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
         return parsed.set(drivername="sqlite")

@@ -109,7 +109,12 @@ def _scripts() -> ScriptDirectory:
 
 @contextmanager
 def _errors(engine: Engine) -> Iterator[None]:
+    """Turn the database's errors into this project's, and close what cannot be used."""
     try:
         yield
+    except StoreError:
+        engine.dispose()
+        raise
     except sa.exc.SQLAlchemyError as error:
+        engine.dispose()
         raise StoreError(f"cannot open the database {engine.url.render_as_string()}: {reason(error)}") from error

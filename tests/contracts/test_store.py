@@ -1,0 +1,279 @@
+"""The contract of ``autotune.store.base.Store``, run over every implementation."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autotune.errors import ConflictError, NotFoundError
+from autotune.metrics import METRICS, Figure
+from autotune.store.base import Store
+from autotune.store.clock import event
+from autotune.store.memory import MemoryStore
+from autotune.store.open import open_store
+from autotune.store.records import (
+    FrontRecord,
+    JobRecord,
+    JobState,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import ActivationRange
+from workers.measurement import Environment, FailureCause, LatencySamples
+from workers.setup import Calibration, ModelDescription
+
+AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+NASTY = "<script>alert('é')</script>\n\"; DROP TABLE jobs; -- \U0001f600"
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    url = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    opened = open_store(url)
+    yield opened
+    opened.close()
+
+
+def job(job_id: str = "a1", **changes: Any) -> JobRecord:
+    fields = {
+        "id": job_id,
+        "name": NASTY,
+        "task": "digits-cnn",
+        "spec": {"search": {"trials": 9}, "name": NASTY},
+        "state": JobState.CREATED,
+        "created_at": AT,
+        "updated_at": AT,
+    }
+    return JobRecord(**fields | changes)
+
+
+def trial(number: int = 0, job_id: str = "a1", **changes: Any) -> TrialRecord:
+    fields: dict[str, Any] = {
+        "job_id": job_id,
+        "number": number,
+        "kind": TrialKind.SEARCH,
+        "label": None,
+        "state": TrialState.COMPLETE,
+        "choices": {f"layer.{i}": "int8_static" if i % 2 else "fp32" for i in range(300)},
+        "key": f"{number:032x}",
+        "figures": {"accuracy": Figure(value=0.1 + 0.2), "latency_p50_ms": Figure(value=1 / 3, low=0.3, high=None)},
+        "violations": {"latency_p50_ms": -0.25},
+        "sampler_state": {"NSGAIISampler:generation": 3},
+        "environment": {"hardware": "cpu", "versions": {"torch": "2"}},
+        "worker": "inline:1",
+        "seconds": 1.5,
+        "forward_seconds": 1.25,
+        "finished_at": AT + timedelta(seconds=number),
+    }
+    return TrialRecord(**fields | changes)
+
+
+def samples() -> tuple[LatencySamples, ...]:
+    generator = np.random.default_rng(0)
+    return tuple(
+        LatencySamples(batch_size=size, candidate_ms=generator.random(100), reference_ms=generator.random(20))
+        for size in (8, 1)
+    )
+
+
+def description() -> ModelDescription:
+    layer = Layer(
+        name="fc", kind=LayerKind.LINEAR, weight_shape=(4, 3), has_bias=True, weight_bytes=64, input_shape=(2, 3),
+        flops=48, calls=1, order=0, group="fc",
+    )  # fmt: skip
+    return ModelDescription(
+        fingerprint="f" * 64,
+        layers=(layer,),
+        refusals={"fc": {"fp16": "no kernel"}},
+        layer_bytes={"fc": {"fp32": 64}},
+        other_bytes=8,
+        calibration=Calibration(ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5),
+        environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
+    )
+
+
+def test_job_comes_back_as_it_was(store: Store) -> None:
+    recorded = job(description=description(), error="x", driver="h:1:2", elapsed_s=1.5)
+    store.create_job(recorded)
+    assert store.job("a1") == recorded
+
+
+def test_jobs_are_listed_newest_first(store: Store) -> None:
+    for index, job_id in enumerate(["old", "new", "mid"]):
+        store.create_job(job(job_id, created_at=AT + timedelta(hours=[0, 2, 1][index])))
+    assert [record.id for record in store.jobs()] == ["new", "mid", "old"]
+
+
+def test_job_ids_are_unique(store: Store) -> None:
+    store.create_job(job())
+    with pytest.raises(ConflictError, match="'a1' already"):
+        store.create_job(job(name="other"))
+    assert store.job("a1").name == NASTY
+
+
+def test_update_changes_counts_and_tells(store: Store) -> None:
+    store.create_job(job())
+    changed = store.update_job("a1", state=JobState.RUNNING, description=description(), event=event("started", "Go"))
+    assert changed == store.job("a1")
+    assert changed.state is JobState.RUNNING
+    assert changed.description == description()
+    assert changed.version == 1
+    assert changed.updated_at > AT
+    assert [(e.kind, e.message) for e in store.events("a1")] == [("started", "Go")]
+    assert store.update_job("a1", error=None).version == 2
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.job("b2"),
+        lambda store: store.trials("b2"),
+        lambda store: store.latency("b2", 0),
+        lambda store: store.fronts("b2"),
+        lambda store: store.events("b2"),
+        lambda store: store.update_job("b2", error="x"),
+        lambda store: store.record(TrialResult(trial=trial(job_id="b2"))),
+    ],
+)
+def test_unknown_job_is_not_found(store: Store, ask: Callable[[Store], Any]) -> None:
+    with pytest.raises(NotFoundError, match="no job 'b2'"):
+        ask(store)
+
+
+def test_trial_comes_back_as_it_was(store: Store) -> None:
+    store.create_job(job())
+    complete = trial(0, label=NASTY, kind=TrialKind.BASELINE)
+    failed = trial(
+        1, state=TrialState.FAILED, figures={}, violations={}, environment={}, failure=FailureCause.CRASH,
+        message=NASTY, attempts=3,
+    )  # fmt: skip
+    for record in (failed, complete):
+        store.record(TrialResult(trial=record))
+    found = store.trials("a1")
+    assert found == [complete, failed]
+    assert list(found[0].choices) == list(complete.choices)
+
+
+def test_latency_samples_are_exact(store: Store) -> None:
+    store.create_job(job())
+    store.record(TrialResult(trial=trial(), latency=samples()))
+    found = store.latency("a1", 0)
+    assert [latency.batch_size for latency in found] == [8, 1]
+    for mine, theirs in zip(samples(), found, strict=True):
+        np.testing.assert_array_equal(mine.candidate_ms, theirs.candidate_ms)
+        np.testing.assert_array_equal(mine.reference_ms, theirs.reference_ms)
+    assert store.latency("a1", 5) == ()
+
+
+def test_one_commit_writes_everything(store: Store) -> None:
+    store.create_job(job())
+    front = FrontRecord(trials=1, members=(0,), hypervolume=0.5)
+    happened = (event("one", "1"), event("two", "2"))
+    store.record(TrialResult(trial=trial(), latency=samples(), front=front, events=happened, elapsed_s=2.5))
+    wider = FrontRecord(trials=2, members=(0, 1), hypervolume=0.75)
+    store.record(TrialResult(trial=trial(1), front=wider, elapsed_s=0.5))
+    assert store.fronts("a1") == [front, wider]
+    assert store.events("a1") == list(happened)
+    assert store.job("a1").elapsed_s == 3.0
+    assert store.job("a1").version == 2
+
+
+def test_recording_again_changes_nothing(store: Store) -> None:
+    store.create_job(job())
+    result = TrialResult(trial=trial(), latency=samples(), events=(event("one", "1"),), elapsed_s=1.0)
+    store.record(result)
+    before = store.job("a1")
+    store.record(dataclasses.replace(result, trial=trial(0, key="other")))
+    assert store.job("a1") == before
+    assert store.trials("a1") == [trial()]
+    assert len(store.events("a1")) == 1
+
+
+def test_same_map_under_another_number_conflicts_and_leaves_nothing(store: Store) -> None:
+    store.create_job(job())
+    store.record(TrialResult(trial=trial()))
+    before = store.job("a1")
+    again = TrialResult(trial=trial(1, key=trial().key), latency=samples(), events=(event("x", "y"),), elapsed_s=9.0)
+    with pytest.raises(ConflictError, match="same map"):
+        store.record(again)
+    assert store.job("a1") == before
+    assert store.trials("a1") == [trial()]
+    assert store.events("a1") == []
+
+
+def test_two_jobs_may_measure_the_same_map(store: Store) -> None:
+    for job_id in ("a1", "b2"):
+        store.create_job(job(job_id))
+        store.record(TrialResult(trial=trial(job_id=job_id)))
+    assert store.trials("b2") == [trial(job_id="b2")]
+
+
+def test_records_are_passed_by_value(store: Store) -> None:
+    choices = {"fc": "fp32"}
+    spec = {"search": {"trials": 9}}
+    store.create_job(job(spec=spec))
+    store.record(TrialResult(trial=trial(choices=choices)))
+    choices["fc"] = "bf16"
+    spec["search"]["trials"] = 1
+    store.trials("a1")[0].choices["fc"] = "bf16"  # type: ignore[index]
+    assert store.trials("a1")[0].choices == {"fc": "fp32"}
+    assert store.job("a1").spec["search"]["trials"] == 9
+
+
+def test_writers_in_threads_lose_nothing(store: Store) -> None:
+    store.create_job(job())
+    if isinstance(store, MemoryStore):
+        pytest.skip("one process drives a job; the twin in memory is for one thread")
+
+    def write(first: int) -> None:
+        for number in range(first, first + 10):
+            store.record(TrialResult(trial=trial(number), events=(event("n", str(number)),), elapsed_s=1.0))
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in range(0, 40, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [record.number for record in store.trials("a1")] == list(range(40))
+    assert len(store.events("a1")) == 40
+    assert store.job("a1").elapsed_s == 40.0
+
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+figures = st.builds(Figure, value=numbers, low=st.none() | numbers, high=st.none() | numbers)
+
+
+@given(
+    choices=st.dictionaries(names, st.sampled_from(["fp32", "int8_static"]), max_size=8),
+    measured=st.dictionaries(st.sampled_from(sorted(METRICS)), figures),
+    message=st.none() | names,
+    violations=st.dictionaries(st.sampled_from(sorted(METRICS)), numbers),
+)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_trial_survives_the_round_trip(
+    store: Store,
+    choices: dict[str, str],
+    measured: dict[str, Figure],
+    message: str | None,
+    violations: dict[str, float],
+) -> None:
+    job_id = f"j{len(store.jobs())}"
+    store.create_job(job(job_id))
+    written = trial(
+        job_id=job_id, choices=choices, figures=measured, message=message, violations=violations, key=job_id
+    )
+    store.record(TrialResult(trial=written))
+    assert store.trials(job_id) == [written]

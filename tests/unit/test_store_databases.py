@@ -1,0 +1,128 @@
+"""What databases promise beyond the store's contract: migrations, durability settings, readers, errors."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from autotune.errors import StoreError
+from autotune.store.engine import make_engine, parse_url
+from autotune.store.open import VERSION_TABLE, alembic_config, default_url, migrate, open_store
+from autotune.store.tables import metadata
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    name = "sqlite_url" if request.param == "sqlite" else "postgres_url"
+    found = request.getfixturevalue(name)
+    assert isinstance(found, str)
+    return found
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[sa.Engine]:
+    made = make_engine(parse_url(url), read_only=False)
+    yield made
+    made.dispose()
+
+
+def test_migrated_tables_are_the_declared_ones(url: str, engine: sa.Engine) -> None:
+    migrate(url)
+    with engine.begin() as connection:
+        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+
+
+def test_migrations_go_down_and_up_again(url: str, engine: sa.Engine) -> None:
+    migrate(url)
+    with engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "base")
+    with engine.begin() as connection:
+        assert set(sa.inspect(connection).get_table_names()) == {VERSION_TABLE}
+    migrate(url)
+    open_store(url).close()
+
+
+def test_processes_that_start_together_migrate_once(url: str) -> None:
+    code = f"from autotune.store.open import open_store; open_store({url!r}).close()"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+
+
+def test_newer_tables_are_refused(url: str, engine: sa.Engine) -> None:
+    migrate(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    for read_only in (False, True):
+        with pytest.raises(StoreError, match="revision 9999, which this program does not know: a newer version"):
+            open_store(url, read_only=read_only)
+
+
+def test_reader_of_an_empty_database_is_told_to_upgrade(url: str, engine: sa.Engine) -> None:
+    with engine.begin():
+        pass
+    with pytest.raises(StoreError, match="run: autotune db upgrade"):
+        open_store(url, read_only=True)
+
+
+def test_reader_cannot_write(url: str) -> None:
+    migrate(url)
+    reader = make_engine(parse_url(url), read_only=True)
+    with pytest.raises(sa.exc.DBAPIError, match=r"(?i)read-?\s?only"), reader.begin() as connection:
+        connection.execute(sa.delete(metadata.tables["jobs"]))
+    reader.dispose()
+
+
+def test_sqlite_waits_for_others_and_survives_a_power_cut(sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    with make_engine(parse_url(sqlite_url), read_only=False).begin() as connection:
+        settings = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in (
+            "journal_mode", "synchronous", "busy_timeout", "foreign_keys")}  # fmt: skip
+    assert settings == {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 30000, "foreign_keys": 1}
+
+
+def test_reader_in_the_middle_of_reading_does_not_stop_a_writer(sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    reader = make_engine(parse_url(sqlite_url), read_only=True)
+    with reader.begin() as reading:
+        reading.execute(sa.select(metadata.tables["jobs"])).all()
+        with sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), timeout=0.5) as writing:
+            writing.execute("DELETE FROM jobs")
+    reader.dispose()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("nonsense secret", "but this is no URL"),
+        ("mysql://user:secret@host/db", r"but got 'mysql://user:\*\*\*@host/db'"),
+        ("sqlite://", "but got 'sqlite://'"),
+        ("postgresql://user:secret@127.0.0.1:1/db", r"cannot open the database postgresql\+psycopg://user:\*\*\*@"),
+        ("sqlite:////proc/nowhere/x.db", "cannot make the folder"),
+    ],
+)
+def test_wrong_urls_are_explained_without_their_password(wrong: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message) as caught:
+        open_store(wrong)
+    assert "secret" not in str(caught.value)
+
+
+def test_reading_where_there_is_nothing_says_what_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="'autotune run' makes one"):
+        open_store(f"sqlite:///{tmp_path}/none.db", read_only=True)
+
+
+def test_default_database_can_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOTUNE_DATABASE", raising=False)
+    assert default_url() == "sqlite:///autotune.db"
+    monkeypatch.setenv("AUTOTUNE_DATABASE", "postgresql://db/x")
+    assert default_url() == "postgresql://db/x"
