@@ -1,5 +1,6 @@
 """Examine whether this machine can tune models."""
 
+import functools
 import os
 import platform
 import shutil
@@ -37,7 +38,7 @@ def examine(database: str) -> list[Finding]:
         "database": lambda: _database(database),
     }
     findings = [_find(name, check) for name, check in checks.items()]
-    return findings + [_find(f"task {name}", lambda name=name: _task(name)) for name in task_names()]
+    return findings + [_find(f"task {name}", functools.partial(_task, name)) for name in task_names()]
 
 
 def _find(name: str, check: Callable[[], str]) -> Finding:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from autotune.errors import JobSpecError, NoFeasibleMapError
 from autotune.jobs import find_trial
 from autotune.metrics import METRICS, Constraint, Figure
 from autotune.objectives import Objectives, minimised
 from autotune.pareto import hypervolume, knee, non_dominated
-from autotune.store.records import FrontRecord, TrialRecord
+from autotune.store.records import FrontRecord, TrialRecord, TrialState
 from search_spaces.errors import unknown
 
 #: Pick by name -> the metrics that decide, the first one first.
@@ -61,21 +63,26 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
         metrics = [METRICS[name] for name in _PICKS[how]]
         return min(feasible, key=lambda t: tuple(minimised(m, t.figures[m.name].value) for m in metrics))
     points = chosen.points([trial.figures for trial in feasible])
-    on_front = non_dominated(points).nonzero()[0]
-    return feasible[on_front[knee(points[on_front])]]
+    front = np.flatnonzero(non_dominated(points))
+    return feasible[int(front[knee(points[front])])]
+
+
+def nearest_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the trial that breaks the constraints by least in sum; None if none was measured.
+
+    A trial measured in part, because it was ruled out early, counts only if there is no complete one.
+    """
+    known = [trial for trial in trials if trial.violations and trial.figures]
+    return min(known, key=lambda t: (t.state is not TrialState.COMPLETE, _total_violation(t)), default=None)
 
 
 def nearest(trials: Sequence[TrialRecord]) -> str:
-    """Return a sentence about the trial that misses the constraints by least, and by how much."""
-    known = [trial for trial in trials if trial.violations and trial.figures]
-    if not known:
+    """Return a sentence about the nearest trial: what it misses, and by how much of the limit."""
+    best = nearest_trial(trials)
+    if best is None:
         return "No trial was measured"
-    # A trial ruled out early is measured in part only, so complete ones come first.
-    best = min(
-        known, key=lambda t: (len(t.figures) < len(trials[0].figures), sum(max(0.0, v) for v in t.violations.values()))
-    )
     misses = [
-        f"{name} = {best.figures[name].value:.4g} (over the limit by {100 * violation:.2g} %)"
+        f"{name} = {best.figures[name].value:.4g} (by {100 * violation:.2g} % of the limit)"
         for name, violation in best.violations.items()
         if violation > 0
     ]

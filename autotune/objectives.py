@@ -40,7 +40,8 @@ class Objectives:
         The hypervolume of one job then means the same on fast and slow machines. Accuracy counts in
         units of a tenth of full precision's, divergence in decades.
         """
-        return points / np.array([_unit(metric, full_precision) for metric in self.metrics])
+        units: Points = np.array([_unit(metric, full_precision) for metric in self.metrics])
+        return points / units
 
     def reference_point(self, full_precision: Mapping[str, Figure]) -> Points:
         """Return the normalised point where a map is worth nothing, shape ``(objectives,)``.

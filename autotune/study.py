@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState as OptunaState
 
@@ -62,7 +62,9 @@ class Study:
         self._objectives = Objectives.named(objectives)
         # Samplers tell constraints apart by position, so every trial gets all of them in one order.
         self._constraints = sorted(constraint.metric for constraint in constraints)
-        self._distributions = {group.name: CategoricalDistribution(group.choices) for group in space.free_groups}
+        self._distributions: dict[str, BaseDistribution] = {
+            group.name: CategoricalDistribution(group.choices) for group in space.free_groups
+        }
         # A resumed job draws new numbers instead of repeating those of its start.
         self._seed = (seed + 1_000_003 * len(history)) % 2**32
         self._random = random.Random(self._seed)

@@ -35,11 +35,9 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
     finally:
         for handle in handles:
             handle.remove()
-    sharers: dict[int, list[str]] = {}
-    for name, module in modules.items():
-        sharers.setdefault(id(module.weight), []).append(name)
+    owners = _owners(model)
     layers = [
-        _layer(name, module, trace, _frozen_reason(name, module, trace, sharers[id(module.weight)], bypassed))
+        _layer(name, module, trace, _frozen_reason(name, module, trace, owners, bypassed))
         for name, module in modules.items()
     ]
     never_ran = len(trace.first_call)
@@ -110,14 +108,40 @@ def _bypassed(model: nn.Module) -> set[str]:
     return {f"{name}.{child}" if name else child for name in encoders for child in ("linear1", "linear2")}
 
 
-def _frozen_reason(name: str, module: nn.Module, trace: _Trace, sharers: list[str], bypassed: set[str]) -> str | None:
-    tied = [other for other in sharers if other != name]
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Return parameter id -> names of the modules that hold it."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _frozen_reason(
+    name: str, module: nn.Module, trace: _Trace, owners: dict[int, list[str]], bypassed: set[str]
+) -> str | None:
+    held = (owner for parameter in module.parameters(recurse=False) for owner in owners[id(parameter)])
+    tied = sorted(set(held) - {name})
     if tied:
         return f"shares its weight with {', '.join(tied)}; a quantized copy would add memory instead of saving it"
     if name not in trace.calls:
         return "never ran on the example batch, so nothing can be calibrated or measured"
     if name in bypassed:
         return "nn.TransformerEncoderLayer reads its weight without calling it"
+    return _unusual(name, module, trace)
+
+
+def _unusual(name: str, module: nn.Module, trace: _Trace) -> str | None:
+    """Return what about a layer no replacement could copy."""
+    assert isinstance(module.weight, torch.Tensor)
+    if not name:
+        return "is the whole model; only layers inside a module can be replaced"
+    if module.weight.dtype != torch.float32:
+        return f"has {module.weight.dtype} weights; load the model in float32 to have it quantized"
+    if name not in trace.input_shape:
+        return "takes its input by keyword; replacements take it by position"
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return "has forward hooks or a patched forward, which a replacement would not run"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"pads with {module.padding_mode!r}; quantized kernels pad with zeros only"
     if getattr(module, "max_norm", None) is not None:

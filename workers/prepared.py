@@ -1,12 +1,13 @@
 """A model whose layers are prepared once for each choice and then swapped by pointer."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from search_spaces.choice import CHOICES, FULL_PRECISION
+from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
+from search_spaces.errors import MapError, unknown
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.base import Backend
@@ -37,36 +38,46 @@ class PreparedModel:
         self._backend = backend
         self._ranges = ranges
         self._originals = {name: model.get_submodule(name) for name in self._layers}
-        self._slots = {name: _slot(model, name) for name in self._layers}
+        self._slots = _slots(model, self._originals)
         self._installed = dict.fromkeys(self._layers, FULL_PRECISION.name)
         self._cache: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
         self._cached_bytes = 0
         self._cache_bytes = cache_bytes
-        quantizable = {id(tensor) for module in self._originals.values() for tensor in _tensors(module)}
-        self._other_bytes = sum(t.nbytes for t in _tensors(model) if id(t) not in quantizable)
+        self._own_bytes, self._other_bytes = _shares(model, self._originals)
 
     def apply(self, names: Mapping[str, str]) -> None:
-        """Install the map layer name -> choice name.
+        """Install the map layer name -> choice name; layers it does not name take full precision.
 
         Every layer is prepared before the first one is swapped, so an error leaves the model as it was.
+
+        Raises:
+            MapError: if the map names a layer the model does not have, or a choice the layer cannot take.
+            ChoiceError: if a choice is unknown.
+            CalibrationError: if a choice is static and its layer has no calibrated range.
         """
-        changes = {layer: choice for layer, choice in names.items() if self._installed[layer] != choice}
-        prepared = {layer: self._prepared(layer, choice) for layer, choice in changes.items()}
-        for layer, module in prepared.items():
-            self._slots[layer][self._layers[layer].name.rpartition(".")[2]] = module
-        self._installed |= changes
+        for name in names:
+            if name not in self._layers:
+                raise MapError(unknown("layer", name, self._layers))
+        wanted = {name: names.get(name, FULL_PRECISION.name) for name in self._layers}
+        changes = {name: choice for name, choice in wanted.items() if self._installed[name] != choice}
+        prepared = {name: self._prepared(name, choice) for name, choice in changes.items()}
+        for name, module in prepared.items():
+            for children, attribute in self._slots[name]:
+                children[attribute] = module
+            self._installed[name] = changes[name]
         self._evict()
 
     def reset(self) -> None:
         """Install full precision everywhere."""
-        self.apply(dict.fromkeys(self._layers, FULL_PRECISION.name))
+        self.apply({})
 
     def weight_bytes(self) -> int:
         """Return the exact bytes of the model as it is installed: parameters, buffers, packed weights."""
-        if all(choice == FULL_PRECISION.name for choice in self._installed.values()):
-            return sum(tensor.nbytes for tensor in _tensors(self.model))
         return self._other_bytes + sum(
-            self._backend.weight_bytes(self._prepared(layer, choice)) for layer, choice in self._installed.items()
+            self._own_bytes[name]
+            if choice == FULL_PRECISION.name
+            else self._backend.weight_bytes(self._cache[name, choice])
+            for name, choice in self._installed.items()
         )
 
     def other_bytes(self) -> int:
@@ -74,42 +85,75 @@ class PreparedModel:
         return self._other_bytes
 
     def layer_bytes(self) -> dict[str, dict[str, int]]:
-        """Return layer name -> choice name -> bytes, for every choice the backend does not refuse."""
+        """Return layer name -> choice name -> bytes, for every choice the backend does not refuse.
+
+        A tensor that layers share counts for the first of them.
+        """
         return {
             name: {
-                choice.name: self._backend.weight_bytes(
-                    self._backend.prepare(self._originals[name], choice, self._ranges.get(name))
-                )
+                choice.name: self._own_bytes[name]
+                if choice == FULL_PRECISION
+                else self._backend.layer_bytes(layer, choice)
                 for choice in CHOICES.values()
                 if self._backend.refuses(layer, choice) is None
             }
             for name, layer in self._layers.items()
         }
 
-    def _prepared(self, layer: str, choice: str) -> nn.Module:
+    def _prepared(self, name: str, choice: str) -> nn.Module:
         if choice == FULL_PRECISION.name:
-            return self._originals[layer]
-        key = (layer, choice)
+            return self._originals[name]
+        key = (name, choice)
         if key not in self._cache:
-            module = self._backend.prepare(self._originals[layer], CHOICES[choice], self._ranges.get(layer))
+            module = self._prepare(name, choice)
             self._cache[key] = module
             self._cached_bytes += self._backend.weight_bytes(module)
         self._cache.move_to_end(key)
         return self._cache[key]
 
+    def _prepare(self, name: str, choice: str) -> nn.Module:
+        wanted = choice_named(choice)
+        reason = self._backend.refuses(self._layers[name], wanted)
+        if reason is not None:
+            raise MapError(f"layer {name!r} cannot take {choice}: {reason}")
+        return self._backend.prepare(self._originals[name], wanted, self._ranges.get(name))
+
     def _evict(self) -> None:
         """Drop the prepared layers used longest ago until the cache fits; never one that is installed."""
-        for layer, choice in list(self._cache):
+        for name, choice in list(self._cache):
             if self._cached_bytes <= self._cache_bytes:
                 return
-            if self._installed[layer] != choice:
-                self._cached_bytes -= self._backend.weight_bytes(self._cache.pop((layer, choice)))
+            if self._installed[name] != choice:
+                self._cached_bytes -= self._backend.weight_bytes(self._cache.pop((name, choice)))
+
+
+#: Where a module hangs: a parent's table of children, and the name in it. Writing there is what
+#: ``setattr`` on the parent does, without its checks.
+_Slot = tuple[dict[str, nn.Module | None], str]
+
+
+def _slots(model: nn.Module, originals: Mapping[str, nn.Module]) -> dict[str, list[_Slot]]:
+    """Return every place each layer hangs in; a module may be registered under several names."""
+    names = {id(module): name for name, module in originals.items()}
+    slots: dict[str, list[_Slot]] = defaultdict(list)
+    for parent in model.modules():
+        for attribute, child in parent._modules.items():
+            if id(child) in names:
+                slots[names[id(child)]].append((parent._modules, attribute))
+    return slots
+
+
+def _shares(model: nn.Module, originals: Mapping[str, nn.Module]) -> tuple[dict[str, int], int]:
+    """Return the bytes each layer adds to the layers before it, and the bytes outside all layers."""
+    counted: set[int] = set()
+
+    def added(module: nn.Module) -> int:
+        new = {id(t): t for t in _tensors(module) if id(t) not in counted}
+        counted.update(new)
+        return sum(tensor.nbytes for tensor in new.values())
+
+    return {name: added(module) for name, module in originals.items()}, added(model)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def _slot(model: nn.Module, name: str) -> dict[str, nn.Module | None]:
-    """Return the parent's table of children: writing there is what ``setattr`` does, without its checks."""
-    return model.get_submodule(name.rpartition(".")[0])._modules

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from workers.errors import TaskError
 from workers.task import OutputKind, Split, Task
 
 
@@ -14,27 +15,40 @@ def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:
 
 
 def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKind) -> torch.Tensor:
-    """Return each sample's divergence from full precision, at least 0; infinite where an output is not finite.
+    """Return each sample's divergence from full precision: 0 for equal outputs, shape ``(samples,)``.
 
     Embeddings: ``1 - cos``. Logits: ``KL(reference || candidate)`` in nats. Both are taken in float64
-    over the last dimension and averaged over the dimensions between, for example the tokens.
+    over the last dimension and averaged over the dimensions between, for example the tokens. Where it
+    is undefined, as for nan, it is infinite: a model that overflows is measured like any other, and
+    never looks good.
 
     Args:
         candidate: outputs of the candidate, shape ``(samples, ..., features)``.
         reference: outputs of full precision, same shape.
         kind: what the outputs are.
+
+    Raises:
+        TaskError: if the outputs have no dimension of features.
     """
+    if candidate.dim() < 2:
+        raise TaskError(
+            f"a task's outputs must have shape (samples, ..., features), but got {tuple(candidate.shape)}; "
+            "return one row a sample from forward"
+        )
     measure = _cosine if kind is OutputKind.EMBEDDING else _kullback_leibler
     each = measure(candidate.double(), reference.double())
     averaged = each.flatten(1).mean(dim=1) if each.dim() > 1 else each
-    # Rounding can leave a divergence of equal outputs a hair below zero; nan must never look good.
-    return torch.nan_to_num(averaged.clamp(min=0.0), nan=float("inf"))
+    # Rounding can leave a divergence of nearly equal outputs a hair below zero.
+    return averaged.clamp(min=0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
 
 
 def _cosine(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    return 1.0 - F.cosine_similarity(candidate, reference, dim=-1)
+    distance = 1.0 - F.cosine_similarity(candidate, reference, dim=-1)
+    return distance.masked_fill((candidate == reference).all(dim=-1), 0.0)  # two zero vectors have no angle
 
 
 def _kullback_leibler(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     log_reference = F.log_softmax(reference, dim=-1)
-    return (log_reference.exp() * (log_reference - F.log_softmax(candidate, dim=-1))).sum(dim=-1)
+    probability = log_reference.exp()
+    each = probability * (log_reference - F.log_softmax(candidate, dim=-1))
+    return each.masked_fill(probability == 0.0, 0.0).sum(dim=-1)  # 0 log 0 = 0: masked classes say nothing

@@ -20,7 +20,7 @@ from autotune.store.records import (
 from workers.measurement import FailureCause, LatencySamples, Samples
 from workers.setup import ModelDescription
 
-Row = Mapping[str, Any]
+Row = Mapping[Any, Any]
 
 _DESCRIPTION = TypeAdapter(ModelDescription)
 _SAMPLES = np.dtype("<f8")

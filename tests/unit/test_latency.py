@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from workers import device_lock, latency
-from workers.latency import CANDIDATE_PER_ROUND, Contender, measure
 from workers.estimates import REFERENCE_PER_ROUND
+from workers.latency import CANDIDATE_PER_ROUND, Contender, measure
 
 
 class Log:

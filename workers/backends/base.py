@@ -49,3 +49,7 @@ class Backend(Protocol):
         A full-precision module counts its parameters and buffers.
         """
         ...
+
+    def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
+        """Return what ``weight_bytes`` of ``layer`` prepared with ``choice`` is, without preparing it."""
+        ...

@@ -1,5 +1,6 @@
 """The base of prepared layers."""
 
+import torch
 from torch import nn
 
 
@@ -20,3 +21,14 @@ class PackedLayer(nn.Module):
     def extra_repr(self) -> str:
         """Return what the original says of itself, and the bytes held now."""
         return f"{self._summary}, packed_bytes={self.packed_bytes}"
+
+
+def bias_of(original: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
+    """Return a copy of a layer's bias, or None if it has none."""
+    bias = original.bias
+    return bias.to(dtype, copy=True) if isinstance(bias, torch.Tensor) else None
+
+
+def stored_bytes(*tensors: torch.Tensor | None) -> int:
+    """Return the bytes of all tensors that are there."""
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

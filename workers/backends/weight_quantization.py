@@ -38,7 +38,7 @@ def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
         int32 values of shape ``(out, in)`` in [0, 15], and bf16 scales and zeros of shape
         ``(out, in / INT4_GROUP)``; ``weight`` is about ``(values - 8) * scale + zero``.
     """
-    groups = weight.unflatten(1, (-1, INT4_GROUP))  # (out, in / group, group)
+    groups = weight.reshape(len(weight), -1, INT4_GROUP)  # (out, in / group, group)
     low, high = groups.amin(dim=-1).clamp(max=0.0), groups.amax(dim=-1).clamp(min=0.0)
     scales = _usable((high - low) / 15.0).to(torch.bfloat16)
     zeros = (low + 8.0 * scales.float()).to(torch.bfloat16)

@@ -7,44 +7,48 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice, Precision
+from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers import environment
+from workers.backends import x86_bytes
 from workers.backends.packed import PackedLayer
 from workers.backends.weight_quantization import INT4_GROUP
-from workers.backends.x86_conv import Bf16Conv, Int8Conv2d
+from workers.backends.x86_conv import Bf16Conv, Int8Conv
 from workers.backends.x86_embedding import Bf16Embedding, RowwiseEmbedding
 from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
+from workers.errors import CalibrationError
 
+#: Prepares a layer from its module and its calibrated range, which only static choices have.
 _Prepare = Callable[..., PackedLayer]
 
-#: Layer type -> choice -> how the layer is prepared, from the module and its calibrated range.
-_KERNELS: dict[type[nn.Module], dict[str, _Prepare]] = {
-    nn.Linear: {
+_CONV: dict[str, _Prepare] = {
+    "bf16": lambda module, _: Bf16Conv(module),
+    "int8_static": Int8Conv,
+    "int8_dynamic": Int8Conv,
+}
+#: Layer type -> choice -> how the layer is prepared.
+_KERNELS: dict[LayerKind, dict[str, _Prepare]] = {
+    LayerKind.LINEAR: {
         "bf16": lambda module, _: Bf16Linear(module),
         "int8_static": Int8Linear,
-        "int8_dynamic": lambda module, _: Int8Linear(module, None),
+        "int8_dynamic": Int8Linear,
         "int8_weight_only": lambda module, _: Int8WeightOnlyLinear(module),
         "int4_weight_only": lambda module, _: Int4WeightOnlyLinear(module),
     },
-    nn.Conv1d: {"bf16": lambda module, _: Bf16Conv(module)},
-    nn.Conv2d: {
-        "bf16": lambda module, _: Bf16Conv(module),
-        "int8_static": Int8Conv2d,
-        "int8_dynamic": lambda module, _: Int8Conv2d(module, None),
-    },
-    nn.Embedding: {
+    LayerKind.CONV1D: _CONV,
+    LayerKind.CONV2D: _CONV,
+    LayerKind.EMBEDDING: {
         "bf16": lambda module, _: Bf16Embedding(module),
         "int8_weight_only": lambda module, _: RowwiseEmbedding(module, 8),
         "int4_weight_only": lambda module, _: RowwiseEmbedding(module, 4),
     },
 }
-_MODULES = {
-    LayerKind.LINEAR: nn.Linear,
-    LayerKind.CONV1D: nn.Conv1d,
-    LayerKind.CONV2D: nn.Conv2d,
-    LayerKind.EMBEDDING: nn.Embedding,
+_KINDS: dict[type[nn.Module], LayerKind] = {
+    nn.Linear: LayerKind.LINEAR,
+    nn.Conv1d: LayerKind.CONV1D,
+    nn.Conv2d: LayerKind.CONV2D,
+    nn.Embedding: LayerKind.EMBEDDING,
 }
 
 
@@ -76,23 +80,31 @@ class X86Backend:
         """See ``Backend.refuses``."""
         if choice == FULL_PRECISION:
             return None
-        if layer.frozen_reason is not None:
-            return layer.frozen_reason
-        return self._hardware_refuses(choice) or _layer_refuses(layer, choice)
+        return layer.frozen_reason or self._hardware_refuses(choice) or _layer_refuses(layer, choice)
 
     def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
-        """See ``Backend.prepare``."""
+        """See ``Backend.prepare``.
+
+        Raises:
+            CalibrationError: if the choice is static and there is no range.
+        """
         if choice == FULL_PRECISION:
             return module
-        kernels = next(kernels for kind, kernels in _KERNELS.items() if isinstance(module, kind))
+        if choice.needs_calibration and input_range is None:
+            raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
+        kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
         with torch.no_grad():
-            return kernels[choice.name](module, input_range).eval()
+            return _KERNELS[kind][choice.name](module, input_range if choice.needs_calibration else None).eval()
 
     def weight_bytes(self, prepared: nn.Module) -> int:
         """See ``Backend.weight_bytes``."""
         if isinstance(prepared, PackedLayer):
             return prepared.packed_bytes
         return sum(tensor.nbytes for tensor in (*prepared.parameters(), *prepared.buffers()))
+
+    def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
+        """See ``Backend.layer_bytes``."""
+        return x86_bytes.layer_bytes(layer, choice)
 
     def _hardware_refuses(self, choice: LayerChoice) -> str | None:
         if choice.precision is Precision.BF16 and not (
@@ -107,15 +119,20 @@ class X86Backend:
 
 def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     """Return why no kernel runs this layer with the choice on any x86 processor."""
-    if choice.name not in _KERNELS[_MODULES[layer.kind]]:
-        takers = [name for name in _KERNELS[_MODULES[layer.kind]] if name in CHOICES]
-        return f"no {choice.name} kernel for {layer.kind} layers; they take fp32, {', '.join(takers)}"
-    features = layer.weight_shape[1]
-    if layer.kind is LayerKind.LINEAR and choice.precision is Precision.INT4:
-        if features % INT4_GROUP:
-            return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}"
-        if layer.weight_shape[0] % 16:
-            return f"the int4 kernel needs output features divisible by 16, but this layer has {layer.weight_shape[0]}"
-    if layer.kind is LayerKind.EMBEDDING and choice.precision is Precision.INT4 and features % 2:
-        return f"int4 rows hold two features a byte, but this embedding has {features}"
+    if layer.kind is LayerKind.EMBEDDING and choice.activation is not ActivationMode.NONE:
+        return "embeddings take integer indices, so there is no activation to quantize"
+    kernels = _KERNELS[layer.kind]
+    if choice.name not in kernels:
+        return f"x86 has no {choice.name} kernel for {layer.kind} layers; they take fp32, {', '.join(kernels)}"
+    return _int4_refuses(layer) if choice.precision is Precision.INT4 else None
+
+
+def _int4_refuses(layer: Layer) -> str | None:
+    outputs, features = layer.weight_shape
+    if layer.kind is LayerKind.EMBEDDING:
+        return f"int4 rows hold two features a byte, but this embedding has {features}" if features % 2 else None
+    if features % INT4_GROUP:
+        return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}"
+    if outputs % 16:
+        return f"the int4 kernel needs output features divisible by 16, but this layer has {outputs}"
     return None

@@ -9,13 +9,15 @@ Dynamic W8A8 takes its range at run time and then runs the static kernel: PyTorc
 ``quantized.conv2d_dynamic`` is no faster, and wrong for depthwise convolutions (PyTorch 2.13).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.activation_quantization import affine_of, to_uint8
-from workers.backends.packed import PackedLayer
+from workers.backends.packed import PackedLayer, bias_of, stored_bytes
 from workers.backends.weight_quantization import int8_per_channel
 
 Conv = nn.Conv1d | nn.Conv2d
@@ -29,10 +31,10 @@ class Bf16Conv(PackedLayer):
         self._channels_last = _is_channels_last(conv.weight)
         weight = conv.weight.to(torch.bfloat16)
         self._weight = weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
-        self._bias = None if conv.bias is None else conv.bias.to(torch.bfloat16)
+        self._bias = bias_of(conv, torch.bfloat16)
         self._convolve = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
-        self._geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self.packed_bytes = self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        self._geometry: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.packed_bytes = stored_bytes(self._weight, self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the convolution; (batch, in, ...) or (in, ...) -> (batch, out, ...) or (out, ...)."""
@@ -53,25 +55,26 @@ class Int8Conv(PackedLayer):
         # The range is told at each call; what prepacking is told here changes neither result nor speed.
         self._packed = torch.ops.onednn.qconv_prepack(values.contiguous(), self._scales, 1.0, 0, *self._geometry, None)
         self._zero_points = torch.zeros(len(self._scales), dtype=torch.int32)
-        self._bias = None if conv.bias is None else conv.bias.clone()
+        self._bias = bias_of(conv)
         self._affine = None if input_range is None else input_range.affine_uint8()
         self._convolve = torch.ops.onednn.qconv1d_pointwise if values.dim() == 3 else torch.ops.onednn.qconv_pointwise
         self._dims = values.dim()
-        held = [self._packed, self._scales, self._zero_points, *([] if self._bias is None else [self._bias])]
-        self.packed_bytes = sum(tensor.nbytes for tensor in held)
+        self.packed_bytes = stored_bytes(self._packed, self._scales, self._zero_points, self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the convolution; (batch, in, ...) or (in, ...) -> (batch, out, ...) or (out, ...)."""
         if x.dim() < self._dims:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        scale, zero_point = self._affine or affine_of(x)
+        last = _is_channels_last(x)
+        # Looking for extremes is slow where memory order and dimension order differ.
+        scale, zero_point = self._affine or affine_of(x.movedim(1, -1) if last else x)
         padded = F.pad(x, self._padded_before) if self._padded_before else x
         convolved: torch.Tensor = self._convolve(
             to_uint8(padded, scale, zero_point), scale, zero_point,
             self._packed, self._scales, self._zero_points, self._bias, *self._geometry,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return convolved if self._channels_last or _is_channels_last(x) else convolved.contiguous()
+        return convolved if self._channels_last or last else convolved.contiguous()
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:

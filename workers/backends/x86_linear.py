@@ -12,12 +12,14 @@ from torch import nn
 
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.activation_quantization import affine_of, to_uint8
-from workers.backends.packed import PackedLayer
+from workers.backends.packed import PackedLayer, bias_of, stored_bytes
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
 
 #: Up to so many rows the weight-only int8 kernel reads each weight once from memory, which is what
 #: decoding one token waits for; beyond, bf16 products on weights widened on the fly are faster.
 _FEW_ROWS = 8
+#: That kernel reads input features in blocks of 16 and runs past the end of others (PyTorch 2.13).
+_FEATURE_BLOCK = 16
 
 
 class Bf16Linear(PackedLayer):
@@ -26,8 +28,8 @@ class Bf16Linear(PackedLayer):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         self._weight = linear.weight.to(torch.bfloat16)
-        self._bias = None if linear.bias is None else linear.bias.to(torch.bfloat16)
-        self.packed_bytes = self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        self._bias = bias_of(linear, torch.bfloat16)
+        self.packed_bytes = stored_bytes(self._weight, self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
@@ -42,11 +44,10 @@ class Int8Linear(PackedLayer):
         values, self._scales = int8_per_channel(linear.weight)
         self._packed = torch.ops.onednn.qlinear_prepack(values, None)
         self._zero_points = torch.zeros(len(self._scales), dtype=torch.int32)
-        self._bias = None if linear.bias is None else linear.bias.clone()
+        self._bias = bias_of(linear)
         self._affine = None if input_range is None else input_range.affine_uint8()
         self._out_features = linear.out_features
-        held = [self._packed, self._scales, self._zero_points, *([] if self._bias is None else [self._bias])]
-        self.packed_bytes = sum(tensor.nbytes for tensor in held)
+        self.packed_bytes = stored_bytes(self._packed, self._scales, self._zero_points, self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
@@ -65,13 +66,14 @@ class Int8WeightOnlyLinear(PackedLayer):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         self._values, self._scales = int8_per_channel(linear.weight, torch.bfloat16)
-        self._bias = None if linear.bias is None else linear.bias.clone()
-        self.packed_bytes = self._values.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        self._few_rows = 0 if linear.in_features % _FEATURE_BLOCK else _FEW_ROWS
+        self._bias = bias_of(linear)
+        self.packed_bytes = stored_bytes(self._values, self._scales, self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
         rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        if len(rows) <= _FEW_ROWS:
+        if len(rows) <= self._few_rows:
             product = torch._weight_int8pack_mm(rows, self._values, self._scales).to(torch.float32)
         else:
             product = F.linear(rows, self._values.to(torch.bfloat16)).to(torch.float32).mul_(self._scales)
@@ -93,15 +95,16 @@ class Int4WeightOnlyLinear(PackedLayer):
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
         # The kernel wants (groups, out, 2).
         self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()
-        self._bias = None if linear.bias is None else linear.bias.clone()
+        self._bias = bias_of(linear)
         self._out_features = linear.out_features
-        held = [self._packed, self._scales_and_zeros, *([] if self._bias is None else [self._bias])]
-        self.packed_bytes = sum(tensor.nbytes for tensor in held)
+        self.packed_bytes = stored_bytes(self._packed, self._scales_and_zeros, self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
         rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._packed, INT4_GROUP, self._scales_and_zeros)
+        product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self._packed, INT4_GROUP, self._scales_and_zeros
+        )
         product = product.to(torch.float32)
         if self._bias is not None:
             product += self._bias

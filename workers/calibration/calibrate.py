@@ -1,7 +1,8 @@
 """The calibration pass."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -21,45 +22,53 @@ def calibrate(
     forward: Callable[[nn.Module, Batch], torch.Tensor],
     settings: CalibrationSettings,
 ) -> Calibration:
-    """Return the input range of every layer with floating-point input, from one pass over ``batches``.
+    """Return the input range of every layer that may be quantized, from one pass over ``batches``.
 
     The full-precision model is observed, so ranges do not depend on what other layers will take.
+    Embeddings have no range: their inputs are indices.
 
     Raises:
-        CalibrationError: if there is no data, or an input is not finite.
+        CalibrationError: if a layer saw no data, or an input is not finite.
     """
     start = time.perf_counter()
-    observed = [layer.name for layer in layers if layer.kind is not LayerKind.EMBEDDING and layer.calls]
-    histograms = {name: RangeHistogram() for name in observed}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(_observe(name, histogram))
-        for name, histogram in histograms.items()
-    ]
-    samples = 0
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                samples += len(forward(model, batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    unseen = [name for name, histogram in histograms.items() if not histogram.total]
-    if unseen:
-        raise CalibrationError(
-            f"calibration needs data for every layer, but {unseen[0]!r} saw none in {len(batches)} batches; "
-            "give the task calibration batches that run the whole model"
-        )
+    histograms = {
+        layer.name: RangeHistogram()
+        for layer in layers
+        if layer.kind is not LayerKind.EMBEDDING and layer.frozen_reason is None
+    }
+    with _observing(model, histograms), torch.inference_mode():
+        samples = sum(len(forward(model, batch)) for batch in batches)
+    for name, histogram in histograms.items():
+        if not histogram.total:
+            raise CalibrationError(
+                f"calibration needs data for every layer, but {name!r} saw none in {len(batches)} batches; "
+                "give the task calibration batches that run the whole model"
+            )
     ranges = {name: observed_range(histogram, settings) for name, histogram in histograms.items()}
     return Calibration(ranges=ranges, samples=samples, seconds=time.perf_counter() - start)
 
 
+@contextmanager
+def _observing(model: nn.Module, histograms: Mapping[str, RangeHistogram]) -> Iterator[None]:
+    """Count the inputs of the named layers while the context is open."""
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(_observe(name, histogram))
+        for name, histogram in histograms.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _observe(name: str, histogram: RangeHistogram) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        values = inputs[0].detach().to(torch.float32).cpu()
+        values = inputs[0].to("cpu", torch.float32)
         if not torch.isfinite(values).all():
             raise CalibrationError(
                 f"calibration needs finite inputs, but layer {name!r} saw nan or inf; look for overflow upstream"
             )
-        histogram.add(values.numpy())
+        histogram.add(values)
 
     return hook

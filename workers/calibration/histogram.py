@@ -4,18 +4,23 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-#: Bins of a histogram; even, so that doubling the range merges whole bins.
+#: Bins of a histogram; divisible by 4, so that doubling the range merges whole bins.
 BINS = 2048
+
+#: Half of the smallest range, as a power of two; keeps the bins' width a normal float32.
+_SMALLEST_EXPONENT = -100
 
 Counts = npt.NDArray[np.int64]
 
 
 class RangeHistogram:
-    """Counts of values in ``BINS`` equal bins over ``[-limit, limit]``, and the exact extremes.
+    """Counts of values in ``BINS`` equal bins over ``[-limit, limit)``, and the exact extremes.
 
-    The limit is a power of two and doubles when a value lies outside, which merges bins in pairs:
-    counts stay exact, and two histograms add up whatever they saw first.
+    The limit is the power of two above the largest magnitude seen, and zero is an edge between bins.
+    Doubling the limit merges bins in pairs, so the counts depend on neither the order of the data nor
+    how it was split: histograms add up exactly.
     """
 
     def __init__(self) -> None:
@@ -23,64 +28,49 @@ class RangeHistogram:
         self.total = 0
         #: Smallest and largest value seen; infinities before any.
         self.low, self.high = math.inf, -math.inf
-        #: Half of the range covered; 0 before any value other than zero.
-        self.limit = 0.0
         #: Counts, shape ``(BINS,)``.
         self.counts: Counts = np.zeros(BINS, dtype=np.int64)
+        self._exponent = _SMALLEST_EXPONENT
 
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count finite values of any shape."""
-        if values.size == 0:
+    @property
+    def limit(self) -> float:
+        """Return half of the range covered."""
+        return 2.0**self._exponent
+
+    @property
+    def edges(self) -> npt.NDArray[np.float64]:
+        """Return the lower edges of the bins and the upper edge of the last, shape ``(BINS + 1,)``."""
+        return np.linspace(-self.limit, self.limit, BINS + 1)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Count finite float32 values of any shape."""
+        if values.numel() == 0:
             return
-        low, high = float(values.min()), float(values.max())
+        low, high = (bound.item() for bound in torch.aminmax(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._grow(max(abs(low), abs(high)))
-        self.counts += self._count(values)
-        self.total += values.size
+        # frexp gives the exponent of the power of two above its argument.
+        self._widen(math.frexp(max(abs(low), abs(high)))[1])
+        # Scaling by a power of two is exact, and so are small whole numbers: every value meets its bin.
+        bins = (values.flatten() * (BINS / 2 / self.limit)).floor_().add_(BINS // 2)
+        self.counts += torch.bincount(bins.to(torch.int32), minlength=BINS).numpy()
+        self.total += values.numel()
 
     def merge(self, other: "RangeHistogram") -> None:
         """Add the counts of another histogram."""
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        limit = max(self.limit, other.limit)
-        self._grow(limit)
-        self.counts += _widened(other.counts, other.limit, limit)
+        self._widen(other._exponent)
+        self.counts += _widened(other.counts, self._exponent - other._exponent)
         self.total += other.total
 
-    @property
-    def centres(self) -> npt.NDArray[np.float64]:
-        """Return the middle of each bin, shape ``(BINS,)``."""
-        return (np.arange(BINS) + 0.5) * (2.0 * self.limit / BINS) - self.limit
-
-    def _count(self, values: npt.NDArray[np.float32]) -> Counts:
-        if self.limit == 0.0:
-            return _point_at_zero(values.size)
-        # Scaling by a power of two is exact, so bins are the same whatever the order of the data.
-        bins = np.floor((values.ravel() / (2.0 * self.limit) + 0.5) * BINS).astype(np.int64)
-        return np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
-
-    def _grow(self, largest: float) -> None:
-        if largest <= self.limit:
-            return
-        limit = 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 0.0
-        limit = limit if limit >= largest else 2.0 * limit
-        self.counts = _widened(self.counts, self.limit, limit)
-        self.limit = limit
+    def _widen(self, exponent: int) -> None:
+        if exponent > self._exponent:
+            self.counts = _widened(self.counts, exponent - self._exponent)
+            self._exponent = exponent
 
 
-def _widened(counts: Counts, limit: float, wider: float) -> Counts:
-    """Return ``counts`` over ``[-limit, limit]`` as counts over ``[-wider, wider]``."""
-    if limit == wider:
-        return counts
-    if limit == 0.0:
-        return _point_at_zero(int(counts.sum()))
-    while limit < wider:
-        merged = counts.reshape(-1, 2).sum(axis=1)
-        counts = np.pad(merged, BINS // 4)
-        limit *= 2.0
-    return counts
-
-
-def _point_at_zero(count: int) -> Counts:
-    counts: Counts = np.zeros(BINS, dtype=np.int64)
-    counts[BINS // 2] = count
+def _widened(counts: Counts, doublings: int) -> Counts:
+    """Return ``counts`` over a range ``2 ** doublings`` times as wide."""
+    # Once all values lie in the two bins around zero, further doublings change nothing.
+    for _ in range(min(doublings, BINS.bit_length())):
+        counts = np.pad(counts.reshape(-1, 2).sum(axis=1), BINS // 4)
     return counts

@@ -9,54 +9,61 @@ from search_spaces.quantization_map import ActivationRange
 from workers.calibration.histogram import RangeHistogram
 from workers.setup import CalibrationSettings, ObserverKind
 
-#: Ranges tried on each side by the MSE observer, as shares of the extreme.
+#: Ends tried by the MSE observer, as shares of the extreme.
 _SHARES = np.linspace(0.05, 1.0, 39)
-_LEVELS = 255
+_STEPS = 255
 
 
 def observed_range(histogram: RangeHistogram, settings: CalibrationSettings) -> ActivationRange:
-    """Return the range the configured observer chooses; zero is always inside."""
-    return _OBSERVERS[settings.observer](histogram, settings)
+    """Return the range the configured observer chooses; zero is always inside.
 
-
-def _minmax(histogram: RangeHistogram, settings: CalibrationSettings) -> ActivationRange:
-    return ActivationRange(low=min(histogram.low, 0.0), high=max(histogram.high, 0.0))
-
-
-def _percentile(histogram: RangeHistogram, settings: CalibrationSettings) -> ActivationRange:
-    """Return the smallest range of whole bins that leaves an equal share out on both sides."""
-    outside = (100.0 - settings.percentile) / 200.0 * histogram.total
-    below = np.cumsum(histogram.counts)
-    above = np.cumsum(histogram.counts[::-1])[::-1]
-    width = 2.0 * histogram.limit / len(below)
-    first = int(np.argmax(below > outside))
-    last = len(above) - 1 - int(np.argmax(above[::-1] > outside))
-    low = histogram.centres[first] - width / 2
-    high = histogram.centres[last] + width / 2
-    return ActivationRange(low=min(max(low, histogram.low), 0.0), high=max(min(high, histogram.high), 0.0))
-
-
-def _least_error(histogram: RangeHistogram, settings: CalibrationSettings) -> ActivationRange:
-    """Return the range with the least expected squared error of 8-bit quantization.
-
-    Rounding costs step^2 / 12 for each value inside, clipping the squared distance for each outside
-    (Sung, Shin and Hwang, arXiv:1511.06488). Both ends are tried on a grid of shares of the extremes.
+    Args:
+        histogram: at least one value.
+        settings: which observer, and the percentile if it reads one.
     """
-    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    lows, highs = _SHARES * low, _SHARES * high
-    below = np.array([_clipping(histogram, histogram.centres < edge, edge) for edge in lows])
-    above = np.array([_clipping(histogram, histogram.centres > edge, edge) for edge in highs])
-    step = (highs[None, :] - lows[:, None]) / _LEVELS
-    cost = below[:, None] + above[None, :] + histogram.total * step**2 / 12.0
+    low, high = _OBSERVERS[settings.observer](histogram, settings)
+    return ActivationRange(low=min(low, 0.0), high=max(high, 0.0))
+
+
+def _minmax(histogram: RangeHistogram, settings: CalibrationSettings) -> tuple[float, float]:
+    return histogram.low, histogram.high
+
+
+def _percentile(histogram: RangeHistogram, settings: CalibrationSettings) -> tuple[float, float]:
+    """Return the smallest range of whole bins that leaves at most an equal share out on either side."""
+    outside = (100.0 - settings.percentile) / 200.0 * histogram.total
+    first = int(np.argmax(np.cumsum(histogram.counts) > outside))
+    last = int(np.argmax(np.cumsum(histogram.counts[::-1]) > outside))
+    low, high = histogram.edges[first], histogram.edges[-1 - last]
+    return max(float(low), histogram.low), min(float(high), histogram.high)
+
+
+def _least_error(histogram: RangeHistogram, settings: CalibrationSettings) -> tuple[float, float]:
+    """Return the range with the least expected squared error, both ends on a grid of shares of the extremes.
+
+    Rounding costs ``step^2 / 12`` for every value, clipping the squared distance of each value
+    outside (Sung, Shin and Hwang, arXiv:1511.06488).
+    """
+    lows = _SHARES * min(histogram.low, 0.0)
+    highs = _SHARES * max(histogram.high, 0.0)
+    steps = (highs[None, :] - lows[:, None]) / _STEPS
+    cost = _clipping(histogram, lows, highs) + histogram.total * steps**2 / 12.0
     best_low, best_high = np.unravel_index(int(np.argmin(cost)), cost.shape)
-    return ActivationRange(low=float(lows[best_low]), high=float(highs[best_high]))
+    return float(lows[best_low]), float(highs[best_high])
 
 
-def _clipping(histogram: RangeHistogram, outside: npt.NDArray[np.bool_], edge: float) -> float:
-    return float(np.sum(histogram.counts[outside] * (histogram.centres[outside] - edge) ** 2))
+def _clipping(
+    histogram: RangeHistogram, lows: npt.NDArray[np.float64], highs: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the summed squared distance of the values outside each range, shape ``(lows, highs)``."""
+    # A bin's middle stands for its values, but none lies beyond the extremes.
+    middles = np.clip((histogram.edges[:-1] + histogram.edges[1:]) / 2, histogram.low, histogram.high)
+    below = (histogram.counts * np.clip(lows[:, None] - middles, 0.0, None) ** 2).sum(axis=1)
+    above = (histogram.counts * np.clip(middles - highs[:, None], 0.0, None) ** 2).sum(axis=1)
+    return np.asarray(below[:, None] + above[None, :])
 
 
-_OBSERVERS: dict[ObserverKind, Callable[[RangeHistogram, CalibrationSettings], ActivationRange]] = {
+_OBSERVERS: dict[ObserverKind, Callable[[RangeHistogram, CalibrationSettings], tuple[float, float]]] = {
     ObserverKind.MINMAX: _minmax,
     ObserverKind.PERCENTILE: _percentile,
     ObserverKind.MSE: _least_error,

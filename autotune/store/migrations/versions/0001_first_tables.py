@@ -13,6 +13,29 @@ down_revision = None
 
 def upgrade() -> None:
     """Bring the tables to this revision."""
+    _create_jobs()
+    _create_events()
+    _create_fronts()
+    _create_trials()
+    _create_front_members()
+    _create_latency_samples()
+    _create_layer_choices()
+    _create_measurements()
+
+
+def downgrade() -> None:
+    """Take the tables back to the revision before."""
+    op.drop_table("measurements")
+    op.drop_table("layer_choices")
+    op.drop_table("latency_samples")
+    op.drop_table("front_members")
+    op.drop_table("trials")
+    op.drop_table("fronts")
+    op.drop_table("events")
+    op.drop_table("jobs")
+
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -29,6 +52,9 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
+
+
+def _create_events() -> None:
     op.create_table(
         "events",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -39,6 +65,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_events_jobs"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "position", name=op.f("pk_events")),
     )
+
+
+def _create_fronts() -> None:
     op.create_table(
         "fronts",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -48,6 +77,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_fronts_jobs"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "revision", name=op.f("pk_fronts")),
     )
+
+
+def _create_trials() -> None:
     op.create_table(
         "trials",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -70,6 +102,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_trials")),
         sa.UniqueConstraint("job_id", "map_key", name=op.f("uq_trials_job_id_map_key")),
     )
+
+
+def _create_front_members() -> None:
     op.create_table(
         "front_members",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -83,6 +118,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("job_id", "revision", "number", name=op.f("pk_front_members")),
     )
+
+
+def _create_latency_samples() -> None:
     op.create_table(
         "latency_samples",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -99,6 +137,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("job_id", "number", "position", name=op.f("pk_latency_samples")),
     )
+
+
+def _create_layer_choices() -> None:
     op.create_table(
         "layer_choices",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -114,6 +155,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("job_id", "number", "position", name=op.f("pk_layer_choices")),
     )
+
+
+def _create_measurements() -> None:
     op.create_table(
         "measurements",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -130,15 +174,3 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("job_id", "number", "metric", name=op.f("pk_measurements")),
     )
-
-
-def downgrade() -> None:
-    """Take the tables back to the revision before."""
-    op.drop_table("measurements")
-    op.drop_table("layer_choices")
-    op.drop_table("latency_samples")
-    op.drop_table("front_members")
-    op.drop_table("trials")
-    op.drop_table("fronts")
-    op.drop_table("events")
-    op.drop_table("jobs")

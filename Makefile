@@ -1,0 +1,125 @@
+# Every verb of the project; `make help` lists them. Continuous integration calls `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# Any interpreter from 3.11 on, for example: make test PYTHON=python3.12
+PYTHON ?= python3
+PYTEST_FLAGS :=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Where the demo records and the dashboard looks; `autotune --database` takes the same.
+DATABASE := sqlite:///demo/autotune.db
+demo dashboard: export AUTOTUNE_DATABASE := $(DATABASE)
+
+# $(call system_package,NAME,WHY) installs a Debian package if it may, else says what to do.
+define system_package
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+		echo "Installing $(1) with apt-get ..."
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null
+	else
+		echo "$(2) On Debian or Ubuntu: sudo apt-get install $(1)" >&2
+		exit 1
+	fi
+endef
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: install
+install: $(VENV)/.installed-test ## Make .venv with everything that development needs
+
+.PHONY: demo
+demo: $(VENV)/.installed-demo ## Tune all-MiniLM-L6-v2 here; print the front, export a map, verify it
+	@mkdir -p demo
+	$(BIN)/autotune run examples/minilm.yaml
+	$(BIN)/autotune export last --pick knee --output demo/map.json
+	$(BIN)/autotune verify demo/map.json
+	echo "See the front in your browser: make dashboard"
+
+.PHONY: dashboard
+dashboard: $(VENV)/.installed-demo ## Open the dashboard on the demo's database
+	@$(BIN)/autotune dashboard
+
+.PHONY: check
+check: $(VENV)/.installed-test ## Lint, check formatting, types and the direction of imports
+	@echo "Checking style, types and imports ..."
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy --no-error-summary
+	# Its cache once called a broken contract kept.
+	$(BIN)/lint-imports --no-logo --no-cache
+
+.PHONY: test
+test: check chromium ## Run every check and every test
+	@$(BIN)/pytest $(PYTEST_FLAGS)
+
+.PHONY: bench
+bench: $(VENV)/.installed-test ## Run every benchmark; results go to benchmarks/results
+	@for script in benchmarks/[!_]*.py; do
+		echo "== $$script"
+		$(BIN)/python "$$script"
+	done
+
+.PHONY: lock
+lock: ## Write constraints.txt again; a line deleted from it beforehand gets the newest version
+	@scratch=$$(mktemp -d)
+	trap 'rm -rf "$$scratch"' EXIT
+	echo "Resolving in a fresh environment; this takes minutes ..."
+	$(PYTHON) -m venv "$$scratch"
+	pip() { "$$scratch/bin/python" -m pip --disable-pip-version-check -qq "$$@"; }
+	pip install -c constraints.txt -e '.[tasks,test]'
+	{
+		echo "# Exact versions of everything that .[tasks,test] installs; written by: make lock"
+		# A local version such as +cpu names one build; the constraint must fit all of them.
+		pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f
+	} > "$$scratch/constraints.txt"
+	mv "$$scratch/constraints.txt" constraints.txt
+
+.PHONY: secrets
+secrets: secrets/postgres_password secrets/ray_token ## Make the passwords that docker-compose.yml mounts
+
+# Compose mounts the files with their mode on the host, and every container reads them as its own
+# user; so the folder keeps others out, not the files.
+secrets/%:
+	@install -d -m 0700 secrets
+	umask 0333
+	$(PYTHON) -c 'import secrets; print(secrets.token_hex(32), end="")' > $@
+	echo "Made $@"
+
+.PHONY: clean
+clean: ## Remove caches and build outputs; .venv and databases stay
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed, but there is no $(PYTHON); name one with PYTHON=" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+		echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) -V); name another one with PYTHON=" >&2
+		exit 1
+	}
+	echo "Making $(VENV) ..."
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call system_package,python3-venv,$(PYTHON) has no venv module.); }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing quant-autotune into $(VENV); the first time takes minutes ..."
+	$(PIP) install -c constraints.txt -e '.[tasks]'
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing quant-autotune and its test tools into $(VENV); the first time takes minutes ..."
+	$(PIP) install -c constraints.txt -e '.[tasks,test]'
+	touch $(VENV)/.installed-demo $@
+
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || { $(call system_package,chromium,The browser tests need Chromium.); }

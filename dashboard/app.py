@@ -1,0 +1,14 @@
+"""Entry of the dashboard: ``python -m streamlit run dashboard/app.py``, which ``autotune dashboard`` does."""
+
+import streamlit as st
+
+from dashboard.parts import guarded
+from dashboard.views import front, jobs, layers
+
+st.set_page_config(page_title="Quantization auto-tuner", layout="wide")
+
+jobs_page: st.Page = st.Page(lambda: jobs.show(front_page), title="Jobs", url_path="jobs", default=True)
+front_page: st.Page = st.Page(lambda: front.show(map_page), title="Front", url_path="front")
+map_page: st.Page = st.Page(lambda: layers.show(front_page), title="Map", url_path="map")
+
+guarded(st.navigation([jobs_page, front_page, map_page], position="top").run)()

@@ -1,0 +1,31 @@
+"""Where the names of points stand, so that they cover as little as possible."""
+
+from collections.abc import Sequence
+
+#: Size of a name, and where its centre lies for each side it may stand on, in shares of the plot.
+_WIDTH, _HEIGHT = 0.12, 0.06
+_SIDES = {
+    "top center": (0.0, 0.06),
+    "bottom center": (0.0, -0.06),
+    "middle right": (0.08, 0.0),
+    "middle left": (-0.08, 0.0),
+}
+
+
+def sides(xs: Sequence[float], ys: Sequence[float]) -> list[str]:
+    """Return Plotly's ``textposition`` for each point: the side where its name covers the fewest others.
+
+    Args:
+        xs: from 0 at the left edge of the plot to 1 at the right.
+        ys: from 0 at the bottom to 1 at the top.
+    """
+    points = list(zip(xs, ys, strict=True))
+    return [min(_SIDES, key=lambda side: _covered(point, side, points)) for point in points]
+
+
+def _covered(point: tuple[float, float], side: str, points: Sequence[tuple[float, float]]) -> int:
+    """Return how many points a name on that side covers; more than there are if it leaves the plot."""
+    x, y = point[0] + _SIDES[side][0], point[1] + _SIDES[side][1]
+    if not _WIDTH / 2 <= x <= 1 - _WIDTH / 2:
+        return len(points) + 1
+    return sum(abs(other_x - x) < _WIDTH / 2 and abs(other_y - y) < _HEIGHT / 2 for other_x, other_y in points)

@@ -1,0 +1,144 @@
+"""Pieces every page is made of: choosers that live in the URL, live regions, empty states."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec
+
+import streamlit as st
+
+from autotune.store.clock import now
+from autotune.store.records import JobRecord, JobState
+from dashboard import reading
+from dashboard.frames import remaining_seconds, spec_of
+from dashboard.text import constraint_text, duration, in_markdown, moment, one_line, state_text
+from search_spaces.errors import AutotuneError
+
+#: Seconds between two looks at a job that may still change.
+REFRESH_S = 2.0
+
+P = ParamSpec("P")
+
+
+def guarded(page: Callable[P, None]) -> Callable[P, None]:
+    """Return ``page`` with errors of the database shown in words; they can come at any refresh."""
+
+    @functools.wraps(page)
+    def shown(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            page(*args, **kwargs)
+        except AutotuneError as error:
+            st.warning("The jobs cannot be read.")
+            st.text(str(error))
+            st.text(f"Database: {reading.place()}")
+            how_to_begin()
+
+    return shown
+
+
+def how_to_begin() -> None:
+    """Say which commands make a job."""
+    st.markdown("A job file says what to tune. These commands write one and run it; its progress then shows here.")
+    st.code("autotune init job.yaml\nautotune run job.yaml", language="bash")
+
+
+def live(body: Callable[[JobRecord], None], job: JobRecord) -> None:
+    """Show ``body`` of the job, again every ``REFRESH_S`` while it may change and the reader does not pause it."""
+    every = None
+    if job.state.is_live:
+        paused = st.toggle("Pause live updates", key="paused", help="Keeps the page still while the job goes on.")
+        every = None if paused else REFRESH_S
+
+    @guarded
+    def look() -> None:
+        current = reading.job(job.id)
+        if every is not None and not current.state.is_live:
+            st.rerun()  # the whole page: it ends this timer
+        body(current)
+
+    st.fragment(look, run_every=every)()
+
+
+def choose(label: str, options: Sequence[str], *, parameter: str, default: str, names: Mapping[str, str]) -> str:
+    """Return the option the reader chose; the URL's ``parameter`` holds it, so that the view can be shared.
+
+    Args:
+        label: what is chosen, above the box.
+        options: the values, as the URL has them.
+        parameter: name in the URL.
+        default: taken if the URL has none of the options.
+        names: option -> how it is shown.
+    """
+    asked = st.query_params.get(parameter)
+    current = asked if asked is not None and asked in options else default
+    if current != asked:
+        st.query_params[parameter] = current
+    key = f"choose-{parameter}"
+    # The URL decides: following a link must win over what was chosen here before.
+    st.session_state[key] = current
+
+    def follow() -> None:
+        st.query_params.from_dict({**_kept(parameter), parameter: st.session_state[key]})
+
+    return st.selectbox(label, options, key=key, format_func=lambda option: names[option], on_change=follow)
+
+
+def _kept(parameter: str) -> dict[str, str]:
+    """Return what stays in the URL when ``parameter`` changes: another job has other trials."""
+    return {} if parameter == "job" else st.query_params.to_dict()
+
+
+def job_names(jobs: Sequence[JobRecord]) -> dict[str, str]:
+    """Return job id -> name and id, since names need not be unique."""
+    return {job.id: f"{one_line(job.name)} ({job.id})" for job in jobs}
+
+
+def choose_job() -> JobRecord | None:
+    """Return the job in the URL or the newest one; None, after saying so, if there are no jobs.
+
+    Raises:
+        StoreError: if the database cannot be opened or read.
+    """
+    jobs = reading.jobs()
+    if not jobs:
+        st.info("There are no jobs yet.")
+        how_to_begin()
+        return None
+    asked = st.query_params.get("job")
+    names = job_names(jobs)
+    if asked is not None and asked not in names:
+        st.warning(f"This database has no job {in_markdown(asked)}; showing the newest one.")
+    chosen = choose("Job", list(names), parameter="job", default=jobs[0].id, names=names)
+    return next(job for job in jobs if job.id == chosen)
+
+
+def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
+    """Show in a few lines how a job stands, what limits it, and what went wrong."""
+    spec = spec_of(job)
+    facts = [state_text(job.state), f"{trials} of {spec.search.trials} trials", f"{front_size} on the front"]
+    left = remaining_seconds(job, spec, trials)
+    if left is not None:
+        facts.append(f"about {duration(left)} left")
+    if job.description is not None:
+        facts.append(f"{job.description.environment.hardware}, {job.description.environment.threads} threads")
+    facts += [f"task {job.task}", f"started {moment(job.created_at, st.context.timezone)}"]
+    st.caption(" · ".join(in_markdown(fact) for fact in facts))
+    limits = "; ".join(constraint_text(limit) for limit in spec.constraints.constraints())
+    st.caption(in_markdown(f"Limits: {limits}.") if limits else "No limits: every measured map is feasible.")
+    _trouble(job, spec.workers.trial_timeout_s)
+
+
+def _trouble(job: JobRecord, patience_s: float) -> None:
+    """Say what went wrong, if anything did, and how to go on."""
+    silent_s = (now() - job.updated_at).total_seconds()
+    if job.state is JobState.FAILED:
+        st.error("This job stopped with an error.")
+        if job.error:
+            st.text(job.error)
+    elif job.state is JobState.INTERRUPTED:
+        st.warning("This job was stopped before its budget was used.")
+    elif job.state is JobState.RUNNING and silent_s > patience_s:
+        st.warning(f"No news for {duration(silent_s)}: the process that ran this job may be gone.")
+    else:
+        return
+    st.markdown("This command goes on with it; finished trials are kept.")
+    st.code(f"autotune resume {one_line(job.id)}", language="bash")

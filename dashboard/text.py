@@ -1,0 +1,145 @@
+"""Numbers, times and names as people read them; text from the database made safe to show."""
+
+import html
+import math
+import re
+from datetime import datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from autotune.metrics import METRICS, Constraint, Figure
+from autotune.store.records import JobState
+from workers.measurement import FailureCause
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_LONGEST = 120
+
+#: Stands where there is nothing to say yet.
+ABSENT = "-"
+
+#: A symbol beside the word, so that the state never depends on colour.
+_SYMBOLS = {
+    JobState.CREATED: "○",
+    JobState.RUNNING: "▶",
+    JobState.FINISHED: "✓",
+    JobState.INTERRUPTED: "‖",
+    JobState.FAILED: "✕",
+}
+
+_CAUSES = {
+    FailureCause.ERROR: "raised an error",
+    FailureCause.CRASH: "its worker died",
+    FailureCause.OUT_OF_MEMORY: "ran out of memory",
+    FailureCause.TIMEOUT: "did not end in time",
+}
+
+
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    """Return ``text`` without line breaks and control characters, cut to ``longest`` characters."""
+    clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
+
+
+def in_markdown(text: str, longest: int = _LONGEST) -> str:
+    """Return ``text`` so that Markdown shows it literally (CommonMark, section 2.4: backslash escapes)."""
+    return _PUNCTUATION.sub(r"\\\1", one_line(text, longest))
+
+
+def in_chart(text: str, longest: int = _LONGEST) -> str:
+    """Return ``text`` so that Plotly's labels and hovers show it literally; they read some HTML."""
+    return html.escape(one_line(text, longest), quote=False)  # Plotly would show &quot; as it stands
+
+
+def state_text(state: JobState) -> str:
+    """Return the state as a symbol and a word."""
+    return f"{_SYMBOLS[state]} {state.value}"
+
+
+def cause_text(cause: FailureCause) -> str:
+    """Return why a candidate failed, to follow its name."""
+    return _CAUSES[cause]
+
+
+def value_text(metric: str, value: float) -> str:
+    """Return a metric's value with its unit, to the digits that mean something."""
+    if not math.isfinite(value):
+        return "unknown"
+    if metric == "accuracy":
+        return f"{value:.4f}"
+    if metric == "accuracy_drop":
+        return f"{100 * value:.2f} %"
+    if metric == "latency_ratio":
+        return f"{value:.2f} x"
+    if METRICS[metric].unit == "MiB":
+        return f"{value:.1f} MiB"
+    return f"{_three_digits(value)} {METRICS[metric].unit}".rstrip()
+
+
+def change_text(value: float, reference: float) -> str:
+    """Return how far ``value`` is from ``reference``, in percent of it and with its sign."""
+    return f"{100 * (value / reference - 1):+.1f} %" if reference else ABSENT
+
+
+def figure_text(metric: str, figure: Figure | None) -> str:
+    """Return a figure with its unit; a dash if it was not measured."""
+    return ABSENT if figure is None else value_text(metric, figure.value)
+
+
+def interval_text(metric: str, figure: Figure) -> str:
+    """Return the 95 % confidence interval of a figure; empty if it has none."""
+    if figure.low is None or figure.high is None:
+        return ""
+    low, high = value_text(metric, figure.low), value_text(metric, figure.high)
+    return f"{low.split()[0]} to {high}"
+
+
+def constraint_text(constraint: Constraint) -> str:
+    """Return a limit in words, such as ``latency p95 at most 12 ms``."""
+    bound = "at most" if constraint.at_most else "at least"
+    return f"{label_in_sentence(constraint.metric)} {bound} {value_text(constraint.metric, constraint.limit)}"
+
+
+def label_in_sentence(metric: str) -> str:
+    """Return a metric's name as it stands inside a sentence."""
+    label = METRICS[metric].label.partition(",")[0]
+    return label[0].lower() + label[1:]
+
+
+def axis_title(metric: str) -> str:
+    """Return the title of an axis that shows ``metric``."""
+    entry = METRICS[metric]
+    better = "higher is better" if entry.maximise else "lower is better"
+    return f"{entry.label} ({entry.unit}, {better})" if entry.unit else f"{entry.label} ({better})"
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes in KiB or MiB."""
+    return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its largest sensible unit."""
+    if seconds < 60:
+        return f"{max(0, round(seconds))} s"
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} days"
+
+
+def moment(at: datetime, zone: str | None) -> str:
+    """Return a time in the reader's zone, with the zone's name; in UTC if the zone is unknown."""
+    try:
+        local = at.astimezone(ZoneInfo(zone or "UTC"))
+    except (ZoneInfoNotFoundError, ValueError):
+        local = at.astimezone(ZoneInfo("UTC"))
+    return f"{local.day} {local:%b %Y, %H:%M %Z}"
+
+
+def _three_digits(value: float) -> str:
+    """Return ``value`` to three significant digits, without an exponent where it stays readable."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"

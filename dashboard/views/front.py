@@ -1,0 +1,196 @@
+"""Page: the Pareto front of one job."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+from streamlit import Page
+
+from autotune.front import nearest_trial
+from autotune.metrics import METRICS
+from autotune.store.records import JobRecord, TrialRecord
+from dashboard import reading
+from dashboard.figures.front import front_figure, hypervolume_figure
+from dashboard.figures.layout import CONFIG
+from dashboard.frames import (
+    candidate_name,
+    drawn,
+    full_precision,
+    left_out,
+    limits_on,
+    misses_text,
+    spec_of,
+    trial_frame,
+)
+from dashboard.parts import choose_job, job_facts, live
+from dashboard.text import in_markdown
+
+_LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
+_QUALITIES = ("accuracy", "divergence")
+#: Metrics of the table: heading and digits.
+_COLUMNS = {
+    "latency_p50_ms": ("p50 (ms)", "%.3f"),
+    "latency_p95_ms": ("p95 (ms)", "%.3f"),
+    "latency_ratio": ("p50 ratio", "%.3f"),
+    "accuracy": ("Accuracy", "%.4f"),
+    "divergence": ("Divergence", "%.2e"),
+    "weight_memory_mib": ("Weights (MiB)", "%.1f"),
+    "peak_memory_mib": ("Peak (MiB)", "%.1f"),
+}
+
+
+def show(map_page: Page) -> None:
+    """Show the page; ``map_page`` is where a chosen point leads."""
+    st.title("Front")
+    job = choose_job()
+    if job is not None:
+        live(lambda current: _front(current, map_page), job)
+
+
+def _front(job: JobRecord, map_page: Page) -> None:
+    progress = reading.progress(job)
+    job_facts(job, len(progress.trials), len(progress.members))
+    frame = trial_frame(progress.trials, progress.members, spec_of(job).constraints.constraints())
+    _verdict(job, progress.trials)
+    latencies = [metric for metric in _LATENCIES if frame[metric].notna().any()]
+    if not latencies:
+        st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
+        _not_drawn(progress.trials, frame.iloc[:0])
+        return
+    x, y = _axes(job, latencies)
+    points = drawn(frame, x, y)
+    chosen = _chart(job, points, x, y, full_precision(progress.trials))
+    chosen = _opener(points, _table(job, points)) or chosen
+    if chosen is not None:
+        st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
+    _not_drawn(progress.trials, points)
+    _history(job, progress)
+
+
+def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
+    """Say which candidate comes nearest when none meets every limit."""
+    if any(trial.feasible for trial in trials):
+        return
+    closest = nearest_trial(trials)
+    if closest is not None:
+        misses = misses_text(closest, spec_of(job).constraints.constraints())
+        st.warning(
+            "No measured map meets every limit. "
+            + in_markdown(f"Nearest is {candidate_name(closest)}, which misses {misses}.", longest=400)
+        )
+
+
+def _axes(job: JobRecord, latencies: list[str]) -> tuple[str, str]:
+    """Return the metrics across and up; both stay in the URL."""
+    objectives = spec_of(job).objectives
+    with st.container(horizontal=True, gap="medium"):
+        x = st.segmented_control(
+            "Latency",
+            latencies,
+            default=next((metric for metric in latencies if metric in objectives), latencies[0]),
+            required=True,
+            format_func=lambda metric: METRICS[metric].label.removeprefix("Latency "),
+            key="latency",
+            bind="query-params",
+            help="p95 means: 95 % of passes are at least this fast.",
+        )
+        y = st.segmented_control(
+            "Quality",
+            _QUALITIES,
+            default=next((metric for metric in _QUALITIES if metric in objectives), _QUALITIES[0]),
+            required=True,
+            format_func=lambda metric: METRICS[metric].label.partition(" ")[0],
+            key="quality",
+            bind="query-params",
+            help="Accuracy is the task's own metric; divergence is how far outputs are from full precision's.",
+        )
+    return x or latencies[0], y or _QUALITIES[0]
+
+
+def _chart(job: JobRecord, points: pd.DataFrame, x: str, y: str, reference: TrialRecord | None) -> int | None:
+    """Draw the front and return the number of the trial that was clicked."""
+    constraints = spec_of(job).constraints.constraints()
+    accuracy = reference.figures["accuracy"].value if reference else None
+    figure = front_figure(
+        points,
+        x=x,
+        y=y,
+        revision=f"{job.id} {x} {y}",
+        x_limits=limits_on(x, constraints, accuracy),
+        y_limits=limits_on(y, constraints, accuracy),
+    )
+    event = st.plotly_chart(
+        figure,
+        key=f"front-{job.id}",
+        on_select="rerun",
+        selection_mode="points",
+        config=CONFIG,
+        alt=f"{METRICS[x].label} against {METRICS[y].label} of {len(points)} maps; the table below has the same points",
+    )
+    count = "1 map" if len(points) == 1 else f"{len(points)} maps"
+    edge = " Full precision does not diverge from itself; it stands at the lower edge." if y == "divergence" else ""
+    st.caption(
+        f"{count} shown. Marker area is weight memory; bars are 95 % confidence intervals; hollow markers break a "
+        f"limit. Click a point to see its map.{edge}"
+    )
+    return next((int(point["customdata"][0]) for point in event.selection.points), None)
+
+
+def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
+    """Show the points drawn as a table and return the number of the trial whose row was chosen."""
+    event = st.dataframe(
+        points[["name", "on_front", *_COLUMNS, "misses"]],
+        hide_index=True,
+        key=f"points-{job.id}",
+        on_select="rerun",
+        selection_mode=["single-row", "single-cell"],
+        alt="The maps drawn above, one a row",
+        column_config={
+            "name": st.column_config.TextColumn("Map", pinned=True),
+            "on_front": st.column_config.CheckboxColumn("On front"),
+            **{m: st.column_config.NumberColumn(head, format=digits) for m, (head, digits) in _COLUMNS.items()},
+            "misses": st.column_config.TextColumn("Breaks"),
+        },
+    )
+    picked = [*event.selection.rows, *(row for row, _ in event.selection.cells)]
+    return int(points["number"].iloc[picked[0]]) if picked else None
+
+
+def _opener(points: pd.DataFrame, picked: int | None) -> int | None:
+    """Return the trial to open: the row picked, or the one chosen here, which needs no mouse."""
+    names = {int(row["number"]): str(row["name"]) for row in points.to_dict("records")}
+    chosen = st.selectbox(
+        "Open a map", list(names), index=None, format_func=lambda number: names[number], placeholder="Choose a map"
+    )
+    return picked if picked is not None else chosen
+
+
+def _not_drawn(trials: Sequence[TrialRecord], points: pd.DataFrame) -> None:
+    missing = left_out(trials, set(points["number"]))
+    if len(missing):
+        with st.expander(f"Candidates not drawn: {len(missing)}"):
+            st.dataframe(
+                missing,
+                hide_index=True,
+                column_config={
+                    "number": "Trial",
+                    "name": "Map",
+                    "why": st.column_config.TextColumn("Why", width="large"),
+                },
+                alt="Candidates that are not drawn, each with the reason",
+            )
+
+
+def _history(job: JobRecord, progress: reading.Progress) -> None:
+    if len(progress.fronts) < 2:
+        return
+    st.subheader("Progress of the search")
+    st.plotly_chart(
+        hypervolume_figure(progress.fronts, len(progress.trials), job.id),
+        key=f"hypervolume-{job.id}",
+        config=CONFIG,
+        alt="Hypervolume of the front over the trials measured",
+    )
+    st.caption(
+        "Hypervolume measures how much of the objectives' space the front covers; it grows with every better map."
+    )

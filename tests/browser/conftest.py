@@ -1,0 +1,143 @@
+"""A seeded database, a dashboard that serves it, and a browser that looks at it."""
+
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from autotune.store.base import Store
+from autotune.store.open import open_store
+
+APP = Path(__file__).parents[2] / "dashboard" / "app.py"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --no-first-run"
+)
+#: Streamlit's page asks for these below a page's own path before it asks at the root.
+PROBES = ("/_stcore/health", "/_stcore/host-config")
+
+_seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("seed.py"))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dashboard:
+    """A running dashboard and its database."""
+
+    address: str
+    store: Store
+    #: Scenario -> job id.
+    jobs: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def seed() -> SimpleNamespace:
+    """Return what ``seed.py`` defines."""
+    return _seed
+
+
+@pytest.fixture(scope="session")
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """Yield a dashboard that serves a database with jobs of several shapes."""
+    folder = tmp_path_factory.mktemp("browser")
+    url = f"sqlite:///{folder / 'jobs.db'}"
+    store = open_store(url)
+    jobs = _seed.seed(store, "hostile", "infeasible", "running", "finished")
+    port = _free_port()
+    command = [sys.executable, "-m", "streamlit", "run", str(APP), f"--server.port={port}"]
+    with (folder / "streamlit.log").open("w") as log:
+        environment = {**os.environ, "AUTOTUNE_DATABASE": url}
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_until_healthy(address, process, folder / "streamlit.log")
+        yield Dashboard(address=address, store=store, jobs=jobs)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        store.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Yield the installed Chromium; its absence is a failure, not a reason to skip."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("the browser tests need Chromium on the PATH; install it, for example: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> Iterator[list[str]]:
+    """Yield the list of everything pages complain about; it must be empty when the test ends."""
+    found: list[str] = []
+    yield found
+    assert found == []
+
+
+@pytest.fixture
+def visit(browser: Browser, dashboard: Dashboard, complaints: list[str]) -> Iterator[Callable[..., Page]]:
+    """Yield a function that opens a path of the dashboard in a browser of its own."""
+    contexts: list[BrowserContext] = []
+
+    def open_path(path: str, width: int = 1280) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        _listen(page, dashboard.address, complaints)
+        page.goto(dashboard.address + path)
+        page.get_by_role("heading", level=1).wait_for()
+        return page
+
+    yield open_path
+    for context in contexts:
+        context.close()
+
+
+def _listen(page: Page, address: str, complaints: list[str]) -> None:
+    """Collect script errors, console errors, failed requests, and requests to anywhere else."""
+    page.on("pageerror", lambda error: complaints.append(f"script: {error}"))
+    page.on(
+        "console",
+        lambda message: (
+            complaints.append(f"console: {message.text} at {message.location}")
+            if message.type == "error" and not message.location.get("url", "").endswith(PROBES)
+            else None
+        ),
+    )
+    page.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith((address, "data:", "blob:")) else complaints.append(f"to {request.url}")
+        ),
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"the dashboard did not start:\n{log.read_text()}")

@@ -1,0 +1,347 @@
+"""Jobs of every shape for tests of the dashboard, recorded through the ``Store`` seam.
+
+Figures come from a small deterministic cost model of a sentence encoder; nothing here was measured.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from autotune.job_spec import JobSpec
+from autotune.metrics import METRICS, Figure
+from autotune.store.base import Store
+from autotune.store.records import (
+    EventRecord,
+    FrontRecord,
+    JobRecord,
+    JobState,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
+from search_spaces.fusion import fusion_group
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import ActivationRange, map_key
+from workers.measurement import Environment, FailureCause, LatencySamples
+from workers.setup import Calibration, ModelDescription
+
+CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
+#: Choice -> time, loss and bytes relative to fp32, on layers that dominate.
+_SPEED = dict(zip(CHOICES, (1.0, 0.55, 0.27, 0.33, 0.84, 0.9), strict=True))
+_LOSS = dict(zip(CHOICES, (0.0, 0.0002, 0.02, 0.008, 0.004, 0.03), strict=True))
+_BYTES = dict(zip(CHOICES, (1.0, 0.5, 0.26, 0.26, 0.26, 0.14), strict=True))
+_HARDWARE = "Intel(R) Xeon(R) Processor, 2 cores"
+#: Hostile names: none may be rendered as anything but text.
+HOSTILE = "<img src=x onerror=alert(1)> ![x](https://evil.invalid/x.png) $x$ :red[hi] **b** `c`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A job of one shape."""
+
+    state: JobState = JobState.FINISHED
+    #: Trials recorded, and the budget.
+    trials: int = 40
+    budget: int = 40
+    constraints: dict[str, Any] | None = None
+    error: str | None = None
+    described: bool = True
+    name: str = "MiniLM for the search service"
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "finished": Scenario(constraints={"latency_p95_ms": {"max": 22.0}, "accuracy_drop": {"max": 0.02}}),
+    "running": Scenario(state=JobState.RUNNING, trials=17, budget=60, name="MiniLM, nightly"),
+    "one_trial": Scenario(state=JobState.RUNNING, trials=1, budget=60, name="Just begun"),
+    "infeasible": Scenario(constraints={"latency_p95_ms": {"max": 4.0}}, trials=20, budget=20, name="Too much asked"),
+    "failed": Scenario(
+        state=JobState.FAILED,
+        trials=0,
+        described=False,
+        error="TaskError: unknown task 'minilm-le'; did you mean 'minilm-lee'? Known: digits-cnn, minilm-lee",
+        name="Mistyped",
+    ),
+    "failed_late": Scenario(state=JobState.FAILED, trials=9, error="PoolError: no worker is left", name="Workers died"),
+    "interrupted": Scenario(state=JobState.INTERRUPTED, trials=12, budget=60, name="Stopped by hand"),
+    "created": Scenario(state=JobState.CREATED, trials=0, described=False, name="Waiting"),
+    "hostile": Scenario(name=HOSTILE, trials=8, budget=8),
+}
+
+
+def seed(store: Store, *scenarios: str) -> dict[str, str]:
+    """Record one job for each scenario and return scenario -> job id."""
+    at = datetime.now(UTC) - timedelta(hours=len(scenarios))
+    ids = {}
+    for position, name in enumerate(scenarios):
+        ids[name] = record_job(store, f"{position:04x}cafe", SCENARIOS[name], at + timedelta(minutes=50 * position))
+    return ids
+
+
+def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> str:
+    """Record a job with its trials and return its id."""
+    spec = _spec(scenario)
+    job = JobRecord(
+        id=job_id,
+        name=scenario.name,
+        task="minilm-lee",
+        spec=spec.dump(),
+        state=JobState.CREATED,
+        created_at=at,
+        updated_at=at,
+    )
+    store.create_job(job)
+    if scenario.described:
+        store.update_job(job_id, state=JobState.RUNNING, description=describe(), driver="host:1:2")
+    for result, _ in zip(results(spec, job_id), range(scenario.trials), strict=False):
+        store.record(result)
+    store.update_job(
+        job_id,
+        state=scenario.state,
+        error=scenario.error,
+        event=EventRecord(at=at, kind="state", message=f"The job is {scenario.state}."),
+    )
+    return job_id
+
+
+def record_next(store: Store, job_id: str) -> TrialRecord:
+    """Record one more trial of a job and return it."""
+    done = len(store.trials(job_id))
+    spec = JobSpec.parse(dict(store.job(job_id).spec))
+    *_, result = (result for result, _ in zip(results(spec, job_id), range(done + 1), strict=False))
+    store.record(result)
+    return result.trial
+
+
+def results(spec: JobSpec, job_id: str) -> Iterator[TrialResult]:
+    """Return an endless, deterministic stream of trials: the baselines, then random maps; some fail."""
+    layers, rng = _layers(), np.random.default_rng(7)
+    done: list[TrialRecord] = []
+    front: FrontRecord | None = None
+    names = [*CHOICES]
+    while True:
+        number = len(done)
+        uniform = names.pop(0) if names else None
+        choices = _assignment(layers, rng, uniform)
+        trial = _trial(spec, job_id, number, uniform, choices, layers, rng)
+        done.append(trial)
+        newest = _front(spec, done)
+        yield TrialResult(
+            trial=trial,
+            latency=_latency(trial, rng),
+            front=newest if newest and (front is None or newest.members != front.members) else None,
+            elapsed_s=4.2,
+        )
+        front = newest or front
+
+
+def describe(layers: Sequence[Layer] | None = None) -> ModelDescription:
+    """Return what a worker would say about the model."""
+    layers = tuple(layers or _layers())
+    rng = np.random.default_rng(3)
+    return ModelDescription(
+        fingerprint="5e" * 32,
+        layers=layers,
+        refusals={layer.name: _refusals(layer) for layer in layers},
+        layer_bytes={
+            layer.name: {c: int(layer.weight_bytes * _BYTES[c]) for c in CHOICES if c not in _refusals(layer)}
+            for layer in layers
+        },
+        other_bytes=60_000,
+        calibration=Calibration(
+            ranges={
+                layer.name: ActivationRange(low=-float(rng.uniform(1, 9)), high=float(rng.uniform(1, 9)))
+                for layer in layers
+            },
+            samples=250,
+            seconds=2.5,
+        ),
+        environment=_environment(),
+    )
+
+
+def _spec(scenario: Scenario) -> JobSpec:
+    return JobSpec.parse(
+        {
+            "name": scenario.name if len(scenario.name) <= 100 else scenario.name[:100],
+            "task": {"name": "minilm-lee"},
+            "constraints": scenario.constraints or {},
+            "search": {"trials": scenario.budget},
+        }
+    )
+
+
+def _environment() -> Environment:
+    return Environment(hardware=_HARDWARE, backend="x86", threads=2, load=0.4, versions={"torch": "2.13.0"})
+
+
+def _layers() -> list[Layer]:
+    shapes: list[tuple[str, tuple[int, int]]] = [
+        ("embeddings.word_embeddings", (30522, 384)),
+        ("embeddings.position_embeddings", (512, 384)),
+        ("embeddings.token_type_embeddings", (2, 384)),
+    ]
+    for block in range(6):
+        prefix = f"encoder.layer.{block}."
+        shapes += [(f"{prefix}attention.self.{part}", (384, 384)) for part in ("query", "key", "value")]
+        shapes += [
+            (f"{prefix}attention.output.dense", (384, 384)),
+            (f"{prefix}intermediate.dense", (1536, 384)),
+            (f"{prefix}output.dense", (384, 1536)),
+        ]
+    shapes.append(("pooler.dense", (384, 384)))
+    return [_layer(order, name, shape) for order, (name, shape) in enumerate(shapes)]
+
+
+def _layer(order: int, name: str, shape: tuple[int, int]) -> Layer:
+    embedding = name.startswith("embeddings")
+    return Layer(
+        name=name,
+        kind=LayerKind.EMBEDDING if embedding else LayerKind.LINEAR,
+        weight_shape=shape,
+        has_bias=not embedding,
+        weight_bytes=4 * shape[0] * shape[1],
+        input_shape=(1, 128) if embedding else (1, 128, shape[1]),
+        flops=0 if embedding else 2 * 128 * shape[0] * shape[1],
+        calls=1,
+        order=order,
+        group=fusion_group(name),
+        frozen_reason="never ran on the example batch" if name == "pooler.dense" else None,
+    )
+
+
+def _refusals(layer: Layer) -> dict[str, str]:
+    if layer.frozen_reason:
+        return dict.fromkeys(CHOICES[1:], layer.frozen_reason)
+    if layer.kind is LayerKind.EMBEDDING:
+        return dict.fromkeys(("int8_static", "int8_dynamic"), "an embedding has no input activations")
+    return {}
+
+
+def _assignment(layers: Sequence[Layer], rng: np.random.Generator, uniform: str | None) -> dict[str, str]:
+    """Return a uniform map, or static int8 with a random share of the sensitive layers kept better."""
+    taken: dict[str, str] = {}
+    kept = rng.uniform(0, 1)
+    better = rng.choice(["bf16", "int8_dynamic", "int8_dynamic", "fp32"])
+    for layer in layers:
+        legal = [c for c in CHOICES if c not in _refusals(layer)]
+        sensitive = _sensitivity(layer) > 1 and rng.uniform() < 0.5 + 0.5 * kept
+        wanted = uniform or (better if sensitive or rng.uniform() < kept / 2 else "int8_static")
+        if layer.kind is LayerKind.EMBEDDING and uniform is None:
+            wanted = "int8_weight_only"
+        taken.setdefault(layer.group, wanted if wanted in legal else "fp32")
+    return {layer.name: taken[layer.group] for layer in layers}
+
+
+def _sensitivity(layer: Layer) -> float:
+    return 6.0 if layer.name.endswith(".output.dense") and layer.order % 3 else 0.4
+
+
+def _trial(
+    spec: JobSpec,
+    job_id: str,
+    number: int,
+    uniform: str | None,
+    choices: dict[str, str],
+    layers: Sequence[Layer],
+    rng: np.random.Generator,
+) -> TrialRecord:
+    figures = _figures(choices, layers, rng)
+    limits = spec.constraints.constraints()
+    trial = TrialRecord(
+        job_id=job_id,
+        number=number,
+        kind=TrialKind.BASELINE if uniform else TrialKind.SEARCH,
+        label=("fp32" if uniform == "fp32" else f"uniform {uniform}") if uniform else None,
+        state=TrialState.COMPLETE,
+        choices=choices,
+        key=map_key(choices),
+        figures=figures,
+        violations={c.metric: c.violation(figures[c.metric].value) for c in limits},
+        environment={"hardware": _HARDWARE, "backend": "x86", "threads": 2, "load": 0.4, "versions": {}},
+        worker="inline",
+        seconds=4.2,
+        forward_seconds=3.9,
+        finished_at=datetime.now(UTC),
+    )
+    if number % 11 == 10:
+        return replace(
+            trial,
+            state=TrialState.FAILED,
+            figures={},
+            violations={},
+            attempts=3,
+            failure=FailureCause.CRASH,
+            message="worker died with signal 9",
+        )
+    if number % 13 == 12:
+        kept = {name: figure for name, figure in figures.items() if not name.startswith("latency")}
+        return replace(trial, state=TrialState.REJECTED, figures=kept, message="accuracy_drop is over its limit")
+    return trial
+
+
+def _figures(choices: dict[str, str], layers: Sequence[Layer], rng: np.random.Generator) -> dict[str, Figure]:
+    flops = sum(layer.flops for layer in layers)
+    p50 = 3.0 + sum(24.0 * layer.flops / flops * _SPEED[choices[layer.name]] for layer in layers)
+    p50 *= float(rng.normal(1, 0.01))
+    loss = sum(_sensitivity(layer) * _LOSS[choices[layer.name]] for layer in layers) / len(layers)
+    reference, accuracy = 0.7213, 0.7213 * (1 - 1.1 * loss)
+    memory = (60_000 + sum(layer.weight_bytes * _BYTES[choices[layer.name]] for layer in layers)) / (1 << 20)
+    figures = {
+        "accuracy": Figure(value=accuracy),
+        "accuracy_drop": Figure(value=(reference - accuracy) / reference),
+        "divergence": Figure(value=loss / 8),
+        "weight_memory_mib": Figure(value=memory),
+        "peak_memory_mib": Figure(value=memory + 3.4),
+        "latency_ratio": Figure(value=p50 / 27.0, low=p50 / 27.0 * 0.99, high=p50 / 27.0 * 1.01),
+    }
+    for metric, factor in (("latency_p50_ms", 1.0), ("latency_p90_ms", 1.06), ("latency_p95_ms", 1.1)):
+        figures[metric] = Figure(value=p50 * factor, low=p50 * factor * 0.985, high=p50 * factor * 1.02)
+    return figures
+
+
+def _latency(trial: TrialRecord, rng: np.random.Generator) -> tuple[LatencySamples, ...]:
+    if "latency_p50_ms" not in trial.figures:
+        return ()
+    draw: Callable[[float], Any] = lambda centre: centre * (1 + 0.05 * rng.gamma(1.5, 0.6, size=100))  # noqa: E731
+    return (
+        LatencySamples(
+            batch_size=1, candidate_ms=draw(trial.figures["latency_p50_ms"].value * 0.96), reference_ms=draw(26.0)
+        ),
+    )
+
+
+def _front(spec: JobSpec, trials: Sequence[TrialRecord]) -> FrontRecord | None:
+    feasible = [trial for trial in trials if trial.feasible]
+    values = np.array([[_cost(t, m) for m in spec.objectives] for t in feasible]).reshape(
+        len(feasible), len(spec.objectives)
+    )
+    members = [
+        trial.number
+        for trial, row in zip(feasible, values, strict=True)
+        if not any((other <= row).all() and (other < row).any() for other in values)
+    ]
+    if not members:
+        return None
+    return FrontRecord(trials=len(trials), members=tuple(members), hypervolume=_covered(feasible, members))
+
+
+def _covered(trials: Sequence[TrialRecord], members: Sequence[int]) -> float:
+    """Return the share of the box 30 ms x (0.6 to 0.73) accuracy that the front covers."""
+    corners = sorted(
+        (trial.figures["latency_p50_ms"].value, trial.figures["accuracy"].value)
+        for trial in trials
+        if trial.number in members
+    )
+    area, floor = 0.0, 0.6
+    for latency, accuracy in corners:
+        area += max(0.0, 30.0 - latency) * max(0.0, accuracy - floor)
+        floor = max(floor, accuracy)
+    return area / (30.0 * 0.13)
+
+
+def _cost(trial: TrialRecord, metric: str) -> float:
+    return trial.figures[metric].value * (-1 if METRICS[metric].maximise else 1)

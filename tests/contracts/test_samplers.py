@@ -1,0 +1,177 @@
+"""The contract of ``autotune.study.Study``, run over every sampler."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from autotune.front import violations
+from autotune.job_spec import SamplerName
+from autotune.metrics import Constraint, Figure
+from autotune.store.clock import now
+from autotune.store.records import TrialKind, TrialRecord, TrialState
+from autotune.study import Proposal, Study
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import map_key
+from search_spaces.space import SearchSpace, build_space
+
+CHOICES = ("fp32", "bf16", "int8_static")
+LIMIT = Constraint(metric="latency_p50_ms", limit=7.0, at_most=True)
+SPEED = {"fp32": 1.0, "bf16": 0.6, "int8_static": 0.4}
+LOSS = {"fp32": 0.0, "bf16": 0.01, "int8_static": 0.1}
+
+
+@pytest.fixture(params=list(SamplerName))
+def sampler(request: pytest.FixtureRequest) -> SamplerName:
+    assert isinstance(request.param, SamplerName)
+    return request.param
+
+
+def make_space(layers: int) -> SearchSpace:
+    found = [
+        Layer(
+            name=f"l{i}", kind=LayerKind.LINEAR, weight_shape=(8, 8), has_bias=False, weight_bytes=256,
+            input_shape=(1, 8), flops=128, calls=1, order=i, group=f"l{i}",
+        )
+        for i in range(layers)
+    ]  # fmt: skip
+    return build_space(found, choices=CHOICES, supports=lambda layer, choice: None)
+
+
+def make_study(space: SearchSpace, sampler: SamplerName, **changes: Any) -> Study:
+    settings: dict[str, Any] = {"seed": 1, "trials": 40, "slots": 1} | changes
+    return Study(space, ("latency_p50_ms", "divergence"), (LIMIT,), sampler, **settings)
+
+
+def measured(number: int, choices: dict[str, str], sampler_state: dict[str, int] | None = None) -> TrialRecord:
+    """Measure a map by an additive model in which the layers differ."""
+    cost = sum(SPEED[choice] for choice in choices.values())
+    loss = sum((1 + i) * LOSS[choice] for i, choice in enumerate(choices.values()))
+    figures = {"latency_p50_ms": Figure(value=cost), "divergence": Figure(value=loss)}
+    return TrialRecord(
+        job_id="j", number=number, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE, choices=choices,
+        key=map_key(choices), figures=figures, violations=violations(figures, (LIMIT,)),
+        sampler_state=sampler_state or {}, finished_at=now(),
+    )  # fmt: skip
+
+
+def search(study: Study, space: SearchSpace, trials: int, first: int = 0, slots: int = 1) -> list[TrialRecord]:
+    """Ask and tell as the driver does, with ``slots`` proposals at once."""
+    pending: list[Proposal] = []
+    records: list[TrialRecord] = []
+    while len(records) < trials:
+        while len(pending) < slots:
+            proposal = study.ask()
+            if proposal is None:
+                break
+            pending.append(proposal)
+        if not pending:
+            break
+        proposal = pending.pop(0)
+        choices = space.layer_choices(proposal.assignment)
+        record = measured(first + len(records), choices, study.sampler_state(proposal))
+        study.tell(proposal, record)
+        records.append(record)
+    return records
+
+
+def keys(records: Sequence[TrialRecord]) -> set[str]:
+    return {record.key for record in records}
+
+
+def test_no_map_is_proposed_twice(sampler: SamplerName) -> None:
+    space = make_space(4)
+    trials = 12 if sampler is SamplerName.GP else 40  # a Gaussian process takes seconds for each proposal
+    records = search(make_study(space, sampler, slots=2), space, trials=trials, slots=2)
+    assert len(keys(records)) == len(records) == trials
+
+
+def test_proposals_are_maps_of_the_space(sampler: SamplerName) -> None:
+    space = make_space(4)
+    for record in search(make_study(space, sampler), space, trials=20):
+        assert set(record.choices) == {layer.name for layer in space.layers}
+        assert set(record.choices.values()) <= set(CHOICES)
+
+
+def test_a_small_space_is_measured_whole(sampler: SamplerName) -> None:
+    space = make_space(2)
+    study = make_study(space, sampler)
+    records = search(study, space, trials=100)
+    assert len(records) == space.size == 9
+    assert study.ask() is None
+
+
+def test_baselines_come_as_they_were_given(sampler: SamplerName) -> None:
+    space = make_space(4)
+    study = make_study(space, sampler)
+    for number, choice in enumerate(CHOICES):
+        proposal = study.propose(space.uniform(choice))
+        assert proposal is not None
+        assert set(proposal.assignment.values()) == {choice}
+        record = measured(number, space.layer_choices(proposal.assignment), study.sampler_state(proposal))
+        study.tell(proposal, record)
+        assert study.propose(space.uniform(choice)) is None
+    assert not keys(search(study, space, 10)) & {map_key(space.layer_choices(space.uniform(c))) for c in CHOICES}
+
+
+def test_rejected_and_failed_trials_are_digested(sampler: SamplerName) -> None:
+    space = make_space(4)
+    study = make_study(space, sampler)
+    for number, state in enumerate([TrialState.REJECTED, TrialState.FAILED, TrialState.COMPLETE] * 5):
+        proposal = study.ask()
+        assert proposal is not None
+        record = measured(number, space.layer_choices(proposal.assignment))
+        if state is not TrialState.COMPLETE:
+            record = replace(record, state=state, figures={}, violations={"latency_p50_ms": 0.5})
+        study.tell(proposal, record)
+    assert study.ask() is not None
+
+
+def test_a_resumed_study_goes_on(sampler: SamplerName) -> None:
+    space = make_space(4)
+    history = search(make_study(space, sampler), space, trials=15)
+    resumed = make_study(space, sampler, history=history)
+    more = search(resumed, space, trials=15, first=15)
+    assert len(keys([*history, *more])) == 30
+
+
+def test_same_seed_same_search(sampler: SamplerName) -> None:
+    space = make_space(4)
+    one, other = (search(make_study(space, sampler), space, trials=12) for _ in range(2))
+    assert [record.key for record in one] == [record.key for record in other]
+
+
+def test_full_precision_outside_the_space_is_digested(sampler: SamplerName) -> None:
+    layers = make_space(3).layers
+    space = build_space(layers, choices=("bf16", "int8_static"), supports=lambda layer, choice: None)
+    study = make_study(space, sampler)
+    study.add(measured(0, {layer.name: "fp32" for layer in layers}))
+    assert len(search(study, space, trials=50)) == space.size == 8
+
+
+def test_genetic_search_keeps_its_generations_over_a_restart() -> None:
+    space = make_space(12)
+    history = search(make_study(space, SamplerName.NSGA2, trials=72), space, trials=60)
+    generations = [record.sampler_state["NSGAIISampler:generation"] for record in history]
+    assert max(generations) >= 3
+    resumed = make_study(space, SamplerName.NSGA2, trials=72, history=history)
+    proposal = resumed.ask()
+    assert proposal is not None
+    assert resumed.sampler_state(proposal)["NSGAIISampler:generation"] >= max(generations)
+
+
+def test_genetic_search_beats_chance_on_an_additive_problem() -> None:
+    space = make_space(12)
+
+    def best(name: SamplerName) -> float:
+        found = []
+        for seed in range(3):
+            study = make_study(space, name, seed=seed, trials=150)
+            records = search(study, space, trials=150)
+            feasible = [record for record in records if record.feasible]
+            found.append(min((record.figures["divergence"].value for record in feasible), default=math.inf))
+        return sum(found) / len(found)
+
+    assert best(SamplerName.NSGA2) < best(SamplerName.RANDOM)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search_spaces.quantization_map import ActivationRange
+from workers.calibration.histogram import BINS, RangeHistogram
+from workers.calibration.observers import observed_range
+from workers.setup import CalibrationSettings, ObserverKind
+
+SAMPLES = st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=200)
+KINDS = list(ObserverKind)
+
+
+def histogram_of(values: list[float] | torch.Tensor) -> RangeHistogram:
+    histogram = RangeHistogram()
+    histogram.add(torch.as_tensor(values, dtype=torch.float32))
+    return histogram
+
+
+def observe(values: list[float] | torch.Tensor, kind: ObserverKind, percentile: float = 99.0) -> ActivationRange:
+    return observed_range(histogram_of(values), CalibrationSettings(observer=kind, percentile=percentile))
+
+
+def expected_error(histogram: RangeHistogram, chosen: ActivationRange) -> float:
+    """Rounding and clipping error of the binned values, one bin after the other."""
+    step = (chosen.high - chosen.low) / 255
+    error = 0.0
+    for count, low, high in zip(histogram.counts, histogram.edges[:-1], histogram.edges[1:], strict=True):
+        middle = min(max((low + high) / 2, histogram.low), histogram.high)
+        beyond = max(chosen.low - middle, middle - chosen.high, 0.0)
+        error += count * (beyond**2 + step**2 / 12)
+    return error
+
+
+def real_error(values: torch.Tensor, chosen: ActivationRange) -> float:
+    scale, zero_point = chosen.affine_uint8()
+    levels = (torch.round(values.double() / scale) + zero_point).clamp(0, 255)
+    return float(((levels - zero_point) * scale - values).pow(2).mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(values=SAMPLES)
+def test_zero_is_inside_and_nothing_beyond_the_extremes(kind: ObserverKind, values: list[float]) -> None:
+    chosen = observe(values, kind)
+    assert min(*values, 0.0) <= chosen.low <= 0.0 <= chosen.high <= max(*values, 0.0)
+
+
+@settings(deadline=None)
+@given(values=SAMPLES)
+def test_minmax_is_exact(values: list[float]) -> None:
+    assert observe(values, ObserverKind.MINMAX) == ActivationRange(low=min(*values, 0.0), high=max(*values, 0.0))
+
+
+@settings(deadline=None)
+@given(values=SAMPLES)
+def test_percentile_of_everything_is_minmax(values: list[float]) -> None:
+    assert observe(values, ObserverKind.PERCENTILE, 100.0) == observe(values, ObserverKind.MINMAX)
+
+
+@settings(deadline=None)
+@given(values=SAMPLES, percentile=st.floats(50, 100))
+def test_percentile_leaves_out_no_more_than_its_share(values: list[float], percentile: float) -> None:
+    chosen = observe(values, ObserverKind.PERCENTILE, percentile)
+    outside = (100 - percentile) / 200 * len(values)
+    # Zero is inside whatever the percentile, so only values beyond it can be left out.
+    assert sum(np.float32(value) < chosen.low for value in values) <= outside
+    assert sum(np.float32(value) > chosen.high for value in values) <= outside
+
+
+def test_percentile_drops_the_tails() -> None:
+    chosen = observe(torch.linspace(-100, 100, 20_001), ObserverKind.PERCENTILE, 90.0)
+    bin_width = 2 * 128 / BINS
+    assert chosen.low == pytest.approx(-90, abs=2 * bin_width)
+    assert chosen.high == pytest.approx(90, abs=2 * bin_width)
+
+
+@settings(deadline=None)
+@given(values=SAMPLES)
+def test_mse_expects_no_more_error_than_minmax(values: list[float]) -> None:
+    histogram = histogram_of(values)
+    chosen, minmax = (
+        observed_range(histogram, CalibrationSettings(observer=kind))
+        for kind in (ObserverKind.MSE, ObserverKind.MINMAX)
+    )
+    assert expected_error(histogram, chosen) <= expected_error(histogram, minmax) * (1 + 1e-9)
+
+
+def test_mse_clips_a_lonely_outlier_and_is_really_better() -> None:
+    values = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    values[0] = 20.0
+    chosen, minmax = observe(values, ObserverKind.MSE), observe(values, ObserverKind.MINMAX)
+    assert chosen.high < 0.5 * minmax.high
+    assert real_error(values, chosen) < 0.6 * real_error(values, minmax)
+
+
+def test_mse_keeps_a_uniform_range() -> None:
+    values = torch.linspace(-1, 3, 50_001)
+    chosen = observe(values, ObserverKind.MSE)
+    assert (chosen.low, chosen.high) == pytest.approx((-1, 3), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_that_are_all_zero_have_a_range(kind: ObserverKind) -> None:
+    assert observe([0.0, 0.0], kind) == ActivationRange(low=0.0, high=0.0)

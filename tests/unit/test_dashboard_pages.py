@@ -1,0 +1,217 @@
+import json
+import runpy
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from autotune.store.open import open_store
+
+seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
+
+APP = Path(__file__).parents[2] / "dashboard" / "app.py"
+#: One page alone; what it leads to says that it was reached.
+PAGE = """
+import streamlit as st
+from dashboard.parts import guarded
+from dashboard.views import {page}
+here = st.Page(lambda: {page}.show(there), title="Here", default=True)
+there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), title="There", url_path="there")
+guarded(st.navigation([here, there]).run)()
+"""
+SHAPES = (
+    "finished",
+    "running",
+    "one_trial",
+    "infeasible",
+    "failed",
+    "failed_late",
+    "interrupted",
+    "created",
+    "hostile",
+)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('dashboard') / 'jobs.db'}"
+    store = open_store(url)
+    jobs = seed.seed(store, *SHAPES)
+    store.close()
+    yield url, jobs
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def page(database: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    url, jobs = database
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+
+    def show(name: str, job: str | None = None, trial: int | None = None) -> AppTest:
+        app = AppTest.from_string(PAGE.format(page=name), default_timeout=20)
+        if job is not None:
+            app.query_params["job"] = jobs.get(job, job)
+        if trial is not None:
+            app.query_params["trial"] = str(trial)
+        return app.run()
+
+    return show
+
+
+def _texts(app: AppTest) -> str:
+    kinds = (app.title, app.info, app.warning, app.error, app.text, app.caption, app.code, app.markdown)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+def test_all_shapes_are_seeded() -> None:
+    assert set(SHAPES) == set(seed.SCENARIOS)
+
+
+@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> None:  # type: ignore[no-untyped-def]
+    app = page(name, shape)
+    assert not app.exception
+    assert len(app.title) == 1
+    assert "cannot be read" not in _texts(app)
+
+
+@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+def test_without_a_database_every_page_says_how_to_begin(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_DATABASE", f"sqlite:///{tmp_path / 'none.db'}")
+    app = AppTest.from_string(PAGE.format(page=name), default_timeout=20).run()
+    assert not app.exception
+    assert "autotune run job.yaml" in _texts(app)
+    assert f"Database: sqlite:///{tmp_path / 'none.db'}" in _texts(app)
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    open_store(url).close()
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    app = AppTest.from_string(PAGE.format(page=name), default_timeout=20).run()
+    assert not app.exception
+    assert app.info[0].value == "There are no jobs yet."
+    assert "autotune run job.yaml" in _texts(app)
+
+
+def test_a_password_in_the_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOTUNE_DATABASE", "postgresql+psycopg://tuner:canary@127.0.0.1:1/jobs")
+    app = AppTest.from_string(PAGE.format(page="jobs"), default_timeout=20).run()
+    assert not app.exception
+    assert app.warning[0].value == "The jobs cannot be read."
+    assert "Database: postgresql+psycopg://127.0.0.1:1/jobs" in _texts(app)
+    assert "canary" not in _texts(app)
+
+
+def test_the_whole_app_opens_on_the_jobs(database, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("AUTOTUNE_DATABASE", database[0])
+    app = AppTest.from_file(str(APP), default_timeout=20).run()
+    assert not app.exception
+    assert app.title[0].value == "Jobs"
+    assert len(app.dataframe[0].value) == len(SHAPES)
+
+
+def test_a_job_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("jobs")
+    app.selectbox[0].set_value(database[1]["running"]).run()
+    assert app.text[0].value == f"there: {{'job': '{database[1]['running']}'}}"
+
+
+def test_a_map_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    app.selectbox[1].set_value(3).run()
+    assert app.text[0].value == f"there: {{'job': '{database[1]['finished']}', 'trial': '3'}}"
+
+
+def test_the_front_names_the_nearest_map_when_nothing_is_feasible(page) -> None:  # type: ignore[no-untyped-def]
+    warning = page("front", "infeasible").warning[0].value
+    assert "No measured map meets every limit" in warning
+    assert r"uniform int8\_static\, which misses latency p95 10\.5 ms \(limit 4\.00 ms\)" in warning
+
+
+def test_the_table_under_the_front_has_the_points_drawn(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
+    drawn = [point[1].split("<br>")[0] for trace in figure["data"] for point in trace.get("customdata") or ()]
+    table = app.dataframe[0].value
+    assert sorted(drawn) == sorted(f"<b>{name}</b>" for name in table["name"])
+    assert f"{len(table)} maps shown" in _texts(app)
+
+
+def test_failures_are_listed_with_their_reason(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    missing = app.dataframe[1].value
+    assert "its worker died" in missing["why"].iloc[0]
+    assert app.expander[0].label == f"Candidates not drawn: {len(missing)}"
+
+
+@pytest.mark.parametrize("shape", ["failed", "failed_late", "interrupted"])
+def test_a_stopped_job_says_how_to_go_on(page, database, shape: str) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", shape)
+    assert app.code[0].value == f"autotune resume {database[1][shape]}"
+    error = seed.SCENARIOS[shape].error
+    assert error is None or error in _texts(app)
+
+
+def test_a_job_that_fell_silent_says_so(page, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    assert "No news" not in _texts(page("front", "running"))
+    monkeypatch.setattr("dashboard.parts.now", lambda: datetime.now(UTC) + timedelta(hours=5))
+    app = page("front", "running")
+    assert app.warning[0].value.startswith("No news for 5 h 00 min")
+    assert app.code[0].value.startswith("autotune resume")
+
+
+def test_only_a_live_job_can_be_paused(page) -> None:  # type: ignore[no-untyped-def]
+    assert len(page("front", "running").toggle) == 1
+    assert len(page("front", "finished").toggle) == 0
+
+
+def test_a_link_to_a_job_that_is_gone_shows_the_newest_and_says_so(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "![x](https://evil.invalid)")
+    assert r"no job \!\[x\]\(https" in app.warning[0].value
+    assert app.selectbox[0].value == database[1]["hostile"]
+
+
+def test_a_link_to_a_trial_that_is_gone_says_so(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("layers", "finished", 999)
+    assert "no trial 999" in app.warning[0].value
+
+
+def test_another_job_starts_with_its_own_trial(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("layers", "finished", 20)  # the other job has eight trials
+    app.selectbox[0].set_value(database[1]["hostile"]).run()
+    assert not app.exception
+    assert not app.warning
+    assert app.query_params["job"] == database[1]["hostile"]
+
+
+def test_hostile_names_are_never_markup(page) -> None:  # type: ignore[no-untyped-def]
+    for name in ("jobs", "front", "layers"):
+        app = page(name, "hostile")
+        shown = "\n".join(str(element.value) for kind in (app.markdown, app.caption, app.title) for element in kind)
+        assert "![x]" not in shown
+        assert not any(element.allow_html for kind in (app.markdown, app.caption) for element in kind)
+
+
+def test_the_map_page_leads_with_figures_against_full_precision(page) -> None:  # type: ignore[no-untyped-def]
+    metrics = {metric.label: metric for metric in page("layers", "finished", 3).metric}
+    assert list(metrics)[:2] == ["Latency p50", "Latency p95"]
+    assert metrics["Accuracy"].value == "0.7137"
+    assert metrics["Weight memory"].delta.startswith("-")
+
+
+def test_a_failed_candidate_says_why_and_cannot_be_exported(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("layers", "finished", 10)
+    assert "its worker died" in app.error[0].value
+    assert "worker died with signal 9" in _texts(app)
+    assert "Only a measured map can be exported" in _texts(app)
+    assert not app.get("download_button")

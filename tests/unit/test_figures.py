@@ -1,0 +1,253 @@
+import runpy
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from autotune.job_spec import JobSpec
+from autotune.store.records import FrontRecord, TrialRecord
+from dashboard import frames
+from dashboard.figures.front import front_figure, hypervolume_figure
+from dashboard.figures.labels import sides
+from dashboard.figures.latency import hidden_samples, latency_figure
+from dashboard.figures.palette import PRECISIONS
+from dashboard.figures.strip import blocks, strip_figure
+from search_spaces.choice import Precision
+from workers.measurement import LatencySamples
+
+seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
+
+SPEC = JobSpec.parse(
+    {"name": "a job", "task": {"name": "minilm-lee"}, "constraints": {"latency_p95_ms": {"max": 22.0}}}
+)
+LIMITS = SPEC.constraints.constraints()
+BASELINES = ["fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"]
+
+
+@pytest.fixture(scope="module")
+def results() -> list[SimpleNamespace]:
+    return list(islice(seed.results(SPEC, "0001"), 30))
+
+
+def _points(trials: Sequence[TrialRecord], members: Sequence[int], x: str = "latency_p50_ms", y: str = "accuracy"):  # type: ignore[no-untyped-def]
+    return frames.drawn(frames.trial_frame(trials, members, LIMITS), x, y)
+
+
+def _front(results: Sequence[SimpleNamespace], x: str = "latency_p50_ms", y: str = "accuracy") -> go.Figure:
+    trials = [result.trial for result in results]
+    members = [result.front for result in results if result.front][-1].members
+    limits = frames.limits_on(x, LIMITS, None)
+    return front_figure(_points(trials, members, x, y), x=x, y=y, revision="r", x_limits=limits)
+
+
+def _trace(figure: go.Figure, name: str) -> go.Scatter:
+    (trace,) = [trace for trace in figure.data if trace.name.startswith(name)]
+    return trace
+
+
+def _numbers(trace: go.Scatter) -> list[int]:
+    return [point[0] for point in trace.customdata]
+
+
+def test_every_measured_map_is_exactly_one_point(results: list[SimpleNamespace]) -> None:
+    figure = _front(results)
+    drawn = sorted(number for trace in figure.data if trace.customdata for number in _numbers(trace))
+    assert drawn == [r.trial.number for r in results if "latency_p50_ms" in r.trial.figures]
+
+
+def test_baselines_are_named_and_have_their_own_mark(results: list[SimpleNamespace]) -> None:
+    baselines = _trace(_front(results), "Baseline")
+    assert list(baselines.text) == BASELINES
+    assert {symbol.removesuffix("-open") for symbol in baselines.marker.symbol} == {"diamond"}
+
+
+def test_hollow_means_that_a_limit_is_broken(results: list[SimpleNamespace]) -> None:
+    figure = _front(results)
+    feasible = {r.trial.number: r.trial.feasible for r in results}
+    for trace in figure.data[1:]:
+        for number, symbol in zip(_numbers(trace), trace.marker.symbol or (), strict=True):
+            assert symbol.endswith("-open") is not feasible[number]
+    assert _numbers(_trace(figure, "Breaks a limit")) == [
+        number for number, fits in feasible.items() if not fits and number > 5 and number not in (10, 12, 21, 25)
+    ]
+
+
+def test_the_front_is_apart_from_what_it_dominates(results: list[SimpleNamespace]) -> None:
+    figure = _front(results)
+    members = [result.front for result in results if result.front][-1].members
+    assert _numbers(_trace(figure, "On the front")) == [number for number in members if number > 5]
+    assert not set(_numbers(_trace(figure, "Dominated"))) & set(members)
+    assert _trace(figure, "Dominated").opacity < 1
+
+
+def test_the_front_line_climbs_and_joins_only_members(results: list[SimpleNamespace]) -> None:
+    figure = _front(results)
+    line = figure.data[0]
+    members = {r.trial.number: r.trial for r in results}
+    last = [result.front for result in results if result.front][-1]
+    known = {(members[n].figures["latency_p50_ms"].value, members[n].figures["accuracy"].value) for n in last.members}
+    assert set(zip(line.x, line.y, strict=True)) == known
+    assert list(line.x) == sorted(line.x)
+    assert list(line.y) == sorted(line.y)
+    assert line.line.shape == "hv"
+
+
+def test_a_member_that_is_dominated_on_the_axes_shown_is_off_the_line(results: list[SimpleNamespace]) -> None:
+    trials = [results[1].trial, results[4].trial]  # bf16 beats int8_weight_only in latency and accuracy
+    figure = front_figure(_points(trials, (1, 4)), x="latency_p50_ms", y="accuracy", revision="r")
+    assert len(figure.data[0].x) == 1
+
+
+def test_marker_area_is_proportional_to_weight_memory(results: list[SimpleNamespace]) -> None:
+    baselines = _trace(_front(results), "Baseline")
+    memory = {r.trial.number: r.trial.figures["weight_memory_mib"].value for r in results[:6]}
+    ratio = (baselines.marker.size[1] / baselines.marker.size[0]) ** 2
+    assert ratio == pytest.approx(memory[1] / memory[0])
+
+
+def test_intervals_are_error_bars(results: list[SimpleNamespace]) -> None:
+    baselines = _trace(_front(results), "Baseline")
+    figure = results[0].trial.figures["latency_p50_ms"]
+    assert baselines.error_x.array[0] == pytest.approx(figure.high - figure.value)
+    assert baselines.error_x.arrayminus[0] == pytest.approx(figure.value - figure.low)
+    assert baselines.error_y.array is None
+
+
+def test_limits_are_lines_with_the_broken_side_shaded(results: list[SimpleNamespace]) -> None:
+    figure = _front(results, x="latency_p95_ms")
+    line, shade = figure.layout.shapes
+    assert (line.x0, line.x1) == (22.0, 22.0)
+    assert (shade.x0, shade.x1) == (22.0, figure.layout.xaxis.range[1])
+    (note,) = figure.layout.annotations
+    assert note.text == "limit 22.0 ms"
+
+
+def test_an_accuracy_floor_is_shaded_below(results: list[SimpleNamespace]) -> None:
+    floor = frames.Limit(value=0.71, at_most=False, label="limit")
+    points = _points([r.trial for r in results], ())
+    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", y_limits=[floor])
+    assert (figure.layout.shapes[1].y0, figure.layout.shapes[1].y1) == (0.71, figure.layout.yaxis.range[0])
+
+
+def test_divergence_is_logarithmic_and_full_precision_stays_on_it(results: list[SimpleNamespace]) -> None:
+    figure = _front(results, y="divergence")
+    baselines = _trace(figure, "Baseline")
+    low, high = figure.layout.yaxis.range
+    assert figure.layout.yaxis.type == "log"
+    assert 0 < baselines.y[0] < min(baselines.y[1:])
+    assert all(low < np.log10(value) < high for trace in figure.data for value in trace.y)
+    assert list(figure.data[0].y) == sorted(figure.data[0].y, reverse=True)
+
+
+def test_names_from_the_database_are_text_not_html(results: list[SimpleNamespace]) -> None:
+    hostile = replace(results[0].trial, label="<b>x</b> & <a href='javascript:alert(1)'>y</a>")
+    baseline = _trace(front_figure(_points([hostile], ()), x="latency_p50_ms", y="accuracy", revision="r"), "Baseline")
+    assert baseline.text[0].startswith("&lt;b&gt;x&lt;/b&gt; &amp;")
+    assert "<a" not in baseline.customdata[0][1]
+    assert "%{customdata[1]}" in baseline.hovertemplate
+
+
+def test_a_hover_says_what_is_broken(results: list[SimpleNamespace]) -> None:
+    hover = _trace(_front(results), "Baseline").customdata[0][1]
+    assert "Breaks: latency p95" in hover
+    assert "Weight memory: 86.6 MiB" in hover
+
+
+def test_one_point_and_no_point_can_be_drawn(results: list[SimpleNamespace]) -> None:
+    for count in (0, 1):
+        points = _points([r.trial for r in results[:count]], ())
+        for y in ("accuracy", "divergence"):
+            figure = front_figure(points, x="latency_p50_ms", y=y, revision="r")
+            low, high = figure.layout.yaxis.range
+            assert low < high
+            assert sum(len(trace.x) for trace in figure.data) == count
+
+
+def test_figures_are_svg_and_keep_the_readers_zoom(results: list[SimpleNamespace]) -> None:
+    layers = frames.layer_frame(seed.describe(), results[0].trial.choices)
+    fronts = [result.front for result in results if result.front]
+    for figure in (_front(results), strip_figure(layers, "r"), hypervolume_figure(fronts, 30, "r")):
+        assert {trace.type for trace in figure.data} <= {"scatter", "bar"}
+        assert figure.layout.uirevision == "r"
+
+
+def test_hypervolume_reaches_the_last_trial() -> None:
+    fronts = [FrontRecord(trials=n, members=tuple(range(n)), hypervolume=n / 10) for n in (2, 5)]
+    (line,) = hypervolume_figure(fronts, 9, "r").data
+    assert list(line.x) == [2, 5, 9]
+    assert list(line.y) == [0.2, 0.5, 0.5]
+
+
+def test_the_strip_has_one_cell_a_layer_with_its_colour_and_letter(results: list[SimpleNamespace]) -> None:
+    trial = results[9].trial
+    layers = frames.layer_frame(seed.describe(), trial.choices)
+    figure = strip_figure(layers, "r")
+    cells = {}
+    for trace in figure.data:
+        precision = Precision(trace.name.split()[0])
+        assert trace.marker.color == PRECISIONS[precision][0]
+        assert trace.name == f"{precision} ({len(trace.text)})"
+        for (layer, _), letter in zip(trace.customdata, trace.text, strict=True):
+            cells[layer] = (precision.value, letter)
+    expected = zip(layers["layer"], zip(layers["precision"], layers["letter"], strict=True), strict=True)
+    assert cells == dict(expected)
+
+
+def test_no_two_cells_of_the_strip_share_a_place(results: list[SimpleNamespace]) -> None:
+    layers = frames.layer_frame(seed.describe(), results[9].trial.choices)
+    figure = strip_figure(layers, "r")
+    places = [place for trace in figure.data for place in zip(trace.y, trace.base, strict=True)]
+    assert len(set(places)) == len(layers)
+
+
+def test_a_cell_says_shape_share_range_and_refusals(results: list[SimpleNamespace]) -> None:
+    description = seed.describe()
+    hostile = replace(
+        description, refusals={**description.refusals, description.layers[0].name: {"int8_static": "<i>no</i>"}}
+    )
+    figure = strip_figure(frames.layer_frame(hostile, results[0].trial.choices), "r")
+    hover = figure.data[0].customdata[0][1]
+    assert "embedding, 30522 x 384" in hover
+    assert "Calibrated input range -1.685 to 2.894" in hover
+    assert "0.0 % of the multiplications" in hover
+    assert "Cannot take int8_static: &lt;i&gt;no&lt;/i&gt;" in hover
+
+
+def test_layers_without_blocks_fill_even_rows() -> None:
+    assert blocks([f"features.{n}" for n in range(20)]) == [("from 1", 16), ("from 17", 4)]
+    assert blocks(["stem", "mixer", "head"]) == [("from 1", 3)]
+    assert blocks([f"model.layers.0.part{n}" for n in range(30)]) == [("from 1", 16), ("from 17", 14)]
+    names = ["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"]
+    assert blocks(names) == [("layer1.0", 2), ("layer1.1", 2)]
+
+
+def test_precisions_have_different_colours() -> None:
+    assert set(PRECISIONS) == set(Precision)
+    assert len({color for color, _ in PRECISIONS.values()}) == len(PRECISIONS)
+
+
+def test_histograms_share_bins_and_count_what_they_hide() -> None:
+    rng = np.random.default_rng(0)
+    latency = LatencySamples(batch_size=1, candidate_ms=rng.gamma(9, 1, 600), reference_ms=rng.gamma(20, 1, 400))
+    reference, candidate = latency_figure(latency, "r").data
+    assert reference.x == candidate.x
+    assert hidden_samples(latency) == 5  # 0.5 % of 1000
+    hidden = latency.reference_ms > reference.x[-1]
+    assert sum(reference.y) == pytest.approx(1 - hidden.mean())
+
+
+def test_equal_latencies_still_make_a_histogram() -> None:
+    latency = LatencySamples(batch_size=1, candidate_ms=np.full(3, 2.0), reference_ms=np.array([]))
+    (candidate,) = latency_figure(latency, "r").data
+    assert sum(candidate.y) == pytest.approx(1.0)
+
+
+def test_names_stand_where_they_cover_nothing() -> None:
+    assert sides([0.5, 0.5], [0.5, 0.56]) == ["bottom center", "top center"]
+    assert sides([0.01], [0.5]) == ["middle right"]
+    assert sides([0.99], [0.5]) == ["middle left"]

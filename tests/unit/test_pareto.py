@@ -1,0 +1,122 @@
+"""Pareto arithmetic against naive oracles; small integer grids force ties and copies."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from optuna._hypervolume import compute_hypervolume
+
+from autotune.pareto import Mask, Points, hypervolume, knee, non_dominated
+
+
+def naive_non_dominated(points: Points) -> Mask:
+    return np.array([not any((q <= p).all() and (q < p).any() for q in points) for p in points], dtype=np.bool_)
+
+
+def naive_hypervolume(points: Points, reference: Points) -> float:
+    """Sum the cells of the grid spanned by all coordinates that some point dominates."""
+    inside = points[(points < reference).all(axis=1)]
+    edges = [np.unique(np.append(inside[:, d], reference[d])) for d in range(points.shape[1])]
+    total = 0.0
+    for cell in itertools.product(*(range(len(edge) - 1) for edge in edges)):
+        corner = np.array([edge[i] for edge, i in zip(edges, cell, strict=True)])
+        if (inside <= corner).all(axis=1).any():
+            total += float(np.prod([edge[i + 1] - edge[i] for edge, i in zip(edges, cell, strict=True)]))
+    return total
+
+
+def grids(high: int, longest: int) -> st.SearchStrategy[Points]:
+    shapes = st.tuples(st.integers(0, longest), st.sampled_from([2, 3]))
+    return shapes.flatmap(lambda shape: arrays(np.float64, shape, elements=st.integers(0, high).map(float)))
+
+
+@given(grids(high=5, longest=40))
+@settings(deadline=None)
+def test_front_is_the_naive_front(points: Points) -> None:
+    np.testing.assert_array_equal(non_dominated(points), naive_non_dominated(points).reshape(len(points)))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_front_of_many_points_is_the_naive_front(dimensions: int) -> None:
+    points = np.random.default_rng(dimensions).random((1500, dimensions)).round(2)
+    np.testing.assert_array_equal(non_dominated(points), naive_non_dominated(points))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_points_on_a_sphere_are_all_on_the_front(dimensions: int) -> None:
+    directions = np.abs(np.random.default_rng(0).normal(size=(300, dimensions)))
+    assert non_dominated(-directions / np.linalg.norm(directions, axis=1, keepdims=True)).all()
+
+
+@given(grids(high=6, longest=30), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_front_does_not_depend_on_the_order(points: Points, random: object) -> None:
+    order = np.random.default_rng(7).permutation(len(points))
+    np.testing.assert_array_equal(non_dominated(points[order]), non_dominated(points)[order])
+
+
+@given(grids(high=6, longest=30))
+@settings(deadline=None)
+def test_front_of_the_front_is_the_front(points: Points) -> None:
+    front = points[non_dominated(points)]
+    assert non_dominated(front).all()
+
+
+@given(grids(high=6, longest=20))
+@settings(deadline=None)
+def test_a_dominated_point_changes_nothing(points: Points) -> None:
+    if len(points):
+        worse = np.vstack([points, points[:1] + 1.0])
+        np.testing.assert_array_equal(non_dominated(worse), [*non_dominated(points), False])
+
+
+@given(grids(high=5, longest=12))
+@settings(deadline=None)
+def test_hypervolume_is_the_naive_volume(points: Points) -> None:
+    reference = np.full(points.shape[1], 4.0)
+    assert hypervolume(points, reference) == pytest.approx(naive_hypervolume(points, reference))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_hypervolume_agrees_with_another_implementation(dimensions: int) -> None:
+    points = np.random.default_rng(dimensions).random((200, dimensions))
+    reference = np.ones(dimensions)
+    assert hypervolume(points, reference) == pytest.approx(compute_hypervolume(points, reference))
+
+
+@given(grids(high=5, longest=12), st.data())
+@settings(deadline=None)
+def test_hypervolume_never_falls_when_a_point_is_added(points: Points, data: st.DataObject) -> None:
+    reference = np.full(points.shape[1], 4.0)
+    more = data.draw(arrays(np.float64, (1, points.shape[1]), elements=st.integers(0, 5).map(float)))
+    grown = np.vstack([points, more])
+    assert hypervolume(grown, reference) >= hypervolume(points, reference)
+    assert hypervolume(np.vstack([grown, grown])[::-1], reference) == pytest.approx(hypervolume(grown, reference))
+
+
+def test_hypervolume_of_nothing_is_zero() -> None:
+    assert hypervolume(np.empty((0, 2)), np.ones(2)) == 0.0
+    assert hypervolume(np.ones((3, 2)), np.ones(2)) == 0.0
+
+
+def test_knee_is_where_the_front_bends_most() -> None:
+    assert knee(np.array([[0.0, 10.0], [1.0, 2.0], [5.0, 1.0], [10.0, 0.0]])) == 1
+
+
+def test_knee_of_a_front_without_a_bend() -> None:
+    assert knee(np.array([[3.0, 4.0]])) == 0
+    assert knee(np.array([[3.0, 4.0], [4.0, 3.0]])) == 0
+    assert knee(np.array([[3.0, 4.0, 7.0], [3.0, 3.0, 7.0]])) == 1
+
+
+@given(arrays(np.float64, (8, 2), elements=st.integers(0, 50).map(float)), st.floats(0.1, 10), st.floats(-5, 5))
+@settings(deadline=None)
+def test_knee_does_not_depend_on_units(points: Points, scale: float, shift: float) -> None:
+    front = np.unique(points[non_dominated(points)], axis=0)
+    other = front * np.array([scale, 1.0]) + shift
+    spread = np.ptp(front, axis=0)
+    score = ((front - front.min(axis=0)) / np.where(spread > 0, spread, 1.0)).sum(axis=1)
+    assert score[knee(other)] == pytest.approx(score.min(), abs=1e-9)

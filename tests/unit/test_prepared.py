@@ -1,0 +1,237 @@
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces.choice import CHOICES, LayerChoice
+from search_spaces.discovery import discover
+from search_spaces.errors import AutotuneError, ChoiceError, MapError
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.packed import PackedLayer
+from workers.backends.x86 import X86Backend
+from workers.errors import CalibrationError
+from workers.prepared import CACHE_BYTES, PreparedModel
+from workers.setup import Calibration, ModelDescription
+
+X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+RANGE = ActivationRange(low=-4.0, high=4.0)
+
+
+class CountingBackend(X86Backend):
+    """Counts how often layers are prepared, and can be told to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared = 0
+        self.fail_at = -1
+
+    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+        self.prepared += 1
+        if self.prepared == self.fail_at:
+            raise MemoryError("no memory left")
+        return super().prepare(module, choice, input_range)
+
+
+class Model(nn.Module):
+    """Layers in containers and as attributes, one under two names, a tied pair, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(2))
+        self.head = nn.Linear(32, 32)
+        self.alias = self.head
+        self.norm = nn.LayerNorm(32)
+        self.left = nn.Linear(32, 32, bias=False)
+        self.right = nn.Linear(32, 32, bias=False)
+        self.right.weight = self.left.weight
+        self.register_buffer("shift", torch.zeros(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.right(self.left(self.norm(self.alias(self.head(x))))) + self.shift
+
+
+def prepared_model(
+    model: nn.Module | None = None, *, cache_bytes: int = CACHE_BYTES, x: torch.Tensor = X
+) -> tuple[PreparedModel, CountingBackend]:
+    torch.manual_seed(0)
+    model = (model or Model()).eval()
+    layers = discover(model, lambda m: m(x))
+    backend = CountingBackend()
+    return PreparedModel(model, layers, backend, {"head": RANGE}, cache_bytes=cache_bytes), backend
+
+
+FREE = ("blocks.0.0", "blocks.1.0", "head")
+
+
+def uniform(choice: str) -> dict[str, str]:
+    return dict.fromkeys(FREE, choice)
+
+
+def outputs(prepared: PreparedModel, x: torch.Tensor = X) -> torch.Tensor:
+    with torch.inference_mode():
+        return prepared.model(x)
+
+
+def kinds(prepared: PreparedModel) -> set[str]:
+    return {type(module).__name__ for module in prepared.model.modules() if isinstance(module, nn.Linear | PackedLayer)}
+
+
+def test_map_replaces_layers_in_containers_and_under_all_names() -> None:
+    prepared, _ = prepared_model()
+    prepared.apply(uniform("int8_dynamic"))
+    model = prepared.model
+    assert {type(model.blocks[0][0]), type(model.blocks[1][0]), type(model.head)} == {type(model.alias)}
+    assert model.alias is model.head
+    assert isinstance(model.head, PackedLayer)
+    assert isinstance(model.left, nn.Linear)
+
+
+def test_reset_brings_full_precision_back() -> None:
+    prepared, _ = prepared_model()
+    originals, exact = dict(prepared.model.named_modules()), outputs(prepared)
+    prepared.apply(uniform("int4_weight_only"))
+    assert not torch.equal(outputs(prepared), exact)
+    prepared.reset()
+    assert torch.equal(outputs(prepared), exact)
+    assert dict(prepared.model.named_modules()) == originals
+
+
+def test_result_depends_on_the_map_alone() -> None:
+    prepared, _ = prepared_model()
+    prepared.apply({"head": "bf16"})
+    expected = outputs(prepared)
+    prepared.apply(uniform("int8_weight_only"))
+    prepared.apply({"head": "bf16"})
+    assert torch.equal(outputs(prepared), expected)
+    assert kinds(prepared) == {"Linear", "Bf16Linear"}
+
+
+def test_each_layer_and_choice_is_prepared_once() -> None:
+    prepared, backend = prepared_model()
+    assert backend.prepared == 0
+    for _ in range(3):
+        prepared.apply(uniform("bf16"))
+        prepared.apply(uniform("int8_dynamic"))
+        prepared.reset()
+    assert backend.prepared == 2 * len(FREE)
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        ({"headd": "bf16"}, MapError, "unknown layer 'headd'; did you mean 'head'"),
+        ({"head": "int3"}, ChoiceError, "unknown choice 'int3'"),
+        ({"head": "fp16"}, MapError, "layer 'head' cannot take fp16: x86 has no fp16 kernel"),
+        ({"left": "bf16"}, MapError, "layer 'left' cannot take bf16: shares its weight"),
+        ({"blocks.0.0": "int8_static"}, CalibrationError, "int8_static needs the calibrated range"),
+    ],
+)
+def test_map_that_does_not_fit_leaves_the_model_alone(
+    names: Mapping[str, str], error: type[AutotuneError], message: str
+) -> None:
+    prepared, _ = prepared_model()
+    prepared.apply(uniform("bf16"))
+    before, installed = outputs(prepared), dict(prepared.model.named_modules())
+    with pytest.raises(error, match=message):
+        prepared.apply({"blocks.1.0": "int8_dynamic", **names})
+    assert torch.equal(outputs(prepared), before)
+    assert dict(prepared.model.named_modules()) == installed
+
+
+def test_failure_while_preparing_leaves_the_model_alone() -> None:
+    prepared, backend = prepared_model()
+    exact, bytes_before = outputs(prepared), prepared.weight_bytes()
+    backend.fail_at = 2
+    with pytest.raises(MemoryError):
+        prepared.apply(uniform("int8_dynamic"))
+    assert torch.equal(outputs(prepared), exact)
+    assert prepared.weight_bytes() == bytes_before
+    prepared.apply(uniform("int8_dynamic"))
+    assert kinds(prepared) == {"Linear", "Int8Linear"}
+
+
+def counted(model: nn.Module) -> int:
+    """Bytes of everything reachable in the model, each tensor once."""
+    packed = sum(module.packed_bytes for module in model.modules() if isinstance(module, PackedLayer))
+    return packed + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+MAPS = [{}, *map(uniform, ("bf16", "int8_dynamic", "int4_weight_only")), {"head": "int8_static", "blocks.1.0": "bf16"}]
+
+
+@pytest.mark.parametrize("names", MAPS)
+def test_bytes_are_those_of_everything_installed(names: Mapping[str, str]) -> None:
+    prepared, _ = prepared_model()
+    prepared.apply(names)
+    assert prepared.weight_bytes() == counted(prepared.model)
+
+
+@pytest.mark.parametrize("names", MAPS)
+def test_bytes_are_known_beforehand(names: Mapping[str, str]) -> None:
+    prepared, backend = prepared_model()
+    layer_bytes = prepared.layer_bytes()
+    assert backend.prepared == 0
+    description = ModelDescription(
+        fingerprint="", layers=(), refusals={}, layer_bytes=layer_bytes, other_bytes=prepared.other_bytes(),
+        calibration=Calibration(ranges={}, samples=0, seconds=0.0), environment=None,
+    )  # fmt: skip
+    prepared.apply(names)
+    assert description.weight_bytes(dict.fromkeys(layer_bytes, "fp32") | names) == prepared.weight_bytes()
+
+
+def test_bytes_are_listed_for_every_choice_not_refused() -> None:
+    prepared, _ = prepared_model()
+    assert set(prepared.layer_bytes()["head"]) == {name for name in CHOICES if not name.startswith(("fp16", "fp8"))}
+    assert set(prepared.layer_bytes()["left"]) == {"fp32"}
+
+
+BF16_BYTES = 2 * (32 * 32 + 32)
+
+
+def test_cache_drops_what_was_used_longest_ago() -> None:
+    prepared, backend = prepared_model(cache_bytes=2 * BF16_BYTES)
+    for layer in FREE:
+        prepared.apply({layer: "bf16"})
+    prepared.apply({"head": "bf16"})
+    prepared.apply({"blocks.1.0": "bf16"})
+    assert backend.prepared == 3
+    prepared.apply({"blocks.0.0": "bf16"})
+    assert backend.prepared == 4
+
+
+def test_cache_never_drops_what_is_installed() -> None:
+    prepared, backend = prepared_model(cache_bytes=0)
+    prepared.apply(uniform("bf16"))
+    assert prepared.weight_bytes() == counted(prepared.model)
+    prepared.apply({**uniform("bf16"), "head": "int8_dynamic"})
+    assert backend.prepared == 4
+    prepared.apply(uniform("bf16"))
+    assert backend.prepared == 5
+
+
+class Encoder(nn.Module):
+    """PyTorch's fused encoder layer, which reads its parts' weights without calling them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(32, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.project(x)))
+
+
+@pytest.mark.parametrize("choice", ["bf16", "int8_dynamic", "int8_weight_only"])
+def test_model_with_fused_encoder_layers_runs(choice: str) -> None:
+    x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    prepared, _ = prepared_model(Encoder(), x=x)
+    exact = outputs(prepared, x)
+    free = [name for name, choices in prepared.layer_bytes().items() if choice in choices]
+    prepared.apply(dict.fromkeys(free, choice))
+    assert free == ["project", "head"]
+    assert (outputs(prepared, x) - exact).abs().max() < 0.05 * exact.abs().max()

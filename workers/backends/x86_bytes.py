@@ -1,0 +1,35 @@
+"""Bytes of prepared layers, from their shape alone."""
+
+import math
+from collections.abc import Callable
+
+from search_spaces.choice import FULL_PRECISION, LayerChoice
+from search_spaces.layer import Layer, LayerKind
+from workers.backends.weight_quantization import INT4_GROUP
+
+#: Bytes from the numbers of weights, outputs and biases.
+_Bytes = Callable[[int, int, int], int]
+
+#: Linear layers and convolutions.
+_PRODUCT: dict[str, _Bytes] = {
+    "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
+    "int8_static": lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
+    "int8_dynamic": lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
+    "int8_weight_only": lambda weights, outputs, biases: weights + 2 * outputs + 4 * biases,
+    "int4_weight_only": lambda weights, outputs, biases: weights // 2 + weights // INT4_GROUP * (2 + 2) + 4 * biases,
+}
+#: Embeddings; each row is an output with its own scale and offset.
+_LOOKUP: dict[str, _Bytes] = {
+    "bf16": lambda weights, rows, _: 2 * weights,
+    "int8_weight_only": lambda weights, rows, _: weights + (4 + 4) * rows,
+    "int4_weight_only": lambda weights, rows, _: weights // 2 + (2 + 2) * rows,
+}
+
+
+def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
+    """Return the bytes of ``layer`` prepared with ``choice``: weights, scales, zero points and bias."""
+    if choice == FULL_PRECISION:
+        return layer.weight_bytes
+    formulas = _LOOKUP if layer.kind is LayerKind.EMBEDDING else _PRODUCT
+    outputs = layer.weight_shape[0]
+    return formulas[choice.name](math.prod(layer.weight_shape), outputs, outputs if layer.has_bias else 0)
