@@ -3,6 +3,9 @@
 Rounds alternate between the two models in the order A B, B A, A B, ..., so that both see the same
 drift of clocks and neighbours; their ratio is then stable where absolute times are not. The first
 pass after each change of model is not timed: it pays for the other model's data in the caches.
+
+A round in which the reference itself was slowed down, by another process say, is measured again. Only
+the reference decides that, so the candidate's own slow passes are never dropped.
 """
 
 import gc
@@ -19,6 +22,14 @@ from workers.measurement import LatencySamples
 
 #: Timed passes of the candidate in one round.
 CANDIDATE_PER_ROUND = 10
+
+#: A round was disturbed if its reference took this much longer than the quarter of quietest rounds.
+_DISTURBED = 1.15
+#: Rounds measured at most, as a multiple of those wanted, to replace disturbed ones.
+_MOST_ROUNDS = 2
+
+#: Latencies of the candidate and of the reference in one round, in ms.
+_Round = tuple[list[float], list[float]]
 
 #: Warm-up ends when the medians of two neighbouring windows differ by less than this share.
 _STABLE = 0.02
@@ -47,23 +58,43 @@ def measure(
     """
     candidate.install()
     _warm_up(candidate.run, warmup_s)
-    rounds = math.ceil(repeats / CANDIDATE_PER_ROUND)
-    samples: dict[bool, list[float]] = {True: [], False: []}
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for index in range(rounds):
-            for is_candidate in (True, False) if index % 2 else (False, True):
-                contender = candidate if is_candidate else reference
-                passes = CANDIDATE_PER_ROUND if is_candidate else REFERENCE_PER_ROUND
-                samples[is_candidate] += _time_block(contender, passes)
+        rounds = _measure_rounds(candidate, reference, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND))
     finally:
         if collecting:
             gc.enable()
     candidate.install()
     return LatencySamples(
-        batch_size=batch_size, candidate_ms=np.array(samples[True]), reference_ms=np.array(samples[False])
+        batch_size=batch_size,
+        candidate_ms=np.array([latency for block, _ in rounds for latency in block]),
+        reference_ms=np.array([latency for _, block in rounds for latency in block]),
     )
+
+
+def _measure_rounds(candidate: Contender, reference: Contender, *, wanted: int) -> list[_Round]:
+    """Return ``wanted`` rounds in the order measured, the least disturbed ones if some were."""
+    rounds: list[_Round] = []
+    while len(rounds) < wanted or (_quiet(rounds) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
+        rounds.append(_measure_round(candidate, reference, candidate_first=len(rounds) % 2 == 1))
+    by_reference = sorted(range(len(rounds)), key=lambda index: statistics.median(rounds[index][1]))
+    return [rounds[index] for index in sorted(by_reference[:wanted])]
+
+
+def _measure_round(candidate: Contender, reference: Contender, *, candidate_first: bool) -> _Round:
+    if candidate_first:
+        timed = _time_block(candidate, CANDIDATE_PER_ROUND)
+        return timed, _time_block(reference, REFERENCE_PER_ROUND)
+    timed_reference = _time_block(reference, REFERENCE_PER_ROUND)
+    return _time_block(candidate, CANDIDATE_PER_ROUND), timed_reference
+
+
+def _quiet(rounds: list[_Round]) -> int:
+    """Return how many rounds were not disturbed."""
+    medians = sorted(statistics.median(reference) for _, reference in rounds)
+    quietest = statistics.median(medians[: max(1, len(medians) // 4)])
+    return sum(median <= _DISTURBED * quietest for median in medians)
 
 
 def _time_block(contender: Contender, passes: int) -> list[float]:

@@ -1,3 +1,4 @@
+import functools
 import gc
 import itertools
 import multiprocessing
@@ -56,6 +57,43 @@ def test_warm_up_lasts_until_latencies_settle(monkeypatch: pytest.MonkeyPatch) -
     candidate = Contender(install=lambda: setattr(log, "installed", "candidate"), run=run)
     samples = measure(candidate, log.contender("reference"), batch_size=1, repeats=20, warmup_s=0.3)
     assert samples.candidate_ms.max() == 10.0
+
+
+def test_rounds_in_which_the_reference_was_disturbed_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch, {"candidate": 2.0, "reference": 8.0})
+    disturbed = iter([True, True, False, True])
+    round_passes = CANDIDATE_PER_ROUND + REFERENCE_PER_ROUND + 2
+    warm_up = 5  # the least number of passes, with no time asked for
+
+    def run() -> None:
+        if len(log.passes) >= warm_up and (len(log.passes) - warm_up) % round_passes == 0:
+            slow = 4.0 if next(disturbed, False) else 1.0
+            log.costs_ms = {"candidate": 2.0 * slow, "reference": 8.0 * slow}
+        log.run()
+
+    contenders = [
+        Contender(install=functools.partial(setattr, log, "installed", name), run=run)
+        for name in ("candidate", "reference")
+    ]
+    samples = measure(contenders[0], contenders[1], batch_size=1, repeats=50, warmup_s=0.0)
+    assert len(samples.candidate_ms) == 50
+    assert len(samples.reference_ms) == 5 * REFERENCE_PER_ROUND
+    assert set(samples.reference_ms) == {8.0}
+    assert set(samples.candidate_ms) == {2.0}
+    assert len(log.passes) == warm_up + 8 * round_passes
+
+
+def test_slow_passes_of_the_candidate_itself_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch, {"candidate": 2.0, "reference": 8.0})
+    passes = itertools.count()
+
+    def run() -> None:
+        log.costs_ms["candidate"] = 20.0 if next(passes) % 5 == 0 else 2.0
+        log.run()
+
+    candidate = Contender(install=lambda: setattr(log, "installed", "candidate"), run=run)
+    samples = measure(candidate, log.contender("reference"), batch_size=1, repeats=50, warmup_s=0.0)
+    assert 5 <= (samples.candidate_ms == 20.0).sum() <= 15
 
 
 def test_garbage_collector_rests_and_wakes(monkeypatch: pytest.MonkeyPatch) -> None:

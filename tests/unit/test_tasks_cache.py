@@ -34,7 +34,7 @@ def weight(name: str, training: Training) -> float:
     model = nn.Linear(2, 2)
     restore_or_train(model, name, training)
     assert len(model.weight.unique()) == 1
-    return float(model.weight[0, 0])
+    return model.weight[0, 0].item()
 
 
 def test_trains_once(folder: Path) -> None:
@@ -84,7 +84,7 @@ def test_workers_that_train_at_once_do_not_disturb_each_other(folder: Path) -> N
     def work(_: int) -> float:
         model = nn.Linear(2, 2)
         restore_or_train(model, "linear", train)
-        return float(model.weight[0, 0])
+        return model.weight[0, 0].item()
 
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(work, range(4))) == [3.0] * 4

@@ -22,7 +22,8 @@ def int8_per_channel(
     largest = weight.flatten(1).abs().amax(dim=1)
     scales = _usable(largest / 127.0).to(scale_dtype)
     broadcast = scales.float().view(-1, *[1] * (weight.dim() - 1))
-    return torch.clamp(torch.round(weight / broadcast), -127, 127).to(torch.int8), scales
+    values = torch.clamp(torch.round(weight / broadcast), -127, 127).to(torch.int8)
+    return values.contiguous(), scales  # the kernels refuse a transposed layout or misread it
 
 
 def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,148 @@
+"""Divergence from full precision, against formulas written out in numpy."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from workers import quality
+from workers.errors import TaskError
+from workers.quality import divergence
+from workers.task import OutputKind, Split
+
+Array = npt.NDArray[np.float64]
+
+
+def naive_cosine(candidate: Array, reference: Array) -> float:
+    return 1.0 - float(candidate @ reference / math.sqrt(candidate @ candidate) / math.sqrt(reference @ reference))
+
+
+def naive_divergence(candidate: Array, reference: Array) -> float:
+    p = np.exp(reference) / np.exp(reference).sum()
+    q = np.exp(candidate) / np.exp(candidate).sum()
+    return float((p * np.log(p / q)).sum())
+
+
+NAIVE = {OutputKind.EMBEDDING: naive_cosine, OutputKind.LOGITS: naive_divergence}
+
+each_kind = pytest.mark.parametrize("kind", OutputKind)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def outputs(seed: int, *shape: int, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@each_kind
+@given(seed=seeds, samples=st.integers(1, 5), between=st.integers(0, 3), features=st.integers(2, 6))
+@settings(deadline=None)
+def test_equals_the_formula_averaged_over_the_dimensions_between(
+    kind: OutputKind, seed: int, samples: int, between: int, features: int
+) -> None:
+    shape = (samples, *[2] * between, features)
+    candidate, reference = outputs(seed, *shape), outputs(seed + 1, *shape)
+    expected = [
+        np.mean([NAIVE[kind](c, r) for c, r in zip(cs.reshape(-1, features), rs.reshape(-1, features), strict=True)])
+        for cs, rs in zip(candidate.double().numpy(), reference.double().numpy(), strict=True)
+    ]
+    found = divergence(candidate, reference, kind)
+    assert found.shape == (samples,)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@each_kind
+@given(seed=seeds, scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e4]))
+@settings(deadline=None)
+def test_is_zero_for_equal_outputs_and_never_negative(kind: OutputKind, seed: int, scale: float) -> None:
+    reference = outputs(seed, 4, 3, 10, scale=scale)
+    assert torch.equal(divergence(reference, reference, kind), torch.zeros(4, dtype=torch.float64))
+    nearly = reference * (1 + outputs(seed + 1, 4, 3, 10, scale=1e-7))
+    assert (divergence(nearly, reference, kind) >= 0.0).all()
+
+
+@given(seed=seeds, shift=st.floats(-100, 100), factor=st.floats(0.01, 100))
+@settings(deadline=None)
+def test_ignores_what_does_not_matter(seed: int, shift: float, factor: float) -> None:
+    candidate, reference = outputs(seed, 3, 8).double(), outputs(seed + 1, 3, 8).double()
+    logits = divergence(candidate + shift, reference, OutputKind.LOGITS)
+    torch.testing.assert_close(logits, divergence(candidate, reference, OutputKind.LOGITS))
+    angle = divergence(candidate * factor, reference, OutputKind.EMBEDDING)
+    torch.testing.assert_close(angle, divergence(candidate, reference, OutputKind.EMBEDDING))
+
+
+def test_tells_small_differences_apart() -> None:
+    reference = outputs(0, 1, 384)
+    steps = [reference + outputs(1, 1, 384, scale=scale) for scale in (1e-5, 1e-4, 1e-3)]
+    found = [float(divergence(step, reference, OutputKind.EMBEDDING)) for step in steps]
+    assert found[0] > 0.0
+    np.testing.assert_allclose(np.diff(np.log10(found)), 2.0, atol=0.1)
+
+
+@each_kind
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_outputs_are_infinitely_far_and_spoil_no_other_sample(kind: OutputKind, broken: float) -> None:
+    reference = outputs(0, 3, 2, 5)
+    candidate = outputs(1, 3, 2, 5)
+    expected = divergence(candidate, reference, kind)
+    candidate[1, 0, 3] = broken
+    expected[1] = float("inf")
+    torch.testing.assert_close(divergence(candidate, reference, kind), expected)
+
+
+def test_class_that_became_impossible_is_infinitely_far() -> None:
+    reference, candidate = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -float("inf")]])
+    assert divergence(candidate, reference, OutputKind.LOGITS).tolist() == [float("inf")]
+
+
+def test_masked_classes_do_not_count() -> None:
+    masked = torch.tensor([[-float("inf"), 1.0, 2.0]])
+    assert divergence(masked, masked, OutputKind.LOGITS).tolist() == [0.0]
+    assert divergence(torch.tensor([[-9.0, 1.0, 2.0]]), masked, OutputKind.LOGITS).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_zero_vectors() -> None:
+    zero, other = torch.zeros(1, 4), torch.ones(1, 4)
+    assert divergence(zero, zero, OutputKind.EMBEDDING).tolist() == [0.0]
+    assert divergence(zero, other, OutputKind.EMBEDDING).tolist() == [1.0]
+
+
+@each_kind
+def test_outputs_without_features_are_refused(kind: OutputKind) -> None:
+    with pytest.raises(TaskError, match=r"must have shape \(samples, \.\.\., features\), but got \(7,\)"):
+        divergence(torch.zeros(7), torch.zeros(7), kind)
+
+
+class Doubling:
+    """A task with two batches a split."""
+
+    output_kind = OutputKind.EMBEDDING
+
+    def evaluation(self, split: Split) -> Sequence[torch.Tensor]:
+        start = 0 if split is Split.EVALUATION else 100
+        return [torch.arange(start, start + 4).reshape(4, 1), torch.arange(start + 4, start + 6).reshape(2, 1)]
+
+    def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        assert torch.is_inference_mode_enabled()
+        doubled: torch.Tensor = model(batch).to(torch.bfloat16)
+        return doubled
+
+
+class Double(nn.Module):
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return 2 * batch
+
+
+@pytest.mark.parametrize(("split", "first"), [(Split.EVALUATION, 0.0), (Split.HELD_OUT, 200.0)])
+def test_outputs_are_those_of_all_batches_in_order(split: Split, first: float) -> None:
+    task: Any = Doubling()
+    found = quality.outputs(task, Double(), split)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[first + 2.0 * i] for i in range(6)]
