@@ -1,10 +1,12 @@
 """The search of one job: ask, submit, wait, record, tell."""
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 
 from autotune.figures import MIB, Reference
 from autotune.front import compute_front, violations
+from autotune.initial_design import mixtures
 from autotune.job_spec import JobSpec
 from autotune.metrics import Figure
 from autotune.objectives import Objectives
@@ -42,13 +44,13 @@ class Search:
         self._reference: Reference | None = None
 
     def run(self) -> None:
-        """Measure full precision, the uniform maps, then what the sampler proposes."""
+        """Measure full precision, the uniform maps and mixtures of them, then what the sampler proposes."""
         study = self._start()
         self._measure_full_precision(study)
-        baselines = self._baselines(study)
+        first = itertools.chain(self._baselines(study), self._mixtures(study))
         while True:
             while len(self._pending) < self._pool.slots and self._budget_left():
-                if not self._submit_next(baselines, study):
+                if not self._submit_next(next(first, None) or self._sampled(study), study):
                     break
             if not self._pending:
                 return
@@ -89,27 +91,38 @@ class Search:
         for choice in self._space.uniform_choices():
             proposal = study.propose(self._space.uniform(choice))
             if proposal is not None:
-                choices = self._space.layer_choices(proposal.assignment)
-                yield self._plan(choices, TrialKind.BASELINE, f"uniform {choice}"), proposal
+                yield self._plan_of(proposal, TrialKind.BASELINE, f"uniform {choice}"), proposal
 
-    def _submit_next(self, baselines: Iterator[tuple[Planned, Proposal]], study: Study) -> bool:
-        """Submit the next baseline or what the sampler asks for; return whether there was anything left."""
-        baseline = next(baselines, None)
-        if baseline is not None:
-            self._submit(*baseline)
-            return True
+    def _mixtures(self, study: Study) -> Iterator[tuple[Planned, Proposal]]:
+        """Yield mixtures of the baselines on the front that were not measured yet."""
+        search = self._spec.search
+        for assignment in mixtures(self._space, self._trials, self._spec.objectives, seed=search.seed):
+            proposal = study.propose(assignment)
+            if proposal is not None:
+                yield self._plan_of(proposal, TrialKind.SEARCH, None), proposal
+
+    def _sampled(self, study: Study) -> tuple[Planned, Proposal] | None:
+        """Return the sampler's next map, or None when the whole space was measured."""
         proposal = study.ask()
-        if proposal is None:
+        return None if proposal is None else (self._plan_of(proposal, TrialKind.SEARCH, None), proposal)
+
+    def _submit_next(self, chosen: tuple[Planned, Proposal] | None, study: Study) -> bool:
+        """Submit a map, or rule it out by what is known of it beforehand; return whether there was one."""
+        if chosen is None:
             return False
-        planned = self._plan(self._space.layer_choices(proposal.assignment), TrialKind.SEARCH, None)
+        planned, proposal = chosen
         known = self._known_figures(planned.choices)
-        if any(violation > 0 for violation in violations(known, self._constraints).values()):
+        broken = any(violation > 0 for violation in violations(known, self._constraints).values())
+        if broken and planned.kind is TrialKind.SEARCH:
             trial = planned.ruled_out(known, self._constraints)
             self._record(trial, TrialResult(trial=trial))
             study.tell(proposal, trial)
         else:
             self._submit(planned, proposal)
         return True
+
+    def _plan_of(self, proposal: Proposal, kind: TrialKind, label: str | None) -> Planned:
+        return self._plan(self._space.layer_choices(proposal.assignment), kind, label)
 
     def _plan(self, choices: Mapping[str, str], kind: TrialKind, label: str | None) -> Planned:
         self._number += 1

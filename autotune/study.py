@@ -80,7 +80,7 @@ class Study:
     def add(self, trial: TrialRecord) -> None:
         """Tell the study about a trial it did not ask for: a recorded one, or full precision."""
         self._known[trial.key] = trial
-        if not self._contains(trial.choices):
+        if not self._space.holds(trial.choices):
             return
         state, values = self._verdict(trial)
         frozen = optuna.create_trial(
@@ -163,12 +163,9 @@ class Study:
         """Return every constraint's violation in one order; what was not measured counts as kept."""
         return {name: record.violations.get(name, 0.0) for name in self._constraints}
 
-    def _contains(self, choices: Mapping[str, str]) -> bool:
-        return all(choices[layer] in group.choices for group in self._space.groups for layer in group.layers)
-
     def _unseen_exists(self) -> bool:
         # Full precision is known to the study even where it is not a map of the space.
-        inside = sum(1 for record in self._known.values() if record is None or self._contains(record.choices))
+        inside = sum(1 for record in self._known.values() if record is None or self._space.holds(record.choices))
         return inside < self._space.size
 
     def _neighbour(self, assignment: Mapping[str, str]) -> dict[str, str] | None:

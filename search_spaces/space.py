@@ -88,6 +88,13 @@ class SearchSpace:
             choices.update(dict.fromkeys(group.layers, choice))
         return {layer.name: choices[layer.name] for layer in self.layers}
 
+    def holds(self, layer_choices: Mapping[str, str]) -> bool:
+        """Return whether ``layer_choices`` is a map of this space."""
+        return all(
+            len({layer_choices[name] for name in group.layers}) == 1 and layer_choices[group.layers[0]] in group.choices
+            for group in self.groups
+        )
+
     def assignment(self, layer_choices: Mapping[str, str]) -> dict[str, str]:
         """Return the free groups' choices that ``layer_choices`` amounts to."""
         return {group.name: layer_choices[group.layers[0]] for group in self.free_groups}

@@ -5,11 +5,15 @@ channels_last if input or weight is, else contiguous, so that ``view`` works whe
 back costs a third to a half of a quantized convolution; a model converted by
 ``model.to(memory_format=torch.channels_last)`` does not pay it.
 
-Dynamic W8A8 takes its range at run time and then runs the static kernel: PyTorch's own
-``quantized.conv2d_dynamic`` is no faster, and wrong for depthwise convolutions (PyTorch 2.13).
-"""
+Three errors of PyTorch 2.13's kernels are kept away from, each found by fuzzing against float64:
 
-from typing import Any
+* ``quantized.conv2d_dynamic`` is wrong for depthwise convolutions. Dynamic W8A8 takes its range at
+  run time and then runs the static kernel, which is as fast.
+* With AMX, strided outputs one column wide are wrong in int8 and bf16. They run with stride 1, and
+  the first column is kept.
+* int8 is wrong or crashes where the kernel lies in padding alone, which takes padding that reaches
+  further than the kernel, or dilation that steps over a small input. Such an input is padded before.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -23,75 +27,101 @@ from workers.backends.weight_quantization import int8_per_channel
 Conv = nn.Conv1d | nn.Conv2d
 
 
-class Bf16Conv(PackedLayer):
-    """A 1-d or 2-d convolution with weights and products in bf16; input and output in fp32."""
+class _PackedConv(PackedLayer):
+    """What all kernels share: geometry and memory format."""
 
     def __init__(self, conv: Conv) -> None:
         super().__init__(conv)
+        self._dims = conv.weight.dim()
         self._channels_last = _is_channels_last(conv.weight)
-        weight = conv.weight.to(torch.bfloat16)
-        self._weight = weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
-        self._bias = bias_of(conv, torch.bfloat16)
-        self._convolve = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
-        self._geometry: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self.packed_bytes = stored_bytes(self._weight, self._bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the convolution; (batch, in, ...) or (in, ...) -> (batch, out, ...) or (out, ...)."""
-        convolved: torch.Tensor = self._convolve(x.to(torch.bfloat16), self._weight, self._bias, *self._geometry)
-        keep = self._channels_last or _is_channels_last(x)
-        return convolved.to(torch.float32, memory_format=torch.preserve_format if keep else torch.contiguous_format)
-
-
-class Int8Conv(PackedLayer):
-    """W8A8: per-channel symmetric weights; asymmetric uint8 input, per tensor, static or dynamic."""
-
-    def __init__(self, conv: Conv, input_range: ActivationRange | None) -> None:
-        super().__init__(conv)
-        self._channels_last = _is_channels_last(conv.weight)
-        values, self._scales = int8_per_channel(conv.weight)
-        padding, self._padded_before = _padding(conv)
-        self._geometry = (list(conv.stride), padding, list(conv.dilation), conv.groups)
-        # The range is told at each call; what prepacking is told here changes neither result nor speed.
-        self._packed = torch.ops.onednn.qconv_prepack(values.contiguous(), self._scales, 1.0, 0, *self._geometry, None)
-        self._zero_points = torch.zeros(len(self._scales), dtype=torch.int32)
-        self._bias = bias_of(conv)
-        self._affine = None if input_range is None else input_range.affine_uint8()
-        self._convolve = torch.ops.onednn.qconv1d_pointwise if values.dim() == 3 else torch.ops.onednn.qconv_pointwise
-        self._dims = values.dim()
-        self.packed_bytes = stored_bytes(self._packed, self._scales, self._zero_points, self._bias)
+        self._reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        self._stride = list(conv.stride)
+        self._padding, self._padded_before = _padding(conv, self._reach)
+        self._dilation, self._groups = list(conv.dilation), conv.groups
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the convolution; (batch, in, ...) or (in, ...) -> (batch, out, ...) or (out, ...)."""
         if x.dim() < self._dims:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        last = _is_channels_last(x)
-        # Looking for extremes is slow where memory order and dimension order differ.
-        scale, zero_point = self._affine or affine_of(x.movedim(1, -1) if last else x)
         padded = F.pad(x, self._padded_before) if self._padded_before else x
-        convolved: torch.Tensor = self._convolve(
-            to_uint8(padded, scale, zero_point), scale, zero_point,
-            self._packed, self._scales, self._zero_points, self._bias, *self._geometry,
+        one_wide = padded.shape[-1] + 2 * self._padding[-1] - self._reach[-1] <= self._stride[-1]
+        convolved = self._convolve(padded, [*self._stride[:-1], 1] if one_wide else self._stride)
+        if one_wide:
+            convolved = convolved[..., :1]
+        last = self._channels_last or _is_channels_last(x)
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        return convolved.contiguous(memory_format=memory_format).to(torch.float32)
+
+    def _convolve(self, x: torch.Tensor, stride: list[int]) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Bf16Conv(_PackedConv):
+    """A 1-d or 2-d convolution with weights and products in bf16; input and output in fp32."""
+
+    def __init__(self, conv: Conv) -> None:
+        super().__init__(conv)
+        weight = conv.weight.to(torch.bfloat16)
+        self._weight = weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
+        self._bias = bias_of(conv, torch.bfloat16)
+        self._kernel = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
+        self.packed_bytes = stored_bytes(self._weight, self._bias)
+
+    def _convolve(self, x: torch.Tensor, stride: list[int]) -> torch.Tensor:
+        convolved: torch.Tensor = self._kernel(
+            x.to(torch.bfloat16), self._weight, self._bias, stride, self._padding, self._dilation, self._groups
+        )
+        return convolved
+
+
+class Int8Conv(_PackedConv):
+    """W8A8: per-channel symmetric weights; asymmetric uint8 input, per tensor, static or dynamic."""
+
+    def __init__(self, conv: Conv, input_range: ActivationRange | None) -> None:
+        super().__init__(conv)
+        values, self._scales = int8_per_channel(conv.weight)
+        # The range is told at each call; what prepacking is told here changes neither result nor speed.
+        self._packed = torch.ops.onednn.qconv_prepack(
+            values.contiguous(), self._scales, 1.0, 0, self._stride, self._padding, self._dilation, self._groups, None
+        )
+        self._zero_points = torch.zeros(len(self._scales), dtype=torch.int32)
+        self._bias = bias_of(conv)
+        self._affine = None if input_range is None else input_range.affine_uint8()
+        self._kernel = torch.ops.onednn.qconv1d_pointwise if self._dims == 3 else torch.ops.onednn.qconv_pointwise
+        self.packed_bytes = stored_bytes(self._packed, self._scales, self._zero_points, self._bias)
+
+    def _convolve(self, x: torch.Tensor, stride: list[int]) -> torch.Tensor:
+        # Looking for extremes is slow where memory order and dimension order differ.
+        scale, zero_point = self._affine or affine_of(x.movedim(1, -1) if _is_channels_last(x) else x)
+        convolved: torch.Tensor = self._kernel(
+            to_uint8(x, scale, zero_point), scale, zero_point,
+            self._packed, self._scales, self._zero_points, self._bias,
+            stride, self._padding, self._dilation, self._groups,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return convolved if self._channels_last or last else convolved.contiguous()
+        return convolved
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:
-    # A 1x1 kernel is contiguous in both formats; only its strides tell which one is meant.
-    return tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.stride(-1) != 1
+    # A 1x1 kernel or one channel is contiguous in both formats; only strides tell which one is meant.
+    return tensor.dim() == 4 and tensor.stride(0) > tensor.stride(1) == 1 and tensor.stride(3) >= tensor.shape[1]
 
 
-def _padding(conv: Conv) -> tuple[list[int], list[int]]:
-    """Return the padding that is equal on both sides, and what to pad the input with before.
+def _padding(conv: Conv, reach: list[int]) -> tuple[list[int], list[int]]:
+    """Return the padding left to the kernel, and what to pad the input with before.
 
-    ``same`` pads an odd total by one more at the end, which kernels cannot.
+    Args:
+        conv: the original.
+        reach: how much further the kernel extends than one element, in each dimension.
     """
-    if conv.padding == "valid":
-        return [0] * len(conv.kernel_size), []
-    if conv.padding != "same":
-        return [int(p) for p in conv.padding], []
-    totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    # F.pad takes (begin, end) pairs from the last dimension to the first.
-    before = [side for total in reversed(totals) for side in (0, total % 2)]
-    return [total // 2 for total in totals], before if any(before) else []
+    sides = [(0, 0)] * len(reach)
+    if conv.padding == "same":
+        sides = [(total // 2, total - total // 2) for total in reach]
+    elif conv.padding != "valid":
+        sides = [(int(p), int(p)) for p in conv.padding]
+    for (begin, end), r, dilation in zip(sides, reach, conv.dilation, strict=True):
+        # Kernels cannot pad unevenly either.
+        if begin != end or begin > r or (begin and dilation > 1):
+            # F.pad wants the last dimension first.
+            return [0] * len(reach), [side for pair in reversed(sides) for side in pair]
+    return [begin for begin, _ in sides], []

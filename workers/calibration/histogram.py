@@ -48,8 +48,10 @@ class RangeHistogram:
             return
         low, high = (bound.item() for bound in torch.aminmax(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
-        # frexp gives the exponent of the power of two above its argument.
-        self._widen(math.frexp(max(abs(low), abs(high)))[1])
+        largest = max(abs(low), abs(high))
+        if largest > 0.0:
+            # frexp gives the exponent of the power of two above its argument.
+            self._widen(math.frexp(largest)[1])
         # Scaling by a power of two is exact, and so are small whole numbers: every value meets its bin.
         bins = (values.flatten() * (BINS / 2 / self.limit)).floor_().add_(BINS // 2)
         self.counts += torch.bincount(bins.to(torch.int32), minlength=BINS).numpy()
