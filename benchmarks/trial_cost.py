@@ -26,6 +26,7 @@ class Clock(Silent):
         self.commits: list[float] = []
 
     def trial(self, progress: Progress) -> None:
+        """See ``Listener.trial``."""
         self.commits.append(time.perf_counter())
 
 
@@ -49,9 +50,8 @@ def main() -> None:
     measuring = statistics.median(trial.seconds / trial.forward_seconds for trial, _ in sampled)
     whole = statistics.median(wall / trial.forward_seconds for trial, wall in sampled)
     print(f"{len(sampled)} sampled trials of {len(trials[0].choices)} layers")
-    print(
-        f"seconds of a trial inside forward passes, median: {statistics.median(t.forward_seconds for t, _ in sampled):.2f}"
-    )
+    forward_s = statistics.median(trial.forward_seconds for trial, _ in sampled)
+    print(f"seconds of a trial inside forward passes, median: {forward_s:.2f}")
     print(f"measuring / forward passes, median:               {measuring:.3f}")
     print(f"whole trial / forward passes, median:             {whole:.3f}   (aim: at most 1.1)")
 
