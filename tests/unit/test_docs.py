@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from autotune.cli.exit_codes import EXIT_CODES
 from autotune.cli.main import app
+from autotune.job_spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -82,6 +84,11 @@ def test_decisions_are_numbered_and_listed() -> None:
     ]
     assert listed == expected
     assert [path.name[:4] for path in DECISIONS] == [f"{number:04}" for number in range(1, len(DECISIONS) + 1)]
+
+
+def test_the_job_file_in_the_readme_is_one() -> None:
+    (job_file,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert JobSpec.parse(yaml.safe_load(job_file)).rules()
 
 
 @pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
