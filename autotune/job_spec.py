@@ -100,6 +100,7 @@ class LayerRuleSection(_Section):
 class SamplerName(enum.StrEnum):
     """How the next map to measure is chosen."""
 
+    SENSITIVITY = "sensitivity"
     NSGA2 = "nsga2"
     TPE = "tpe"
     GP = "gp"
@@ -111,7 +112,7 @@ class SearchSection(_Section):
 
     choices: tuple[str, ...] = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
     layers: tuple[LayerRuleSection, ...] = ()
-    sampler: SamplerName = SamplerName.NSGA2
+    sampler: SamplerName = SamplerName.SENSITIVITY
     trials: Count = 100
     time_limit_s: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

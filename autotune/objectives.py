@@ -1,16 +1,20 @@
 """The job's objectives as numbers to minimise, with a fixed scale for the hypervolume."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from autotune.metrics import METRICS, Figure, Metric
 from autotune.pareto import Points
 
-#: Smallest value of a logarithmic metric; equal outputs diverge by 0, which has no logarithm.
-_FLOOR = 1e-9
+#: One value or an array of values.
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
+
+#: Smallest value of a logarithmic metric: nobody tells less from equal outputs, whose 0 has no logarithm.
+_FLOOR = 1e-6
 #: A front is worth something up to this much worse than full precision.
 _SLACK = 1.1
 
@@ -53,11 +57,12 @@ class Objectives:
         return np.asarray(self.normalise(corner, full_precision)[0])
 
 
-def minimised(metric: Metric, value: float) -> float:
-    """Return a metric's value as a number to minimise."""
+def minimised(metric: Metric, values: Number) -> Number:
+    """Return a metric's value, or an array of them, as numbers to minimise."""
     if metric.logarithmic:
-        return math.log10(max(value, _FLOOR))
-    return -value if metric.maximise else value
+        logarithm: Number = np.log10(np.maximum(values, _FLOOR))
+        return logarithm
+    return -values if metric.maximise else values
 
 
 def _unit(metric: Metric, full_precision: Mapping[str, Figure]) -> float:

@@ -4,6 +4,8 @@ A point dominates another if it is at least as good in every objective and bette
 points do not dominate each other, so every copy of a non-dominated point is kept.
 """
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -86,6 +88,46 @@ def _area(points: Points, reference: Points) -> float:
     stairs = np.unique(front, axis=0)  # ascending in the first objective, so descending in the second
     right = np.append(stairs[1:, 0], reference[0])
     return float(np.sum((right - stairs[:, 0]) * (reference[1] - stairs[:, 1])))
+
+
+def improvements(candidates: Points, front: Points, reference: Points) -> npt.NDArray[np.float64]:
+    """Return by how much each candidate alone would raise the hypervolume of ``front``; shape ``(n,)``.
+
+    The part of the box that ``front`` does not dominate is cut into boxes once; a candidate gains the
+    volume it dominates of each (Lacour, Klamroth and Fonseca, 2017, describe the decomposition).
+
+    Args:
+        candidates: shape ``(n, 2)`` or ``(n, 3)``.
+        front: any points, shape ``(m, 2)`` or ``(m, 3)``.
+        reference: shape ``(2,)`` or ``(3,)``.
+    """
+    inside = front[(front < reference).all(axis=1)]
+    lower, upper = _strips(inside, reference) if len(reference) == 2 else _slabs(inside, reference)
+    gained = np.ones((len(candidates), len(lower)))
+    for axis in range(len(reference)):
+        edge = np.maximum(lower[:, axis], candidates[:, axis, None])
+        gained *= np.maximum(upper[:, axis] - edge, 0.0)
+    return np.asarray(gained.sum(axis=1))
+
+
+def _strips(front: Points, reference: Points) -> tuple[Points, Points]:
+    """Return lower and upper corners of upright strips that make up what ``front`` does not dominate."""
+    stairs = np.unique(front[non_dominated(front)], axis=0)
+    edges = np.concatenate([[-np.inf], stairs[:, 0], [reference[0]]])
+    tops = np.concatenate([[reference[1]], stairs[:, 1]])
+    floor = np.full(len(tops), -np.inf)
+    return np.column_stack([edges[:-1], floor]), np.column_stack([edges[1:], tops])
+
+
+def _slabs(front: Points, reference: Points) -> tuple[Points, Points]:
+    """Return the strips of each slab between two values of the last objective."""
+    levels = np.concatenate([[-np.inf], np.unique(front[:, 2]), [reference[2]]])
+    lower, upper = [], []
+    for bottom, top in itertools.pairwise(levels):
+        below, above = _strips(front[front[:, 2] <= bottom, :2], reference[:2])
+        lower.append(np.column_stack([below, np.full(len(below), bottom)]))
+        upper.append(np.column_stack([above, np.full(len(above), top)]))
+    return np.concatenate(lower), np.concatenate(upper)
 
 
 def knee(points: Points) -> int:

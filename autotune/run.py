@@ -4,7 +4,8 @@ import dataclasses
 
 from autotune import driver
 from autotune.errors import ConflictError
-from autotune.job_spec import JobSpec
+from autotune.job_spec import JobSpec, SamplerName
+from autotune.probing import obtain_probes
 from autotune.progress import Listener, Silent
 from autotune.search import Search
 from autotune.store.base import Store
@@ -62,7 +63,8 @@ def _search(store: Store, job: JobRecord, listener: Listener, task_file: str | N
     pool = build_pool(spec.workers.pool, setup, spec.pool_settings())
     try:
         job = _describe(store, job, pool.describe())
-        Search(store, job, spec, pool, listener).run()
+        probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
+        Search(store, job, spec, pool, listener, probes).run()
     finally:
         pool.close()
 

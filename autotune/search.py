@@ -4,10 +4,11 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping
 
+from autotune.expectations import expect
 from autotune.figures import MIB, Reference
 from autotune.front import compute_front, violations
 from autotune.initial_design import mixtures
-from autotune.job_spec import JobSpec
+from autotune.job_spec import JobSpec, SamplerName
 from autotune.metrics import Figure
 from autotune.objectives import Objectives
 from autotune.progress import Listener, Progress
@@ -21,7 +22,7 @@ from search_spaces.space import SearchSpace, build_space
 from workers.errors import TaskError
 from workers.measurement import Measurement
 from workers.pools.base import Candidate, Outcome, Pool
-from workers.setup import ModelDescription
+from workers.setup import ModelDescription, Probes
 
 #: Seconds the driver waits for an outcome before it looks at the clock again.
 _TICK_S = 1.0
@@ -30,11 +31,14 @@ _TICK_S = 1.0
 class Search:
     """The search of one job, from its last recorded trial to the end of its budget."""
 
-    def __init__(self, store: Store, job: JobRecord, spec: JobSpec, pool: Pool, listener: Listener) -> None:
+    def __init__(
+        self, store: Store, job: JobRecord, spec: JobSpec, pool: Pool, listener: Listener, probes: Probes | None = None
+    ) -> None:
         assert job.description is not None
         self._store, self._job, self._spec, self._pool, self._listener = store, job, spec, pool, listener
         self._description = job.description
         self._space = space_of(spec, job.description)
+        self._expectations = expect(self._space, job.description, probes)
         self._constraints = spec.constraints.constraints()
         self._trials = store.trials(job.id)
         self._front = next(iter(reversed(store.fronts(job.id))), None)
@@ -68,6 +72,7 @@ class Search:
             seed=search.seed,
             trials=search.trials,
             slots=self._pool.slots,
+            expectations=self._expectations,
             history=self._trials,
         )
 
@@ -96,6 +101,8 @@ class Search:
     def _mixtures(self, study: Study) -> Iterator[tuple[Planned, Proposal]]:
         """Yield mixtures of the baselines on the front that were not measured yet."""
         search = self._spec.search
+        if search.sampler is SamplerName.SENSITIVITY:
+            return  # it knows better from the start
         for assignment in mixtures(self._space, self._trials, self._spec.objectives, seed=search.seed):
             proposal = study.propose(assignment)
             if proposal is not None:

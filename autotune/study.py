@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import NSGAIISampler
+from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.trial import TrialState as OptunaState
 
+from autotune.expectations import Expectations
 from autotune.job_spec import SamplerName
 from autotune.metrics import Constraint
 from autotune.objectives import Objectives
-from autotune.samplers import build_sampler
+from autotune.planner import Planner
+from autotune.samplers import build_plain_sampler
+from autotune.samplers.sensitivity import FIGURES, FULL_PRECISION_FIGURES, SensitivitySampler, figures_attribute
 from autotune.store.records import TrialRecord, TrialState
+from search_spaces.choice import FULL_PRECISION
 from search_spaces.quantization_map import map_key
 from search_spaces.space import SearchSpace
 
@@ -54,6 +58,7 @@ class Study:
         seed: int,
         trials: int,
         slots: int,
+        expectations: Expectations,
         history: Sequence[TrialRecord] = (),
     ) -> None:
         """Start a study, or continue one whose trials are ``history``."""
@@ -71,7 +76,7 @@ class Study:
         self._known: dict[str, TrialRecord | None] = {}
         self._study = optuna.create_study(
             storage=None,
-            sampler=build_sampler(sampler, seed=self._seed, trials=trials, slots=slots),
+            sampler=self._sampler(sampler, constraints, expectations, trials, slots),
             directions=["minimize"] * len(objectives),
         )
         for trial in history:
@@ -80,6 +85,8 @@ class Study:
     def add(self, trial: TrialRecord) -> None:
         """Tell the study about a trial it did not ask for: a recorded one, or full precision."""
         self._known[trial.key] = trial
+        if trial.choices and set(trial.choices.values()) == {FULL_PRECISION.name}:
+            self._study.set_user_attr(FULL_PRECISION_FIGURES, figures_attribute(trial.figures))
         if not self._space.holds(trial.choices):
             return
         state, values = self._verdict(trial)
@@ -89,6 +96,7 @@ class Study:
             params=self._space.assignment(trial.choices),
             distributions=self._distributions,
             constraints=self._violations(trial),
+            user_attrs={FIGURES: figures_attribute(trial.figures)},
             system_attrs={_GENERATION: 0} | dict(trial.sampler_state),
         )
         self._study.add_trial(frozen)
@@ -100,7 +108,9 @@ class Study:
         return self._fixed(assignment)
 
     def ask(self) -> Proposal | None:
-        """Return a map that was never proposed before, or None when there is none left."""
+        """Return a map that was never proposed before, or None when there is none left worth it."""
+        if self.spent:
+            return None
         if len(self._known) >= self._space.size and not self._unseen_exists():
             return None
         assignment: dict[str, str] = {}
@@ -123,6 +133,21 @@ class Study:
         """Return what must be recorded with the trial for the sampler to go on after a restart."""
         attributes = self._study._storage.get_trial_system_attrs(proposal.trial._trial_id)
         return {_GENERATION: attributes[_GENERATION]} if _GENERATION in attributes else {}
+
+    @property
+    def spent(self) -> bool:
+        """Return whether the sampler expects next to nothing of any further map."""
+        return isinstance(self._study.sampler, SensitivitySampler) and self._study.sampler.spent
+
+    def _sampler(
+        self, name: SamplerName, constraints: Sequence[Constraint], expectations: Expectations, trials: int, slots: int
+    ) -> BaseSampler:
+        if name is not SamplerName.SENSITIVITY:
+            return build_plain_sampler(name, seed=self._seed, trials=trials, slots=slots)
+        groups = self._space.free_groups
+        choices = [group.choices for group in groups]
+        planner = Planner(expectations, choices, self._objectives, constraints, seed=self._seed)
+        return SensitivitySampler(planner, [group.name for group in groups], seed=self._seed)
 
     def _key(self, assignment: Mapping[str, str]) -> str:
         return map_key(self._space.layer_choices(assignment))
@@ -150,6 +175,7 @@ class Study:
             self._study.tell(trial, state=OptunaState.FAIL)
             return
         state, values = self._verdict(record)
+        trial.set_user_attr(FIGURES, figures_attribute(record.figures))
         for name, violation in self._violations(record).items():
             trial.set_constraint(name, violation)
         self._study.tell(trial, values=values, state=state)

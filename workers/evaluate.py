@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from search_spaces.choice import CHOICES
+from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
-from workers import device_lock, environment, latency, memory, quality
+from workers import device_lock, environment, latency, layer_latency, memory, quality
 from workers.backends import build_backend
 from workers.calibration.calibrate import calibrate
 from workers.fingerprint import fingerprint
@@ -17,7 +17,8 @@ from workers.latency import Contender
 from workers.measurement import Environment, LatencySamples, Measurement
 from workers.pools.base import Candidate
 from workers.prepared import PreparedModel
-from workers.setup import Calibration, ModelDescription, WorkerSetup
+from workers.sensitivity.estimate import estimate
+from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
 from workers.task import Batch, Split
 from workers.tasks import build_task, load_task_file
 
@@ -76,6 +77,43 @@ class Evaluator:
             environment=at_start,
         )
 
+    def probe(self) -> Probes:
+        """Return what to expect of every layer and choice, without measuring a map for each of them."""
+        start = time.perf_counter()
+        legal = {
+            layer.name: [name for name in CHOICES if name not in self.description.refusals[layer.name]]
+            for layer in self.description.layers
+            if layer.frozen_reason is None
+        }
+        quantized = {layer: [name for name in names if name != FULL_PRECISION.name] for layer, names in legal.items()}
+        with device_lock.shared(self._backend.device):
+            sensitivity = estimate(self._task, self._prepared, quantized, self._task.calibration())
+        with device_lock.exclusive(self._backend.device), torch.inference_mode():
+            batch = next(iter(self._batches.values()))
+            latency_ms, pass_ms = layer_latency.measure(
+                self._prepared,
+                self.description.layers,
+                legal,
+                run=lambda: self._task.forward(self._prepared.model, batch),
+                synchronize=self._synchronize,
+            )
+        probes = tuple(
+            LayerProbe(
+                layer=layer,
+                choice=choice,
+                divergence=sensitivity.divergence.get((layer, choice), 0.0),
+                latency_ms=elapsed,
+            )
+            for (layer, choice), elapsed in latency_ms.items()
+        )
+        return Probes(
+            layers=probes,
+            pass_ms=pass_ms,
+            estimator=sensitivity.estimator,
+            samples=sensitivity.samples,
+            seconds=time.perf_counter() - start,
+        )
+
     def quality(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""
         reference = self.reference_outputs(split)
@@ -110,8 +148,7 @@ class Evaluator:
         def run() -> None:
             start = time.perf_counter()
             self._task.forward(self._prepared.model, batch)
-            if self._backend.device != "cpu":
-                torch.cuda.synchronize()
+            self._synchronize()
             self._forward_seconds += time.perf_counter() - start
 
         return latency.measure(
@@ -121,6 +158,10 @@ class Evaluator:
             repeats=self._settings.repeats,
             warmup_s=self._settings.warmup_s,
         )
+
+    def _synchronize(self) -> None:
+        if self._backend.device != "cpu":
+            torch.cuda.synchronize()
 
     def _working_bytes(self) -> int:
         batch = next(iter(self._batches.values()))

@@ -60,7 +60,7 @@ class PreparedModel:
                 raise MapError(unknown("layer", name, self._layers))
         wanted = {name: names.get(name, FULL_PRECISION.name) for name in self._layers}
         changes = {name: choice for name, choice in wanted.items() if self._installed[name] != choice}
-        prepared = {name: self._prepared(name, choice) for name, choice in changes.items()}
+        prepared = {name: self.module(name, choice) for name, choice in changes.items()}
         for name, module in prepared.items():
             for children, attribute in self._slots[name]:
                 children[attribute] = module
@@ -100,7 +100,12 @@ class PreparedModel:
             for name, layer in self._layers.items()
         }
 
-    def _prepared(self, name: str, choice: str) -> nn.Module:
+    def module(self, name: str, choice: str) -> nn.Module:
+        """Return one layer prepared with a choice, whatever is installed.
+
+        Raises:
+            MapError: if the layer cannot take the choice.
+        """
         if choice == FULL_PRECISION.name:
             return self._originals[name]
         key = (name, choice)

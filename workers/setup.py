@@ -91,6 +91,42 @@ class Calibration:
     seconds: float
 
 
+class Estimator(enum.StrEnum):
+    """How sensitivities were estimated."""
+
+    #: Products of the layers' errors with random gradients from the outputs.
+    GRADIENT = "gradient"
+    #: Relative errors of the layers' own outputs, scaled to the uniform maps.
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProbe:
+    """What is expected of one layer if it alone takes one choice."""
+
+    layer: str
+    choice: str
+    #: Predicted divergence from full precision; 0 for full precision itself.
+    divergence: float
+    #: Milliseconds inside the layer in one pass of the job's first batch size.
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probes:
+    """What is expected of every layer and choice before any map was measured."""
+
+    #: One for each layer and each choice it can take, full precision included.
+    layers: tuple[LayerProbe, ...]
+    #: Milliseconds of a full-precision pass, taken together with the layers'.
+    pass_ms: float
+    #: How the divergences were estimated, and on how many samples.
+    estimator: Estimator
+    samples: int
+    #: Seconds the probes took.
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
     """What a ready worker says about the model; the driver builds the search space from it."""

@@ -12,8 +12,8 @@ from autotune.job_spec import SamplerName
 _POPULATION = (12, 50)
 
 
-def build_sampler(name: SamplerName, *, seed: int, trials: int, slots: int) -> BaseSampler:
-    """Return a sampler.
+def build_plain_sampler(name: SamplerName, *, seed: int, trials: int, slots: int) -> BaseSampler:
+    """Return one of Optuna's own samplers.
 
     Args:
         name: which one.

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord, TrialResult
 from workers.measurement import LatencySamples
+from workers.setup import Probes
 
 
 class ReadStore(Protocol):
@@ -37,6 +38,10 @@ class ReadStore(Protocol):
         """Return a job's events, oldest first."""
         ...
 
+    def probes(self, key: str) -> Probes | None:
+        """Return the probes recorded under ``key``, None if there are none."""
+        ...
+
 
 class Store(ReadStore, Protocol):
     """What the driver needs besides. Every method is one transaction."""
@@ -68,6 +73,10 @@ class Store(ReadStore, Protocol):
             NotFoundError: if there is no such job.
             ConflictError: if another trial of the job has the same map.
         """
+        ...
+
+    def record_probes(self, key: str, probes: Probes) -> None:
+        """Keep probes for every job they serve; the first ones recorded under a key stay."""
         ...
 
     def close(self) -> None:

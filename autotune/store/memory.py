@@ -8,6 +8,7 @@ from autotune.errors import ConflictError, NotFoundError
 from autotune.store.clock import now
 from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord, TrialResult
 from workers.measurement import LatencySamples
+from workers.setup import Probes
 
 
 @dataclasses.dataclass(slots=True)
@@ -23,6 +24,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
+        self._probes: dict[str, Probes] = {}
 
     def jobs(self) -> list[JobRecord]:
         """See ``ReadStore.jobs``."""
@@ -50,6 +52,10 @@ class MemoryStore:
     def events(self, job_id: str) -> list[EventRecord]:
         """See ``ReadStore.events``."""
         return list(self._job(job_id).events)
+
+    def probes(self, key: str) -> Probes | None:
+        """See ``ReadStore.probes``."""
+        return self._probes.get(key)
 
     def create_job(self, job: JobRecord) -> None:
         """See ``Store.create_job``."""
@@ -79,6 +85,10 @@ class MemoryStore:
             job.fronts.append(result.front)
         job.events.extend(result.events)
         job.record = self._changed(job.record, elapsed_s=job.record.elapsed_s + result.elapsed_s)
+
+    def record_probes(self, key: str, probes: Probes) -> None:
+        """See ``Store.record_probes``."""
+        self._probes.setdefault(key, probes)
 
     def close(self) -> None:
         """See ``Store.close``."""

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from autotune.metrics import Figure
+from autotune.store.clock import now
 from autotune.store.records import (
     EventRecord,
     JobRecord,
@@ -18,7 +19,7 @@ from autotune.store.records import (
     TrialState,
 )
 from workers.measurement import FailureCause, LatencySamples, Samples
-from workers.setup import ModelDescription
+from workers.setup import Estimator, LayerProbe, ModelDescription, Probes
 
 Row = Mapping[Any, Any]
 
@@ -131,6 +132,39 @@ def latency_samples(rows: Iterable[Row]) -> tuple[LatencySamples, ...]:
 def event_row(job_id: str, position: int, event: EventRecord) -> dict[str, Any]:
     """Return an event's row."""
     return {"job_id": job_id, "position": position, "at": event.at, "kind": event.kind, "message": event.message}
+
+
+def probes_row(key: str, probes: Probes) -> dict[str, Any]:
+    """Return the row of probes; the layers have rows of their own."""
+    return {
+        "key": key,
+        "pass_ms": probes.pass_ms,
+        "estimator": probes.estimator.value,
+        "samples": probes.samples,
+        "seconds": probes.seconds,
+        "created_at": now(),
+    }
+
+
+def layer_probe_rows(key: str, probes: Probes) -> list[dict[str, Any]]:
+    """Return a row for each layer and choice."""
+    return [
+        {"key": key, "position": position} | dataclasses.asdict(probe) for position, probe in enumerate(probes.layers)
+    ]
+
+
+def probes(row: Row, layers: Iterable[Row]) -> Probes:
+    """Return the probes in their row and the rows of their layers, ordered by position."""
+    return Probes(
+        layers=tuple(
+            LayerProbe(**{name: layer[name] for name in ("layer", "choice", "divergence", "latency_ms")})
+            for layer in layers
+        ),
+        pass_ms=row["pass_ms"],
+        estimator=Estimator(row["estimator"]),
+        samples=row["samples"],
+        seconds=row["seconds"],
+    )
 
 
 def _key(trial: TrialRecord) -> dict[str, Any]:

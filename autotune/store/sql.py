@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from autotune.store import rows, tables
 from autotune.store.clock import now
 from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord, TrialResult
 from workers.measurement import LatencySamples
+from workers.setup import Probes
 
 
 class SqlStore:
@@ -70,6 +71,14 @@ class SqlStore:
             found = _of_job(connection, tables.events, job_id, "position")
         return [EventRecord(at=row["at"], kind=row["kind"], message=row["message"]) for row in found]
 
+    def probes(self, key: str) -> Probes | None:
+        """See ``ReadStore.probes``."""
+        layers = tables.layer_probes
+        of_layers = sa.select(layers).where(layers.c.key == key).order_by(layers.c.position)
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(tables.probes).where(tables.probes.c.key == key)).mappings().first()
+            return rows.probes(found, connection.execute(of_layers).mappings()) if found else None
+
     def create_job(self, job: JobRecord) -> None:
         """See ``Store.create_job``."""
         try:
@@ -104,6 +113,12 @@ class SqlStore:
                 _add_events(connection, trial.job_id, result.events)
         except _Duplicate:
             raise ConflictError(f"trial {trial.number} of job {trial.job_id} has the same map as another one") from None
+
+    def record_probes(self, key: str, probes: Probes) -> None:
+        """See ``Store.record_probes``."""
+        with suppress(_Duplicate), self._transaction() as connection:
+            _insert(connection, tables.probes, [rows.probes_row(key, probes)])
+            _insert(connection, tables.layer_probes, rows.layer_probe_rows(key, probes))
 
     def close(self) -> None:
         """See ``Store.close``."""

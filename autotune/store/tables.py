@@ -148,6 +148,28 @@ front_members = Table(
     ForeignKeyConstraint(["job_id", "revision"], ["fronts.job_id", "fronts.revision"], ondelete="CASCADE"),
 )
 
+probes = Table(
+    "probes",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("pass_ms", Float, nullable=False),
+    Column("estimator", String(32), nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+layer_probes = Table(
+    "layer_probes",
+    metadata,
+    Column("key", String(64), ForeignKey("probes.key", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("layer", Text, nullable=False),
+    Column("choice", String(64), nullable=False),
+    Column("divergence", Float, nullable=False),
+    Column("latency_ms", Float, nullable=False),
+)
+
 events = Table(
     "events",
     metadata,

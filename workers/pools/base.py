@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workers.measurement import Failure, Measurement
-from workers.setup import ModelDescription
+from workers.setup import ModelDescription, Probes
 
 #: How often a candidate whose worker dies is tried before it is a recorded failure.
 MAX_ATTEMPTS = 3
@@ -48,6 +48,14 @@ class Pool(Protocol):
 
     def describe(self) -> ModelDescription:
         """Return what the workers say about the model; waits until one is ready."""
+        ...
+
+    def probe(self) -> Probes:
+        """Return what to expect of every layer and choice; nothing may be running meanwhile.
+
+        Raises:
+            PoolError: if the workers cannot probe the model.
+        """
         ...
 
     def submit(self, candidate: Candidate) -> None:

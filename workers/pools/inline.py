@@ -2,11 +2,12 @@
 
 import os
 
+from workers.errors import PoolError
 from workers.evaluate import Evaluator
 from workers.measurement import Failure, Measurement
 from workers.pools.base import Candidate, Outcome
 from workers.pools.failure import failure_of
-from workers.setup import ModelDescription, WorkerSetup
+from workers.setup import ModelDescription, Probes, WorkerSetup
 
 
 class InlinePool:
@@ -21,6 +22,13 @@ class InlinePool:
     def describe(self) -> ModelDescription:
         """See ``Pool.describe``."""
         return self._evaluator.description
+
+    def probe(self) -> Probes:
+        """See ``Pool.probe``."""
+        try:
+            return self._evaluator.probe()
+        except Exception as error:
+            raise PoolError(f"the model cannot be probed: {failure_of(error).message}") from error
 
     def submit(self, candidate: Candidate) -> None:
         """See ``Pool.submit``."""

@@ -16,7 +16,7 @@ from workers.errors import PoolError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome
 from workers.pools.failure import failure_of
-from workers.setup import ModelDescription, PoolSettings, WorkerSetup
+from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 
 if TYPE_CHECKING:
     from workers.evaluate import Evaluator
@@ -39,6 +39,9 @@ class _Worker:
 
     def describe(self) -> ModelDescription:
         return self._ready().description
+
+    def probe(self) -> Probes:
+        return self._ready().probe()
 
     def measure(self, candidate: Candidate) -> Measurement | Failure:
         evaluator = self._ready()
@@ -95,6 +98,17 @@ class RayPool:
     def describe(self) -> ModelDescription:
         """See ``Pool.describe``."""
         return self._description
+
+    def probe(self) -> Probes:
+        """See ``Pool.probe``; the first worker does it, and is replaced if it dies of it."""
+        try:
+            probes: Probes = ray.get(self._actors[0].probe.remote(), timeout=self._settings.trial_timeout_s)
+        except RayTaskError as error:
+            raise PoolError(f"the model cannot be probed: {_one_line(error.cause)}") from None
+        except (RayActorError, GetTimeoutError) as error:
+            self._replace(0)
+            raise PoolError(f"a worker died or hung while it probed the model: {_one_line(error)}") from None
+        return probes
 
     def submit(self, candidate: Candidate) -> None:
         """See ``Pool.submit``."""
@@ -189,13 +203,16 @@ class RayPool:
 
     def _lost(self, running: _Running, cause: FailureCause, message: str) -> list[Outcome]:
         """Replace the worker; try its candidate again, or give it up."""
-        ray.kill(self._actors[running.slot])
-        self._actors[running.slot] = self._start_actor()
+        self._replace(running.slot)
         if running.attempts < MAX_ATTEMPTS:
             # First in line, so that no candidate waits behind all others for its next attempt.
             self._queue.appendleft((running.candidate, running.attempts + 1))
             return []
         return [self._outcome(running, Failure(cause=cause, message=message, attempts=running.attempts))]
+
+    def _replace(self, slot: int) -> None:
+        ray.kill(self._actors[slot])
+        self._actors[slot] = self._start_actor()
 
     def _outcome(self, running: _Running, result: Measurement | Failure) -> Outcome:
         worker = f"ray:{self._actors[running.slot]._actor_id.hex()[:12]}"

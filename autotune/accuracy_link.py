@@ -1,0 +1,46 @@
+"""How accuracy follows from divergence: a monotone curve fitted to what was measured."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float64]
+
+#: Exponents tried. Noise in embeddings takes from a correlation in proportion to 1 - cos; decisions flip in
+#: proportion to the size of the change of the logits, which is the root of the divergence.
+_EXPONENTS = (0.5, 1.0)
+#: Relative scatter of accuracy around the curve that is never ruled out.
+_LEAST_SCATTER = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyLink:
+    """``drop = slope * divergence ** exponent``, with scatter around it."""
+
+    slope: float = 0.0
+    exponent: float = 1.0
+    #: Standard deviation of measured drops around the curve.
+    scatter: float = 0.01
+
+    @classmethod
+    def fitted(cls, divergence: Vector, drop: Vector) -> "AccuracyLink":
+        """Return the curve of least squares.
+
+        Args:
+            divergence: of measured maps, shape ``(n,)``.
+            drop: their accuracy drops relative to full precision, shape ``(n,)``.
+        """
+        if not np.any(divergence > 0):
+            return cls()
+        fits = []
+        for exponent in _EXPONENTS:
+            basis = divergence**exponent
+            slope = max(0.0, float(basis @ drop / (basis @ basis)))
+            scatter = float(np.sqrt(np.mean((drop - slope * basis) ** 2)))
+            fits.append(cls(slope=slope, exponent=exponent, scatter=max(scatter, _LEAST_SCATTER)))
+        return min(fits, key=lambda fit: fit.scatter)
+
+    def drop(self, divergence: Vector) -> Vector:
+        """Return the expected accuracy drops, relative to full precision."""
+        return np.asarray(self.slope * np.maximum(divergence, 0.0) ** self.exponent)

@@ -1,0 +1,156 @@
+"""What is believed of every map: additive models of divergence and latency, exact memory, accuracy by its link."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autotune.accuracy_link import AccuracyLink
+from autotune.expectations import Expectations
+from autotune.knapsack import Costs, Maps
+from autotune.metrics import METRICS, Figure
+from autotune.surrogate import AdditiveModel, Vector
+from search_spaces.choice import FULL_PRECISION
+
+#: Spread of effects around their prior: each by itself, and all of one choice together.
+_DIVERGENCE_SPREAD, _LATENCY_SPREAD = (0.3, 0.3), (0.15, 0.25)
+#: The same where nothing was probed.
+_GUESS_SPREAD = (1.0, 1.0)
+#: How far sums of effects miss measured divergences and latency ratios, relative.
+_DIVERGENCE_MISFIT, _LATENCY_MISFIT = 0.08, 0.004
+#: The divergence of a choice is at least this share of its prior.
+_LEAST_EFFECT = 0.1
+#: Relative deviation of latency percentiles from what the ratio of medians says.
+_TAIL_DEVIATION = 0.01
+#: Standard deviations in a 95 % interval.
+_INTERVAL = 3.92
+
+
+class Beliefs:
+    """Learns from measured maps and predicts all others."""
+
+    def __init__(self, expectations: Expectations, choices: Sequence[Sequence[str]]) -> None:
+        """Start from what is expected of every choice of every group, ``choices`` being their names."""
+        self._expected = expectations
+        #: Which choices each group has, shape ``(groups, choices)``.
+        self.legal = np.isfinite(expectations.memory_mib)
+        # Effect 0 is what all maps have in common.
+        self._columns = np.where(self.legal, np.cumsum(self.legal).reshape(self.legal.shape), 0)
+        names = [name for of_group in choices for name in of_group]
+        spreads = (_DIVERGENCE_SPREAD, _LATENCY_SPREAD) if expectations.probed else (_GUESS_SPREAD, _GUESS_SPREAD)
+        self._divergence = self._model(expectations.divergence, names, spreads[0], expectations.fixed_divergence)
+        self._latency = self._model(expectations.latency, names, spreads[1], 1.0 + expectations.fixed_latency)
+        # What the divergences of choices are at least: none turns negative by chance.
+        self._least = _LEAST_EFFECT * self._divergence.mean
+        self._choices = choices
+        self._scaled: set[str] = set()
+        self._link = AccuracyLink()
+        self._drops: list[tuple[float, float]] = []
+        #: Figures that everything is relative to; to be set before anything is predicted.
+        self.full_precision: Mapping[str, Figure] = {}
+
+    def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
+        """Learn what was measured of maps, shape ``(n, groups)``; figures may be missing."""
+        columns = self._of(maps)
+        if not self._expected.probed:
+            self._scale_guesses(maps, columns, figures)
+        _observe(self._divergence, columns, figures, "divergence", _DIVERGENCE_MISFIT)
+        _observe(self._latency, columns, figures, "latency_ratio", _LATENCY_MISFIT)
+        self._drops += [
+            (each["divergence"].value, each["accuracy_drop"].value) for each in figures if "accuracy_drop" in each
+        ]
+        if self._drops:
+            self._link = AccuracyLink.fitted(*np.array(self._drops).T)
+
+    def costs(self, generator: np.random.Generator | None = None) -> Costs:
+        """Return divergence, latency and memory of every choice, shape ``(3, groups, choices)``.
+
+        They are the expected ones, or drawn from the beliefs if there is a ``generator``.
+        """
+        divergence, latency = (
+            model.mean if generator is None else model.draw(generator) for model in (self._divergence, self._latency)
+        )
+        return np.stack(
+            [
+                self._spread_out(np.maximum(divergence, self._least)),
+                self._spread_out(latency),
+                self._expected.memory_mib,
+            ]
+        )
+
+    def predict(self, maps: Maps) -> dict[str, Vector]:
+        """Return metric -> expected values of maps, shape ``(n,)`` each."""
+        expected, groups, columns = self._expected, np.arange(len(self.legal)), self._of(maps)
+        least = self._least[0] + self._least[columns].sum(axis=1)
+        divergence = np.maximum(self._divergence.predict(columns), least)
+        ratio = np.maximum(self._latency.predict(columns), 1e-3)
+        memory = expected.memory_mib[groups, maps].sum(axis=1) + expected.fixed_memory_mib
+        drop = self._link.drop(divergence)
+        full = {name: figure.value for name, figure in self.full_precision.items()}
+        predicted = {name: ratio * full[name] for name in METRICS if name.startswith("latency_p") and name in full}
+        predicted |= {
+            "divergence": divergence,
+            "latency_ratio": ratio,
+            "weight_memory_mib": memory,
+            "accuracy_drop": drop,
+        }
+        if "accuracy" in full:
+            predicted["accuracy"] = full["accuracy"] - drop * abs(full["accuracy"])
+        if "peak_memory_mib" in full:
+            predicted["peak_memory_mib"] = memory + full["peak_memory_mib"] - full["weight_memory_mib"]
+        return predicted
+
+    def deviation(self, metric: str, maps: Maps) -> Vector:
+        """Return the standard deviation of a metric a constraint may limit, shape ``(n,)``."""
+        if metric.startswith("latency"):
+            relative = self._latency.deviation(self._of(maps)) + _TAIL_DEVIATION
+            return np.asarray(relative * (self.full_precision[metric].value if metric != "latency_ratio" else 1.0))
+        if metric == "accuracy":
+            return np.full(len(maps), self._link.scatter * abs(self.full_precision["accuracy"].value))
+        return np.full(len(maps), self._link.scatter if metric == "accuracy_drop" else 0.0)
+
+    def _model(self, prior: Costs, names: Sequence[str], spreads: tuple[float, float], fixed: float) -> AdditiveModel:
+        alone, together = spreads
+        effects = np.concatenate([[0.0], prior[self.legal]])
+        typical = float(np.median(np.abs(effects[effects != 0.0]))) if effects.any() else 0.0
+        spread = np.where(effects != 0.0, alone * np.abs(effects) + 0.05 * typical, 0.0)
+        spread[0] = 0.02 * typical
+        of_choice = np.array([[False, *(name == choice for name in names)] for choice in dict.fromkeys(names)])
+        mean = effects.copy()
+        mean[0] = fixed
+        return AdditiveModel(mean, spread, together * np.vstack([of_choice * effects, effects]))
+
+    def _scale_guesses(self, maps: Maps, columns: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
+        """Let the first map that is uniform in a choice say how large the divergences of that choice are."""
+        for row, each in enumerate(figures):
+            names = {self._choices[group][choice] for group, choice in enumerate(maps[row])}
+            taken = names - {FULL_PRECISION.name} - self._scaled
+            if len(taken) == 1 and "divergence" in each:
+                self._scaled |= taken
+                predicted = float(self._divergence.predict(columns[row : row + 1])[0])
+                effects = np.array([False, *(name in taken for of_group in self._choices for name in of_group)])
+                factor = each["divergence"].value / predicted
+                self._divergence.scale(effects, factor)
+                self._least *= np.where(effects, factor, 1.0)
+
+    def _of(self, maps: Maps) -> Maps:
+        """Return the numbers of the effects of maps."""
+        return np.asarray(self._columns[np.arange(len(self.legal)), maps])
+
+    def _spread_out(self, effects: Vector) -> Costs:
+        return np.where(self.legal, effects[self._columns], np.inf)
+
+
+def _observe(
+    model: AdditiveModel, columns: Maps, figures: Sequence[Mapping[str, Figure]], metric: str, misfit: float
+) -> None:
+    rows = [row for row, each in enumerate(figures) if metric in each]
+    if rows:
+        found = [figures[row][metric] for row in rows]
+        values = np.array([figure.value for figure in found])
+        noise = np.array([_width(figure) / _INTERVAL for figure in found])
+        # A map measured to diverge by nothing still says something of finite weight.
+        model.observe(columns[rows], values, np.hypot(noise, misfit * values) + 1e-12)
+
+
+def _width(figure: Figure) -> float:
+    return figure.high - figure.low if figure.low is not None and figure.high is not None else 0.0

@@ -1,0 +1,72 @@
+"""The multiple-choice knapsack: one choice for each group, two or three additive costs.
+
+Arrays of costs have shape ``(groups, choices)``; a choice that a group does not have costs infinity.
+Maps are arrays of choice numbers, shape ``(maps, groups)``.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Costs = npt.NDArray[np.float64]
+Maps = npt.NDArray[np.intp]
+
+#: Steps that the range of the budget is divided into.
+_BINS = 1024
+
+
+def cheapest_for_each_budget(cost: Costs, spent: Costs) -> Maps:
+    """Return, for every budget, the map of least ``cost`` that spends no more, cheaper ones for larger budgets.
+
+    Dynamic programming over the budget (Dudzinski and Walukiewicz, 1987): exact, but for rounding each
+    group's spending to 1/1024 of the range between the thriftiest and the most lavish map. It also
+    finds the maps that no weighting of the two costs prefers.
+
+    Args:
+        cost: to be small, shape ``(groups, choices)``.
+        spent: what is budgeted, any sign, same shape.
+    """
+    steps = _steps(spent)
+    best = np.full(_BINS + 1 + len(cost), np.inf)
+    best[0] = 0.0
+    taken = np.zeros((len(cost), len(best)), dtype=np.intp)
+    for group, (costs, of_group) in enumerate(zip(cost, steps, strict=True)):
+        extended = np.full_like(best, np.inf)
+        for choice in np.flatnonzero(np.isfinite(costs)):
+            step = of_group[choice]
+            total = best[: len(best) - step] + costs[choice]
+            better = total < extended[step:]
+            extended[step:][better] = total[better]
+            taken[group, step:][better] = choice
+        best = extended
+    before = np.concatenate([[np.inf], np.minimum.accumulate(best)[:-1]])
+    budgets = np.flatnonzero(best < before)
+    return _backtrack(taken, steps, budgets)
+
+
+def _steps(spent: Costs) -> npt.NDArray[np.intp]:
+    """Return what each choice spends beyond its group's thriftiest, in steps of the budget."""
+    finite = np.isfinite(spent)
+    beyond = np.where(finite, spent - np.where(finite, spent, np.inf).min(axis=1, keepdims=True), 0.0)
+    whole = beyond.max(axis=1).sum()
+    return np.rint(beyond * (_BINS / whole if whole > 0 else 0.0)).astype(np.intp)
+
+
+def _backtrack(taken: npt.NDArray[np.intp], steps: npt.NDArray[np.intp], budgets: npt.NDArray[np.intp]) -> Maps:
+    maps = np.empty((len(budgets), len(taken)), dtype=np.intp)
+    left = budgets.copy()
+    for group in range(len(taken) - 1, -1, -1):
+        maps[:, group] = taken[group, left]
+        left -= steps[group, maps[:, group]]
+    return maps
+
+
+def weighted(costs: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> Maps:
+    """Return the map of least weighted cost for each weighting, without repeats (a Lagrangian relaxation).
+
+    Args:
+        costs: shape ``(costs, groups, choices)``.
+        weights: shape ``(weightings, costs)``.
+    """
+    legal = np.isfinite(costs[0])
+    total = np.tensordot(weights, np.where(legal, costs, 0.0), axes=1)
+    return np.unique(np.where(legal, total, np.inf).argmin(axis=2), axis=0)

@@ -1,0 +1,189 @@
+"""Which map to measure next, given what is believed of all maps.
+
+The knapsack builds maps along the whole predicted front, and the one is taken that raises the
+hypervolume most, times the probability that it keeps the constraints. Where there are constraints, every
+other map goes for the answer itself: the best first objective that keeps them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autotune.beliefs import Beliefs
+from autotune.expectations import Expectations
+from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted
+from autotune.metrics import Constraint, Figure
+from autotune.objectives import Objectives, minimised
+from autotune.pareto import Points, hypervolume, improvements
+from autotune.surrogate import Vector
+
+#: Every so many maps one is planned with costs drawn from the beliefs.
+_EXPLORE = 8
+#: The search is spent after so many maps in a row that promised less than this share of the hypervolume.
+_PATIENCE, _LEAST_GAIN = 8, 2e-4
+#: Candidates whose feasibility is worked out.
+_SHORT_LIST = 24
+#: Trade-offs tried between divergence, latency and memory where memory counts.
+_WEIGHTINGS = (40, 9)
+
+
+class Planner:
+    """Proposes maps as arrays of choice numbers, one a group."""
+
+    def __init__(
+        self,
+        expectations: Expectations,
+        choices: Sequence[Sequence[str]],
+        objectives: Objectives,
+        constraints: Sequence[Constraint],
+        *,
+        seed: int,
+    ) -> None:
+        """Start from what is expected.
+
+        Args:
+            expectations: of every choice of every group.
+            choices: names of each group's choices.
+            objectives: what is traded off.
+            constraints: what must hold.
+            seed: of the exploration.
+        """
+        self._beliefs = Beliefs(expectations, choices)
+        self._objectives = objectives
+        self._constraints = constraints
+        counted = [metric.name for metric in objectives.metrics] + [constraint.metric for constraint in constraints]
+        self._memory_counts = any("memory" in name for name in counted)
+        self._generator = np.random.default_rng(seed)
+        self._points: list[tuple[float, ...]] = []
+        self._known: set[bytes] = set()
+        self._asked = self._vain = 0
+
+    @property
+    def spent(self) -> bool:
+        """Return whether the last proposals promised next to nothing."""
+        return self._vain >= _PATIENCE
+
+    def set_full_precision(self, figures: Mapping[str, Figure]) -> None:
+        """Tell the figures that everything is relative to; needed before the first proposal."""
+        self._beliefs.full_precision = figures
+
+    def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]], feasible: Sequence[bool]) -> None:
+        """Learn from measured maps.
+
+        Args:
+            maps: shape ``(n, groups)``.
+            figures: what was measured of each map; empty for one that failed.
+            feasible: whether each map was measured in full and keeps every constraint.
+        """
+        self._known.update(row.tobytes() for row in maps)
+        self._beliefs.observe(maps, figures)
+        self._points += [self._objectives.values(each) for each, kept in zip(figures, feasible, strict=True) if kept]
+
+    def propose(self, pending: Maps) -> npt.NDArray[np.intp] | None:
+        """Return the map to measure next, or None if none of the maps considered is new.
+
+        Args:
+            pending: maps being measured, shape ``(n, groups)``; they count as measured at what is predicted.
+        """
+        self._asked += 1
+        explores = self._asked % _EXPLORE == 0
+        candidates = self._unknown(
+            self._candidates(self._beliefs.costs(self._generator if explores else None)), pending
+        )
+        if not len(candidates):
+            return None
+        gains = self._gains(candidates, pending)
+        scores = self._scores(candidates, gains)
+        if not explores:
+            best = gains[scores.argmax()] if not self._seeks_answer else gains.max()
+            self._vain = self._vain + 1 if best < _LEAST_GAIN else 0
+        return np.asarray(candidates[scores.argmax()])
+
+    @property
+    def _seeks_answer(self) -> bool:
+        return bool(self._constraints) and self._asked % 2 == 0
+
+    def predicted_front(self) -> Maps:
+        """Return maps along the front that is predicted now, shape ``(n, groups)``."""
+        return self._along_front(self._beliefs.costs())
+
+    def _candidates(self, costs: Costs) -> Maps:
+        along = self._along_front(costs)
+        return np.unique(np.concatenate([along, self._neighbours(along)]), axis=0)
+
+    def _along_front(self, costs: Costs) -> Maps:
+        found = [cheapest_for_each_budget(costs[0], costs[1])]
+        if self._memory_counts:
+            found += [cheapest_for_each_budget(costs[0], costs[2]), weighted(costs, self._weightings(costs))]
+        return np.concatenate(found)
+
+    def _weightings(self, costs: Costs) -> Costs:
+        ranges = [np.ptp(cost[self._beliefs.legal]) or 1.0 for cost in costs]
+        speed, size = (np.geomspace(1e-4, 1e4, count) for count in _WEIGHTINGS)
+        grid = np.array([(1.0, one, other) for one in speed for other in (0.0, *size)])
+        return np.asarray(grid / ranges)
+
+    def _neighbours(self, along: Maps) -> Maps:
+        """Return maps that differ in one group from some along the front."""
+        sizes = self._beliefs.legal.sum(axis=1)
+        near = along[self._generator.integers(len(along), size=2 * len(sizes))]
+        changed = self._generator.integers(len(sizes), size=len(near))
+        near[np.arange(len(near)), changed] = self._generator.integers(sizes[changed])
+        return near
+
+    def _unknown(self, maps: Maps, pending: Maps) -> Maps:
+        known = self._known | {row.tobytes() for row in pending}
+        return np.asarray(maps[[row.tobytes() not in known for row in maps]])
+
+    def _gains(self, candidates: Maps, pending: Maps) -> Vector:
+        """Return what each candidate would add to the hypervolume, as a share of it."""
+        full = self._beliefs.full_precision
+        front = np.array([*self._points, *self._values(pending)]).reshape(-1, len(self._objectives.metrics))
+        reference = self._objectives.reference_point(full)
+        front = self._objectives.normalise(front, full)
+        gains = improvements(self._objectives.normalise(self._values(candidates), full), front, reference)
+        return gains / (hypervolume(front, reference) or 1.0)
+
+    def _scores(self, candidates: Maps, gains: Vector) -> Vector:
+        """Return gains, or nearness to the answer, times the probability that all constraints hold."""
+        wanted = gains
+        if self._seeks_answer:
+            first = self._values(candidates)[:, 0]
+            # Until something is feasible, only that counts; the hypervolume decides between equals.
+            best = min((point[0] for point in self._points), default=float(first.min()) + 1.0)
+            wanted = np.maximum(best - first, 0.0) + 1e-9 * gains
+        scores = wanted * self._probability(candidates, rough=True)
+        listed = np.argsort(scores)[::-1][:_SHORT_LIST]
+        exact = np.zeros(len(scores))
+        exact[listed] = wanted[listed] * self._probability(candidates[listed])
+        return exact
+
+    def _values(self, maps: Maps) -> Points:
+        predicted = self._beliefs.predict(maps)
+        return np.column_stack([minimised(metric, predicted[metric.name]) for metric in self._objectives.metrics])
+
+    def _probability(self, maps: Maps, *, rough: bool = False) -> Vector:
+        """Return the probability that maps keep all constraints, as if these were independent.
+
+        The ``rough`` one takes predictions at their word.
+        """
+        predicted = self._beliefs.predict(maps)
+        likely = np.ones(len(maps))
+        for constraint in self._constraints:
+            above = predicted[constraint.metric] - constraint.limit
+            excess = above if constraint.at_most else -above
+            if rough:
+                likely *= np.where(excess > 0, 0.1, 1.0)
+            else:
+                deviation = np.maximum(self._beliefs.deviation(constraint.metric, maps), 1e-9)
+                likely *= _normal_below(-excess / deviation)
+        return likely
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+def _normal_below(deviations: Vector) -> Vector:
+    return np.asarray(0.5 * (1.0 + _erf(deviations / math.sqrt(2.0))))

@@ -1,0 +1,131 @@
+"""Time every layer with every choice where it runs: inside the model, between its neighbours.
+
+Each choice's uniform map runs in turn with full precision, so that one pass of the model times all
+layers with one choice. A layer timed by itself, over and over, would find its weights in the cache.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from search_spaces.choice import FULL_PRECISION
+from search_spaces.layer import Layer
+from workers.prepared import PreparedModel
+
+#: Rounds over all uniform maps, and timed passes of a map in each.
+_ROUNDS, _PASSES = 3, 4
+
+
+def measure(
+    prepared: PreparedModel,
+    layers: Sequence[Layer],
+    choices: Mapping[str, Sequence[str]],
+    run: Callable[[], object],
+    synchronize: Callable[[], object],
+) -> tuple[dict[tuple[str, str], float], float]:
+    """Return (layer name, choice name) -> ms inside the layer in one pass, and the ms of a full-precision pass.
+
+    Layers of one shape are taken together: they differ by chance only. The caller holds the device
+    lock. Full precision is installed when the call returns.
+
+    Args:
+        prepared: the model and its prepared layers.
+        layers: to time.
+        choices: layer name -> names of the choices to time, full precision included.
+        run: runs one forward pass.
+        synchronize: waits until the device is idle.
+    """
+    timer = _Timer(synchronize)
+    names = dict.fromkeys(choice for of_layer in choices.values() for choice in of_layer)
+    passes_ms: list[float] = []
+    with _timed(prepared, choices, timer):
+        for choice in list(names) * _ROUNDS:
+            prepared.apply({layer: choice for layer, legal in choices.items() if choice in legal})
+            run()
+            for _ in range(_PASSES):
+                timer.begin_pass()
+                elapsed_ms = timer.time(run)
+                if choice == FULL_PRECISION.name:
+                    passes_ms.append(elapsed_ms)
+    prepared.reset()
+    shapes = {layer.name: _shape(layer) for layer in layers}
+    return _by_shape(timer.latencies_ms(), shapes), statistics.median(passes_ms)
+
+
+class _Timer:
+    """Milliseconds of every pass inside each module, summed over its calls in the pass."""
+
+    def __init__(self, synchronize: Callable[[], object]) -> None:
+        self._synchronize = synchronize
+        self._passes: list[dict[tuple[str, str], float]] = []
+        self._started: dict[tuple[str, str], float] = {}
+
+    def begin_pass(self) -> None:
+        self._passes.append(defaultdict(float))
+
+    def time(self, run: Callable[[], object]) -> float:
+        start = self._now_ms()
+        run()
+        return self._now_ms() - start
+
+    def enter(self, key: tuple[str, str]) -> None:
+        self._started[key] = self._now_ms()
+
+    def leave(self, key: tuple[str, str]) -> None:
+        if self._passes:
+            self._passes[-1][key] += self._now_ms() - self._started[key]
+
+    def latencies_ms(self) -> dict[tuple[str, str], list[float]]:
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for of_pass in self._passes:
+            for key, elapsed_ms in of_pass.items():
+                found[key].append(elapsed_ms)
+        return found
+
+    def _now_ms(self) -> float:
+        self._synchronize()
+        return time.perf_counter_ns() / 1e6
+
+
+@contextmanager
+def _timed(prepared: PreparedModel, choices: Mapping[str, Sequence[str]], timer: _Timer) -> Iterator[None]:
+    """Tell the timer of every entry into a layer and every exit while the context is open."""
+    handles: list[Any] = []
+    try:
+        for layer, legal in choices.items():
+            for choice in legal:
+                module = prepared.module(layer, choice)
+                enter, leave = _hooks(timer, (layer, choice))
+                handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks(timer: _Timer, key: tuple[str, str]) -> tuple[Callable[..., None], Callable[..., None]]:
+    def enter(module: nn.Module, inputs: object) -> None:
+        timer.enter(key)
+
+    def leave(module: nn.Module, inputs: object, output: object) -> None:
+        timer.leave(key)
+
+    return enter, leave
+
+
+def _shape(layer: Layer) -> tuple[object, ...]:
+    return layer.kind, layer.weight_shape, layer.has_bias, layer.conv_groups, layer.input_shape, layer.calls
+
+
+def _by_shape(
+    found: Mapping[tuple[str, str], Sequence[float]], shapes: Mapping[str, tuple[object, ...]]
+) -> dict[tuple[str, str], float]:
+    pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
+    for (layer, choice), latencies_ms in found.items():
+        pooled[shapes[layer], choice] += latencies_ms
+    return {(layer, choice): statistics.median(pooled[shapes[layer], choice]) for layer, choice in found}

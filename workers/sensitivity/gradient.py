@@ -1,0 +1,129 @@
+"""The gradient sketch: a few backward passes in place of one evaluation a layer and choice.
+
+Near full precision the divergence is quadratic in the change e of the outputs:
+
+    divergence = e^T H e / 2,    e = J d.
+
+d is the error a choice makes at a layer's output, J leads from there to the outputs, and H is the
+curvature of the divergence: of 1 - cos, or the Fisher matrix of the softmax. Dropping the second
+derivatives of the network is the Gauss-Newton approximation (Martens, 2020, "New insights and
+perspectives on the natural gradient method"). For a random vector v with covariance H,
+
+    E[(v^T J d)^2] = e^T H e,
+
+and g = J^T v is one backward pass, which serves all layers and all choices at once. So the
+divergence is E[(g . d)^2] / 2, a mean over samples and vectors: the random projection of Hutchinson
+(1990) for the trace of J^T H J.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from workers.prepared import PreparedModel
+from workers.sensitivity.recording import Call, errors
+from workers.task import OutputKind
+
+#: Bytes of gradients held at once; vectors are taken in turns where they need more.
+GRADIENT_BYTES = 1 << 30
+
+#: The gradient at each call's output; None where the outputs do not depend on it.
+_Gradients = tuple[torch.Tensor | None, ...]
+
+
+def squared_products(
+    calls: Sequence[Call],
+    outputs: torch.Tensor,
+    kind: OutputKind,
+    prepared: PreparedModel,
+    choices: Mapping[str, Sequence[str]],
+    *,
+    vectors: int,
+    generator: torch.Generator,
+) -> dict[tuple[str, str], float]:
+    """Return (layer, choice) -> sum of (g . d)^2 over the batch's samples and the random vectors.
+
+    Args:
+        calls: of the layers, in order.
+        outputs: of the model, with the graph that leads to the calls; shape ``(samples, ..., features)``.
+        kind: what the outputs are.
+        prepared: makes the modules whose errors are wanted.
+        choices: layer name -> names of choices.
+        vectors: how many random vectors.
+        generator: their source.
+
+    Raises:
+        RuntimeError: if some operation between calls and outputs has no derivative.
+    """
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    for gradients in _in_turns(calls, outputs, kind, vectors, generator):
+        products: dict[tuple[str, str], torch.Tensor] = {}
+        for index, call in enumerate(calls):
+            at_output = [gradient[index] for gradient in gradients]
+            for choice in choices[call.layer]:
+                key = (call.layer, choice)
+                product = _products(at_output, errors(call, prepared.module(*key)), len(outputs))
+                products[key] = products[key] + product if key in products else product
+        for key, product in products.items():
+            sums[key] += float(product.double().square().sum())
+    return sums
+
+
+def _in_turns(
+    calls: Sequence[Call], outputs: torch.Tensor, kind: OutputKind, vectors: int, generator: torch.Generator
+) -> Iterator[list[_Gradients]]:
+    """Yield the gradients of all vectors, as many vectors at a time as memory allows."""
+    at_calls = [call.output for call in calls]
+    at_once = max(1, min(vectors, GRADIENT_BYTES // max(1, sum(tensor.nbytes for tensor in at_calls))))
+    for start in range(0, vectors, at_once):
+        yield [
+            torch.autograd.grad(
+                outputs,
+                at_calls,
+                random_vector(outputs.detach(), kind, generator),
+                retain_graph=True,
+                allow_unused=True,
+            )
+            for _ in range(start, min(start + at_once, vectors))
+        ]
+
+
+def random_vector(outputs: torch.Tensor, kind: OutputKind, generator: torch.Generator) -> torch.Tensor:
+    """Return a random vector for each sample whose covariance is the curvature of its divergence.
+
+    With unit normal z, ``(z - (z . u) u) / |y|`` has the curvature of 1 - cos at y = |y| u, and
+    ``sqrt(p) z - p (sqrt(p) . z)`` the Fisher matrix ``diag(p) - p p^T`` of the softmax p. The
+    divergence is a mean over the dimensions between samples and features, so these share one unit
+    of variance.
+
+    Args:
+        outputs: of full precision, shape ``(samples, ..., features)``.
+        kind: what the outputs are.
+        generator: source of z.
+    """
+    noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+    if kind is OutputKind.EMBEDDING:
+        length = outputs.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(outputs.dtype).tiny)
+        unit = outputs / length
+        vector = (noise - (noise * unit).sum(dim=-1, keepdim=True) * unit) / length
+    else:
+        probability = F.softmax(outputs, dim=-1)
+        root = probability.sqrt()
+        vector = root * noise - probability * (root * noise).sum(dim=-1, keepdim=True)
+    scaled: torch.Tensor = vector / math.sqrt(math.prod(outputs.shape[1:-1]))
+    return scaled
+
+
+def _products(gradients: Sequence[torch.Tensor | None], error: torch.Tensor, samples: int) -> torch.Tensor:
+    """Return g . d for each vector and sample, shape ``(vectors, samples)``.
+
+    An output that has no dimension of samples, such as that of a table of positions, yields the sum over the
+    samples: v is independent between samples, so its square has the same expectation.
+    """
+    rows = samples if error.dim() > 1 and error.shape[0] == samples else 1
+    flat = error.reshape(rows, -1)
+    zero = torch.zeros(rows, device=error.device)
+    return torch.stack([zero if g is None else torch.linalg.vecdot(g.reshape(rows, -1), flat) for g in gradients])
