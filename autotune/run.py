@@ -34,7 +34,7 @@ def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task
     listener = listener or Silent()
     job = _claim(store, job_id)
     try:
-        _search(store, job, listener, task_file)
+        reason = _search(store, job, listener, task_file)
     except KeyboardInterrupt:
         store.update_job(job_id, state=JobState.INTERRUPTED, event=event("interrupted", "Stopped by its user"))
         raise
@@ -42,7 +42,7 @@ def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task
         message = str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}"
         store.update_job(job_id, state=JobState.FAILED, error=message, event=event("failed", message))
         raise
-    return store.update_job(job_id, state=JobState.FINISHED, event=event("finished", "Search finished"))
+    return store.update_job(job_id, state=JobState.FINISHED, event=event("finished", f"Search finished: {reason}"))
 
 
 def _claim(store: Store, job_id: str) -> JobRecord:
@@ -54,7 +54,7 @@ def _claim(store: Store, job_id: str) -> JobRecord:
     return store.update_job(job_id, state=JobState.RUNNING, error=None, driver=driver.this_driver(), event=started)
 
 
-def _search(store: Store, job: JobRecord, listener: Listener, task_file: str | None) -> None:
+def _search(store: Store, job: JobRecord, listener: Listener, task_file: str | None) -> str:
     spec = JobSpec.parse(job.spec)
     setup = spec.worker_setup(task_file)
     if job.description is not None:
@@ -64,7 +64,9 @@ def _search(store: Store, job: JobRecord, listener: Listener, task_file: str | N
     try:
         job = _describe(store, job, pool.describe())
         probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
-        Search(store, job, spec, pool, listener, probes).run()
+        reason = Search(store, job, spec, pool, listener, probes).run()
+        listener.stage(f"Search finished: {reason}")
+        return reason
     finally:
         pool.close()
 

@@ -47,8 +47,8 @@ class Search:
         self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
         self._reference: Reference | None = None
 
-    def run(self) -> None:
-        """Measure full precision, the uniform maps and mixtures of them, then what the sampler proposes."""
+    def run(self) -> str:
+        """Measure full precision and the uniform maps, then what the sampler proposes; return why it ended."""
         study = self._start()
         self._measure_full_precision(study)
         first = itertools.chain(self._baselines(study), self._mixtures(study))
@@ -57,7 +57,7 @@ class Search:
                 if not self._submit_next(next(first, None) or self._sampled(study), study):
                     break
             if not self._pending:
-                return
+                return self._why_ended(study)
             self._collect(study)
 
     # The loop above is the job; below is what each of its words means.
@@ -187,6 +187,13 @@ class Search:
         search = self._spec.search
         in_time = search.time_limit_s is None or self._searched_s() < search.time_limit_s
         return in_time and len(self._trials) + len(self._pending) < search.trials
+
+    def _why_ended(self, study: Study) -> str:
+        if len(self._trials) >= self._spec.search.trials:
+            return "all trials of the budget are measured"
+        if not self._budget_left():
+            return "the time limit is reached"
+        return "no other map promises a gain" if study.spent else "all maps of the search space are measured"
 
     def _searched_s(self) -> float:
         return self._elapsed_s + time.monotonic() - self._clock

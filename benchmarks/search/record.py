@@ -1,0 +1,147 @@
+"""Record what a search over one task can find, so that samplers can be compared in seconds.
+
+    python benchmarks/search/record.py minilm-lee
+
+Measured for real: the divergence of every layer and choice alone on the evaluation data, its
+interactions (products of layer errors with random gradients, on the same data), the latency of every
+layer in place, the latency of the uniform maps, and the probes a job would start from, with their cost
+in full evaluations. What a map diverges by is then
+
+    mean over samples and vectors of (sum over layers of products)^2 / 2,
+
+with the products scaled so that each layer alone diverges as measured; its latency is the sum of its
+layers', scaled for each choice to the measured uniform map.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from search_spaces.choice import FULL_PRECISION
+from workers import layer_latency
+from workers.estimates import latency_ratio
+from workers.evaluate import Evaluator
+from workers.pools.base import Candidate
+from workers.sensitivity.gradient import _products, random_vector
+from workers.sensitivity.recording import errors, record
+from workers.setup import MeasurementSettings, WorkerSetup
+from workers.task import Split
+from workers.tasks import load_task_file
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "recordings"
+#: Random vectors for each sample, and timings of every layer.
+VECTORS, TIMINGS = 8, 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task")
+    parser.add_argument("--batch-size", type=int, default=1)
+    arguments = parser.parse_args()
+    name = arguments.task
+    load_task_file(str(HERE / "deep_encoder.py"))
+    evaluator = Evaluator(WorkerSetup(task=name, measurement=MeasurementSettings(repeats=60, batch_sizes=(arguments.batch_size,))))
+    layers = [layer.name for layer in evaluator.description.layers if layer.frozen_reason is None]
+    choices = {layer: list(evaluator.description.layer_bytes[layer]) for layer in layers}
+    probes = evaluator.probe()
+    ratios, unit_s = uniform_maps(evaluator, choices)
+    raw = products_with_gradients(evaluator, choices)
+    alone = divergences_alone(evaluator, choices)
+    products = {key: product * _factor(product, alone.get(key, 0.0)) for key, product in raw.items()}
+    latency = layer_latencies(evaluator, choices, ratios)
+    keys = list(products)
+    FOLDER.mkdir(exist_ok=True)
+    np.savez_compressed(
+        FOLDER / f"{name}.npz",
+        layers=np.array([layer for layer, _ in keys]),
+        choices=np.array([choice for _, choice in keys]),
+        products=np.stack([products[key] for key in keys]).astype(np.float32),
+        latency=np.array([latency[key] for key in keys]),
+        memory_bytes=np.array([evaluator.description.layer_bytes[layer][choice] for layer, choice in keys]),
+        other_bytes=evaluator.description.other_bytes,
+        groups=json.dumps({layer.name: layer.group for layer in evaluator.description.layers if layer.name in choices}),
+        probes=json.dumps([[p.layer, p.choice, p.divergence, p.latency_ms] for p in probes.layers]),
+        probes_pass_ms=probes.pass_ms,
+        probes_units=probes.seconds / unit_s,
+        hardware=evaluator.description.environment.hardware,
+    )
+    print(f"{name}: {len(layers)} layers, probes cost {probes.seconds / unit_s:.1f} full evaluations")
+
+
+def uniform_maps(evaluator: Evaluator, choices: dict[str, list[str]]) -> tuple[dict[str, float], float]:
+    """Return choice -> measured latency ratio of its uniform map, and the median seconds of an evaluation."""
+    ratios, seconds = {}, []
+    for choice in dict.fromkeys(name for names in choices.values() for name in names if name != FULL_PRECISION.name):
+        names = {layer: choice for layer, legal in choices.items() if choice in legal}
+        measurement = evaluator.measure(Candidate(number=0, choices=names))
+        ratios[choice] = latency_ratio(measurement.latency[0]).value
+        seconds.append(measurement.seconds)
+    return ratios, float(np.median(seconds))
+
+
+def divergences_alone(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], float]:
+    return {
+        (layer, choice): evaluator.quality({layer: choice}, Split.EVALUATION)[1]
+        for layer, names in choices.items()
+        for choice in names
+        if choice != FULL_PRECISION.name
+    }
+
+
+def products_with_gradients(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], np.ndarray]:
+    """Return (layer, choice) -> products of its error with random gradients, shape ``(samples * vectors,)``."""
+    task, prepared, generator = evaluator._task, evaluator._prepared, torch.Generator().manual_seed(1)
+    prepared.reset()
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for batch in task.evaluation(Split.EVALUATION):
+        calls, outputs = record(task, prepared.model, choices, batch, differentiable=True)
+        at = [call.output for call in calls]
+        of_batch: dict[tuple[str, str], torch.Tensor] = {}
+        vectors = [random_vector(outputs.detach(), task.output_kind, generator) for _ in range(VECTORS)]
+        gradients = [torch.autograd.grad(outputs, at, v, retain_graph=True, allow_unused=True) for v in vectors]
+        for index, call in enumerate(calls):
+            for choice in choices[call.layer]:
+                error = errors(call, prepared.module(call.layer, choice))
+                product = _products([gradient[index] for gradient in gradients], error, len(outputs))
+                # What all samples share says nothing of one of them; its mean square is the same.
+                each = product.expand(VECTORS, len(outputs)) * (product.shape[1] / len(outputs)) ** 0.5
+                of_batch[call.layer, choice] = of_batch.get((call.layer, choice), torch.zeros(())) + each.flatten()
+        for key, product in of_batch.items():
+            found.setdefault(key, []).append(product.numpy())
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def _factor(product: np.ndarray, alone: float) -> float:
+    predicted = float(np.mean(product**2) / 2)
+    return float(np.sqrt(alone / predicted)) if predicted > 0 else 0.0
+
+
+def layer_latencies(
+    evaluator: Evaluator, choices: dict[str, list[str]], ratios: dict[str, float]
+) -> dict[tuple[str, str], float]:
+    """Return (layer, choice) -> change of the latency ratio, the median of several timings."""
+    batch = next(iter(evaluator._batches.values()))
+    changes: dict[tuple[str, str], list[float]] = {}
+    for _ in range(TIMINGS):
+        with torch.inference_mode():
+            latency_ms, pass_ms = layer_latency.measure(
+                evaluator._prepared, evaluator.description.layers, choices,
+                run=lambda: evaluator._task.forward(evaluator._prepared.model, batch), synchronize=lambda: None,
+            )  # fmt: skip
+        for (layer, choice), elapsed_ms in latency_ms.items():
+            change = (elapsed_ms - latency_ms[layer, FULL_PRECISION.name]) / pass_ms
+            changes.setdefault((layer, choice), []).append(change)
+        time.sleep(1.0)
+    medians = {key: float(np.median(values)) for key, values in changes.items()}
+    totals = {choice: sum(value for (_, name), value in medians.items() if name == choice) for choice in ratios}
+    scale = {choice: (ratios[choice] - 1.0) / totals[choice] for choice in ratios}
+    return {(layer, choice): value * scale.get(choice, 1.0) for (layer, choice), value in medians.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A recorded model: says at once what a map would have measured."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autotune.figures import MIB
+from autotune.metrics import Figure
+from search_spaces.choice import FULL_PRECISION
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.space import SearchSpace, build_space
+from workers.measurement import Environment
+from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+
+FOLDER = Path(__file__).parent / "recordings"
+#: Relative standard deviation of a measured latency ratio.
+LATENCY_NOISE = 0.007
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """What ``record.py`` found."""
+
+    space: SearchSpace
+    description: ModelDescription
+    probes: Probes
+    #: What the probes cost, in full evaluations.
+    probe_units: float
+    #: (layer, choice) -> row of ``products`` and ``latency``.
+    rows: Mapping[tuple[str, str], int]
+    products: np.ndarray
+    latency: np.ndarray
+
+    @classmethod
+    def load(cls, name: str) -> "Recording":
+        """Return the recording of a task."""
+        with np.load(FOLDER / f"{name}.npz") as data:
+            rows = {(str(l), str(c)): row for row, (l, c) in enumerate(zip(data["layers"], data["choices"], strict=True))}
+            groups = json.loads(str(data["groups"]))
+            sizes = {key: int(data["memory_bytes"][row]) for key, row in rows.items()}
+            names = list(dict.fromkeys(layer for layer, _ in rows))
+            layers = tuple(_layer(name, order, groups[name]) for order, name in enumerate(names))
+            legal = {layer: {choice: sizes[layer, choice] for other, choice in rows if other == layer} for layer in names}
+            choices = list(dict.fromkeys(choice for _, choice in rows))
+            return cls(
+                space=build_space(layers, choices=choices, supports=lambda la, ch: None if ch.name in legal[la.name] else "-"),
+                description=_description(layers, legal, int(data["other_bytes"])),
+                probes=Probes(
+                    layers=tuple(LayerProbe(layer=la, choice=c, divergence=d, latency_ms=ms) for la, c, d, ms in json.loads(str(data["probes"]))),
+                    pass_ms=float(data["probes_pass_ms"]), estimator=Estimator.GRADIENT, samples=0, seconds=0.0,
+                ),
+                probe_units=float(data["probes_units"]), rows=rows, products=data["products"], latency=data["latency"],
+            )  # fmt: skip
+
+    def figures(self, choices: Mapping[str, str], generator: np.random.Generator | None = None) -> dict[str, Figure]:
+        """Return a map's figures, with noise on its latency if there is a generator."""
+        rows = [self.rows[key] for key in choices.items()]
+        divergence = float(np.mean(self.products[rows].sum(axis=0, dtype=np.float64) ** 2) / 2)
+        ratio = 1.0 + float(self.latency[rows].sum())
+        noise = 0.0 if generator is None else LATENCY_NOISE
+        measured = ratio * (1.0 if generator is None else generator.normal(1.0, LATENCY_NOISE))
+        drop = min(1.0, divergence)
+        return {
+            "divergence": Figure(value=divergence),
+            "accuracy": Figure(value=1.0 - drop),
+            "accuracy_drop": Figure(value=drop),
+            "latency_ratio": Figure(value=measured, low=measured * (1 - 1.96 * noise), high=measured * (1 + 1.96 * noise)),
+            "weight_memory_mib": Figure(value=self.description.weight_bytes(choices) / MIB),
+        }
+
+
+def _layer(name: str, order: int, group: str) -> Layer:
+    return Layer(
+        name=name, kind=LayerKind.LINEAR, weight_shape=(1, 1), has_bias=True, weight_bytes=4, input_shape=(1, 1),
+        flops=1, calls=1, order=order, group=group,
+    )  # fmt: skip
+
+
+def _description(layers: tuple[Layer, ...], legal: dict[str, dict[str, int]], other_bytes: int) -> ModelDescription:
+    return ModelDescription(
+        fingerprint="", layers=layers, refusals={}, layer_bytes=legal, other_bytes=other_bytes,
+        calibration=Calibration(ranges={}, samples=0, seconds=0.0),
+        environment=Environment(hardware="", backend="", threads=1, load=0.0, versions={}),
+    )  # fmt: skip
+
+
+def full_precision(recording: Recording) -> dict[str, str]:
+    """Return the map that leaves every layer as it is."""
+    return {layer.name: FULL_PRECISION.name for layer in recording.space.layers}
