@@ -37,9 +37,9 @@ class AccuracyLink:
         for exponent in _EXPONENTS:
             basis = divergence**exponent
             slope = max(0.0, float(basis @ drop / (basis @ basis)))
-            scatter = float(np.sqrt(np.mean((drop - slope * basis) ** 2)))
-            fits.append(cls(slope=slope, exponent=exponent, scatter=max(scatter, _LEAST_SCATTER)))
-        return min(fits, key=lambda fit: fit.scatter)
+            fits.append((float(np.sqrt(np.mean((drop - slope * basis) ** 2))), exponent, slope))
+        scatter, exponent, slope = min(fits)
+        return cls(slope=slope, exponent=exponent, scatter=max(scatter, _LEAST_SCATTER))
 
     def drop(self, divergence: Vector) -> Vector:
         """Return the expected accuracy drops, relative to full precision."""

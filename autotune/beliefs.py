@@ -19,6 +19,8 @@ _GUESS_SPREAD = (1.0, 1.0)
 _DIVERGENCE_MISFIT, _LATENCY_MISFIT = 0.08, 0.004
 #: The divergence of a choice is at least this share of its prior.
 _LEAST_EFFECT = 0.1
+#: Guesses are scaled to no less, or nothing measured later would count.
+_LEAST_DIVERGENCE = 1e-6
 #: Relative deviation of latency percentiles from what the ratio of medians says.
 _TAIL_DEVIATION = 0.01
 #: Standard deviations in a 95 % interval.
@@ -37,8 +39,8 @@ class Beliefs:
         self._columns = np.where(self.legal, np.cumsum(self.legal).reshape(self.legal.shape), 0)
         names = [name for of_group in choices for name in of_group]
         spreads = (_DIVERGENCE_SPREAD, _LATENCY_SPREAD) if expectations.probed else (_GUESS_SPREAD, _GUESS_SPREAD)
-        self._divergence = self._model(expectations.divergence, names, spreads[0], expectations.fixed_divergence)
-        self._latency = self._model(expectations.latency, names, spreads[1], 1.0 + expectations.fixed_latency)
+        self._divergence = self._model(expectations.divergence, names, spreads[0], 0.0, expectations.fixed_divergence)
+        self._latency = self._model(expectations.latency, names, spreads[1], 1.0, expectations.fixed_latency)
         # What the divergences of choices are at least: none turns negative by chance.
         self._least = _LEAST_EFFECT * self._divergence.mean
         self._choices = choices
@@ -108,29 +110,36 @@ class Beliefs:
             return np.full(len(maps), self._link.scatter * abs(self.full_precision["accuracy"].value))
         return np.full(len(maps), self._link.scatter if metric == "accuracy_drop" else 0.0)
 
-    def _model(self, prior: Costs, names: Sequence[str], spreads: tuple[float, float], fixed: float) -> AdditiveModel:
+    def _model(
+        self, prior: Costs, names: Sequence[str], spreads: tuple[float, float], certain: float, fixed: float
+    ) -> AdditiveModel:
         alone, together = spreads
         effects = np.concatenate([[0.0], prior[self.legal]])
         typical = float(np.median(np.abs(effects[effects != 0.0]))) if effects.any() else 0.0
         spread = np.where(effects != 0.0, alone * np.abs(effects) + 0.05 * typical, 0.0)
-        spread[0] = 0.02 * typical
+        spread[0] = np.hypot(0.02 * typical, np.hypot(alone, together) * fixed)
         of_choice = np.array([[False, *(name == choice for name in names)] for choice in dict.fromkeys(names)])
         mean = effects.copy()
-        mean[0] = fixed
+        mean[0] = certain + fixed
         return AdditiveModel(mean, spread, together * np.vstack([of_choice * effects, effects]))
 
     def _scale_guesses(self, maps: Maps, columns: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
-        """Let the first map that is uniform in a choice say how large the divergences of that choice are."""
+        """Let the first map that takes a choice say how large the divergences of that choice are."""
         for row, each in enumerate(figures):
             names = {self._choices[group][choice] for group, choice in enumerate(maps[row])}
             taken = names - {FULL_PRECISION.name} - self._scaled
-            if len(taken) == 1 and "divergence" in each:
-                self._scaled |= taken
-                predicted = float(self._divergence.predict(columns[row : row + 1])[0])
-                effects = np.array([False, *(name in taken for of_group in self._choices for name in of_group)])
-                factor = each["divergence"].value / predicted
-                self._divergence.scale(effects, factor)
-                self._least *= np.where(effects, factor, 1.0)
+            if taken and "divergence" in each:
+                self._scale_guess(taken, np.append(0, columns[row]), each["divergence"].value)
+
+    def _scale_guess(self, taken: set[str], effects: Maps, divergence: float) -> None:
+        """Scale the guesses of choices so that the effects of a map sum to what it was measured to diverge."""
+        # What is fixed has the scale of the first choice, as far as anybody can tell.
+        scaled = np.array([not self._scaled, *(name in taken for of_group in self._choices for name in of_group)])
+        part, rest = (float((self._divergence.mean * which)[effects].sum()) for which in (scaled, ~scaled))
+        whole = max(divergence, _LEAST_DIVERGENCE)
+        self._divergence.scale(scaled, max(whole - rest, _LEAST_EFFECT * whole) / part)
+        self._least[scaled] = _LEAST_EFFECT * self._divergence.mean[scaled]
+        self._scaled |= taken
 
     def _of(self, maps: Maps) -> Maps:
         """Return the numbers of the effects of maps."""

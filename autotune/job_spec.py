@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from autotune.errors import JobSpecError
 from autotune.metrics import METRICS, Constraint
+from autotune.yaml_file import load_yaml
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
@@ -204,7 +205,7 @@ class JobSpec(_Section):
         if len(raw) > MAX_BYTES:
             raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but {str(path)!r} has {len(raw)}")
         try:
-            data = yaml.safe_load(raw)
+            data = load_yaml(raw)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise JobSpecError(f"{str(path)!r} is not valid YAML: {error}") from None
         return cls.parse(data, source=str(path))
@@ -262,7 +263,12 @@ def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"{path}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{path}: is required"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if error["type"] in ("model_type", "model_attributes_type"):
+        message = "must be a mapping of keys to values"
+    if error["type"] in ("too_short", "too_long"):
+        bound, count = ("at least", "min_length") if error["type"] == "too_short" else ("at most", "max_length")
+        message = f"must have {bound} {error['ctx'][count]} items, but got {error['ctx']['actual_length']}"
     scalar = isinstance(error["input"], str | int | float | bool | None)
     return f"{path}: {message}" + (f", but got {error['input']!r}" if scalar and "got" not in message else "")
 

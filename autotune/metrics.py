@@ -1,6 +1,13 @@
 """The metrics a job can optimise, constrain and show: one entry says all there is to know about each."""
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+#: One value or an array of values.
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +68,8 @@ class Constraint:
     #: Whether the metric must not exceed the limit (True) or not fall below it (False).
     at_most: bool
 
-    def violation(self, value: float) -> float:
-        """Return how far ``value`` breaks the limit, relative to it; at most 0 if it holds."""
+    def violation(self, value: Number) -> Number:
+        """Return how far ``value``, or each of an array, breaks the limit, relative to it; at most 0 if it holds."""
         scale = max(abs(self.limit), 1e-3)  # a limit of zero still needs a finite scale
         return (value - self.limit) / scale if self.at_most else (self.limit - value) / scale
 

@@ -2,16 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from autotune.metrics import METRICS, Figure, Metric
+from autotune.metrics import METRICS, Figure, Metric, Number
 from autotune.pareto import Points
-
-#: One value or an array of values.
-Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
 #: Smallest value of a logarithmic metric: nobody tells less from equal outputs, whose 0 has no logarithm.
 _FLOOR = 1e-6

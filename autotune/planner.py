@@ -22,9 +22,13 @@ from autotune.surrogate import Vector
 #: Every so many maps one is planned with costs drawn from the beliefs.
 _EXPLORE = 8
 #: The search is spent after so many maps in a row that promised less than this share of the hypervolume.
-_PATIENCE, _LEAST_GAIN = 8, 2e-4
-#: Candidates whose feasibility is worked out.
-_SHORT_LIST = 24
+_PATIENCE, _LEAST_GAIN = 16, 2e-4
+#: Candidates whose feasibility is worked out, on either side of the limits.
+_SHORT_LIST = 48
+#: Factor of the probability of maps that are expected to break a constraint.
+_GAMBLE = 1e-12
+#: Candidates considered where hypervolumes have three dimensions and take time.
+_MOST_IN_SPACE = 300
 #: Trade-offs tried between divergence, latency and memory where memory counts.
 _WEIGHTINGS = (40, 9)
 
@@ -95,11 +99,14 @@ class Planner:
         if not len(candidates):
             return None
         gains = self._gains(candidates, pending)
-        scores = self._scores(candidates, gains)
+        wanted = self._nearness(candidates, gains) if self._seeks_answer else gains
+        listed = self._short_list(candidates, wanted)
+        candidates, gains, wanted = candidates[listed], gains[listed], wanted[listed]
+        likely = self._probability(candidates)
         if not explores:
-            best = gains[scores.argmax()] if not self._seeks_answer else gains.max()
-            self._vain = self._vain + 1 if best < _LEAST_GAIN else 0
-        return np.asarray(candidates[scores.argmax()])
+            likely = _without_gambles(likely)
+            self._vain = self._vain + 1 if (gains * likely).max() < _LEAST_GAIN else 0
+        return np.asarray(candidates[(wanted * likely).argmax()])
 
     @property
     def _seeks_answer(self) -> bool:
@@ -111,7 +118,7 @@ class Planner:
 
     def _candidates(self, costs: Costs) -> Maps:
         along = self._along_front(costs)
-        return np.unique(np.concatenate([along, self._neighbours(along)]), axis=0)
+        return np.concatenate([along, self._neighbours(along)])
 
     def _along_front(self, costs: Costs) -> Maps:
         found = [cheapest_for_each_budget(costs[0], costs[1])]
@@ -134,8 +141,12 @@ class Planner:
         return near
 
     def _unknown(self, maps: Maps, pending: Maps) -> Maps:
+        """Return the maps that were neither measured nor are being measured, each once."""
+        if len(self._objectives.metrics) > 2 and len(maps) > _MOST_IN_SPACE:
+            maps = self._generator.choice(maps, _MOST_IN_SPACE, replace=False)
+        first = {row.tobytes(): number for number, row in reversed(list(enumerate(maps)))}
         known = self._known | {row.tobytes() for row in pending}
-        return np.asarray(maps[[row.tobytes() not in known for row in maps]])
+        return np.asarray(maps[sorted(number for key, number in first.items() if key not in known)])
 
     def _gains(self, candidates: Maps, pending: Maps) -> Vector:
         """Return what each candidate would add to the hypervolume, as a share of it."""
@@ -146,44 +157,50 @@ class Planner:
         gains = improvements(self._objectives.normalise(self._values(candidates), full), front, reference)
         return gains / (hypervolume(front, reference) or 1.0)
 
-    def _scores(self, candidates: Maps, gains: Vector) -> Vector:
-        """Return gains, or nearness to the answer, times the probability that all constraints hold."""
-        wanted = gains
-        if self._seeks_answer:
-            first = self._values(candidates)[:, 0]
-            # Until something is feasible, only that counts; the hypervolume decides between equals.
-            best = min((point[0] for point in self._points), default=float(first.min()) + 1.0)
-            wanted = np.maximum(best - first, 0.0) + 1e-9 * gains
-        scores = wanted * self._probability(candidates, rough=True)
-        listed = np.argsort(scores)[::-1][:_SHORT_LIST]
-        exact = np.zeros(len(scores))
-        exact[listed] = wanted[listed] * self._probability(candidates[listed])
-        return exact
+    def _short_list(self, candidates: Maps, wanted: Vector) -> npt.NDArray[np.intp]:
+        """Return the most wanted candidates that are expected to hold, and those that break least otherwise."""
+        predicted = self._beliefs.predict(candidates)
+        broken = np.zeros(len(candidates))
+        for constraint in self._constraints:
+            broken += np.maximum(constraint.violation(predicted[constraint.metric]), 0.0)
+        holding, breaking = np.flatnonzero(broken == 0), np.flatnonzero(broken > 0)
+        best, nearest = np.argsort(-wanted[holding])[:_SHORT_LIST], np.argsort(broken[breaking])[:_SHORT_LIST]
+        return np.concatenate([holding[best], breaking[nearest]])
+
+    def _nearness(self, candidates: Maps, gains: Vector) -> Vector:
+        """Return by how much candidates better the best answer so far; the hypervolume decides between equals."""
+        if not self._points:  # until something is feasible, only that counts
+            return 1.0 + 1e-9 * gains
+        best = min(point[0] for point in self._points)
+        return np.maximum(best - self._values(candidates)[:, 0], 0.0) + 1e-9 * gains
 
     def _values(self, maps: Maps) -> Points:
         predicted = self._beliefs.predict(maps)
         return np.column_stack([minimised(metric, predicted[metric.name]) for metric in self._objectives.metrics])
 
-    def _probability(self, maps: Maps, *, rough: bool = False) -> Vector:
-        """Return the probability that maps keep all constraints, as if these were independent.
-
-        The ``rough`` one takes predictions at their word.
-        """
+    def _probability(self, maps: Maps) -> Vector:
+        """Return the probability that maps keep all constraints, as if these were independent."""
         predicted = self._beliefs.predict(maps)
         likely = np.ones(len(maps))
         for constraint in self._constraints:
             above = predicted[constraint.metric] - constraint.limit
             excess = above if constraint.at_most else -above
-            if rough:
-                likely *= np.where(excess > 0, 0.1, 1.0)
-            else:
-                deviation = np.maximum(self._beliefs.deviation(constraint.metric, maps), 1e-9)
-                likely *= _normal_below(-excess / deviation)
+            deviation = np.maximum(self._beliefs.deviation(constraint.metric, maps), 1e-9)
+            likely *= _normal_below(-excess / deviation)
         return likely
 
 
-_erf = np.vectorize(math.erf, otypes=[float])
+def _without_gambles(likely: Vector) -> Vector:
+    """Return the probabilities, next to nothing where maps are expected to break a constraint, if not all are.
+
+    Beyond a limit there is always much to gain, and maps for many bets in a row that teach little.
+    """
+    return np.where(likely >= 0.5, likely, _GAMBLE * likely) if (likely >= 0.5).any() else likely
+
+
+_erfc = np.vectorize(math.erfc, otypes=[float])
 
 
 def _normal_below(deviations: Vector) -> Vector:
-    return np.asarray(0.5 * (1.0 + _erf(deviations / math.sqrt(2.0))))
+    # The complement keeps its precision far below zero, where the least unlikely map is to be told.
+    return np.asarray(0.5 * _erfc(deviations / -math.sqrt(2.0)))

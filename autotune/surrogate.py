@@ -14,6 +14,12 @@ Matrix = npt.NDArray[np.float64]
 #: One effect's number for each group, shape ``(maps, groups)``; effect 0 is in every map.
 Columns = npt.NDArray[np.intp]
 
+#: Noise of a value that is never ruled out, relative to what is uncertain about it.
+_LEAST_NOISE = 1e-6
+
+#: Rows of the covariance updated at once.
+_BLOCK = 64
+
 
 class AdditiveModel:
     """Beliefs about the effects, and predictions of their sums."""
@@ -38,13 +44,21 @@ class AdditiveModel:
             values: what was measured, shape ``(n,)``.
             noise: standard deviation of each value, shape ``(n,)``.
         """
-        design = np.zeros((len(columns), len(self.mean)))
-        design[:, 0] = 1.0
-        np.put_along_axis(design, columns, 1.0, axis=1)
-        spreads = design @ self._covariance
-        gain = np.linalg.solve(spreads @ design.T + np.diag(noise**2), spreads)
+        design = self._design(columns)
+        # One map touches few rows of the covariance; many maps are quicker as one product.
+        spreads = (
+            self._covariance[np.flatnonzero(design)].sum(axis=0)[None]
+            if len(design) == 1
+            else design @ self._covariance
+        )
+        between = spreads @ design.T
+        # Sums of the same uncertain effects, known next to exactly, would make the system singular.
+        own = np.maximum(noise**2, _LEAST_NOISE**2 * between.diagonal())
+        gain = np.linalg.solve(between + np.diag(own), spreads)
         self.mean += (values - design @ self.mean) @ gain
-        self._covariance -= spreads.T @ gain
+        for start in range(0, len(self.mean), _BLOCK):  # block by block, because one of all would leave the caches
+            rows = slice(start, start + _BLOCK)
+            self._covariance[rows] -= spreads[:, rows].T @ gain
 
     def scale(self, effects: npt.NDArray[np.bool_], factor: float) -> None:
         """Multiply the beliefs about some effects, marked in a mask of shape ``(effects,)``, by a factor."""
@@ -58,9 +72,15 @@ class AdditiveModel:
 
     def deviation(self, columns: Columns) -> Vector:
         """Return the standard deviations of the sums of maps, shape ``(n,)``."""
-        with_constant = np.column_stack([np.zeros(len(columns), dtype=np.intp), columns])
-        variances = [self._covariance[np.ix_(row, row)].sum() for row in with_constant]
-        return np.sqrt(np.maximum(variances, 0.0))
+        design = self._design(columns)
+        variances = ((design @ self._covariance) * design).sum(axis=1)
+        return np.asarray(np.sqrt(np.maximum(variances, 0.0)))
+
+    def _design(self, columns: Columns) -> Matrix:
+        design = np.zeros((len(columns), len(self.mean)))
+        design[:, 0] = 1.0
+        np.put_along_axis(design, columns, 1.0, axis=1)
+        return design
 
     def draw(self, generator: np.random.Generator) -> Vector:
         """Return effects drawn from the belief about each, as if they were independent; shape ``(effects,)``."""

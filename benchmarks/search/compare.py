@@ -9,17 +9,17 @@ as a share of the best known; its interval is a bootstrap over the seeds.
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from replay import FOLDER, Recording, full_precision
 
 from autotune.expectations import expect
-from autotune.initial_design import mixtures
+from autotune.front import violations
 from autotune.job_spec import SamplerName
 from autotune.knapsack import Maps, cheapest_for_each_budget
-from autotune.metrics import Figure
+from autotune.metrics import Constraint, Figure
 from autotune.objectives import Objectives
 from autotune.pareto import hypervolume
 from autotune.planner import Planner
@@ -36,22 +36,38 @@ RESULTS = Path(__file__).parents[1] / "results"
 Search = Callable[[Recording, int, int], Iterator[Mapping[str, str]]]
 
 
-def measured(recording: Recording, number: int, choices: Mapping[str, str], noise: np.random.Generator) -> TrialRecord:
+def measured(
+    recording: Recording,
+    number: int,
+    choices: Mapping[str, str],
+    noise: np.random.Generator,
+    limits: Sequence[Constraint],
+) -> TrialRecord:
+    figures = recording.figures(choices, noise)
     return TrialRecord(
         job_id="", number=number, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE, choices=choices,
-        key=map_key(choices), figures=recording.figures(choices, noise), finished_at=now(),
+        key=map_key(choices), figures=figures, violations=violations(figures, limits), finished_at=now(),
     )  # fmt: skip
 
 
-def by_study(name: SamplerName, *, start: str = "uniform") -> Search:
+def limit_of(recording: Recording) -> Constraint:
+    """Return a limit on the loss halfway, in decades, between the uniform bf16 and the uniform static int8 map."""
+    losses = [
+        recording.figures(_filled(recording, choice))["accuracy_drop"].value for choice in ("bf16", "int8_static")
+    ]
+    return Constraint(metric="accuracy_drop", limit=float(np.sqrt(np.prod(losses))), at_most=True)
+
+
+def by_study(name: SamplerName, *, start: str = "uniform", limited: bool = False) -> Search:
     """Return the search that the product runs: full precision, uniform maps, then what the sampler asks for."""
 
     def search(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
         noise, space = np.random.default_rng(seed), recording.space
         probed = name is SamplerName.SENSITIVITY
         expectations = expect(space, recording.description, recording.probes if probed else None)
-        study = Study(space, OBJECTIVES, (), name, seed=seed, trials=units, slots=1, expectations=expectations)
-        first = measured(recording, 0, full_precision(recording), noise)
+        limits = (limit_of(recording),) if limited else ()
+        study = Study(space, OBJECTIVES, limits, name, seed=seed, trials=units, slots=1, expectations=expectations)
+        first = measured(recording, 0, full_precision(recording), noise, limits)
         study.add(first)
         yield first.choices
         trials = [first]
@@ -61,7 +77,10 @@ def by_study(name: SamplerName, *, start: str = "uniform") -> Search:
                 return
             yield from map(space.uniform, space.uniform_choices())
             if start == "probes":
-                yield from (dict(zip([g.name for g in space.free_groups], names, strict=True)) for names in predicted_front(recording, 24))
+                yield from (
+                    dict(zip([g.name for g in space.free_groups], names, strict=True))
+                    for names in predicted_front(recording, 24)
+                )
 
         design = starts()
         while len(trials) < units:
@@ -71,7 +90,7 @@ def by_study(name: SamplerName, *, start: str = "uniform") -> Search:
                 if assignment is None:
                     return
                 continue
-            trial = measured(recording, len(trials), space.layer_choices(proposal.assignment), noise)
+            trial = measured(recording, len(trials), space.layer_choices(proposal.assignment), noise, limits)
             study.tell(proposal, trial)
             trials.append(trial)
             yield trial.choices
@@ -104,7 +123,9 @@ def probes_alone(recording: Recording, seed: int, units: int) -> Iterator[Mappin
 def greedy_fallback(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
     """Quantize all to the fastest int8, probe each layer one at a time, give the worst bf16 one by one."""
     space = recording.space
-    fast = min(("int8_static", "int8_dynamic"), key=lambda c: recording.figures(_filled(recording, c))["latency_ratio"].value)
+    fast = min(
+        ("int8_static", "int8_dynamic"), key=lambda c: recording.figures(_filled(recording, c))["latency_ratio"].value
+    )
     yield full_precision(recording)
     yield (quantized := _filled(recording, fast))
     losses = {}
@@ -163,8 +184,8 @@ def _full_figures(recording: Recording) -> dict[str, Figure]:
     return recording.figures(full_precision(recording))
 
 
-def best_known(recording: Recording, found: list[np.ndarray]) -> float:
-    """Return the hypervolume of all that was found, and of the knapsack on the true costs."""
+def exact_front(recording: Recording) -> np.ndarray:
+    """Return the points of the knapsack on the true costs of every layer alone."""
     groups = recording.space.free_groups
     shape = (len(groups), max(len(group.choices) for group in groups))
     divergence, latency = np.full(shape, np.inf), np.full(shape, np.inf)
@@ -173,11 +194,31 @@ def best_known(recording: Recording, found: list[np.ndarray]) -> float:
             rows = [recording.rows[layer, choice] for layer in group.layers]
             divergence[row, column] = np.mean(recording.products[rows].sum(axis=0, dtype=np.float64) ** 2) / 2
             latency[row, column] = recording.latency[rows].sum()
-    exact = [
+    maps = [
         recording.space.layer_choices({g.name: g.choices[c] for g, c in zip(groups, row, strict=True)})
         for row in cheapest_for_each_budget(divergence, latency)
     ]
-    return volume(recording, np.concatenate([points_of(recording, exact), *found]))
+    return points_of(recording, maps)
+
+
+def answers(recording: Recording, seeds: int, units: int) -> dict[str, list[float]]:
+    """Return, for the fastest map within the limit, how much slower than the best known it is; one a seed."""
+    limit = np.log10(limit_of(recording).limit)
+    runs = {}
+    for name, search in {
+        "sensitivity": by_study(SamplerName.SENSITIVITY, limited=True),
+        "nsga2, uniform maps first": by_study(SamplerName.NSGA2, limited=True),
+        "tpe, uniform maps first": by_study(SamplerName.TPE, limited=True),
+    }.items():
+        bought = units - (int(np.ceil(recording.probe_units)) if name == "sensitivity" else 0)
+        maps = [list(itertools.islice(search(recording, seed, bought), bought)) for seed in range(seeds)]
+        runs[name] = [fastest_within(points_of(recording, found), limit) for found in maps]
+    best = min(fastest_within(exact_front(recording), limit), *(value for found in runs.values() for value in found))
+    return {name: [value / best - 1.0 for value in found] for name, found in runs.items()}
+
+
+def fastest_within(points: np.ndarray, limit: float) -> float:
+    return float(points[points[:, 1] <= limit, 0].min(initial=np.inf))
 
 
 def main() -> None:
@@ -192,17 +233,32 @@ def main() -> None:
     for task in arguments.tasks:
         recording = Recording.load(task)
         runs = {
-            name: [points_of(recording, list(itertools.islice(METHODS[name][0](recording, seed, arguments.units), arguments.units))) for seed in range(arguments.seeds)]
+            name: [
+                points_of(
+                    recording,
+                    list(itertools.islice(METHODS[name][0](recording, seed, arguments.units), arguments.units)),
+                )
+                for seed in range(arguments.seeds)
+            ]
             for name in arguments.methods
         }
-        best = best_known(recording, [points for of_method in runs.values() for points in of_method])
-        results[task] = {name: shares(recording, of_method, METHODS[name][1], marks, best) for name, of_method in runs.items()}
+        found = np.concatenate([points for of_method in runs.values() for points in of_method])
+        best = volume(recording, np.concatenate([exact_front(recording), found]))
+        results[task] = {
+            name: shares(recording, of_method, METHODS[name][1], marks, best) for name, of_method in runs.items()
+        }
         print(table(task, recording, results[task], marks))
+        predicted = points_of(recording, list(probes_alone(recording, 0, 64)))
+        print(f"predicted front, 64 maps of it measured: {100 * volume(recording, predicted) / best:.1f} %")
+        for name, slower in answers(recording, arguments.seeds, 40).items():
+            print(f"fastest within the limit at 40 units, {name}: {100 * np.mean(slower):+.1f} % of the best known")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "search.json").write_text(json.dumps(results, indent=1))
 
 
-def shares(recording: Recording, runs: list[np.ndarray], probed: bool, marks: list[int], best: float) -> dict[int, list[float]]:
+def shares(
+    recording: Recording, runs: list[np.ndarray], probed: bool, marks: list[int], best: float
+) -> dict[int, list[float]]:
     """Return mark -> mean share of the best hypervolume and its 95 % interval over the seeds."""
     found = {}
     chance = np.random.default_rng(0)
@@ -215,7 +271,10 @@ def shares(recording: Recording, runs: list[np.ndarray], probed: bool, marks: li
 
 
 def table(task: str, recording: Recording, results: dict[str, dict[int, list[float]]], marks: list[int]) -> str:
-    lines = [f"\n{task}: {len(recording.space.layers)} layers, {recording.space.size:.1g} maps; probes cost {recording.probe_units:.1f} units"]
+    lines = [
+        f"\n{task}: {len(recording.space.layers)} layers, {recording.space.size:.1g} maps; "
+        f"probes cost {recording.probe_units:.1f} units"
+    ]
     lines.append(f"{'units':30}" + "".join(f"{mark:>20}" for mark in marks))
     for name, of_method in sorted(results.items(), key=lambda item: -item[1][marks[min(1, len(marks) - 1)]][0]):
         cells = (f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in of_method.values())

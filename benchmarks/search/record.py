@@ -42,17 +42,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--latency-only", action="store_true", help="keep the divergences recorded before")
     arguments = parser.parse_args()
     name = arguments.task
     load_task_file(str(HERE / "deep_encoder.py"))
-    evaluator = Evaluator(WorkerSetup(task=name, measurement=MeasurementSettings(repeats=60, batch_sizes=(arguments.batch_size,))))
+    evaluator = Evaluator(
+        WorkerSetup(task=name, measurement=MeasurementSettings(repeats=60, batch_sizes=(arguments.batch_size,)))
+    )
     layers = [layer.name for layer in evaluator.description.layers if layer.frozen_reason is None]
     choices = {layer: list(evaluator.description.layer_bytes[layer]) for layer in layers}
     probes = evaluator.probe()
     ratios, unit_s = uniform_maps(evaluator, choices)
-    raw = products_with_gradients(evaluator, choices)
-    alone = divergences_alone(evaluator, choices)
-    products = {key: product * _factor(product, alone.get(key, 0.0)) for key, product in raw.items()}
+    products = recorded_products(name) if arguments.latency_only else measured_products(evaluator, choices)
     latency = layer_latencies(evaluator, choices, ratios)
     keys = list(products)
     FOLDER.mkdir(exist_ok=True)
@@ -91,6 +92,20 @@ def divergences_alone(evaluator: Evaluator, choices: dict[str, list[str]]) -> di
         for choice in names
         if choice != FULL_PRECISION.name
     }
+
+
+def recorded_products(name: str) -> dict[tuple[str, str], np.ndarray]:
+    with np.load(FOLDER / f"{name}.npz") as data:
+        return dict(
+            zip(zip(map(str, data["layers"]), map(str, data["choices"]), strict=True), data["products"], strict=True)
+        )
+
+
+def measured_products(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], np.ndarray]:
+    """Return (layer, choice) -> products, scaled so that half their mean square is what the layer alone diverges by."""
+    raw = products_with_gradients(evaluator, choices)
+    alone = divergences_alone(evaluator, choices)
+    return {key: product * _factor(product, alone.get(key, 0.0)) for key, product in raw.items()}
 
 
 def products_with_gradients(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], np.ndarray]:

@@ -38,22 +38,35 @@ class Recording:
     def load(cls, name: str) -> "Recording":
         """Return the recording of a task."""
         with np.load(FOLDER / f"{name}.npz") as data:
-            rows = {(str(l), str(c)): row for row, (l, c) in enumerate(zip(data["layers"], data["choices"], strict=True))}
+            keys = zip(map(str, data["layers"]), map(str, data["choices"]), strict=True)
+            rows = {key: row for row, key in enumerate(keys)}
+            legal: dict[str, dict[str, int]] = {}
+            for (layer, choice), size in zip(rows, data["memory_bytes"], strict=True):
+                legal.setdefault(layer, {})[choice] = int(size)
             groups = json.loads(str(data["groups"]))
-            sizes = {key: int(data["memory_bytes"][row]) for key, row in rows.items()}
-            names = list(dict.fromkeys(layer for layer, _ in rows))
-            layers = tuple(_layer(name, order, groups[name]) for order, name in enumerate(names))
-            legal = {layer: {choice: sizes[layer, choice] for other, choice in rows if other == layer} for layer in names}
-            choices = list(dict.fromkeys(choice for _, choice in rows))
+            layers = tuple(_layer(layer, order, groups[layer]) for order, layer in enumerate(legal))
+            probed = json.loads(str(data["probes"]))
+            names = ("layer", "choice", "divergence", "latency_ms")
+            probes = [LayerProbe(**dict(zip(names, values, strict=True))) for values in probed]
             return cls(
-                space=build_space(layers, choices=choices, supports=lambda la, ch: None if ch.name in legal[la.name] else "-"),
+                space=build_space(
+                    layers,
+                    choices=list(dict.fromkeys(choice for _, choice in rows)),
+                    supports=lambda layer, choice: None if choice.name in legal[layer.name] else "no kernel",
+                ),
                 description=_description(layers, legal, int(data["other_bytes"])),
                 probes=Probes(
-                    layers=tuple(LayerProbe(layer=la, choice=c, divergence=d, latency_ms=ms) for la, c, d, ms in json.loads(str(data["probes"]))),
-                    pass_ms=float(data["probes_pass_ms"]), estimator=Estimator.GRADIENT, samples=0, seconds=0.0,
+                    layers=tuple(probes),
+                    pass_ms=float(data["probes_pass_ms"]),
+                    estimator=Estimator.GRADIENT,
+                    samples=0,
+                    seconds=0.0,
                 ),
-                probe_units=float(data["probes_units"]), rows=rows, products=data["products"], latency=data["latency"],
-            )  # fmt: skip
+                probe_units=float(data["probes_units"]),
+                rows=rows,
+                products=data["products"],
+                latency=data["latency"],
+            )
 
     def figures(self, choices: Mapping[str, str], generator: np.random.Generator | None = None) -> dict[str, Figure]:
         """Return a map's figures, with noise on its latency if there is a generator."""
@@ -67,7 +80,9 @@ class Recording:
             "divergence": Figure(value=divergence),
             "accuracy": Figure(value=1.0 - drop),
             "accuracy_drop": Figure(value=drop),
-            "latency_ratio": Figure(value=measured, low=measured * (1 - 1.96 * noise), high=measured * (1 + 1.96 * noise)),
+            "latency_ratio": Figure(
+                value=measured, low=measured * (1 - 1.96 * noise), high=measured * (1 + 1.96 * noise)
+            ),
             "weight_memory_mib": Figure(value=self.description.weight_bytes(choices) / MIB),
         }
 

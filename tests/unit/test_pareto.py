@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from optuna._hypervolume import compute_hypervolume
 
-from autotune.pareto import Mask, Points, hypervolume, knee, non_dominated
+from autotune.pareto import Mask, Points, hypervolume, improvements, knee, non_dominated
 
 
 def naive_non_dominated(points: Points) -> Mask:
@@ -100,6 +100,29 @@ def test_hypervolume_never_falls_when_a_point_is_added(points: Points, data: st.
 def test_hypervolume_of_nothing_is_zero() -> None:
     assert hypervolume(np.empty((0, 2)), np.ones(2)) == 0.0
     assert hypervolume(np.ones((3, 2)), np.ones(2)) == 0.0
+
+
+def differences(candidates: Points, front: Points, reference: Points) -> list[float]:
+    before = hypervolume(front, reference)
+    return [hypervolume(np.vstack([front, candidate]), reference) - before for candidate in candidates]
+
+
+@given(grids(high=5, longest=12), st.data())
+@settings(deadline=None)
+def test_improvements_are_differences_of_hypervolumes(front: Points, data: st.DataObject) -> None:
+    reference = np.full(front.shape[1], 4.0)
+    candidates = data.draw(arrays(np.float64, (4, front.shape[1]), elements=st.integers(-2, 5).map(float)))
+    expected = differences(candidates, front, reference)
+    np.testing.assert_allclose(improvements(candidates, front, reference), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("size", [0, 1, 60])
+def test_improvements_of_many_points_of_any_sign(dimensions: int, size: int) -> None:
+    generator = np.random.default_rng(dimensions)
+    front, candidates = generator.normal(size=(size, dimensions)), generator.normal(size=(100, dimensions))
+    expected = differences(candidates, front, np.ones(dimensions))
+    np.testing.assert_allclose(improvements(candidates, front, np.ones(dimensions)), expected, atol=1e-9)
 
 
 def test_knee_is_where_the_front_bends_most() -> None:

@@ -1,0 +1,211 @@
+"""What is believed of maps: first what was expected, then what was measured of others."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autotune.beliefs import Beliefs
+from autotune.expectations import Expectations
+from autotune.knapsack import Costs, Maps
+from autotune.metrics import Figure
+from autotune.surrogate import Vector
+
+#: The last group has two of the four choices, so its second is not that of the others.
+CHOICES = [("fp32", "bf16", "int8_static", "int8_dynamic")] * 5 + [("fp32", "int8_dynamic")]
+SIZES = np.arange(1.0, 7.0)[:, None] / 21
+FULL = {
+    "latency_p50_ms": Figure(value=10.0), "latency_p95_ms": Figure(value=12.0), "latency_ratio": Figure(value=1.0),
+    "accuracy": Figure(value=0.8), "weight_memory_mib": Figure(value=30.0), "peak_memory_mib": Figure(value=70.0),
+}  # fmt: skip
+
+
+def of_choices(*values: float) -> Costs:
+    """Return costs of every group's choices in proportion to its size, infinite where it lacks them."""
+    costs: Costs = SIZES * np.array(values)
+    costs[5, :2] = costs[5, [0, 3]]
+    costs[5, 2:] = np.inf
+    return costs
+
+
+#: The truth: what each choice costs if all groups take it.
+TRUTH = Expectations(
+    divergence=of_choices(0.0, 1e-5, 1e-3, 3e-3), latency=of_choices(0.0, -0.2, -0.6, -0.4),
+    memory_mib=of_choices(20.0, 10.0, 5.0, 5.0), fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=10.0,
+    probed=True,
+)  # fmt: skip
+WRONG = replace(
+    TRUTH, divergence=of_choices(0.0, 3e-5, 3e-4, 1e-3), latency=of_choices(0.0, -0.25, -0.5, -0.5),
+)  # fmt: skip
+#: No scale of errors, and half of the time in layers.
+GUESS = replace(
+    TRUTH, divergence=of_choices(0.0, 1.0, 1.0, 1.0), latency=of_choices(0.0, -0.25, -0.375, -0.375), probed=False
+)  # fmt: skip
+LEGAL = np.isfinite(TRUTH.memory_mib)
+
+
+def uniform(choice: str) -> Maps:
+    return np.array([[names.index(choice) if choice in names else 0 for names in CHOICES]])
+
+
+UNIFORM = np.concatenate([uniform(choice) for choice in CHOICES[0]])
+OTHERS = np.random.default_rng(0).integers([len(names) for names in CHOICES], size=(50, len(CHOICES)))
+
+
+def sums(costs: Costs, maps: Maps) -> Vector:
+    return np.asarray(costs[np.arange(6), maps].sum(axis=1))
+
+
+def measure(maps: Maps, truth: Expectations = TRUTH) -> list[Mapping[str, Figure]]:
+    divergence = sums(truth.divergence, maps) + truth.fixed_divergence
+    ratio = sums(truth.latency, maps) + 1 + truth.fixed_latency
+    return [
+        {"divergence": Figure(value=d), "latency_ratio": Figure(value=r), "accuracy_drop": Figure(value=4 * d)}
+        for d, r in zip(divergence, ratio, strict=True)
+    ]
+
+
+def believe(expectations: Expectations, maps: Maps = UNIFORM[:0], truth: Expectations = TRUTH) -> Beliefs:
+    beliefs = Beliefs(expectations, CHOICES)
+    beliefs.full_precision = FULL
+    if len(maps):
+        beliefs.observe(maps, measure(maps, truth))
+    return beliefs
+
+
+def test_before_anything_is_measured_what_was_expected_is_believed() -> None:
+    found = believe(replace(TRUTH, fixed_divergence=0.5, fixed_latency=-0.1)).predict(OTHERS)
+    ratio, memory = 0.9 + sums(TRUTH.latency, OTHERS), 10.0 + sums(TRUTH.memory_mib, OTHERS)
+    np.testing.assert_allclose(found["divergence"], 0.5 + sums(TRUTH.divergence, OTHERS))
+    np.testing.assert_allclose(found["latency_ratio"], ratio)
+    np.testing.assert_allclose(found["latency_p50_ms"], 10.0 * ratio)
+    np.testing.assert_allclose(found["latency_p95_ms"], 12.0 * ratio)
+    np.testing.assert_allclose(found["weight_memory_mib"], memory)
+    np.testing.assert_allclose(found["peak_memory_mib"], 40.0 + memory)
+    np.testing.assert_allclose(found["accuracy"], 0.8)
+
+
+def test_costs_are_what_was_expected() -> None:
+    expected = np.stack([TRUTH.divergence, TRUTH.latency, TRUTH.memory_mib])
+    np.testing.assert_allclose(believe(TRUTH).costs(), expected)
+
+
+@pytest.mark.parametrize("expectations", [TRUTH, WRONG, GUESS], ids=["true", "wrong", "guessed"])
+def test_uniform_maps_correct_all_others(expectations: Expectations) -> None:
+    beliefs = believe(expectations, UNIFORM)
+    found = beliefs.predict(OTHERS)
+    np.testing.assert_allclose(found["divergence"], sums(TRUTH.divergence, OTHERS), rtol=0.2)
+    np.testing.assert_allclose(found["latency_ratio"], 1.0 + sums(TRUTH.latency, OTHERS), rtol=0.03)
+    np.testing.assert_allclose(found["accuracy_drop"], 4.0 * found["divergence"])
+    np.testing.assert_allclose(found["accuracy"], 0.8 * (1.0 - 4.0 * found["divergence"]))
+    for metric in ("latency_ratio", "accuracy"):
+        assert (beliefs.deviation(metric, OTHERS) < believe(expectations).deviation(metric, OTHERS)).all()
+
+
+@pytest.mark.parametrize("expectations", [WRONG, GUESS], ids=["probed", "guessed"])
+def test_what_is_fixed_may_be_expected_wrong(expectations: Expectations) -> None:
+    truth = replace(TRUTH, fixed_divergence=2e-3, fixed_latency=-0.1)
+    pinned = {True: replace(expectations, fixed_divergence=1e-3, fixed_latency=-0.12),
+              False: replace(expectations, fixed_divergence=1.0, fixed_latency=-0.12)}[expectations.probed]  # fmt: skip
+    found = believe(pinned, UNIFORM, truth).predict(OTHERS)
+    np.testing.assert_allclose(found["divergence"], 2e-3 + sums(TRUTH.divergence, OTHERS), rtol=0.2)
+    np.testing.assert_allclose(found["latency_ratio"], 0.9 + sums(TRUTH.latency, OTHERS), rtol=0.05)
+
+
+@pytest.mark.parametrize("choice", CHOICES[0][1:])
+def test_one_uniform_map_gives_guesses_their_scale(choice: str) -> None:
+    beliefs = believe(GUESS, uniform(choice))
+    half = np.where(np.arange(6) % 2, uniform(choice), 0)
+    np.testing.assert_allclose(beliefs.predict(half)["divergence"], sums(TRUTH.divergence, half), rtol=0.01)
+    assert beliefs.costs()[0][LEGAL].max() > 0.1  # the other choices have none yet
+
+
+def test_guesses_of_what_is_fixed_have_the_scale_of_the_first_choice() -> None:
+    truth = replace(TRUTH, fixed_divergence=1e-3 * 15 / 21)
+    beliefs = believe(replace(GUESS, fixed_divergence=15 / 21), uniform("int8_static"), truth)
+    assert beliefs.predict(UNIFORM[:1])["divergence"] == pytest.approx(truth.fixed_divergence, rel=0.01)
+    beliefs.observe(uniform("bf16"), measure(uniform("bf16"), truth))
+    assert beliefs.costs()[0][:5, 1].sum() < 2e-4
+
+
+def test_guesses_of_a_choice_that_costs_nothing_can_still_be_corrected() -> None:
+    half = np.where(np.arange(6) % 2, uniform("bf16"), 0)
+    beliefs = believe(GUESS)
+    beliefs.observe(uniform("bf16"), [{"divergence": Figure(value=0.0)}])
+    assert beliefs.predict(half)["divergence"] < 1e-6
+    beliefs.observe(half, [{"divergence": Figure(value=1e-6)}])
+    assert beliefs.predict(half)["divergence"] > 1e-7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_guesses_need_not_begin_with_uniform_maps(seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(OTHERS))[:8]
+    beliefs = believe(GUESS)
+    for row in [*OTHERS[order], *UNIFORM]:
+        beliefs.observe(row[None], measure(row[None]))
+    found = beliefs.predict(UNIFORM)["divergence"]
+    np.testing.assert_allclose(found[2:], sums(TRUTH.divergence, UNIFORM[2:]), rtol=0.3)
+    assert (beliefs.costs()[0][LEGAL] >= 0).all()
+
+
+@pytest.mark.parametrize(("expectations", "known"), [(TRUTH, UNIFORM[:0]), (GUESS, UNIFORM)], ids=["probed", "guessed"])
+def test_no_choice_is_ever_believed_to_do_good(expectations: Expectations, known: Maps) -> None:
+    beliefs = believe(expectations, known)
+    for row in np.concatenate([UNIFORM, OTHERS[:5]]):
+        beliefs.observe(row[None], [{"divergence": Figure(value=0.0)}])
+    drawn = [beliefs.costs(np.random.default_rng(seed))[0] for seed in range(20)]
+    least = 0.08 * TRUTH.divergence[LEGAL]  # a tenth of what was expected, or of how that was scaled
+    for divergence in [beliefs.costs()[0], *drawn]:
+        assert (divergence[LEGAL] >= least).all()
+    assert (beliefs.predict(OTHERS)["divergence"] >= 0.08 * sums(TRUTH.divergence, OTHERS)).all()
+
+
+def test_drawn_costs_spread_around_the_believed_ones() -> None:
+    beliefs, generator = believe(WRONG, UNIFORM), np.random.default_rng(0)
+    drawn = np.array([beliefs.costs(generator) for _ in range(300)])[:, 1, LEGAL]
+    deviation = drawn.std(axis=0)
+    np.testing.assert_allclose(drawn.mean(axis=0), beliefs.costs()[1][LEGAL], atol=0.3 * deviation.max())
+    assert (deviation[TRUTH.latency[LEGAL] != 0] > 0).all()
+    assert np.isinf(beliefs.costs(generator)[:, ~LEGAL]).all()
+
+
+def test_a_figure_counts_by_its_interval() -> None:
+    row = uniform("int8_static")
+    wide, narrow = ([{"latency_ratio": Figure(value=0.3, low=0.3 - half, high=0.3 + half)}] for half in (0.5, 0.001))
+    found = []
+    for figures in (wide, narrow):
+        beliefs = believe(WRONG)
+        beliefs.observe(row, figures)
+        found.append((beliefs.predict(row)["latency_ratio"][0], beliefs.deviation("latency_ratio", row)[0]))
+    assert found[1][0] == pytest.approx(0.3, abs=0.01)
+    assert found[0][0] > 0.5
+    assert found[0][1] > 3 * found[1][1]
+
+
+def test_deviations_are_in_the_units_of_the_metric() -> None:
+    beliefs = believe(WRONG, UNIFORM)
+    ratio = beliefs.deviation("latency_ratio", OTHERS)
+    assert (ratio >= 0.01).all()  # the percentiles' own
+    np.testing.assert_allclose(beliefs.deviation("latency_p95_ms", OTHERS), 12.0 * ratio)
+    np.testing.assert_allclose(beliefs.deviation("accuracy", OTHERS), 0.8 * beliefs.deviation("accuracy_drop", OTHERS))
+    np.testing.assert_array_equal(beliefs.deviation("weight_memory_mib", OTHERS), 0.0)
+
+
+@pytest.mark.parametrize("expectations", [TRUTH, GUESS], ids=["probed", "guessed"])
+def test_figures_may_be_missing(expectations: Expectations) -> None:
+    complete = believe(expectations, UNIFORM).predict(OTHERS)
+    beliefs = believe(expectations)
+    beliefs.observe(UNIFORM[:2], [{}, {"weight_memory_mib": Figure(value=20.0)}])
+    beliefs.observe(UNIFORM, measure(UNIFORM))
+    for metric, values in beliefs.predict(OTHERS).items():
+        np.testing.assert_allclose(values, complete[metric])
+
+
+def test_maps_that_diverge_by_nothing_may_be_observed_together() -> None:
+    idle = 100 * TRUTH.divergence
+    idle[0, :] = 0.0  # the outputs do not depend on the first group
+    maps = np.array([[0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0]])
+    beliefs = believe(replace(TRUTH, divergence=idle))
+    beliefs.observe(maps, [{"divergence": Figure(value=0.0)}] * 3)
+    np.testing.assert_allclose(beliefs.predict(OTHERS)["divergence"], sums(idle, OTHERS), atol=1e-6)
