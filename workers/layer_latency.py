@@ -43,10 +43,11 @@ def measure(
     timer = _Timer(synchronize)
     names = dict.fromkeys(choice for of_layer in choices.values() for choice in of_layer)
     passes_ms: list[float] = []
-    with _timed(prepared, choices, timer):
-        for choice in list(names) * _ROUNDS:
-            prepared.apply({layer: choice for layer, legal in choices.items() if choice in legal})
-            run()
+    for choice in list(names) * _ROUNDS:
+        installed = {layer: choice if choice in legal else FULL_PRECISION.name for layer, legal in choices.items()}
+        prepared.apply(installed)
+        run()
+        with _timed(prepared, installed, timer):
             for _ in range(_PASSES):
                 timer.begin_pass()
                 elapsed_ms = timer.time(run)
@@ -77,8 +78,7 @@ class _Timer:
         self._started[key] = self._now_ms()
 
     def leave(self, key: tuple[str, str]) -> None:
-        if self._passes:
-            self._passes[-1][key] += self._now_ms() - self._started[key]
+        self._passes[-1][key] += self._now_ms() - self._started[key]
 
     def latencies_ms(self) -> dict[tuple[str, str], list[float]]:
         found: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -93,15 +93,14 @@ class _Timer:
 
 
 @contextmanager
-def _timed(prepared: PreparedModel, choices: Mapping[str, Sequence[str]], timer: _Timer) -> Iterator[None]:
-    """Tell the timer of every entry into a layer and every exit while the context is open."""
+def _timed(prepared: PreparedModel, installed: Mapping[str, str], timer: _Timer) -> Iterator[None]:
+    """Tell the timer of every entry into an installed layer and every exit while the context is open."""
     handles: list[Any] = []
     try:
-        for layer, legal in choices.items():
-            for choice in legal:
-                module = prepared.module(layer, choice)
-                enter, leave = _hooks(timer, (layer, choice))
-                handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        for key in installed.items():
+            module = prepared.module(*key)
+            enter, leave = _hooks(timer, key)
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
         yield
     finally:
         for handle in handles:
@@ -119,7 +118,10 @@ def _hooks(timer: _Timer, key: tuple[str, str]) -> tuple[Callable[..., None], Ca
 
 
 def _shape(layer: Layer) -> tuple[object, ...]:
-    return layer.kind, layer.weight_shape, layer.has_bias, layer.conv_groups, layer.input_shape, layer.calls
+    # Operations tell convolutions of one shape but another stride apart.
+    return (
+        layer.kind, layer.weight_shape, layer.has_bias, layer.conv_groups, layer.input_shape, layer.calls, layer.flops
+    )  # fmt: skip
 
 
 def _by_shape(

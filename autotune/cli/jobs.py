@@ -70,7 +70,7 @@ def jobs(database: Database, as_json: AsJson = False) -> None:
     """List all jobs, newest first."""
     store = open_store(database, read_only=True)
     try:
-        rows = [(job, len(store.trials(job.id)), _members(store, job)) for job in store.jobs()]
+        rows = [(job, len(store.trials(job.id)), front_members(store, job)) for job in store.jobs()]
     finally:
         store.close()
     if as_json:
@@ -100,7 +100,7 @@ def show(
     store = open_store(database, read_only=True)
     try:
         record = find_job(store, job)
-        members = _members(store, record)
+        members = front_members(store, record)
         trials = store.trials(record.id)
         if trial is not None:
             _show_trial(record, find_trial(trials, trial), members, as_json)
@@ -143,14 +143,15 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
     _print_front(store, store.job(job.id), as_json)
 
 
-def _members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
+def front_members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
+    """Return the numbers of the trials on a job's front."""
     fronts = store.fronts(job.id)
     return fronts[-1].members if fronts else ()
 
 
 def _print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     trials = store.trials(job.id)
-    members = _members(store, job)
+    members = front_members(store, job)
     on_front = [trial for trial in trials if trial.number in members]
     baselines = [trial for trial in trials if trial.kind is TrialKind.BASELINE]
     if as_json:

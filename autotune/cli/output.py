@@ -53,10 +53,15 @@ def say(message: str) -> None:
     err.print(Text(message), soft_wrap=True)
 
 
+def short_choice(name: str) -> str:
+    """Return a choice's abbreviation, which ``LEGEND`` explains."""
+    return _SHORT.get(name, name)
+
+
 def mix(choices: Mapping[str, str]) -> str:
     """Return what a map consists of, such as ``30 s8 + 6 bf16``, most frequent choice first."""
     counts = Counter(choices.values())
-    return " + ".join(f"{count} {_SHORT.get(name, name)}" for name, count in counts.most_common())
+    return " + ".join(f"{count} {short_choice(name)}" for name, count in counts.most_common())
 
 
 def figure_text(name: str, figure: Figure | None) -> str:
@@ -101,7 +106,7 @@ def trial_name(trial: TrialRecord) -> str:
 def _baseline_name(label: str) -> str:
     """Return a baseline's label with the choice abbreviated, so that tables stay narrow."""
     kind, _, choice = label.rpartition(" ")
-    return f"{kind} {_SHORT.get(choice, choice)}".strip()
+    return f"{kind} {short_choice(choice)}".strip()
 
 
 def missed(trial: TrialRecord) -> list[str]:

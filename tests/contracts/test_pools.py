@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import ray
 
+from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.errors import AutotuneError
 from workers.errors import PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome, Pool
 from workers.pools.build import build_pool
-from workers.setup import MeasurementSettings, PoolSettings, WorkerSetup
+from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
 
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")
 FULL = {"0": "fp32", "2": "fp32"}
@@ -145,6 +146,30 @@ def test_an_error_is_a_failure_and_the_pool_goes_on(start: Start, trouble: str, 
     assert isinstance(outcomes[1].result, Measurement)
 
 
+def test_probes_cover_every_layer_and_legal_choice(start: Start) -> None:
+    pool = start(setup())
+    probes, refusals = pool.probe(), pool.describe().refusals
+    legal = [(layer, choice) for layer in ("0", "2") for choice in CHOICES if choice not in refusals[layer]]
+    assert sorted((probe.layer, probe.choice) for probe in probes.layers) == sorted(legal)
+    for probe in probes.layers:
+        assert math.isfinite(probe.divergence)
+        assert probe.divergence > 0.0 or (probe.choice == FULL_PRECISION.name and probe.divergence == 0.0)
+        assert 0.0 < probe.latency_ms < 1e3
+    assert 0.0 < probes.pass_ms < 1e3
+    assert (probes.estimator, probes.samples) == (Estimator.GRADIENT, 64)
+    assert probes.seconds > 0.0
+
+
+@pytest.mark.parametrize("trouble", ["raise", "memory"])
+def test_model_that_cannot_be_probed_is_an_error_and_the_pool_goes_on(start: Start, trouble: str) -> None:
+    pool = start(setup(trouble=trouble))
+    with pytest.raises(PoolError, match=r"cannot be probed: .*(the first layer is in trouble|no room)") as caught:
+        pool.probe()
+    assert "\n" not in str(caught.value)
+    pool.submit(Candidate(number=0, choices=FULL))
+    assert isinstance(drain(pool, 1)[0].result, Measurement)
+
+
 def test_unknown_task_is_named(start: Start) -> None:
     with pytest.raises(TaskError, match="unknown task 'fragil'; did you mean 'fragile'"):
         start(setup(task="fragil"))
@@ -188,6 +213,19 @@ def test_hung_worker_is_replaced(start_ray: Start) -> None:
     failure = drain(pool, 1)[0].result
     assert isinstance(failure, Failure)
     assert failure.cause is FailureCause.TIMEOUT
+
+
+@pytest.mark.parametrize(("trouble", "timeout_s"), [("kill", 60.0), ("hang", 12.0)])
+def test_worker_lost_while_probing_is_replaced(start_ray: Start, trouble: str, timeout_s: float) -> None:
+    pool = start_ray(setup(trouble=trouble), trial_timeout_s=timeout_s)
+    pool.submit(Candidate(number=0, choices=FULL))
+    lost = drain(pool, 1)[0].worker
+    with pytest.raises(PoolError, match="a worker died or hung while it probed the model"):
+        pool.probe()
+    pool.submit(Candidate(number=1, choices=FULL))
+    outcome = drain(pool, 1)[1]
+    assert isinstance(outcome.result, Measurement)
+    assert outcome.worker != lost
 
 
 def test_workers_share_one_calibration(start_ray: Start) -> None:

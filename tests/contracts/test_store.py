@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,7 +30,7 @@ from autotune.store.records import (
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples
-from workers.setup import Calibration, ModelDescription
+from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>\n\"; DROP TABLE jobs; -- \U0001f600"
@@ -102,6 +103,16 @@ def description() -> ModelDescription:
         calibration=Calibration(ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5),
         environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
     )
+
+
+def probes(**changes: Any) -> Probes:
+    layers = tuple(
+        LayerProbe(layer=f"layer.{i}.{NASTY}", choice=choice, divergence=i / 3, latency_ms=1 / (i + 1))
+        for i in range(150)
+        for choice in ("int8_static", "fp32")
+    )
+    fields = {"layers": layers, "pass_ms": 0.1 + 0.2, "estimator": Estimator.LOCAL, "samples": 12, "seconds": 1 / 3}
+    return Probes(**fields | changes)
 
 
 def test_job_comes_back_as_it_was(store: Store) -> None:
@@ -249,6 +260,37 @@ def test_writers_in_threads_lose_nothing(store: Store) -> None:
     assert [record.number for record in store.trials("a1")] == list(range(40))
     assert len(store.events("a1")) == 40
     assert store.job("a1").elapsed_s == 40.0
+
+
+def test_probes_come_back_as_they_were(store: Store) -> None:
+    other = probes(layers=(), estimator=Estimator.GRADIENT)
+    store.record_probes("a" * 64, probes())
+    store.record_probes("b" * 64, other)
+    assert store.probes("a" * 64) == probes()
+    assert store.probes("b" * 64) == other
+    assert isinstance(store.probes("a" * 64).estimator, Estimator)  # type: ignore[union-attr]
+
+
+def test_unknown_probes_are_none(store: Store) -> None:
+    assert store.probes("a" * 64) is None
+    store.record_probes("b" * 64, probes())
+    assert store.probes("a" * 64) is None
+
+
+def test_first_probes_stay(store: Store) -> None:
+    store.record_probes("a" * 64, probes())
+    store.record_probes("a" * 64, probes(layers=probes().layers[:3], samples=99))
+    store.record_probes("a" * 64, probes(layers=probes().layers * 2))
+    assert store.probes("a" * 64) == probes()
+
+
+def test_drivers_that_probe_at_once_keep_one_result(store: Store) -> None:
+    if isinstance(store, MemoryStore):
+        pytest.skip("one process drives a job; the twin in memory is for one thread")
+    several = [probes(samples=number) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda found: store.record_probes("a" * 64, found), several))
+    assert store.probes("a" * 64) in several
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)

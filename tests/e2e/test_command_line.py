@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,15 @@ import torch
 import yaml
 
 import autotune
+from autotune.cli.sensitivity import shortened
+from autotune.job_spec import JobSpec
+from autotune.jobs import submit
+from autotune.probing import obtain_probes
+from autotune.progress import Silent
 from autotune.store.open import open_store
 from search_spaces.errors import MapError
+from workers.measurement import Environment
+from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 from workers.tasks import build_task, load_task_file
 
 COMMAND = str(Path(sys.executable).with_name("autotune"))
@@ -200,6 +208,116 @@ def test_memory_limit_rules_maps_out_before_they_run(run: Run, folder: Path) -> 
     ruled_out = [trial for trial in shown if trial["state"] == "rejected"]
     assert ruled_out
     assert all(set(trial["figures"]) == {"weight_memory_mib"} for trial in ruled_out)
+
+
+def test_sensitivities_of_a_job_are_shown(run: Run, folder: Path) -> None:
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(search={"trials": 8, "choices": ["fp32", "int8_dynamic"]})))
+    run("run", "job.yaml", "--task-file", TASK_FILE)
+    shown = run("sensitivity", "last")
+    assert re.search(r"Estimated by a gradient sketch from 64 samples in \d+\.\d s\.", shown.stderr)
+    data = data_of(run("sensitivity", "small", "--json"))
+    assert (data["job"]["name"], data["estimator"], data["samples"]) == ("small", "gradient", 64)
+    worst = [layer["choices"]["int8_dynamic"]["divergence"] for layer in data["layers"]]
+    assert worst == sorted(worst, reverse=True)
+    assert 0.0 < worst[-1] < worst[0] < 0.1
+    for layer in data["layers"]:
+        (choice,) = layer["choices"].values()
+        assert choice["change_ms"] == choice["latency_ms"] - layer["latency_ms"]
+        row = rf"^ {layer['layer']} +{choice['divergence']:.1e} *\n   fp32 {layer['latency_ms']:.3f} ms +"
+        assert re.search(row + re.escape(f"{choice['change_ms']:+.3f}"), shown.stdout, re.MULTILINE)
+
+
+MANY_CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only", "fp8_static")
+BLOCK = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "output.dense")
+MANY_LAYERS = [f"text_model.encoder.layer.{block}.{layer}" for block in range(8) for layer in BLOCK]
+
+
+class ProbingPool:
+    """Forty layers by six choices: later layers are worse except with bf16, and the last one is much slower."""
+
+    def probe(self) -> Probes:
+        layers = tuple(
+            LayerProbe(
+                layer=name,
+                choice=choice,
+                divergence=(40 - position) * 1e-9 if choice == "bf16" else position * column * 1.01e-7,
+                latency_ms=(1.0 if name != MANY_LAYERS[-1] else 1234.5) / (1 + column),
+            )
+            for position, name in enumerate(MANY_LAYERS)
+            for column, choice in enumerate(MANY_CHOICES)
+            if (position, choice) != (39, "bf16")
+        )
+        return Probes(layers=layers, pass_ms=50.0, estimator=Estimator.LOCAL, samples=12, seconds=3.25)
+
+
+def record_job(folder: Path, *, probed: bool) -> str:
+    """Record a job that was submitted, and perhaps probed, by another process; return its id."""
+    store = open_store(f"sqlite:///{folder}/autotune.db")
+    record = submit(store, JobSpec.parse(job(search={"trials": 5, "choices": MANY_CHOICES})))
+    if probed:
+        environment = Environment(hardware="cpu", backend="x86", threads=1, load=0.0, versions={})
+        description = ModelDescription(
+            fingerprint="f", layers=(), refusals={}, layer_bytes={}, other_bytes=0, environment=environment,
+            calibration=Calibration(ranges={}, samples=1, seconds=0.1),
+        )  # fmt: skip
+        record = store.update_job(record.id, description=description)
+        obtain_probes(store, record, ProbingPool(), Silent())  # type: ignore[arg-type]
+    store.close()
+    return record.id
+
+
+def test_sensitivities_of_many_layers_fit_the_terminal(run: Run, folder: Path) -> None:
+    record_job(folder, probed=True)
+    done = run("sensitivity", "last")
+    assert "the layers' local errors, scaled to the uniform maps, from 12 samples in 3.2 s." in done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = next(i for i, line in enumerate(lines) if "──" in line) + 1
+    rows = [line.split() for line in lines[first : first + 2 * len(MANY_LAYERS)]]
+    names = [name for name, *_ in rows[::2]]
+    assert len(set(names)) == len(MANY_LAYERS), "two layers look the same"
+    assert [name.split(".")[-1] for name in names] == [name.split(".")[-1] for name in reversed(MANY_LAYERS)]
+    assert rows[0][1:] == ["7.9e-06", "1.2e-05", "1.6e-05", "2.0e-05", "2.4e-05"]
+    assert rows[1] == ["fp32", "1234.500", "ms", "-823", "-926", "-988", "-1029", "-1058"]
+    assert rows[2][1:] == ["2.0e-09", "7.7e-06", "1.2e-05", "1.5e-05", "1.9e-05", "2.3e-05"]
+    assert rows[3][3:] == ["-0.500", "-0.667", "-0.750", "-0.800", "-0.833", "-0.857"]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        ("encoder.layer.0.output.dense", 28, "encoder.layer.0.output.dense"),
+        ("encoder.layer.0.attention.output.dense", 34, "encoder.….0.attention.output.dense"),
+        ("encoder.layer.0.attention.output.dense", 33, "encoder.….0.….output.dense"),
+        ("encoder.layer.0.attention.output.dense", 25, "….0.….output.dense"),
+        ("encoder.layer.0.attention.output.dense", 17, "….0.….dense"),
+        ("text_model.encoder.layers.11.self_attn.q_proj", 36, "text_model.….11.self_attn.q_proj"),
+        ("a_very_long_name_without_parts", 11, "a_ver…parts"),
+        ("first_part_of_it.3.last_part_of_it", 12, "….3.la…of_it"),
+    ],
+)
+def test_layer_names_lose_their_middle_but_not_their_numbers(name: str, width: int, expected: str) -> None:
+    assert shortened(name, width) == expected
+    assert len(expected) <= width
+
+
+def test_job_without_sensitivities_says_why(run: Run, folder: Path) -> None:
+    number = record_job(folder, probed=False)
+    done = run("sensitivity", "last", code=8)
+    assert f"has not probed its layers; wait if it is running, else run: autotune resume {number}" in done.stderr
+
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(search={"trials": 3, "sampler": "nsga2"})))
+    run("run", "job.yaml", "--task-file", TASK_FILE)
+    done = run("sensitivity", "last", code=8)
+    assert "its sampler is nsga2, which probes no layers; run a job with search.sampler: sensitivity" in done.stderr
+
+    troubled = {"name": "fragile", "parameters": {"trouble": "raise"}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(task=troubled, search={"trials": 3})))
+    run("run", "job.yaml", "--task-file", TASK_FILE)
+    done = run("sensitivity", "last", "--json", code=8)
+    error = json.loads(done.stderr)["error"]
+    assert error["kind"] == "ConflictError"
+    assert "the first layer is in trouble; mend that and run: autotune resume" in error["message"]
 
 
 WRONG = [

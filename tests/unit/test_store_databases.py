@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,20 @@ from alembic.runtime.migration import MigrationContext
 from autotune.errors import StoreError
 from autotune.store.engine import make_engine, parse_url
 from autotune.store.open import VERSION_TABLE, alembic_config, default_url, migrate, open_store
+from autotune.store.records import JobRecord, JobState
+from autotune.store.rows import job_row
 from autotune.store.tables import metadata
+from workers.setup import Estimator, LayerProbe, Probes
+
+AT = datetime(2026, 1, 2, tzinfo=UTC)
+JOB = JobRecord(id="a1", name="x", task="t", spec={"s": 1}, state=JobState.FINISHED, created_at=AT, updated_at=AT)
+PROBES = Probes(
+    layers=(LayerProbe(layer="fc", choice="fp32", divergence=0.0, latency_ms=0.5),),
+    pass_ms=1.5,
+    estimator=Estimator.GRADIENT,
+    samples=12,
+    seconds=2.5,
+)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -48,6 +62,41 @@ def test_migrations_go_down_and_up_again(url: str, engine: sa.Engine) -> None:
         assert set(sa.inspect(connection).get_table_names()) == {VERSION_TABLE}
     migrate(url)
     open_store(url).close()
+
+
+def test_probes_are_added_to_a_database_in_use_and_taken_away(url: str, engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), "0001")
+        connection.execute(sa.insert(metadata.tables["jobs"]), job_row(JOB))
+    store = open_store(url)
+    assert store.jobs() == [JOB]
+    assert store.probes("k") is None
+    store.record_probes("k", PROBES)
+    assert store.probes("k") == PROBES
+    store.close()
+    with engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "0001")
+        assert not {"probes", "layer_probes"} & set(sa.inspect(connection).get_table_names())
+    store = open_store(url)
+    assert store.jobs() == [JOB]
+    assert store.probes("k") is None
+    store.close()
+
+
+def test_database_without_probes_is_told_to_upgrade(url: str, engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), "0001")
+    with pytest.raises(StoreError, match=r"at revision 0001, but this program needs \d+; run: autotune db upgrade"):
+        open_store(url, read_only=True)
+
+
+def test_layer_probes_go_with_their_probes(url: str, engine: sa.Engine) -> None:
+    store = open_store(url)
+    store.record_probes("k", PROBES)
+    store.close()
+    with engine.begin() as connection:
+        connection.execute(sa.delete(metadata.tables["probes"]))
+        assert connection.execute(sa.select(metadata.tables["layer_probes"])).all() == []
 
 
 def test_processes_that_start_together_migrate_once(url: str) -> None:

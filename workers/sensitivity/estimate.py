@@ -17,6 +17,9 @@ from workers.task import Batch, Task
 #: standard error of their mean square is about 20 %. Twice as many rank layers no better.
 _VECTORS, _SAMPLES = 4, 12
 
+#: Largest divergence predicted; stands for more, and for the infinity or nan of a layer that overflows.
+MOST = 1e6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
@@ -72,7 +75,7 @@ def _by_gradient(
         for key, value in squares.items():
             sums[key] += value
         samples += len(outputs)
-    divergence = {key: value / (2.0 * _VECTORS * samples) for key, value in sums.items()}
+    divergence = {key: _bounded(value / (2.0 * _VECTORS * samples)) for key, value in sums.items()}
     return Sensitivity(divergence=divergence, estimator=Estimator.GRADIENT, samples=samples)
 
 
@@ -87,7 +90,8 @@ def _by_local_error(
         samples += len(outputs)
         used.append(batch)
     means = {key: value / samples for key, value in sums.items()}
-    divergence = local.scaled_to_uniform(means, task, prepared, used)
+    scaled = local.scaled_to_uniform(means, task, prepared, used)
+    divergence = {key: _bounded(value) for key, value in scaled.items()}
     return Sensitivity(divergence=divergence, estimator=Estimator.LOCAL, samples=samples)
 
 
@@ -102,3 +106,7 @@ def _recorded(
         samples += len(outputs)
         if samples >= _SAMPLES:
             return
+
+
+def _bounded(value: float) -> float:
+    return value if value <= MOST else MOST  # no comparison holds for nan

@@ -66,7 +66,7 @@ def squared_products(
             for choice in choices[call.layer]:
                 key = (call.layer, choice)
                 product = _products(at_output, errors(call, prepared.module(*key)), len(outputs))
-                products[key] = products[key] + product if key in products else product
+                products[key] = _sum(products[key], product) if key in products else product
         for key, product in products.items():
             sums[key] += float(product.double().square().sum())
     return sums
@@ -106,9 +106,11 @@ def random_vector(outputs: torch.Tensor, kind: OutputKind, generator: torch.Gene
     """
     noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
     if kind is OutputKind.EMBEDDING:
-        length = outputs.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(outputs.dtype).tiny)
+        length = outputs.norm(dim=-1, keepdim=True)
         unit = outputs / length
         vector = (noise - (noise * unit).sum(dim=-1, keepdim=True) * unit) / length
+        # A zero vector, such as that of a token of padding, has no angle that could change.
+        vector = vector.masked_fill(length == 0.0, 0.0)
     else:
         probability = F.softmax(outputs, dim=-1)
         root = probability.sqrt()
@@ -127,3 +129,10 @@ def _products(gradients: Sequence[torch.Tensor | None], error: torch.Tensor, sam
     flat = error.reshape(rows, -1)
     zero = torch.zeros(rows, device=error.device)
     return torch.stack([zero if g is None else torch.linalg.vecdot(g.reshape(rows, -1), flat) for g in gradients])
+
+
+def _sum(products: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    """Return the sum over two calls of a layer; if only one of them has samples, it is summed over them too."""
+    if products.shape == more.shape:
+        return products + more
+    return products.sum(dim=1, keepdim=True) + more.sum(dim=1, keepdim=True)

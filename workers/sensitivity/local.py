@@ -4,6 +4,7 @@ It knows nothing of what comes after the layer, so each choice is scaled to what
 measured to diverge. It still ranks layers worse than the gradient sketch does.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -32,12 +33,15 @@ def relative_errors(
 def scaled_to_uniform(
     found: Mapping[tuple[str, str], float], task: Task, prepared: PreparedModel, batches: Sequence[Batch]
 ) -> dict[tuple[str, str], float]:
-    """Return the relative errors times one factor a choice, so that they sum to its uniform map's divergence."""
+    """Return the relative errors times one factor a choice, so that they sum to its uniform map's divergence.
+
+    Layers that overflow are left out of that map, or nothing could be told about the others.
+    """
     prepared.reset()
     reference = _outputs(task, prepared.model, batches)
     scales = {}
     for choice in {choice for _, choice in found}:
-        members = [layer for layer, name in found if name == choice]
+        members = [layer for (layer, name), value in found.items() if name == choice and math.isfinite(value)]
         prepared.apply(dict.fromkeys(members, choice))
         diverged = quality.divergence(_outputs(task, prepared.model, batches), reference, task.output_kind)
         total = sum(found[layer, choice] for layer in members)

@@ -41,7 +41,7 @@ def record(
 def errors(call: Call, module: nn.Module) -> torch.Tensor:
     """Return what ``module`` in the place of the called layer returns, less what the layer returned."""
     with torch.no_grad():
-        replaced: torch.Tensor = module(*(value.detach() for value in call.inputs))
+        replaced: torch.Tensor = module(*call.inputs)
         return replaced - call.output
 
 
@@ -49,8 +49,8 @@ def _keep(name: str, calls: list[Call]) -> Callable[[nn.Module, tuple[torch.Tens
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and not output.requires_grad:
             output.requires_grad_()
-        calls.append(Call(name, inputs, output))
-        # A copy, because what follows may change it in place.
+        # Copies, because what follows may change in place what the layer took and what it returned.
+        calls.append(Call(name, tuple(value.detach().clone() for value in inputs), output))
         return output.clone()
 
     return hook

@@ -1,0 +1,188 @@
+"""Layers timed inside their model: every one, by shape, with nothing left behind."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces.choice import FULL_PRECISION, LayerChoice
+from search_spaces.discovery import discover
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import ActivationRange
+from workers import layer_latency
+from workers.backends.x86 import X86Backend
+from workers.prepared import CACHE_BYTES, PreparedModel
+
+X = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+CHOICES = ("fp32", "int8_weight_only", "int4_weight_only")
+#: Layer -> the choices timed; ``odd`` cannot take int4.
+LEGAL = {"first": CHOICES, "second": CHOICES, "wide": CHOICES, "odd": CHOICES[:2]}
+
+SLOW_MS = 5.0
+
+Key = tuple[str, str]
+
+
+class Model(nn.Module):
+    """Two layers of one shape, two of others; ``second`` runs twice if it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.wide, self.odd = nn.Linear(32, 64), nn.Linear(64, 10)
+        self.repeats = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for _ in range(self.repeats):
+            x = self.second(x)
+        outputs: torch.Tensor = self.odd(self.wide(x))
+        return outputs
+
+
+class SlowBackend(X86Backend):
+    """Sleeps inside the layers prepared with one choice."""
+
+    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+        prepared = super().prepare(module, choice, input_range)
+        if choice.name == "int4_weight_only":
+            prepared.register_forward_hook(lambda *_: time.sleep(SLOW_MS / 1e3))
+        return prepared
+
+
+def prepared_model(
+    model: nn.Module | None = None, *, cache_bytes: int = CACHE_BYTES
+) -> tuple[PreparedModel, tuple[Layer, ...]]:
+    torch.manual_seed(0)
+    model = (model or Model()).eval()
+    layers = discover(model, lambda m: m(X))
+    return PreparedModel(model, layers, SlowBackend(), {}, cache_bytes=cache_bytes), layers
+
+
+def timed(
+    prepared: PreparedModel,
+    layers: tuple[Layer, ...],
+    *,
+    legal: Mapping[str, tuple[str, ...]] = LEGAL,
+    run: Callable[[], object] | None = None,
+) -> tuple[dict[Key, float], float]:
+    with torch.inference_mode():
+        return layer_latency.measure(
+            prepared, layers, legal, run=run or (lambda: prepared.model(X)), synchronize=lambda: None
+        )
+
+
+EVERY = {(layer, choice) for layer, names in LEGAL.items() for choice in names}
+
+
+def test_every_layer_and_choice_is_timed() -> None:
+    latency_ms, pass_ms = timed(*prepared_model())
+    assert set(latency_ms) == EVERY
+    assert all(elapsed > 0.0 for elapsed in latency_ms.values())
+    assert pass_ms > 0.0
+
+
+def test_layers_of_one_shape_share_a_value() -> None:
+    latency_ms, _ = timed(*prepared_model())
+    for choice in CHOICES:
+        assert latency_ms["first", choice] == latency_ms["second", choice]
+    assert len({latency_ms[layer, "fp32"] for layer in LEGAL}) == 3
+
+
+def test_strides_tell_convolutions_of_one_shape_apart() -> None:
+    class Strides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.every, self.second = nn.Conv1d(32, 32, 3, padding=1), nn.Conv1d(32, 32, 3, padding=1, stride=8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.unsqueeze(-1).expand(-1, -1, 512)
+            outputs: torch.Tensor = self.every(x).mean(dim=-1) + self.second(x).mean(dim=-1)
+            return outputs
+
+    latency_ms, _ = timed(*prepared_model(Strides()), legal=dict.fromkeys(("every", "second"), ("fp32",)))
+    assert latency_ms["every", "fp32"] > latency_ms["second", "fp32"]
+
+
+def test_slow_choice_is_slow_where_it_is_and_nowhere_else() -> None:
+    latency_ms, pass_ms = timed(*prepared_model())
+    for (layer, choice), elapsed in latency_ms.items():
+        assert (elapsed >= SLOW_MS) == (choice == "int4_weight_only"), (layer, choice)
+    assert pass_ms < SLOW_MS
+
+
+def test_calls_of_one_pass_are_added_up() -> None:
+    model = Model()
+    model.repeats = 3
+    latency_ms, _ = timed(*prepared_model(model))
+    assert latency_ms["second", "int4_weight_only"] >= 3 * SLOW_MS
+    assert latency_ms["second", "int4_weight_only"] > 2 * latency_ms["first", "int4_weight_only"]
+
+
+def test_first_pass_after_a_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(layer_latency._Timer, "_now_ms", lambda timer: clock.now_ms)
+    monkeypatch.setattr(layer_latency, "_ROUNDS", 1)
+    monkeypatch.setattr(layer_latency, "_PASSES", 1)
+    prepared, layers = prepared_model()
+    for key in EVERY:
+        prepared.module(*key).register_forward_hook(clock.tick)
+    latency_ms, pass_ms = timed(prepared, layers, run=lambda: clock.run(prepared.model))
+    assert latency_ms == dict.fromkeys(EVERY, 1.0)
+    assert pass_ms == 4.0
+
+
+class Clock:
+    """Every layer takes 1 ms, and 1,000 ms in the first pass after a change of the map."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0.0
+        self._installed: list[nn.Module] = []
+        self._cold = True
+
+    def run(self, model: nn.Module) -> None:
+        installed = list(model.children())
+        self._cold, self._installed = installed != self._installed, installed
+        model(X)
+
+    def tick(self, *_: object) -> None:
+        self.now_ms += 1000.0 if self._cold else 1.0
+
+
+def test_nothing_is_left_behind() -> None:
+    prepared, layers = prepared_model()
+    prepared.apply({"first": "int8_weight_only"})
+    before = dict(prepared.model.named_modules()) | {"first": prepared.module("first", FULL_PRECISION.name)}
+    timed(prepared, layers)
+    assert dict(prepared.model.named_modules()) == before
+    assert not any(hooks(prepared))
+
+
+def hooks(prepared: PreparedModel) -> list[bool]:
+    """Whether the timer's hooks are on each module; a slow one has a hook of its own."""
+    own = {"int4_weight_only": 1}
+    return [
+        bool(module._forward_pre_hooks) or len(module._forward_hooks) != own.get(choice, 0)
+        for choice, module in ((choice, prepared.module(layer, choice)) for layer, choice in EVERY)
+    ]
+
+
+def test_pass_that_raises_leaves_no_hooks() -> None:
+    prepared, layers = prepared_model()
+    passes = iter(range(9))
+
+    def run() -> None:
+        prepared.model(X)
+        if next(passes) == 7:
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        timed(prepared, layers, run=run)
+    assert not any(hooks(prepared))
+
+
+def test_layers_are_timed_though_the_cache_drops_them() -> None:
+    latency_ms, _ = timed(*prepared_model(cache_bytes=0))
+    assert set(latency_ms) == EVERY
