@@ -9,7 +9,7 @@ from autotune.expectations import Expectations
 from autotune.knapsack import Costs, Maps
 from autotune.metrics import METRICS, Figure
 from autotune.surrogate import AdditiveModel, Vector
-from search_spaces.choice import FULL_PRECISION
+from search_spaces.choice import FULL_PRECISION, Precision, choice_named
 
 #: Spread of effects around their prior: each by itself, and all of one choice together.
 _DIVERGENCE_SPREAD, _LATENCY_SPREAD = (0.3, 0.3), (0.15, 0.25)
@@ -21,6 +21,10 @@ _DIVERGENCE_MISFIT, _LATENCY_MISFIT = 0.08, 0.004
 _LEAST_EFFECT = 0.1
 #: Guesses are scaled to no less, or nothing measured later would count.
 _LEAST_DIVERGENCE = 1e-6
+#: Standard deviation of what a map whose neighbouring groups all differ in precision loses in latency ratio.
+#: Kernels of several precisions in one pass slow each other down. The more often they take turns, the more,
+#: but the first turns cost most: on MiniLM, 1, 5 and 35 of 35 turns cost 0.02, 0.04 and 0.06.
+_TURNS_SPREAD, _TURNS_EXPONENT = 0.05, 0.4
 #: Relative deviation of latency percentiles from what the ratio of medians says.
 _TAIL_DEVIATION = 0.01
 #: Standard deviations in a 95 % interval.
@@ -40,7 +44,14 @@ class Beliefs:
         names = [name for of_group in choices for name in of_group]
         spreads = (_DIVERGENCE_SPREAD, _LATENCY_SPREAD) if expectations.probed else (_GUESS_SPREAD, _GUESS_SPREAD)
         self._divergence = self._model(expectations.divergence, names, spreads[0], 0.0, expectations.fixed_divergence)
-        self._latency = self._model(expectations.latency, names, spreads[1], 1.0, expectations.fixed_latency)
+        self._latency = self._model(
+            expectations.latency, names, spreads[1], 1.0, expectations.fixed_latency, turns=_TURNS_SPREAD
+        )
+        precisions = [
+            [list(Precision).index(choice_named(name).precision) for name in of_group] for of_group in choices
+        ]
+        self._precisions = np.zeros(self.legal.shape, dtype=np.intp)
+        self._precisions[self.legal] = [precision for of_group in precisions for precision in of_group]
         # What the divergences of choices are at least: none turns negative by chance.
         self._least = _LEAST_EFFECT * self._divergence.mean
         self._choices = choices
@@ -56,7 +67,7 @@ class Beliefs:
         if not self._expected.probed:
             self._scale_guesses(maps, columns, figures)
         _observe(self._divergence, columns, figures, "divergence", _DIVERGENCE_MISFIT)
-        _observe(self._latency, columns, figures, "latency_ratio", _LATENCY_MISFIT)
+        _observe(self._latency, columns, figures, "latency_ratio", _LATENCY_MISFIT, self._turns(maps))
         self._drops += [
             (each["divergence"].value, each["accuracy_drop"].value) for each in figures if "accuracy_drop" in each
         ]
@@ -84,7 +95,7 @@ class Beliefs:
         expected, groups, columns = self._expected, np.arange(len(self.legal)), self._of(maps)
         least = self._least[0] + self._least[columns].sum(axis=1)
         divergence = np.maximum(self._divergence.predict(columns), least)
-        ratio = np.maximum(self._latency.predict(columns), 1e-3)
+        ratio = np.maximum(self._latency.predict(columns, self._turns(maps)), 1e-3)
         memory = expected.memory_mib[groups, maps].sum(axis=1) + expected.fixed_memory_mib
         drop = self._link.drop(divergence)
         full = {name: figure.value for name, figure in self.full_precision.items()}
@@ -104,14 +115,21 @@ class Beliefs:
     def deviation(self, metric: str, maps: Maps) -> Vector:
         """Return the standard deviation of a metric a constraint may limit, shape ``(n,)``."""
         if metric.startswith("latency"):
-            relative = self._latency.deviation(self._of(maps)) + _TAIL_DEVIATION
+            relative = self._latency.deviation(self._of(maps), self._turns(maps)) + _TAIL_DEVIATION
             return np.asarray(relative * (self.full_precision[metric].value if metric != "latency_ratio" else 1.0))
         if metric == "accuracy":
             return np.full(len(maps), self._link.scatter * abs(self.full_precision["accuracy"].value))
         return np.full(len(maps), self._link.scatter if metric == "accuracy_drop" else 0.0)
 
     def _model(
-        self, prior: Costs, names: Sequence[str], spreads: tuple[float, float], certain: float, fixed: float
+        self,
+        prior: Costs,
+        names: Sequence[str],
+        spreads: tuple[float, float],
+        certain: float,
+        fixed: float,
+        *,
+        turns: float | None = None,
     ) -> AdditiveModel:
         alone, together = spreads
         effects = np.concatenate([[0.0], prior[self.legal]])
@@ -121,7 +139,16 @@ class Beliefs:
         of_choice = np.array([[False, *(name == choice for name in names)] for choice in dict.fromkeys(names)])
         mean = effects.copy()
         mean[0] = certain + fixed
-        return AdditiveModel(mean, spread, together * np.vstack([of_choice * effects, effects]))
+        shared = together * np.vstack([of_choice * effects, effects])
+        if turns is None:
+            return AdditiveModel(mean, spread, shared)
+        return AdditiveModel(np.append(mean, 0.0), np.append(spread, turns), np.pad(shared, ((0, 0), (0, 1))))
+
+    def _turns(self, maps: Maps) -> Costs:
+        """Return how much neighbouring groups of maps differ in precision, from 0 to 1; shape ``(n, 1)``."""
+        precisions = self._precisions[np.arange(len(self.legal)), maps]
+        turns = (np.diff(precisions, axis=1) != 0).sum(axis=1) / max(1, len(self.legal) - 1)
+        return np.asarray(turns[:, None] ** _TURNS_EXPONENT)
 
     def _scale_guesses(self, maps: Maps, columns: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
         """Let the first map that takes a choice say how large the divergences of that choice are."""
@@ -150,7 +177,12 @@ class Beliefs:
 
 
 def _observe(
-    model: AdditiveModel, columns: Maps, figures: Sequence[Mapping[str, Figure]], metric: str, misfit: float
+    model: AdditiveModel,
+    columns: Maps,
+    figures: Sequence[Mapping[str, Figure]],
+    metric: str,
+    misfit: float,
+    features: Costs | None = None,
 ) -> None:
     rows = [row for row, each in enumerate(figures) if metric in each]
     if rows:
@@ -158,7 +190,8 @@ def _observe(
         values = np.array([figure.value for figure in found])
         noise = np.array([_width(figure) / _INTERVAL for figure in found])
         # A map measured to diverge by nothing still says something of finite weight.
-        model.observe(columns[rows], values, np.hypot(noise, misfit * values) + 1e-12)
+        deviations = np.hypot(noise, misfit * values) + 1e-12
+        model.observe(columns[rows], values, deviations, None if features is None else features[rows])
 
 
 def _width(figure: Figure) -> float:

@@ -2,13 +2,14 @@
 
 import difflib
 import enum
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autotune.errors import JobSpecError
 from autotune.metrics import METRICS, Constraint
@@ -18,11 +19,37 @@ from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
-#: Larger job files are refused before they are parsed.
-MAX_BYTES = 1 << 20
+#: Larger job files are refused before they are parsed, which takes a second for so many.
+MAX_BYTES = 1 << 17
+#: Errors told of one job; more are counted.
+_MAX_ERRORS = 50
+#: Characters shown of a wrong value.
+_MAX_VALUE = 80
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _known_choice(name: str) -> str:
+    if name not in CHOICES:
+        raise ValueError(unknown("choice", name, CHOICES))
+    return name
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(unknown("metric", name, METRICS))
+    return name
+
+
+def _one_line(name: str) -> str:
+    if any(character < " " for character in name):
+        raise ValueError(f"must be one line without control characters, but got {name!r}")
+    return name
+
+
+ChoiceName = Annotated[str, AfterValidator(_known_choice)]
+MetricName = Annotated[str, AfterValidator(_known_metric)]
 
 
 class _Section(BaseModel):
@@ -34,6 +61,19 @@ class TaskSection(_Section):
 
     name: str
     parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_stored(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        try:
+            text = json.dumps(parameters, allow_nan=False, ensure_ascii=False)
+            text.encode()
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("must hold text, finite numbers, true, false, null, lists and mappings only") from None
+        if r"\u0000" in text:
+            raise ValueError("must hold no NUL characters, which databases refuse")
+        stored: dict[str, Any] = json.loads(text)
+        return stored
 
 
 class UpperLimit(_Section):
@@ -80,14 +120,13 @@ class LayerRuleSection(_Section):
     """Layers a pattern matches, and what they may take: exactly one of allow, deny or pin."""
 
     pattern: str
-    allow: tuple[str, ...] | None = None
-    deny: tuple[str, ...] | None = None
-    pin: str | None = None
+    allow: tuple[ChoiceName, ...] | None = None
+    deny: tuple[ChoiceName, ...] | None = None
+    pin: ChoiceName | None = None
 
     @model_validator(mode="after")
     def _is_a_rule(self) -> Self:
-        for name in self.rule().names():
-            _known_choice(name)
+        self.rule()
         return self
 
     def rule(self) -> LayerRule:
@@ -111,7 +150,14 @@ class SamplerName(enum.StrEnum):
 class SearchSection(_Section):
     """The search space, its sampler and its budget."""
 
-    choices: tuple[str, ...] = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
+    choices: tuple[ChoiceName, ...] = (
+        "fp32",
+        "bf16",
+        "int8_static",
+        "int8_dynamic",
+        "int8_weight_only",
+        "int4_weight_only",
+    )
     layers: tuple[LayerRuleSection, ...] = ()
     sampler: SamplerName = SamplerName.SENSITIVITY
     trials: Count = 100
@@ -123,8 +169,6 @@ class SearchSection(_Section):
     def _are_choices(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not names:
             raise ValueError("must list at least one choice")
-        for name in names:
-            _known_choice(name)
         return tuple(dict.fromkeys(names))
 
 
@@ -159,10 +203,10 @@ class JobSpec(_Section):
     """A tuning job."""
 
     schema_: Literal["autotune.job/v1"] = Field(default="autotune.job/v1", alias="schema")
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
     task: TaskSection
     backend: str = "auto"
-    objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=3)] = ("latency_p50_ms", "accuracy")
+    objectives: Annotated[tuple[MetricName, ...], Field(min_length=2, max_length=3)] = ("latency_p50_ms", "accuracy")
     constraints: ConstraintSection = ConstraintSection()
     search: SearchSection = SearchSection()
     calibration: CalibrationSection = CalibrationSection()
@@ -171,10 +215,7 @@ class JobSpec(_Section):
 
     @field_validator("objectives")
     @classmethod
-    def _are_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in METRICS:
-                raise ValueError(unknown("metric", name, METRICS))
+    def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) != len(names):
             raise ValueError("must not name one metric twice")
         return names
@@ -182,13 +223,12 @@ class JobSpec(_Section):
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
         limited = [constraint.metric for constraint in self.constraints.constraints()]
-        for name in dict.fromkeys((*self.objectives, *limited)):
-            needed = METRICS[name].min_repeats
-            if self.measurement.repeats < needed:
-                raise ValueError(
-                    f"{name} needs measurement.repeats >= {needed}, but got {self.measurement.repeats}; "
-                    "raise repeats or use a lower percentile"
-                )
+        needed, name = max((METRICS[name].min_repeats, name) for name in (*self.objectives, *limited))
+        if self.measurement.repeats < needed:
+            raise ValueError(
+                f"{name} needs measurement.repeats >= {needed}, but got {self.measurement.repeats}; "
+                "raise repeats or use a lower percentile"
+            )
         return self
 
     @classmethod
@@ -199,11 +239,12 @@ class JobSpec(_Section):
             JobSpecError: if the file cannot be read or breaks the schema; names every error at once.
         """
         try:
-            raw = Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise JobSpecError(f"cannot read job file {str(path)!r}: {error.strerror}") from None
         if len(raw) > MAX_BYTES:
-            raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but {str(path)!r} has {len(raw)}")
+            raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but {str(path)!r} has more")
         try:
             data = load_yaml(raw)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -220,7 +261,9 @@ class JobSpec(_Section):
         try:
             return cls.model_validate(data)
         except pydantic.ValidationError as error:
-            lines = [f"  {_describe(cls, item)}" for item in error.errors()]
+            lines = [f"  {_describe(cls, item)}" for item in error.errors()[:_MAX_ERRORS]]
+            if error.error_count() > _MAX_ERRORS:
+                lines.append(f"  and {error.error_count() - _MAX_ERRORS} more")
             raise JobSpecError(f"{source} is not a valid job:\n" + "\n".join(lines)) from None
 
     def dump(self) -> dict[str, Any]:
@@ -247,11 +290,6 @@ class JobSpec(_Section):
         return PoolSettings(**self.workers.model_dump(exclude={"pool"}))
 
 
-def _known_choice(name: str) -> None:
-    if name not in CHOICES:
-        raise ValueError(unknown("choice", name, CHOICES))
-
-
 def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     """Return one line for a pydantic error: field path, rule, value, way out."""
     path = ".".join(str(part) for part in error["loc"]) or "job"
@@ -263,14 +301,22 @@ def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
         return f"{path}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{path}: is required"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if error["type"] in ("model_type", "model_attributes_type"):
+    if error["type"] == "invalid_key":
+        return f"{path}: unknown key, which is no text; delete it"
+    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    for wordy in ("Input should", "String should"):
+        message = message.replace(wordy, "must")
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a mapping of keys to values"
+    if error["input"] is None:
+        return f"{path}: {message}, but is empty"
     if error["type"] in ("too_short", "too_long"):
         bound, count = ("at least", "min_length") if error["type"] == "too_short" else ("at most", "max_length")
         message = f"must have {bound} {error['ctx'][count]} items, but got {error['ctx']['actual_length']}"
-    scalar = isinstance(error["input"], str | int | float | bool | None)
-    return f"{path}: {message}" + (f", but got {error['input']!r}" if scalar and "got" not in message else "")
+    if not isinstance(error["input"], str | int | float) or error["type"] == "value_error":
+        return f"{path}: {message}"
+    shown = repr(error["input"])
+    return f"{path}: {message}, but got {shown if len(shown) <= _MAX_VALUE else shown[:_MAX_VALUE] + '...'}"
 
 
 def _keys_at(model: type[BaseModel], path: list[str | int]) -> list[str]:

@@ -1,20 +1,21 @@
 """The native map file: a quantization map with its ranges, promised figures and provenance, as JSON."""
 
 import json
-import os
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autotune.errors import ConflictError
 from autotune.job_spec import JobSpec
 from autotune.store.records import JobRecord, TrialRecord
-from search_spaces.errors import MapError
+from search_spaces.choice import choice_named
+from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, QuantizationMap
 from workers.setup import CalibrationSettings, MeasurementSettings
@@ -32,6 +33,20 @@ class MappedLayer(_Part):
     choice: str
     #: Calibrated range of the input, for static choices only.
     input_range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        try:
+            calibrated, choice = self.range(), choice_named(self.choice)
+        except AutotuneError as error:
+            raise ValueError(str(error)) from None
+        if choice.needs_calibration and calibrated is None:
+            raise ValueError(f"{choice.name} needs the calibrated input_range, but it has none")
+        return self
+
+    def range(self) -> ActivationRange | None:
+        """Return the calibrated range of the input, or None if there is none."""
+        return ActivationRange(low=self.input_range[0], high=self.input_range[1]) if self.input_range else None
 
 
 class PromisedFigure(_Part):
@@ -72,21 +87,13 @@ class MapFile(_Part):
     provenance: Provenance
 
     def quantization_map(self) -> QuantizationMap:
-        """Return the map with its ranges.
-
-        Raises:
-            ChoiceError: if a choice is unknown.
-            MapError: if a static layer has no range.
-        """
+        """Return the map with its ranges."""
         return QuantizationMap.from_names({name: layer.choice for name, layer in self.layers.items()}, self.ranges())
 
     def ranges(self) -> dict[str, ActivationRange]:
         """Return layer name -> calibrated range of the layers that have one."""
-        return {
-            name: ActivationRange(low=layer.input_range[0], high=layer.input_range[1])
-            for name, layer in self.layers.items()
-            if layer.input_range is not None
-        }
+        ranges = {name: layer.range() for name, layer in self.layers.items()}
+        return {name: calibrated for name, calibrated in ranges.items() if calibrated is not None}
 
 
 def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
@@ -138,11 +145,10 @@ def write(document: Mapping[str, Any], path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(dump(document))
-        Path(staged).chmod(0o644)
-        Path(staged).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            staged = Path(folder, path.name)
+            staged.write_text(dump(document), encoding="utf-8")
+            staged.replace(path)
     except OSError as error:
         raise MapError(f"cannot write the map to {str(path)!r}: {error.strerror}") from None
 
@@ -151,17 +157,34 @@ def read(path: str | Path) -> MapFile:
     """Return the map in the file ``path``.
 
     Raises:
-        MapError: if the file cannot be read or is not a map of this version.
+        MapError: if the file cannot be read or is not a map of this version; names every error at once.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MapError(f"cannot read the map {str(path)!r}: {error}") from None
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise MapError(f"cannot read the map {str(path)!r}: {error.strerror}") from None
     try:
         return MapFile.model_validate_json(text)
     except pydantic.ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
-        raise MapError(f"{str(path)!r} is not a quantization map:\n" + "\n".join(lines)) from None
+        # What else a file of another version breaks says nothing.
+        errors = [item for item in error.errors() if item["loc"] == ("schema",)] or error.errors()
+        lines = "\n".join(f"  {_describe(item)}" for item in errors)
+        raise MapError(f"{str(path)!r} is not a quantization map; export it again:\n{lines}") from None
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    """Return one line for a pydantic error: field path, rule, value."""
+    path = ".".join(map(str, error["loc"])) or "file"
+    message = error["msg"].removeprefix("Value error, ")
+    for wordy in ("Input should", "String should"):
+        message = message.replace(wordy, "must")
+    if error["type"] == "missing":
+        return f"{path}: is required"
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key"
+    if error["type"] in ("json_invalid", "value_error"):  # those say the value themselves
+        return f"{path}: {message}"
+    return f"{path}: {message}, but got {reprlib.repr(error['input'])}"
 
 
 def _mapped(layer: Layer, quantization: QuantizationMap) -> MappedLayer:

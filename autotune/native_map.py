@@ -1,14 +1,18 @@
 """Apply a native map to a model in Python."""
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from torch import nn
 
 from autotune.map_file import MapFile, read
+from search_spaces.discovery import discover
 from search_spaces.errors import MapError
+from search_spaces.layer import Layer
 from workers.backends import build_backend
 from workers.fingerprint import fingerprint
+from workers.prepared import PreparedModel
 
 
 class NativeMap:
@@ -25,34 +29,38 @@ class NativeMap:
             model: the full-precision model, on the CPU; all other layers stay as they are.
 
         Raises:
-            MapError: if it is not the model the map was made for; the message names the first difference.
+            MapError: if it is not the model the map was made for, or this hardware cannot run a layer's
+                choice; the message names the first difference, and the model is as it was.
             BackendError: if the map's backend cannot run on this hardware.
         """
-        self._check(model)
+        layers = self._layers_of(model)
         quantization = self.file.quantization_map()
         backend = build_backend(self.file.backend)
-        for name, choice in quantization.choices.items():
-            parent, _, attribute = name.rpartition(".")
-            prepared = backend.prepare(model.get_submodule(name), choice, quantization.ranges.get(name))
-            setattr(model.get_submodule(parent), attribute, prepared)
+        PreparedModel(model, layers, backend, quantization.ranges).apply(quantization.names)
         return model.eval()
 
-    def _check(self, model: nn.Module) -> None:
-        modules = dict(model.named_modules())
+    def _layers_of(self, model: nn.Module) -> list[Layer]:
+        """Return the mapped layers as they are in ``model``, which must be the one the map was made for."""
+        # Nothing runs here: what a layer's use forbids was found when the map was made.
+        found = {layer.name: replace(layer, frozen_reason=None) for layer in discover(model, lambda _: None)}
         for name, layer in self.file.layers.items():
-            weight = getattr(modules.get(name), "weight", None)
-            if weight is None:
-                raise MapError(f"the map is for another model: it has no layer {name!r}")
-            if tuple(weight.shape) != layer.weight_shape:
+            if name not in found:
                 raise MapError(
-                    f"the map is for another model: layer {name!r} has weight shape {tuple(weight.shape)}, "
-                    f"but the map was made for {layer.weight_shape}"
+                    f"the map is for another model: this one has no layer {name!r} to quantize; "
+                    f"apply it once, to the full-precision model of task {self.file.task!r}"
+                )
+            here = found[name]
+            if (here.kind, here.weight_shape) != (layer.kind, layer.weight_shape):
+                raise MapError(
+                    f"the map is for another model: layer {name!r} is {here.kind} with weight shape "
+                    f"{here.weight_shape}, but the map was made for {layer.kind} with {layer.weight_shape}"
                 )
         if fingerprint(model) != self.file.model_fingerprint:
             raise MapError(
                 "the map is for other weights: layer names and shapes are equal, but the fingerprints differ; "
                 "ranges would be wrong, so run a new job on these weights"
             )
+        return [found[name] for name in self.file.layers]
 
 
 def read_map(path: str | PathLike[str]) -> NativeMap:

@@ -9,7 +9,7 @@ from autotune.metrics import METRICS, Figure, Metric, Number
 from autotune.pareto import Points
 
 #: Smallest value of a logarithmic metric: nobody tells less from equal outputs, whose 0 has no logarithm.
-_FLOOR = 1e-6
+_FLOOR = 1e-5
 #: A front is worth something up to this much worse than full precision.
 _SLACK = 1.1
 

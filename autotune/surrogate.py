@@ -36,19 +36,21 @@ class AdditiveModel:
         self.mean = mean.copy()
         self._covariance = np.diag(spread**2) + shared.T @ shared
 
-    def observe(self, columns: Columns, values: Vector, noise: Vector) -> None:
+    def observe(self, columns: Columns, values: Vector, noise: Vector, features: Matrix | None = None) -> None:
         """Update the beliefs by measured sums.
 
         Args:
             columns: the maps, shape ``(n, groups)``.
             values: what was measured, shape ``(n,)``.
             noise: standard deviation of each value, shape ``(n,)``.
+            features: how much of each of the last effects a map has, if not all effects are groups' choices,
+                shape ``(n, features)``.
         """
-        design = self._design(columns)
+        design = self._design(columns, features)
         # One map touches few rows of the covariance; many maps are quicker as one product.
         spreads = (
             self._covariance[np.flatnonzero(design)].sum(axis=0)[None]
-            if len(design) == 1
+            if len(design) == 1 and features is None
             else design @ self._covariance
         )
         between = spreads @ design.T
@@ -66,20 +68,23 @@ class AdditiveModel:
         self.mean *= factors
         self._covariance *= np.outer(factors, factors)
 
-    def predict(self, columns: Columns) -> Vector:
+    def predict(self, columns: Columns, features: Matrix | None = None) -> Vector:
         """Return the expected sums of maps, shape ``(n,)``."""
-        return np.asarray(self.mean[0] + self.mean[columns].sum(axis=1))
+        sums = self.mean[0] + self.mean[columns].sum(axis=1)
+        return np.asarray(sums if features is None else sums + features @ self.mean[-features.shape[1] :])
 
-    def deviation(self, columns: Columns) -> Vector:
+    def deviation(self, columns: Columns, features: Matrix | None = None) -> Vector:
         """Return the standard deviations of the sums of maps, shape ``(n,)``."""
-        design = self._design(columns)
+        design = self._design(columns, features)
         variances = ((design @ self._covariance) * design).sum(axis=1)
         return np.asarray(np.sqrt(np.maximum(variances, 0.0)))
 
-    def _design(self, columns: Columns) -> Matrix:
+    def _design(self, columns: Columns, features: Matrix | None) -> Matrix:
         design = np.zeros((len(columns), len(self.mean)))
         design[:, 0] = 1.0
         np.put_along_axis(design, columns, 1.0, axis=1)
+        if features is not None:
+            design[:, -features.shape[1] :] = features
         return design
 
     def draw(self, generator: np.random.Generator) -> Vector:

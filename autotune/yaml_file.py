@@ -9,18 +9,24 @@ _DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, without repeated keys, and without deep nesting."""
+    """Safe YAML without aliases, tags, repeated keys and deep nesting; dates stay text."""
 
     depth = 0
+    yaml_implicit_resolvers = {  # noqa: RUF012 - read through the class by yaml
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.YAMLError(f"aliases are not allowed, but line {mark.line + 1} has one; write the value out")
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not allowed, but line {line} has one; write the value out")
+        if event.tag is not None:
+            raise yaml.YAMLError(f"tags are not allowed, but line {line} has one; delete it")
+        if self.depth == _DEEPEST and isinstance(event, yaml.CollectionStartEvent):
             raise yaml.YAMLError(f"at most {_DEEPEST} levels are allowed, but line {line} goes deeper")
+        self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -28,19 +34,27 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key must be text, but line {line} has a list or mapping for one")
             if key.value in seen:
-                line = key.start_mark.line + 1
                 raise yaml.YAMLError(f"a key may be given once, but line {line} has {key.value!r} again; delete one")
-            if isinstance(key.value, str):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} has no valid number; put it in quotes if it is text") from None
 
 
 def load_yaml(text: bytes) -> Any:
     """Return the data in a YAML text.
 
     Raises:
-        yaml.YAMLError: if it is no YAML, has aliases, repeated keys or more than 20 levels.
+        yaml.YAMLError: if it is no YAML, has aliases, tags, repeated keys or more than 20 levels.
         UnicodeDecodeError: if it is no text.
     """
     return yaml.load(text, Loader=_Loader)

@@ -19,7 +19,7 @@ class Precision(enum.StrEnum):
     @property
     def bits(self) -> int:
         """Return the width of one weight in bits, scales excluded."""
-        return int("".join(filter(str.isdigit, self.value.removeprefix("b"))))
+        return int("".join(filter(str.isdigit, self.value)))
 
     @property
     def is_quantized(self) -> bool:

@@ -34,5 +34,5 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence for an unknown name: the value, the nearest known name, and all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {noun} {name!r}{hint} Known: {', '.join(names) or 'none'}"

@@ -127,7 +127,7 @@ def build_space(
         rules: the user's rules; all that match a layer apply, a pin wins over the rest.
 
     Raises:
-        SpaceError: if a pattern matches no layer, or a pinned choice cannot run its layer.
+        SpaceError: if a pattern matches no layer, or a pinned choice cannot run its layer or its layer's group.
         ChoiceError: if a choice name is unknown.
     """
     _check_patterns(layers, rules)
@@ -138,8 +138,13 @@ def build_space(
     groups = []
     for name in dict.fromkeys(layer.group for layer in layers):
         members = tuple(layer.name for layer in layers if layer.group == name)
+        _check_pins(members, legal, rules, refusals)
         shared = tuple(c for c in legal[members[0]] if all(c in legal[m] for m in members))
-        groups.append(Group(name=name, layers=members, choices=shared or (FULL_PRECISION.name,)))
+        taken = shared or (FULL_PRECISION.name,)
+        for member, choice in ((m, c) for m in members for c in legal[m] if c not in taken):
+            against = next(m for m in members if choice not in legal[m])
+            refusals[member][choice] = f"takes one choice with {against}, which cannot take it"
+        groups.append(Group(name=name, layers=members, choices=taken))
     return SearchSpace(layers=tuple(layers), groups=tuple(groups), refusals=refusals)
 
 
@@ -163,6 +168,25 @@ def _legal_for(
         if reason:
             refusals[name] = reason
     return tuple(name for name in choices if name not in refusals) or (FULL_PRECISION.name,), refusals
+
+
+def _check_pins(
+    members: Sequence[str],
+    legal: Mapping[str, Sequence[str]],
+    rules: Sequence[LayerRule],
+    refusals: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Refuse a pin that another layer of the group cannot follow."""
+    pins = [(rule.pin, rule.pattern, m) for rule in rules if rule.pin for m in fnmatch.filter(members, rule.pattern)]
+    for pin, pattern, member in pins:
+        for other in (name for name in members if pin not in legal[name]):
+            reason = refusals[other].get(pin, "it is not among the choices")
+            if pin == FULL_PRECISION.name and pin not in refusals[other]:
+                continue  # full precision need not be searched over to be taken
+            raise SpaceError(
+                f"layer {member!r} cannot be pinned to {pin} (pattern {pattern!r}): it takes one choice with "
+                f"{other!r}, which cannot take it: {reason}; pin them together"
+            )
 
 
 def _why_not(layer: Layer, name: str, supports: Supports) -> str | None:

@@ -226,6 +226,8 @@ def test_worker_lost_while_probing_is_replaced(start_ray: Start, trouble: str, t
     outcome = drain(pool, 1)[1]
     assert isinstance(outcome.result, Measurement)
     assert outcome.worker != lost
+    # On a busy machine loading the task can take all of the shorter limit.
+    assert outcome.attempts == 1 or trouble == "hang"
 
 
 def test_workers_share_one_calibration(start_ray: Start) -> None:

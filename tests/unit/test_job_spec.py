@@ -1,5 +1,9 @@
 """Job files: what they accept, and what people are told about what they do not."""
 
+import json
+import math
+import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ import pytest
 
 from autotune.errors import JobSpecError
 from autotune.job_spec import MAX_BYTES, JobSpec, SamplerName
+from workers.setup import PoolSettings, WorkerSetup
 
 MINIMAL: dict[str, Any] = {"name": "job", "task": {"name": "digits-cnn"}}
 
@@ -25,11 +30,28 @@ def load(folder: Path, text: str | bytes) -> JobSpec:
 
 def test_name_and_task_are_enough() -> None:
     spec = JobSpec.parse(MINIMAL)
+    assert (spec.schema_, spec.task.parameters) == ("autotune.job/v1", {})
     assert spec.backend == "auto"
     assert spec.objectives == ("latency_p50_ms", "accuracy")
     assert spec.constraints.constraints() == ()
     assert (spec.search.sampler, spec.search.trials) == (SamplerName.SENSITIVITY, 100)
+    assert (spec.search.seed, spec.search.time_limit_s, spec.rules()) == (0, None, ())
+    assert spec.search.choices[0] == "fp32"
+    assert (spec.calibration.observer, spec.calibration.percentile) == ("minmax", 99.99)
+    assert spec.worker_setup() == WorkerSetup(task="digits-cnn")
+    assert spec.pool_settings() == PoolSettings()
     assert (spec.workers.pool, spec.workers.count) == ("ray", 1)
+
+
+def test_limits_are_read_with_their_direction() -> None:
+    limits = {"peak_memory_mib": {"max": 60}, "accuracy": {"min": 0.5}, "latency_p95_ms": None}
+    found = JobSpec.parse(MINIMAL | {"constraints": limits}).constraints.constraints()
+    assert [str(limit) for limit in found] == ["accuracy >= 0.5", "peak_memory_mib <= 60"]
+
+
+def test_a_choice_named_twice_is_searched_once() -> None:
+    spec = JobSpec.parse(MINIMAL | {"search": {"choices": ["bf16", "fp32", "bf16"]}})
+    assert spec.search.choices == ("bf16", "fp32")
 
 
 def test_a_job_survives_the_database() -> None:
@@ -43,12 +65,42 @@ def test_a_job_survives_the_database() -> None:
         }
     )
     assert JobSpec.parse(spec.dump()) == spec
+    assert JobSpec.parse(json.loads(json.dumps(spec.dump()))) == spec
+
+
+@pytest.mark.parametrize("value", [(1, [2.5, None]), {"inner": {"7": "x"}}, {"inner": {7: "x"}}, "é\n", 10**30, True])
+def test_task_parameters_survive_the_database(value: object) -> None:
+    spec = JobSpec.parse(MINIMAL | {"task": {"name": "t", "parameters": {"value": value}}})
+    assert JobSpec.parse(json.loads(json.dumps(spec.dump()))) == spec
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, date(2026, 1, 2), {1, 2}, b"\x80", "\ud800", "\0", object()])
+def test_task_parameters_the_database_cannot_hold_are_refused(value: object) -> None:
+    assert "task.parameters: must hold " in error_of(task={"name": "t", "parameters": {"list": [value]}})
 
 
 def test_all_errors_are_told_at_once_with_their_paths() -> None:
     message = error_of(search={"trials": 0, "sampler": "magic"}, constraints={"latency_p95_ms": {"max": -3}}, nam="x")
     for part in ("search.trials", "search.sampler", "constraints.latency_p95_ms.max", "nam"):
         assert f"\n  {part}: " in message
+    assert message.startswith("job is not a valid job:\n")
+    assert message.count("\n") == 4
+
+
+def test_every_wrong_name_in_a_list_is_told() -> None:
+    message = error_of(search={"choices": ["int9", "fp32", "int7"], "layers": [{"pattern": "x", "deny": ["int6"]}]})
+    for part in ("search.choices.0: unknown choice 'int9'", "choices.2: unknown", "layers.0.deny.0: unknown choice"):
+        assert part in message
+
+
+def test_a_file_of_errors_is_told_in_part() -> None:
+    message = error_of(**{f"key{number}": 1 for number in range(60)})
+    assert message.endswith("\n  and 10 more")
+    assert message.count("unknown key") == 50
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    assert len(error_of(name="x" * 5000)) < 200
 
 
 @pytest.mark.parametrize(
@@ -58,10 +110,28 @@ def test_all_errors_are_told_at_once_with_their_paths() -> None:
         ({"serch": {}}, "serch: unknown key; did you mean 'search'?"),
         ({"search": {"choises": []}}, "search.choises: unknown key; did you mean 'choices'?"),
         ({"zzz": 1}, "zzz: unknown key; known keys: backend"),
+        ({"constraints": {"latency_p95": {"max": 1}}}, "latency_p95: unknown key; did you mean 'latency_p95_ms'?"),
+        ({"constraints": {"accuracy": {"max": 1}}}, "constraints.accuracy.max: unknown key; known keys: min"),
+        ({"search": {"layers": [{"pattern": "x", "alow": []}]}}, "layers.0.alow: unknown key; did you mean 'allow'?"),
+        ({"search": {"layers": [{"pin": "fp32"}]}}, "search.layers.0.pattern: is required"),
+        ({"search": {"layers": [{"pattern": "x", "allow": ["int8"]}]}}, "unknown choice 'int8'. Known: bf16"),
+        ({"search": {"sampler": "nsga3"}}, "must be 'sensitivity', 'nsga2', 'tpe', 'gp' or 'random', but got 'nsga3'"),
+        ({"search": {"time_limit_s": 0}}, "search.time_limit_s: must be greater than 0, but got 0"),
+        ({"search": {"trials": "ten"}}, "search.trials: must be a valid integer, "),
+        ({"search": None}, "search: must be a mapping of keys to values, but is empty"),
+        ({"constraints": {"accuracy": {"min": math.nan}}}, "accuracy.min: must be a finite number, but got nan"),
+        ({"constraints": {"accuracy_drop": {"max": 1}}}, "accuracy_drop.max: must be less than 1, but got 1"),
+        ({"calibration": {"percentile": 50}}, "calibration.percentile: must be greater than 50, but got 50"),
+        ({"measurement": {"batch_sizes": []}}, "measurement.batch_sizes: must have at least 1 items, but got 0"),
+        ({"objectives": "accuracy"}, "objectives: must be a list, but got 'accuracy'"),
+        ({"objectives": ["accuracy", "divergence", "latency_ratio", "peak_memory_mib"]}, "at most 3 items, but got 4"),
+        ({"name": ""}, "name: must have at least 1 character, but got ''"),
+        ({"name": "a\nb"}, r"name: must be one line without control characters, but got 'a\nb'"),
+        ({1: 2}, "1: unknown key, which is no text; delete it"),
         ({"objectives": ["accuracy"]}, "objectives: must have at least 2 items, but got 1"),
         ({"objectives": ["accuracy", "accuracy"]}, "must not name one metric twice"),
-        ({"objectives": ["accuracy", "latency_p51_ms"]}, "unknown metric 'latency_p51_ms'"),
-        ({"search": {"choices": ["int9"]}}, "unknown choice 'int9'"),
+        ({"objectives": ["accuracy", "latency_p51_ms"]}, "unknown metric 'latency_p51_ms'; did you mean 'latency_p"),
+        ({"search": {"choices": ["int9"]}}, "search.choices.0: unknown choice 'int9'. Known: bf16, fp16, fp32"),
         ({"search": {"choices": []}}, "must list at least one choice"),
         ({"search": {"layers": [{"pattern": "x"}]}}, "exactly one of allow, deny or pin"),
         ({"search": {"layers": [{"pattern": "x", "pin": "fp32", "deny": ["bf16"]}]}}, "has deny, pin"),
@@ -72,15 +142,25 @@ def test_all_errors_are_told_at_once_with_their_paths() -> None:
     ],
 )
 def test_an_error_says_the_rule_and_the_value(changes: dict[str, Any], expected: str) -> None:
-    assert expected in error_of(**changes)
+    with pytest.raises(JobSpecError) as caught:
+        JobSpec.parse(MINIMAL | changes)
+    assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("metric", ["latency_p95_ms", "latency_p99_ms"])
-def test_percentiles_need_their_samples(metric: str) -> None:
-    few = {"repeats": 50}
-    assert f"{metric} needs measurement.repeats >= " in error_of(objectives=[metric, "accuracy"], measurement=few)
-    assert f"{metric} needs" in error_of(constraints={metric: {"max": 9}}, measurement=few)
-    assert JobSpec.parse(MINIMAL | {"objectives": [metric, "accuracy"], "measurement": {"repeats": 500}})
+@pytest.mark.parametrize(("metric", "needed"), [("latency_p95_ms", 60), ("latency_p99_ms", 500)])
+def test_percentiles_need_their_samples(metric: str, needed: int) -> None:
+    few, enough = {"repeats": needed - 1}, {"repeats": needed}
+    expected = f"{metric} needs measurement.repeats >= {needed}, but got {needed - 1}; raise repeats or use a lower"
+    assert expected in error_of(objectives=[metric, "accuracy"], measurement=few)
+    assert expected in error_of(constraints={metric: {"max": 9}}, measurement=few)
+    assert JobSpec.parse(MINIMAL | {"objectives": [metric, "accuracy"], "measurement": enough})
+
+
+def test_the_percentile_that_needs_most_is_named() -> None:
+    limits = {"latency_p95_ms": {"max": 9}, "latency_p99_ms": {"max": 9}}
+    assert "latency_p99_ms needs measurement.repeats >= 500" in error_of(
+        constraints=limits, measurement={"repeats": 20}
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,14 +174,59 @@ def test_percentiles_need_their_samples(metric: str) -> None:
         ("name: a\ntask: {name: t, name: u}\n", "line 2 has 'name' again"),
         ("a: &a [x, x]\nb: [*a, *a]\n", "line 2 has one; write the value out"),
         ("[" * 5000 + "]" * 5000, "at most 20 levels"),
-        ("name: " + "x" * MAX_BYTES, "at most"),
-        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("\n".join(" " * level + "a:" for level in range(300)), "at most 20 levels are allowed, but line 21 goes"),
+        ("- " * 1000 + "x", "at most 20 levels"),
+        ("name: " + "x" * MAX_BYTES, f"at most {MAX_BYTES} bytes"),
+        ("!!python/object/apply:os.system ['true']", "tags are not allowed, but line 1 has one"),
+        ("name: a\ntask: !!set [1]", "tags are not allowed, but line 2 has one"),
+        ("name: a\n? [b]\n: 1\n", "a key must be text, but line 2 has a list"),
+        ("name: a\nsearch: {trials: " + "9" * 5000 + "}", "line 2 has no valid number"),
+        ("name: a\n---\nname: b\n", "expected a single document"),
     ],
-    ids=["empty", "list", "broken", "binary", "repeated", "repeated inside", "alias", "deep", "large", "code"],
-)
+    ids=["empty", "list", "broken", "binary", "repeated", "repeated inside", "alias", "deep flow", "deep block",
+         "deep list", "large", "code", "tag", "list as key", "long number", "two documents"],
+)  # fmt: skip
 def test_files_that_are_no_job_are_refused(tmp_path: Path, text: str | bytes, expected: str) -> None:
     with pytest.raises(JobSpecError, match=expected):
         load(tmp_path, text)
+
+
+def test_an_alias_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+    begun = time.perf_counter()
+    with pytest.raises(JobSpecError, match="aliases are not allowed, but line 2 has one"):
+        load(tmp_path, "\n".join(lines))
+    assert time.perf_counter() - begun < 1
+
+
+def test_the_longest_file_is_refused_in_seconds(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    with pytest.raises(JobSpecError, match="must be a mapping"):
+        load(tmp_path, "[" + "1," * (MAX_BYTES // 2 - 2) + "1]")
+    assert time.perf_counter() - begun < 20
+
+
+def test_an_endless_file_is_not_read_to_its_end() -> None:
+    with pytest.raises(JobSpecError, match="at most"):
+        JobSpec.load("/dev/zero")
+
+
+def test_a_twenty_level_job_and_text_like_dates_are_read(tmp_path: Path) -> None:
+    deep = "[" * 17 + "1" + "]" * 17
+    spec = load(tmp_path, "name: 2026-01-02\ntask: {name: t, parameters: {a: " + deep + "}}\n")
+    assert spec.name == "2026-01-02"
+    with pytest.raises(JobSpecError, match="at most 20 levels"):
+        load(tmp_path, "name: a\ntask: {name: t, parameters: {a: [" + deep + "]}}\n")
+
+
+def test_the_written_file_loads_to_the_same_job(tmp_path: Path) -> None:
+    spec = JobSpec.parse(MINIMAL | {"search": {"layers": [{"pattern": "*.query", "pin": "fp32"}], "seed": 3}})
+    assert load(tmp_path, json.dumps(spec.dump())) == spec
+
+
+def test_a_folder_is_no_job_file(tmp_path: Path) -> None:
+    with pytest.raises(JobSpecError, match="Is a directory"):
+        JobSpec.load(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

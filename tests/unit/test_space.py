@@ -1,13 +1,14 @@
 """Search spaces: groups, the user's rules, and why a choice is left out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.choice import LayerChoice
-from search_spaces.errors import SpaceError
+from search_spaces.errors import ChoiceError, SpaceError
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import LayerRule, SearchSpace, build_space
 
@@ -57,6 +58,10 @@ def test_a_group_takes_what_all_its_layers_can() -> None:
         (LayerRule(pattern="a.*", pin="int8_dynamic"), ("int8_dynamic",)),
         (LayerRule(pattern="*.x", pin="fp32"), ("fp32",)),
         (LayerRule(pattern="b", pin="fp32"), CHOICES),
+        (LayerRule(pattern="a.[wx]", deny=("fp32",)), CHOICES[1:]),
+        (LayerRule(pattern="a.x", allow=("int8_dynamic", "fp32")), ("fp32", "int8_dynamic")),
+        (LayerRule(pattern="a.x", allow=("fp16",)), ("fp32",)),
+        (LayerRule(pattern="a.x", pin="fp16"), ("fp16",)),
     ],
 )
 def test_a_rule_holds_for_the_layers_it_matches(rule: LayerRule, expected: tuple[str, ...]) -> None:
@@ -75,14 +80,107 @@ def test_all_matching_rules_apply_and_a_pin_wins() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([LayerRule(pattern="aa", pin="fp32")], "unknown layer pattern 'aa'"),
-        ([LayerRule(pattern="a", pin="fp32"), LayerRule(pattern="*", pin="bf16")], "pinned to fp32 and bf16"),
-        ([LayerRule(pattern="b", pin="int8_static")], "cannot be pinned to int8_static .*no kernel"),
+        ([LayerRule(pattern="aa", pin="fp32")], r"unknown layer pattern 'aa'; did you mean 'a'\? Known: a, b"),
+        ([LayerRule(pattern="A", deny=("bf16",))], r"unknown layer pattern 'A'\. Known: a, b"),
+        ([LayerRule(pattern="", deny=("bf16",))], "unknown layer pattern ''"),
+        (
+            [LayerRule(pattern="a", pin="fp32"), LayerRule(pattern="*", pin="bf16")],
+            "layer 'a' is pinned to fp32 and bf16 by different patterns; keep one",
+        ),
+        (
+            [LayerRule(pattern="[b]", pin="int8_static")],
+            r"layer 'b' cannot be pinned to int8_static \(pattern '\[b\]'\): no kernel",
+        ),
     ],
 )
 def test_rules_that_cannot_hold_are_refused(rules: list[LayerRule], message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         build([layer("a"), layer("b")], *rules)
+
+
+def test_equal_pins_agree() -> None:
+    space = build([layer("a")], LayerRule(pattern="a", pin="bf16"), LayerRule(pattern="*", pin="bf16"))
+    assert choices_of(space) == {"a": ("bf16",)}
+
+
+@pytest.mark.parametrize("frozen", [None, "is tied"])
+def test_a_frozen_layer_can_be_pinned_to_full_precision_only(frozen: str | None) -> None:
+    layers = [layer("a", frozen=frozen)]
+    assert choices_of(build(layers, LayerRule(pattern="a", pin="fp32"))) == {"a": ("fp32",)}
+    if frozen:
+        with pytest.raises(SpaceError, match=r"layer 'a' cannot be pinned to bf16 \(pattern 'a'\): is tied"):
+            build(layers, LayerRule(pattern="a", pin="bf16"))
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"allow": ("fp32",), "pin": "fp32"}, {"allow": (), "deny": ()}, {"allow": (), "deny": (), "pin": ""}]
+)
+def test_a_rule_says_one_thing(given: dict[str, Any]) -> None:
+    expected = f"exactly one of allow, deny or pin, but the rule for 'a' has {', '.join(given) or 'none'}"
+    with pytest.raises(SpaceError, match=expected):
+        LayerRule(pattern="a", **given)
+
+
+@pytest.mark.parametrize("rule", [{"allow": ("int9",)}, {"deny": ("fp32", "int9")}, {"pin": "int9"}])
+def test_a_rule_knows_its_choices(rule: dict[str, Any]) -> None:
+    with pytest.raises(ChoiceError, match="unknown choice 'int9'"):
+        build([layer("a")], LayerRule(pattern="a", **rule))
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(ChoiceError, match="unknown choice 'int9'"):
+        build([layer("a")], choices=("fp32", "int9"))
+
+
+def test_a_rule_tells_why_it_left_a_choice_out_and_the_backend_speaks_first() -> None:
+    space = build([layer("a"), layer("b")], LayerRule(pattern="*", deny=("int8_static",)))
+    assert space.refusals["a"] == {"int8_static": "not allowed by the rule for '*'"}
+    assert space.refusals["b"] == {"int8_static": "no kernel"}
+
+
+def test_a_group_in_disagreement_takes_full_precision() -> None:
+    rules = LayerRule(pattern="a", allow=("bf16",)), LayerRule(pattern="b", allow=("int8_dynamic",))
+    assert choices_of(build([layer("a", "g"), layer("b", "g")], *rules)) == {"g": ("fp32",)}
+
+
+def test_a_pin_of_one_layer_moves_its_group() -> None:
+    space = build([layer("a", "g"), layer("b", "g")], LayerRule(pattern="a", pin="bf16"))
+    assert choices_of(space) == {"g": ("bf16",)}
+    assert space.layer_choices({}) == {"a": "bf16", "b": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("pin", "reason", "rules"),
+    [
+        ("int8_static", "no kernel", []),
+        ("int8_dynamic", "pinned to bf16 by 'b'", [LayerRule(pattern="b", pin="bf16")]),
+        ("fp32", "not allowed by the rule for 'b'", [LayerRule(pattern="b", deny=("fp32",))]),
+        ("fp16", "it is not among the choices", []),
+    ],
+)
+def test_a_pin_its_group_cannot_follow_is_refused(pin: str, reason: str, rules: list[LayerRule]) -> None:
+    expected = rf"layer 'a' cannot be pinned to {pin} .*with 'b', which cannot take it: {reason}; pin them together"
+    with pytest.raises(SpaceError, match=expected):
+        build([layer("a", "g"), layer("b", "g")], LayerRule(pattern="a", pin=pin), *rules)
+
+
+def test_a_pin_to_full_precision_needs_no_search_over_it() -> None:
+    rule = LayerRule(pattern="a", pin="fp32")
+    space = build([layer("a", "g"), layer("b", "g")], rule, choices=("bf16", "int8_dynamic"))
+    assert choices_of(space) == {"g": ("fp32",)}
+    assert "fp32" not in space.refusals["a"]
+    assert space.refusals["b"]["bf16"] == "takes one choice with a, which cannot take it"
+
+
+def test_a_layer_says_what_its_group_keeps_it_from() -> None:
+    refusals = build([layer("a", "g"), layer("b", "g")]).refusals
+    assert refusals["a"] == {"int8_static": "takes one choice with b, which cannot take it"}
+    assert refusals["b"] == {"int8_static": "no kernel"}
+
+
+def test_an_empty_model_has_one_empty_map() -> None:
+    space = build([])
+    assert (space.size, space.groups, space.layer_choices({})) == (1, (), {})
 
 
 def test_full_precision_stays_where_nothing_else_is_left() -> None:
@@ -101,6 +199,16 @@ def test_a_uniform_map_falls_back_to_full_precision() -> None:
     space = build([layer("a"), layer("b")])
     assert space.uniform("int8_static") == {"a": "int8_static", "b": "fp32"}
     assert space.uniform_choices() == CHOICES
+    denied = build([layer("a"), layer("b")], LayerRule(pattern="a", deny=("fp32", "int8_static")))
+    assert denied.uniform("int8_static") == {"a": "bf16", "b": "fp32"}
+    assert build([layer("b")], choices=("bf16", "int8_static", "fp32")).uniform("int8_static") == {"b": "fp32"}
+
+
+def test_a_uniform_map_leaves_pinned_groups_out() -> None:
+    space = build([layer("a"), layer("b")], LayerRule(pattern="a", pin="bf16"))
+    assert space.uniform("int8_dynamic") == {"b": "int8_dynamic"}
+    assert space.layer_choices(space.uniform("int8_dynamic")) == {"a": "bf16", "b": "int8_dynamic"}
+    assert space.size == 3
 
 
 @given(st.data())

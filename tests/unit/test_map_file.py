@@ -1,0 +1,287 @@
+"""Map files: they come back as they were written, say what is wrong with them, and fit one model only."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from autotune import load_map
+from autotune.errors import ConflictError
+from autotune.job_spec import JobSpec
+from autotune.map_file import MapFile, dump, map_document, read, write
+from autotune.metrics import Figure
+from autotune.store.clock import now
+from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from search_spaces.choice import CHOICES
+from search_spaces.discovery import discover
+from search_spaces.errors import MapError
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, map_key
+from workers.backends.x86 import X86Backend
+from workers.errors import BackendError
+from workers.fingerprint import fingerprint
+from workers.measurement import Environment
+from workers.prepared import PreparedModel
+from workers.setup import Calibration, ModelDescription
+
+X = torch.tensor([[1, 2], [3, 4]])
+#: Choices every x86 processor with AVX2 runs.
+CHOSEN = {"words": "int8_weight_only", "block.0": "fp32", "head": "int8_weight_only"}
+RANGES = {name: ActivationRange(low=-1.0 / 3.0, high=4.0) for name in CHOSEN}
+
+
+class Model(nn.Module):
+    """An embedding, a nested layer, and a layer that hangs in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(8, 32)
+        self.block = nn.Sequential(nn.Linear(32, 32), nn.ReLU())
+        self.head = nn.Linear(32, 32)
+        self.alias = self.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.alias(self.head(self.block(self.words(x))))
+        return y
+
+
+def job() -> JobRecord:
+    model = Model()
+    layers = discover(model, lambda m: m(X))
+    description = ModelDescription(
+        fingerprint=fingerprint(model), layers=layers, refusals={}, layer_bytes={}, other_bytes=0,
+        calibration=Calibration(ranges=RANGES, samples=250, seconds=1.0),
+        environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.1, versions={}),
+    )  # fmt: skip
+    spec = JobSpec.parse({"name": "größe", "task": {"name": "t", "parameters": {"p": [1]}}, "search": {"seed": 7}})
+    return JobRecord(
+        id="j", name=spec.name, task="t", spec=spec.dump(), state=JobState.FINISHED, created_at=now(),
+        updated_at=now(), description=description,
+    )  # fmt: skip
+
+
+JOB = job()
+
+
+def trial(choices: Mapping[str, str] = CHOSEN) -> TrialRecord:
+    figures = {"accuracy": Figure(value=0.1 + 0.2), "latency_p50_ms": Figure(value=2.0, low=1.9, high=2.2)}
+    return TrialRecord(
+        job_id="j", number=3, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE, choices=choices,
+        key=map_key(choices), figures=figures, environment={"threads": 2}, finished_at=now(),
+    )  # fmt: skip
+
+
+def document(choices: Mapping[str, str] = CHOSEN, **layer_changes: Any) -> dict[str, Any]:
+    data = map_document(JOB, trial(choices))
+    data["layers"]["head"] |= layer_changes
+    return data
+
+
+def saved(folder: Path, content: Mapping[str, Any] | str | bytes) -> Path:
+    path = folder / "map.json"
+    text = dump(content) if isinstance(content, Mapping) else content
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(MapError) as caught:
+        read(path)
+    return str(caught.value)
+
+
+def test_a_map_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "map.json"
+    write(document(CHOSEN | {"head": "int8_static"}), path)
+    file = read(path)
+    assert dump(file.model_dump(mode="json", by_alias=True)) == path.read_text()
+    assert [(name, layer.choice) for name, layer in file.layers.items()] == [
+        ("words", "int8_weight_only"), ("block.0", "fp32"), ("head", "int8_static")
+    ]  # fmt: skip
+    assert file.ranges() == {"head": RANGES["head"]}
+    assert file.promised["accuracy"].value == 0.1 + 0.2
+    assert (file.promised["latency_p50_ms"].low, file.promised["latency_p50_ms"].high) == (1.9, 2.2)
+    assert (file.task, file.task_parameters, file.backend) == ("t", {"p": [1]}, "x86")
+    assert (file.provenance.job, file.provenance.job_name, file.provenance.trial) == ("j", "größe", 3)
+    assert (file.provenance.seed, file.provenance.calibration_samples) == (7, 250)
+
+
+@given(st.fixed_dictionaries({name: st.sampled_from(sorted(CHOICES)) for name in CHOSEN}))
+def test_any_map_survives_its_file(choices: dict[str, str]) -> None:
+    found = MapFile.model_validate_json(dump(document(choices))).quantization_map()
+    static = {name: RANGES[name] for name, choice in choices.items() if choice.endswith("_static")}
+    assert found == QuantizationMap.from_names(choices, static)
+
+
+@pytest.mark.parametrize(
+    ("job", "trial"), [(replace(JOB, description=None), trial()), (JOB, replace(trial(), figures={}))]
+)
+def test_a_trial_without_figures_has_no_map(job: JobRecord, trial: TrialRecord) -> None:
+    with pytest.raises(ConflictError, match="trial 3 of job j was never measured; pick one that was"):
+        map_document(job, trial)
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    path = saved(tmp_path, "old")
+    with pytest.raises(TypeError):
+        write({"no JSON": object()}, path)
+    assert path.read_text() == "old"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MapError, match=r"cannot write the map to '.*folder': Is a directory"):
+        write(document(), tmp_path / "folder")
+    with pytest.raises(MapError, match=r"cannot write the map to '.*map.json/x': "):
+        write(document(), path / "x")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "map.json"]
+    with path.open() as reader:
+        write(document(), path)
+        assert reader.read() == "old"
+    assert read(path).layers.keys() == CHOSEN.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", r"file: Invalid JSON: EOF .* column \d+"),
+        (dump(document())[:-40], r"file: Invalid JSON: EOF .* column \d+"),
+        (b"\xff\xfe\x00", r"file: Invalid JSON: .* column \d+"),
+        ("[" * 5000, r"file: Invalid JSON: recursion limit .* column \d+"),
+        ("[]", r"file: must be an object, but got \[\]"),
+    ],
+    ids=["empty", "truncated", "binary", "deep", "list"],
+)
+def test_a_file_that_is_no_map_is_refused_in_one_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    head, line = refusal(saved(tmp_path, text)).splitlines()
+    assert head.endswith("map.json' is not a quantization map; export it again:")
+    assert re.fullmatch("  " + expected, line)
+
+
+def test_a_map_of_another_version_is_told_by_that_alone(tmp_path: Path) -> None:
+    message = refusal(saved(tmp_path, {"schema": "autotune.map/v9", "groups": []}))
+    assert message.splitlines()[1:] == ["  schema: must be 'autotune.map/v1', but got 'autotune.map/v9'"]
+
+
+@pytest.mark.parametrize(("name", "why"), [("nowhere.json", "No such file or directory"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, name: str, why: str) -> None:
+    assert refusal(tmp_path / name) == f"cannot read the map {str(tmp_path / name)!r}: {why}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"choice": "int8_statik"}, "layers.head: unknown choice 'int8_statik'; did you mean 'int8_static'?"),
+        ({"choice": "int8_static"}, "layers.head: int8_static needs the calibrated input_range, but it has none"),
+        ({"input_range": [1, 2]}, "layers.head: an activation range must be finite with low <= 0 <= high, but got [1"),
+        ({"input_range": [1]}, "layers.head.input_range.1: is required"),
+        ({"kind": "lstm"}, "'conv2d' or 'embedding', but got 'lstm'"),
+        ({"weight_shape": "x" * 999}, "layers.head.weight_shape: must be a valid array, but got 'xxxx"),
+        ({"chioce": 1}, "layers.head.chioce: unknown key"),
+    ],
+)
+def test_an_error_says_the_rule_and_the_value(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    message = refusal(saved(tmp_path, document(**changes)))
+    assert expected in message
+    assert max(map(len, message.splitlines())) < 250
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    data = document(choice="int9") | {"model_fingerprint": "5E", "promised": {"accuracy": {}}}
+    del data["task"]
+    message = refusal(saved(tmp_path, data))
+    for part in ("task: is", "layers.head: unknown choice", "model_fingerprint: must match", "promised.accuracy.value"):
+        assert f"\n  {part}" in message
+
+
+def test_an_applied_map_is_what_the_search_measured(tmp_path: Path) -> None:
+    measured, model = Model().eval(), Model()
+    PreparedModel(measured, discover(measured, lambda m: m(X)), X86Backend(), RANGES).apply(CHOSEN)
+    linear = model.block[0]
+    applied = load_map(saved(tmp_path, document())).apply(model)
+    assert applied is model
+    assert not applied.training
+    assert applied.block[0] is linear
+    assert applied.alias is applied.head
+    with torch.no_grad():
+        assert torch.equal(applied(X), measured(X))
+        assert not torch.equal(applied(X), Model()(X))
+
+
+def test_a_model_that_is_one_layer_stays_as_it_is(tmp_path: Path) -> None:
+    model = nn.Linear(32, 32)
+    data = document() | {"model_fingerprint": fingerprint(model)}
+    data["layers"] = {"": data["layers"]["block.0"]}
+    assert list(load_map(saved(tmp_path, data)).apply(model).modules()) == [model]
+
+
+def renamed(model: Model) -> None:
+    model.tail = model.block
+    del model.block
+
+
+def reshaped(model: Model) -> None:
+    model.block[0] = nn.Linear(32, 16)
+
+
+def of_another_kind(model: Model) -> None:
+    model.block[0] = nn.Embedding(32, 32)
+
+
+def trained(model: Model) -> None:
+    with torch.no_grad():
+        model.head.bias[0] += 1e-6
+
+
+def quantized(model: Model) -> None:
+    PreparedModel(model, discover(model, lambda m: m(X)), X86Backend(), RANGES).apply(CHOSEN)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (renamed, "no layer 'block.0' to quantize; apply it once, to the full-precision model of task 't'"),
+        (reshaped, r"'block.0' is linear with weight shape \(16, 32\), but the map was made for linear with \(32, 32"),
+        (of_another_kind, r"'block.0' is embedding with .* made for linear"),
+        (trained, "other weights: .* the fingerprints differ; .* run a new job"),
+        (quantized, "no layer 'words' to quantize; apply it once"),
+    ],
+)
+def test_another_model_is_refused_and_left_alone(
+    tmp_path: Path, change: Callable[[Model], None], expected: str
+) -> None:
+    model = Model()
+    change(model)
+    before = list(model.modules())
+    with pytest.raises(MapError, match=expected):
+        load_map(saved(tmp_path, document())).apply(model)
+    assert list(model.modules()) == before
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("int8_static", "'head' cannot take int8_static: needs VNNI"),
+        ("bf16", "'head' cannot take bf16: needs AVX512-BF16"),
+        ("fp8_static", "'head' cannot take fp8_static: x86 has no fp8_static kernel for linear layers"),
+    ],
+)
+def test_what_this_processor_cannot_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    model = Model()
+    before = list(model.modules())
+    with pytest.raises(MapError, match=expected):
+        load_map(saved(tmp_path, document(CHOSEN | {"head": choice}))).apply(model)
+    assert list(model.modules()) == before
+
+
+def test_an_unknown_backend_names_its_neighbour(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="unknown backend 'x87'; did you mean 'x86'"):
+        load_map(saved(tmp_path, json.dumps(document() | {"backend": "x87"}))).apply(Model())
