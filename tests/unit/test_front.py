@@ -32,7 +32,7 @@ def trial(number: int, latency: float, divergence: float, memory: float = 1.0, *
 TRIALS = [
     trial(0, 10.0, 0.0, 8.0),
     trial(1, 2.0, 1e-2, 2.0),
-    trial(2, 4.0, 1e-6, 4.0),
+    trial(2, 4.0, 1e-4, 4.0),
     trial(3, 5.0, 1e-2, 1.0),
     trial(4, 1.0, 1e-7, 1.0, violations={"latency_p50_ms": 0.1}),
     trial(5, 0.5, 1e-7, 1.0, state=TrialState.REJECTED),
