@@ -13,6 +13,9 @@ from search_spaces.choice import FULL_PRECISION, Precision, choice_named
 
 #: Spread of effects around their prior: each by itself, and all of one choice together.
 _DIVERGENCE_SPREAD, _LATENCY_SPREAD = (0.3, 0.3), (0.15, 0.25)
+#: Spread of latencies that were probed together, because their layers have one shape: of such an effect, and
+#: of the typical one. Small layers are mostly overhead, which timing layer by layer misjudges.
+_ALIKE_SPREAD = (0.1, 0.5)
 #: The same where nothing was probed.
 _GUESS_SPREAD = (1.0, 1.0)
 #: How far sums of effects miss measured divergences and latency ratios, relative.
@@ -21,10 +24,12 @@ _DIVERGENCE_MISFIT, _LATENCY_MISFIT = 0.08, 0.004
 _LEAST_EFFECT = 0.1
 #: Guesses are scaled to no less, or nothing measured later would count.
 _LEAST_DIVERGENCE = 1e-6
-#: Standard deviation of what a map whose neighbouring groups all differ in precision loses in latency ratio.
+#: Mean and standard deviation of what a map whose neighbouring groups all differ in precision loses in latency ratio.
 #: Kernels of several precisions in one pass slow each other down. The more often they take turns, the more,
 #: but the first turns cost most: on MiniLM, 1, 5 and 35 of 35 turns cost 0.02, 0.04 and 0.06.
-_TURNS_SPREAD, _TURNS_EXPONENT = 0.05, 0.4
+_TURNS_PRIOR, _TURNS_EXPONENT = (0.03, 0.05), 0.4
+#: Shares of groups between which the precision changes at which the price of one change more is worked out.
+_TURNS = (0.005, 0.03, 0.3)
 #: Relative deviation of latency percentiles from what the ratio of medians says.
 _TAIL_DEVIATION = 0.01
 #: Standard deviations in a 95 % interval.
@@ -45,13 +50,14 @@ class Beliefs:
         spreads = (_DIVERGENCE_SPREAD, _LATENCY_SPREAD) if expectations.probed else (_GUESS_SPREAD, _GUESS_SPREAD)
         self._divergence = self._model(expectations.divergence, names, spreads[0], 0.0, expectations.fixed_divergence)
         self._latency = self._model(
-            expectations.latency, names, spreads[1], 1.0, expectations.fixed_latency, turns=_TURNS_SPREAD
+            expectations.latency, names, spreads[1], 1.0, expectations.fixed_latency, turns=_TURNS_PRIOR
         )
         precisions = [
             [list(Precision).index(choice_named(name).precision) for name in of_group] for of_group in choices
         ]
-        self._precisions = np.zeros(self.legal.shape, dtype=np.intp)
-        self._precisions[self.legal] = [precision for of_group in precisions for precision in of_group]
+        #: Number of the precision of each choice, shape ``(groups, choices)``.
+        self.precisions = np.zeros(self.legal.shape, dtype=np.intp)
+        self.precisions[self.legal] = [precision for of_group in precisions for precision in of_group]
         # What the divergences of choices are at least: none turns negative by chance.
         self._least = _LEAST_EFFECT * self._divergence.mean
         self._choices = choices
@@ -89,6 +95,15 @@ class Beliefs:
                 self._expected.memory_mib,
             ]
         )
+
+    def change_prices(self) -> list[float]:
+        """Return what one change of precision more costs in latency ratio, where there are few and many.
+
+        Empty if changes are believed to cost nothing.
+        """
+        effect, pairs = float(self._latency.mean[-1]), max(1, len(self.legal) - 1)
+        each = [effect * _TURNS_EXPONENT * share ** (_TURNS_EXPONENT - 1.0) / pairs for share in _TURNS]
+        return each if effect > 0 else []
 
     def predict(self, maps: Maps) -> dict[str, Vector]:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""
@@ -129,7 +144,7 @@ class Beliefs:
         certain: float,
         fixed: float,
         *,
-        turns: float | None = None,
+        turns: tuple[float, float] | None = None,
     ) -> AdditiveModel:
         alone, together = spreads
         effects = np.concatenate([[0.0], prior[self.legal]])
@@ -142,11 +157,13 @@ class Beliefs:
         shared = together * np.vstack([of_choice * effects, effects])
         if turns is None:
             return AdditiveModel(mean, spread, shared)
-        return AdditiveModel(np.append(mean, 0.0), np.append(spread, turns), np.pad(shared, ((0, 0), (0, 1))))
+        of_effect, of_typical = _ALIKE_SPREAD
+        shared = np.vstack([shared, _alike(effects, names) * (of_effect * np.abs(effects) + of_typical * typical)])
+        return AdditiveModel(np.append(mean, turns[0]), np.append(spread, turns[1]), np.pad(shared, ((0, 0), (0, 1))))
 
     def _turns(self, maps: Maps) -> Costs:
         """Return how much neighbouring groups of maps differ in precision, from 0 to 1; shape ``(n, 1)``."""
-        precisions = self._precisions[np.arange(len(self.legal)), maps]
+        precisions = self.precisions[np.arange(len(self.legal)), maps]
         turns = (np.diff(precisions, axis=1) != 0).sum(axis=1) / max(1, len(self.legal) - 1)
         return np.asarray(turns[:, None] ** _TURNS_EXPONENT)
 
@@ -174,6 +191,12 @@ class Beliefs:
 
     def _spread_out(self, effects: Vector) -> Costs:
         return np.where(self.legal, effects[self._columns], np.inf)
+
+
+def _alike(effects: Vector, names: Sequence[str]) -> Costs:
+    """Return which effects, after the first, are of one choice and equal, shape ``(kinds, effects)``."""
+    keys = list(zip(names, effects[1:], strict=True))
+    return np.array([[False, *(key == kind for key in keys)] for kind in dict.fromkeys(keys) if kind[1] != 0.0])
 
 
 def _observe(

@@ -41,19 +41,25 @@ def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figu
     the interleaved full-precision median of this very measurement. That takes out how fast the
     machine happened to be and makes trials of one job comparable.
     """
-    drop = (reference.accuracy - measurement.accuracy) / max(abs(reference.accuracy), 1e-12)
     figures = {
         "accuracy": Figure(value=measurement.accuracy),
-        "accuracy_drop": Figure(value=drop),
+        "accuracy_drop": Figure(value=_drop(measurement.accuracy, reference.accuracy)),
         "divergence": Figure(value=measurement.divergence),
         "weight_memory_mib": Figure(value=measurement.weight_bytes / MIB),
     }
     if measurement.working_bytes is not None:
         peak = measurement.weight_bytes + measurement.working_bytes
         figures["peak_memory_mib"] = Figure(value=peak / MIB)
+    if measurement.held_out is not None:
+        figures["held_out_accuracy"] = Figure(value=measurement.held_out[0])
+        figures["held_out_accuracy_drop"] = Figure(value=_drop(*measurement.held_out))
     if measurement.latency:
         figures |= _latency_figures(measurement.latency[0], reference)
     return figures
+
+
+def _drop(accuracy: float, reference: float) -> float:
+    return (reference - accuracy) / max(abs(reference), 1e-12)
 
 
 def _latency_figures(latency: LatencySamples, reference: Reference) -> dict[str, Figure]:

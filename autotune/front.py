@@ -9,7 +9,7 @@ from autotune.jobs import find_trial
 from autotune.metrics import METRICS, Constraint, Figure
 from autotune.objectives import Objectives, minimised
 from autotune.pareto import hypervolume, knee, non_dominated
-from autotune.store.records import FrontRecord, TrialRecord, TrialState
+from autotune.store.records import FrontRecord, TrialKind, TrialRecord, TrialState
 from search_spaces.errors import unknown
 
 #: Pick by name -> the metrics that decide, the first one first.
@@ -26,13 +26,31 @@ def violations(figures: Mapping[str, Figure], constraints: Sequence[Constraint])
     return {c.metric: c.violation(figures[c.metric].value) for c in constraints if c.metric in figures}
 
 
+def standing(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that count: a map with a final measurement counts with that one only.
+
+    Of many noisy figures the best ones are lucky; a second measurement does not share their luck.
+    """
+    final = {trial.key for trial in trials if trial.kind is TrialKind.FINAL and trial.state is TrialState.COMPLETE}
+    return [trial for trial in trials if trial.kind is TrialKind.FINAL or trial.key not in final]
+
+
+def due(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Return the maps people will pick that have no final measurement yet; none without a feasible map."""
+    tried = {trial.key for trial in trials if trial.kind is TrialKind.FINAL}
+    if not any(trial.feasible for trial in standing(trials)):
+        return []
+    picked = {trial.key: trial for trial in (pick(trials, how, objectives) for how in PICKS)}
+    return [trial for key, trial in picked.items() if key not in tried]
+
+
 def compute_front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> FrontRecord:
     """Return the front of the feasible trials and its hypervolume.
 
     The first trial is full precision, which fixes the scale of the hypervolume.
     """
     chosen = Objectives.named(objectives)
-    feasible = [trial for trial in trials if trial.feasible]
+    feasible = [trial for trial in standing(trials) if trial.feasible]
     points = chosen.points([trial.figures for trial in feasible])
     mask = non_dominated(points)
     full_precision = trials[0].figures
@@ -44,19 +62,22 @@ def compute_front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> F
 def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> TrialRecord:
     """Return one trial: the knee of the front, an extreme of the feasible trials, or the trial of that number.
 
-    An extreme in a metric that is no objective of the job need not be on the front.
+    An extreme in a metric that is no objective of the job need not be on the front. A trial whose map has
+    a final measurement gives way to that one.
 
     Raises:
         NoFeasibleMapError: if the front is empty; names the nearest trial and what it misses.
         NotFoundError: if there is no trial of that number.
         JobSpecError: if ``how`` is neither a number nor a known word.
     """
+    counting = standing(trials)
     if how.isdecimal():
-        return find_trial(trials, int(how))
+        chosen_trial = find_trial(trials, int(how))
+        return next((trial for trial in counting if trial.key == chosen_trial.key), chosen_trial)
     if how not in PICKS:
         raise JobSpecError(unknown("pick", how, [*PICKS, "a trial number"]))
     chosen = Objectives.named(objectives)
-    feasible = [trial for trial in trials if trial.feasible]
+    feasible = [trial for trial in counting if trial.feasible]
     if not feasible:
         raise NoFeasibleMapError(f"no map satisfies the constraints. {nearest(trials)}")
     if how in _PICKS:

@@ -48,8 +48,16 @@ def _one_line(name: str) -> str:
     return name
 
 
+def _searchable(name: str) -> str:
+    if METRICS[name].final:
+        raise ValueError(
+            f"{name} is for checking the search, so it cannot go by it; take {name.removeprefix('held_out_')}"
+        )
+    return name
+
+
 ChoiceName = Annotated[str, AfterValidator(_known_choice)]
-MetricName = Annotated[str, AfterValidator(_known_metric)]
+MetricName = Annotated[str, AfterValidator(_known_metric), AfterValidator(_searchable)]
 
 
 class _Section(BaseModel):
@@ -185,6 +193,7 @@ class MeasurementSection(_Section):
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     threads: Annotated[int, Field(ge=0)] = 0
     repeats: Annotated[int, Field(ge=20)] = 100
+    final_repeats: Annotated[int, Field(ge=20)] = 500
     warmup_s: Annotated[float, Field(ge=0, le=60)] = 0.2
 
 

@@ -70,3 +70,30 @@ def weighted(costs: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -
     legal = np.isfinite(costs[0])
     total = np.tensordot(weights, np.where(legal, costs, 0.0), axes=1)
     return np.unique(np.where(legal, total, np.inf).argmin(axis=2), axis=0)
+
+
+def with_few_changes(costs: npt.NDArray[np.float64], kinds: Maps, penalties: npt.NDArray[np.float64]) -> Maps:
+    """Return, for each cost, the map of least cost plus a penalty for every change of kind between neighbours.
+
+    Exact, by dynamic programming along the groups (Viterbi, 1967).
+
+    Args:
+        costs: of each choice, shape ``(costs, groups, choices)``.
+        kinds: kind of each choice, shape ``(groups, choices)``.
+        penalties: price of one change for each cost, shape ``(costs,)``.
+
+    Returns:
+        Maps without repeats.
+    """
+    best = costs[:, 0]
+    taken = np.zeros(costs.shape, dtype=np.intp)
+    for group in range(1, costs.shape[1]):
+        changes = kinds[group - 1][:, None] != kinds[group]
+        reached = best[:, :, None] + penalties[:, None, None] * changes
+        taken[:, group] = reached.argmin(axis=1)
+        best = reached.min(axis=1) + costs[:, group]
+    maps = np.empty(costs.shape[:2], dtype=np.intp)
+    maps[:, -1] = best.argmin(axis=1)
+    for group in range(costs.shape[1] - 1, 0, -1):
+        maps[:, group - 1] = taken[np.arange(len(maps)), group, maps[:, group]]
+    return np.unique(maps, axis=0)

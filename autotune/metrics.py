@@ -26,6 +26,8 @@ class Metric:
     logarithmic: bool = False
     #: Latency samples needed before the metric means anything; 0 for metrics that are no percentile.
     min_repeats: int = 0
+    #: Whether only final measurements have it, so that no search can go by it.
+    final: bool = False
 
 
 #: Every metric by name. Sample counts: from n samples on, the two-sided 95 % order-statistic
@@ -36,6 +38,8 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric(name="accuracy", label="Accuracy", maximise=True),
         Metric(name="accuracy_drop", label="Accuracy drop, relative"),
+        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, final=True),
+        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", final=True),
         Metric(name="divergence", label="Divergence from full precision", logarithmic=True),
         Metric(name="latency_p50_ms", label="Latency p50", unit="ms"),
         Metric(name="latency_p90_ms", label="Latency p90", unit="ms", min_repeats=30),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from autotune.beliefs import Beliefs
 from autotune.expectations import Expectations
-from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted
+from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
 from autotune.metrics import Constraint, Figure
 from autotune.objectives import Objectives, minimised
 from autotune.pareto import Points, hypervolume, improvements
@@ -121,10 +121,19 @@ class Planner:
         return np.concatenate([along, self._neighbours(along)])
 
     def _along_front(self, costs: Costs) -> Maps:
-        found = [cheapest_for_each_budget(costs[0], costs[1])]
+        found = [cheapest_for_each_budget(costs[0], costs[1]), *self._with_few_changes(costs)]
         if self._memory_counts:
             found += [cheapest_for_each_budget(costs[0], costs[2]), weighted(costs, self._weightings(costs))]
         return np.concatenate(found)
+
+    def _with_few_changes(self, costs: Costs) -> list[Maps]:
+        """Return maps along the front for which changes of precision between neighbours have a price."""
+        prices = self._beliefs.change_prices()
+        legal = self._beliefs.legal
+        scale = np.ptp(costs[0][legal]) / (np.ptp(costs[1][legal]) or 1.0)
+        speed = scale * np.geomspace(1e-4, 1e4, _WEIGHTINGS[0])
+        weighed = costs[0] + speed[:, None, None] * np.where(legal, costs[1], 0.0)
+        return [with_few_changes(weighed, self._beliefs.precisions, price * speed) for price in prices]
 
     def _weightings(self, costs: Costs) -> Costs:
         ranges = [np.ptp(cost[self._beliefs.legal]) or 1.0 for cost in costs]

@@ -4,9 +4,10 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping
 
+from autotune.budget import Budget, searched
 from autotune.expectations import expect
 from autotune.figures import MIB, Reference
-from autotune.front import compute_front, violations
+from autotune.front import compute_front, due, standing, violations
 from autotune.initial_design import mixtures
 from autotune.job_spec import JobSpec, SamplerName
 from autotune.metrics import Figure
@@ -44,11 +45,16 @@ class Search:
         self._front = next(iter(reversed(store.fronts(job.id))), None)
         self._pending: dict[int, tuple[Planned, Proposal | None]] = {}
         self._number = max((trial.number for trial in self._trials), default=-1)
+        self._budget = Budget(spec)
         self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
         self._reference: Reference | None = None
 
     def run(self) -> str:
-        """Measure full precision and the uniform maps, then what the sampler proposes; return why it ended."""
+        """Measure full precision, the uniform maps, what the sampler proposes, and the picks again.
+
+        Returns:
+            Why the search ended.
+        """
         study = self._start()
         self._measure_full_precision(study)
         first = itertools.chain(self._baselines(study), self._mixtures(study))
@@ -57,8 +63,11 @@ class Search:
                 if not self._submit_next(next(first, None) or self._sampled(study), study):
                     break
             if not self._pending:
-                return self._why_ended(study)
+                break
             self._collect(study)
+        why = self._why_ended(study)
+        self._measure_picks_again(study)
+        return why
 
     # The loop above is the job; below is what each of its words means.
 
@@ -113,6 +122,19 @@ class Search:
         proposal = study.ask()
         return None if proposal is None else (self._plan_of(proposal, TrialKind.SEARCH, None), proposal)
 
+    def _measure_picks_again(self, study: Study) -> None:
+        """Measure the maps people will pick at full fidelity, until every pick is one that was."""
+        self._listener.stage("Measuring the best maps again")
+        while True:
+            submitted = {planned.key for planned, _ in self._pending.values()}
+            for trial in due(self._trials, self._spec.objectives):
+                room = len(self._pending) < self._pool.slots
+                if room and trial.key not in submitted and self._final_left():
+                    self._submit(self._plan(trial.choices, TrialKind.FINAL, trial.label), None)
+            if not self._pending:
+                return
+            self._collect(study)
+
     def _submit_next(self, chosen: tuple[Planned, Proposal] | None, study: Study) -> bool:
         """Submit a map, or rule it out by what is known of it beforehand; return whether there was one."""
         if chosen is None:
@@ -138,7 +160,8 @@ class Search:
     def _submit(self, planned: Planned, proposal: Proposal | None) -> None:
         self._pending[planned.number] = planned, proposal
         floor = self._accuracy_floor() if planned.kind is TrialKind.SEARCH else None
-        self._pool.submit(Candidate(number=planned.number, choices=planned.choices, accuracy_floor=floor))
+        final = planned.kind is TrialKind.FINAL
+        self._pool.submit(Candidate(number=planned.number, choices=planned.choices, accuracy_floor=floor, final=final))
 
     def _collect(self, study: Study) -> None:
         """Wait for outcomes; record each durably, then tell the sampler."""
@@ -184,12 +207,13 @@ class Search:
         return max(floors, default=None)
 
     def _budget_left(self) -> bool:
-        search = self._spec.search
-        in_time = search.time_limit_s is None or self._searched_s() < search.time_limit_s
-        return in_time and len(self._trials) + len(self._pending) < search.trials
+        return self._budget.allows_search(self._trials, len(self._pending), self._searched_s())
+
+    def _final_left(self) -> bool:
+        return self._budget.allows_final(self._trials, len(self._pending), self._searched_s())
 
     def _why_ended(self, study: Study) -> str:
-        if len(self._trials) >= self._spec.search.trials:
+        if self._budget.is_spent(self._trials):
             return "all trials of the budget are measured"
         if not self._budget_left():
             return "the time limit is reached"
@@ -200,22 +224,15 @@ class Search:
 
     def _progress(self) -> Progress:
         objectives = Objectives.named(self._spec.objectives)
-        feasible = [trial for trial in self._trials if trial.feasible]
+        feasible = [trial for trial in standing(self._trials) if trial.feasible]
         return Progress(
-            done=len(self._trials),
+            done=searched(self._trials),
             budget=self._spec.search.trials,
             elapsed_s=self._elapsed_s,
-            remaining_s=self._remaining_s(),
+            remaining_s=self._budget.remaining_s(self._trials, self._elapsed_s),
             best=min(feasible, key=lambda trial: objectives.values(trial.figures)[0], default=None),
             front_size=len(self._front.members) if self._front else 0,
         )
-
-    def _remaining_s(self) -> float:
-        """Return the seconds left at the pace so far, no more than the time limit allows."""
-        search = self._spec.search
-        by_trials = self._elapsed_s / len(self._trials) * (search.trials - len(self._trials))
-        by_time = by_trials if search.time_limit_s is None else search.time_limit_s - self._elapsed_s
-        return max(0.0, min(by_trials, by_time))
 
 
 def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:

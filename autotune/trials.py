@@ -27,6 +27,11 @@ class Planned:
     #: Layer name -> choice name.
     choices: Mapping[str, str]
 
+    @property
+    def key(self) -> str:
+        """Return the map's ``map_key``."""
+        return map_key(self.choices)
+
     def ruled_out(self, figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> TrialRecord:
         """Return the trial of a map whose figures known beforehand break a constraint: it never runs."""
         broken = violations(figures, constraints)
@@ -97,7 +102,7 @@ class Planned:
             kind=self.kind,
             label=self.label,
             choices=dict(self.choices),
-            key=map_key(self.choices),
+            key=self.key,
             finished_at=now(),
             **known,  # type: ignore[arg-type]
         )

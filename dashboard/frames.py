@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pandas as pd
 
+from autotune.budget import searched
 from autotune.job_spec import JobSpec
 from autotune.metrics import METRICS, Constraint
 from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
@@ -111,7 +112,7 @@ def jobs_frame(summaries: Sequence[JobSummary], now: datetime) -> pd.DataFrame:
 
 
 def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
-    job, spec, done = summary.job, spec_of(summary.job), len(summary.trials)
+    job, spec, done = summary.job, spec_of(summary.job), searched(summary.trials)
     left = remaining_seconds(job, spec, done)
     return {
         "name": one_line(job.name),

@@ -64,14 +64,17 @@ class Evaluator:
         at_start = self._environment()
         accuracy, divergence = self.quality(candidate.choices, Split.EVALUATION)
         ruled_out = candidate.accuracy_floor is not None and accuracy < candidate.accuracy_floor
-        timings = () if ruled_out else self._latency(candidate.choices)
+        repeats = self._settings.final_repeats if candidate.final else self._settings.repeats
+        timings = () if ruled_out else self._latency(candidate.choices, repeats)
         working = None if ruled_out else self._working_bytes()
+        weight_bytes = self._prepared.weight_bytes()
         return Measurement(
             accuracy=accuracy,
             divergence=divergence,
-            weight_bytes=self._prepared.weight_bytes(),
+            weight_bytes=weight_bytes,
             latency=timings,
             working_bytes=working,
+            held_out=self.held_out_accuracies(candidate.choices) if candidate.final else None,
             seconds=time.perf_counter() - start,
             forward_seconds=self._forward_seconds,
             environment=at_start,
@@ -122,6 +125,10 @@ class Evaluator:
         divergence = quality.divergence(outputs, reference, self._task.output_kind)
         return self._task.accuracy(outputs, split), float(divergence.mean())
 
+    def held_out_accuracies(self, choices: Mapping[str, str]) -> tuple[float, float]:
+        """Return the accuracy of a map and of full precision on held-out data."""
+        return self.quality(choices, Split.HELD_OUT)[0], self.reference_accuracy(Split.HELD_OUT)
+
     def reference_accuracy(self, split: Split) -> float:
         """Return full precision's accuracy on one split."""
         return self._task.accuracy(self.reference_outputs(split), split)
@@ -140,11 +147,11 @@ class Evaluator:
         self._forward_seconds += time.perf_counter() - start
         return outputs
 
-    def _latency(self, choices: Mapping[str, str]) -> tuple[LatencySamples, ...]:
+    def _latency(self, choices: Mapping[str, str], repeats: int) -> tuple[LatencySamples, ...]:
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
-            return tuple(self._latency_at(choices, size, batch) for size, batch in self._batches.items())
+            return tuple(self._latency_at(choices, size, batch, repeats) for size, batch in self._batches.items())
 
-    def _latency_at(self, choices: Mapping[str, str], size: int, batch: Batch) -> LatencySamples:
+    def _latency_at(self, choices: Mapping[str, str], size: int, batch: Batch, repeats: int) -> LatencySamples:
         def run() -> None:
             start = time.perf_counter()
             self._task.forward(self._prepared.model, batch)
@@ -155,7 +162,7 @@ class Evaluator:
             Contender(install=lambda: self._prepared.apply(choices), run=run),
             Contender(install=self._prepared.reset, run=run),
             batch_size=size,
-            repeats=self._settings.repeats,
+            repeats=repeats,
             warmup_s=self._settings.warmup_s,
         )
 

@@ -12,13 +12,13 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from workers.estimates import REFERENCE_PER_ROUND
-from workers.measurement import LatencySamples
+from workers.measurement import LatencySamples, Samples
 
 #: Timed passes of the candidate in one round.
 CANDIDATE_PER_ROUND = 10
@@ -73,6 +73,20 @@ def measure(
     )
 
 
+def together(series: Sequence[LatencySamples]) -> LatencySamples:
+    """Return the undisturbed rounds of several series of one candidate as one.
+
+    A machine may be slow for as long as a series lasts; beside a quieter one that shows.
+    """
+    reference = np.concatenate([samples.reference_ms for samples in series]).reshape(-1, REFERENCE_PER_ROUND)
+    candidate = np.concatenate([samples.candidate_ms for samples in series]).reshape(len(reference), -1)
+    medians = np.median(reference, axis=1)
+    quiet = medians <= _most_of_quiet(medians)
+    return LatencySamples(
+        batch_size=series[0].batch_size, candidate_ms=candidate[quiet].ravel(), reference_ms=reference[quiet].ravel()
+    )
+
+
 def _measure_rounds(candidate: Contender, reference: Contender, *, wanted: int) -> list[_Round]:
     """Return ``wanted`` rounds in the order measured, the least disturbed ones if some were."""
     rounds: list[_Round] = []
@@ -92,9 +106,13 @@ def _measure_round(candidate: Contender, reference: Contender, *, candidate_firs
 
 def _quiet(rounds: list[_Round]) -> int:
     """Return how many rounds were not disturbed."""
-    medians = sorted(statistics.median(reference) for _, reference in rounds)
-    quietest = statistics.median(medians[: max(1, len(medians) // 4)])
-    return sum(median <= _DISTURBED * quietest for median in medians)
+    medians = np.array([statistics.median(reference) for _, reference in rounds])
+    return int((medians <= _most_of_quiet(medians)).sum()) if rounds else 0
+
+
+def _most_of_quiet(medians: Samples) -> float:
+    """Return the largest median of full precision, shape ``(rounds,)``, that a round may have to count as quiet."""
+    return _DISTURBED * float(np.median(np.sort(medians)[: max(1, len(medians) // 4)]))
 
 
 def _time_block(contender: Contender, passes: int) -> list[float]:

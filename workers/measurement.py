@@ -52,6 +52,8 @@ class Measurement:
     latency: tuple[LatencySamples, ...]
     #: Largest sum of live activation bytes in one forward pass at the first batch size; None if ruled out before.
     working_bytes: int | None
+    #: Task metric on held-out data, which the search never sees, and full precision's; None unless final.
+    held_out: tuple[float, float] | None = None
     #: Wall-clock seconds the whole measurement took.
     seconds: float
     #: Seconds of it spent inside forward passes.

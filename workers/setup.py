@@ -40,6 +40,8 @@ class MeasurementSettings:
     threads: int = 0
     #: Timed forward passes of a candidate at each batch size.
     repeats: int = 100
+    #: Timed forward passes of a map that is measured at full fidelity.
+    final_repeats: int = 500
     #: Seconds of warm-up at least, before latencies are looked at for stability.
     warmup_s: float = 0.2
 

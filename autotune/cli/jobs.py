@@ -1,6 +1,7 @@
 """Commands about jobs: run, resume, jobs, show, front."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from autotune.budget import searched
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile
 from autotune.cli.output import (
     LEGEND,
@@ -23,7 +25,7 @@ from autotune.cli.output import (
     trial_name,
 )
 from autotune.cli.progress import ConsoleListener
-from autotune.front import nearest
+from autotune.front import nearest, standing
 from autotune.job_spec import JobSpec
 from autotune.jobs import find_job, find_trial, submit
 from autotune.metrics import METRICS
@@ -70,7 +72,7 @@ def jobs(database: Database, as_json: AsJson = False) -> None:
     """List all jobs, newest first."""
     store = open_store(database, read_only=True)
     try:
-        rows = [(job, len(store.trials(job.id)), front_members(store, job)) for job in store.jobs()]
+        rows = [(job, searched(store.trials(job.id)), front_members(store, job)) for job in store.jobs()]
     finally:
         store.close()
     if as_json:
@@ -153,11 +155,11 @@ def _print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     trials = store.trials(job.id)
     members = front_members(store, job)
     on_front = [trial for trial in trials if trial.number in members]
-    baselines = [trial for trial in trials if trial.kind is TrialKind.BASELINE]
+    baselines = _baselines(trials)
     if as_json:
         print_json(
             {
-                "job": job_json(job, len(trials), members),
+                "job": job_json(job, searched(trials), members),
                 "front": [trial_json(trial, on_front=True) for trial in on_front],
                 "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines],
             }
@@ -168,8 +170,17 @@ def _print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     out.print(front_table(f"Pareto front of {job.name} ({', '.join(job.spec['objectives'])})", on_front))
     out.print(front_table("Baselines", baselines))
     out.print(Text(f"{LEGEND}. Speedup is against full precision, interleaved.", style="dim"))
+    if any(trial.kind is TrialKind.FINAL for trial in on_front):
+        passes = job.spec["measurement"]["final_repeats"]
+        out.print(Text(f"* measured again in the end with {passes} passes", style="dim"))
     if not on_front and trials:
         say(f"No map satisfies the constraints. {nearest(trials)}")
+
+
+def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return full precision and the uniform maps, each with the figures that count."""
+    counting = {trial.key: trial for trial in standing(trials)}
+    return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]
 
 
 def _show_job(
@@ -177,14 +188,14 @@ def _show_job(
 ) -> None:
     events = store.events(job.id)
     if as_json:
-        data: dict[str, Any] = {"job": job_json(job, len(trials), members), "spec": dict(job.spec)}
+        data: dict[str, Any] = {"job": job_json(job, searched(trials), members), "spec": dict(job.spec)}
         data["events"] = [{"at": e.at.isoformat(), "kind": e.kind, "message": e.message} for e in events]
         print_json(data)
         return
     facts = {
         "job": f"{job.id} ({job.name})",
         "state": job.state.value + (f": {job.error}" if job.error else ""),
-        "trials": f"{len(trials)} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
+        "trials": f"{searched(trials)} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
         "front": f"{len(members)} maps",
         "hardware": job.description.environment.hardware if job.description else "not known yet",
         "spec": json.dumps({key: value for key, value in job.spec.items() if key not in ("schema", "name")}),

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.metrics import METRICS, Figure
-from autotune.store.records import JobRecord, TrialRecord, TrialState
+from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
 
 #: Version of everything ``--json`` prints.
 JSON_SCHEMA = "autotune.cli/v1"
@@ -85,7 +85,8 @@ def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
         cells = [_cell(name, trial.figures.get(name)) for name in columns]
-        table.add_row(str(trial.number), escape(trial_name(trial)), *cells, style="" if trial.feasible else "dim")
+        number = f"{trial.number}*" if trial.kind is TrialKind.FINAL else str(trial.number)
+        table.add_row(number, escape(trial_name(trial)), *cells, style="" if trial.feasible else "dim")
     return table
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from autotune.budget import searched
 from autotune.cli.jobs import front_members
 from autotune.cli.options import AsJson, Database, JobReference
 from autotune.cli.output import LEGEND, job_json, out, print_json, say, short_choice
@@ -46,7 +47,7 @@ def sensitivity(job: JobReference, database: Database, as_json: AsJson = False) 
         probes = probes_of(store, record)
         if probes is None:
             raise ConflictError(_why_not(store, record))
-        about = job_json(record, len(store.trials(record.id)), front_members(store, record))
+        about = job_json(record, searched(store.trials(record.id)), front_members(store, record))
     finally:
         store.close()
     choices = [name for name in JobSpec.parse(record.spec).search.choices if name != FULL_PRECISION.name]

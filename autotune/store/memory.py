@@ -6,7 +6,7 @@ from typing import Any
 
 from autotune.errors import ConflictError, NotFoundError
 from autotune.store.clock import now
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord, TrialResult
+from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialKind, TrialRecord, TrialResult
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
@@ -74,11 +74,11 @@ class MemoryStore:
     def record(self, result: TrialResult) -> None:
         """See ``Store.record``."""
         job = self._job(result.trial.job_id)
-        number, key = result.trial.number, result.trial.key
+        number, key, final = result.trial.number, result.trial.key, TrialKind.FINAL
         if number in job.results:
             return
         for other, known in job.results.items():
-            if known.trial.key == key:
+            if known.trial.key == key and (known.trial.kind is final) == (result.trial.kind is final):
                 raise ConflictError(f"trials {other} and {number} of job {result.trial.job_id} have the same map")
         job.results[number] = copy.deepcopy(result)
         if result.front:

@@ -68,7 +68,7 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 
 def _upgrade(engine: Engine) -> None:
-    with engine.begin() as connection:
+    with migrating(engine) as connection:
         # SQLite's writers exclude one another already: their transactions begin IMMEDIATE.
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
@@ -77,6 +77,30 @@ def _upgrade(engine: Engine) -> None:
             return
         _check_known(revision, engine)
         command.upgrade(alembic_config(connection), "head")
+
+
+@contextmanager
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that may rebuild tables.
+
+    SQLite changes a table by copying and dropping it; with foreign keys enforced, dropping it would
+    delete what refers to it (https://www.sqlite.org/lang_altertable.html, section 7).
+    """
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":
+            with connection.begin():
+                yield connection
+            return
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                    raise StoreError("the upgrade would break references between tables; nothing was changed")
+        finally:
+            driver.execute("PRAGMA foreign_keys = ON")
 
 
 def _check_current(connection: Connection, engine: Engine) -> None:

@@ -38,6 +38,8 @@ class TrialKind(enum.StrEnum):
     BASELINE = "baseline"
     #: Proposed by the sampler.
     SEARCH = "search"
+    #: A map that stood out in the end, measured again at full fidelity.
+    FINAL = "final"
 
 
 class TrialState(enum.StrEnum):

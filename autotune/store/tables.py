@@ -10,6 +10,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -17,7 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -97,8 +98,14 @@ trials = Table(
     Column("seconds", Float, nullable=False),
     Column("forward_seconds", Float, nullable=False),
     Column("finished_at", UtcDateTime, nullable=False),
-    UniqueConstraint("job_id", "map_key"),
 )
+
+# A map is recorded once by the search, and once at full fidelity.
+for _name, _where in (("uq_trials_searched_map", "kind <> 'final'"), ("uq_trials_final_map", "kind = 'final'")):
+    Index(
+        _name, trials.c.job_id, trials.c.map_key, unique=True,
+        sqlite_where=text(_where), postgresql_where=text(_where),
+    )  # fmt: skip
 
 measurements = Table(
     "measurements",

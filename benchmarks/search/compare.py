@@ -9,16 +9,18 @@ as a share of the best known; its interval is a bootstrap over the seeds.
 import argparse
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import optuna
 from replay import FOLDER, Recording, full_precision
 
 from autotune.expectations import expect
 from autotune.front import violations
 from autotune.job_spec import SamplerName
-from autotune.knapsack import Maps, cheapest_for_each_budget
+from autotune.knapsack import Maps, cheapest_for_each_budget, with_few_changes
 from autotune.metrics import Constraint, Figure
 from autotune.objectives import Objectives
 from autotune.pareto import hypervolume
@@ -26,12 +28,16 @@ from autotune.planner import Planner
 from autotune.store.clock import now
 from autotune.store.records import TrialKind, TrialRecord, TrialState
 from autotune.study import Study
-from search_spaces.choice import FULL_PRECISION, choice_named
+from search_spaces.choice import FULL_PRECISION, Precision, choice_named
 from search_spaces.quantization_map import map_key
 
 OBJECTIVES = ("latency_ratio", "divergence")
 MARKS = (20, 40, 80, 150, 300)
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "results" / "search.json"
+TABLES = Path(__file__).parent / "results.md"
+GP = "gp, uniform maps first"
+#: An ask of the Gaussian process takes seconds, so it gets no more units, and no larger model.
+GP_UNITS, GP_GROUPS = 40, 64
 #: Maps measured so far, in order, each as layer -> choice.
 Search = Callable[[Recording, int, int], Iterator[Mapping[str, str]]]
 
@@ -96,6 +102,21 @@ def by_study(name: SamplerName, *, start: str = "uniform", limited: bool = False
             yield trial.choices
 
     return search
+
+
+def nsga3_cold(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
+    """Search as Optuna does by itself; the product has no NSGA-III, which is made for four objectives and more."""
+    noise, groups = np.random.default_rng(seed), recording.space.free_groups
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.NSGAIIISampler(seed=seed, population_size=min(50, max(12, units // 6)))
+    study = optuna.create_study(sampler=sampler, directions=["minimize"] * len(OBJECTIVES))
+    distributions = {g.name: optuna.distributions.CategoricalDistribution(g.choices) for g in groups}
+    for _ in range(units):
+        trial = study.ask(distributions)
+        choices = recording.space.layer_choices(trial.params)
+        study.tell(trial, Objectives.named(OBJECTIVES).values(recording.figures(choices, noise)))
+        yield choices
 
 
 def predicted_front(recording: Recording, count: int) -> Iterator[list[str]]:
@@ -164,7 +185,9 @@ METHODS: dict[str, tuple[Search, bool]] = {
     "nsga2, from the probes' front": (by_study(SamplerName.NSGA2, start="probes"), True),
     "nsga2, uniform maps first": (by_study(SamplerName.NSGA2), False),
     "nsga2, cold": (by_study(SamplerName.NSGA2, start="cold"), False),
+    "nsga3, cold": (nsga3_cold, False),
     "tpe, uniform maps first": (by_study(SamplerName.TPE), False),
+    GP: (by_study(SamplerName.GP), False),
     "random, uniform maps first": (by_study(SamplerName.RANDOM), False),
     "greedy fallback": (greedy_fallback, False),
 }
@@ -185,18 +208,26 @@ def _full_figures(recording: Recording) -> dict[str, Figure]:
 
 
 def exact_front(recording: Recording) -> np.ndarray:
-    """Return the points of the knapsack on the true costs of every layer alone."""
+    """Return the points of the knapsack on the true costs of every layer alone, and of maps with few changes."""
     groups = recording.space.free_groups
     shape = (len(groups), max(len(group.choices) for group in groups))
-    divergence, latency = np.full(shape, np.inf), np.full(shape, np.inf)
+    divergence, latency, kinds = np.full(shape, np.inf), np.full(shape, np.inf), np.zeros(shape, dtype=np.intp)
     for row, group in enumerate(groups):
         for column, choice in enumerate(group.choices):
             rows = [recording.rows[layer, choice] for layer in group.layers]
             divergence[row, column] = np.mean(recording.products[rows].sum(axis=0, dtype=np.float64) ** 2) / 2
             latency[row, column] = recording.latency[rows].sum()
+            kinds[row, column] = list(Precision).index(choice_named(choice).precision)
+    legal = np.isfinite(latency)
+    speed = np.ptp(divergence[legal]) / np.ptp(latency[legal]) * np.geomspace(1e-5, 1e4, 150)
+    weighed = divergence + speed[:, None, None] * np.where(legal, latency, 0.0)
+    found = [cheapest_for_each_budget(divergence, latency)]
+    found += [
+        with_few_changes(weighed, kinds, price * speed) for price in recording.mixing * np.geomspace(1e-3, 0.3, 6)
+    ]
     maps = [
         recording.space.layer_choices({g.name: g.choices[c] for g, c in zip(groups, row, strict=True)})
-        for row in cheapest_for_each_budget(divergence, latency)
+        for row in np.unique(np.concatenate(found), axis=0)
     ]
     return points_of(recording, maps)
 
@@ -226,59 +257,71 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", nargs="*", default=sorted(path.stem for path in FOLDER.glob("*.npz")))
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--units", type=int, default=max(MARKS))
     arguments = parser.parse_args()
-    marks = [mark for mark in MARKS if mark <= arguments.units]
-    results = {}
+    results, tables = {}, []
     for task in arguments.tasks:
-        recording = Recording.load(task)
-        runs = {
-            name: [
-                points_of(
-                    recording,
-                    list(itertools.islice(METHODS[name][0](recording, seed, arguments.units), arguments.units)),
-                )
-                for seed in range(arguments.seeds)
-            ]
-            for name in arguments.methods
-        }
-        found = np.concatenate([points for of_method in runs.values() for points in of_method])
-        best = volume(recording, np.concatenate([exact_front(recording), found]))
-        results[task] = {
-            name: shares(recording, of_method, METHODS[name][1], marks, best) for name, of_method in runs.items()
-        }
-        print(table(task, recording, results[task], marks))
-        predicted = points_of(recording, list(probes_alone(recording, 0, 64)))
-        print(f"predicted front, 64 maps of it measured: {100 * volume(recording, predicted) / best:.1f} %")
-        for name, slower in answers(recording, arguments.seeds, 40).items():
-            print(f"fastest within the limit at 40 units, {name}: {100 * np.mean(slower):+.1f} % of the best known")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "search.json").write_text(json.dumps(results, indent=1))
+        results[task], text = compare(Recording.load(task), task, arguments.methods, arguments.seeds)
+        tables.append(text)
+        print(text)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1))
+    TABLES.write_text(HEAD.format(seeds=arguments.seeds) + "\n".join(tables))
 
 
-def shares(
-    recording: Recording, runs: list[np.ndarray], probed: bool, marks: list[int], best: float
-) -> dict[int, list[float]]:
+HEAD = """# Samplers compared
+
+Written by `python benchmarks/search/compare.py`; [how the search works](../../docs/search.md#how-it-compares) says
+what the numbers are. {seeds} seeds; hypervolume in percent of the best known, with its 95 % bootstrap interval.
+
+![Hypervolume over units for each sampler](../../docs/images/search.svg)
+"""
+
+
+def compare(
+    recording: Recording, task: str, methods: Sequence[str], seeds: int
+) -> tuple[dict[str, dict[int, list[float]]], str]:
+    """Return method -> mark -> share of the best hypervolume with its interval, and all figures as text."""
+    able = [name for name in methods if name != GP or len(recording.space.free_groups) <= GP_GROUPS]
+    runs = {name: [run(recording, name, seed) for seed in range(seeds)] for name in able}
+    found = np.concatenate([points for of_method in runs.values() for points in of_method])
+    best = volume(recording, np.concatenate([exact_front(recording), found]))
+    results = {name: shares(recording, of_method, name, best) for name, of_method in runs.items()}
+    predicted = points_of(recording, list(probes_alone(recording, 0, 64)))
+    lines = [
+        f"\n## {task}\n",
+        f"{len(recording.space.layers)} layers, {recording.space.size:.1g} maps, on {recording.hardware}. "
+        f"Probes cost {recording.probe_units:.1f} units. Of the front they predict, 64 maps have "
+        f"{100 * volume(recording, predicted) / best:.1f} % of the best hypervolume.\n",
+        table(results),
+        "\nFastest map within a limit on the loss after 40 units, slower than the best known by: "
+        + "; ".join(f"{name} {100 * np.mean(slower):.1f} %" for name, slower in answers(recording, seeds, 40).items())
+        + ".",
+    ]
+    return results, "\n".join(lines) + "\n"
+
+
+def run(recording: Recording, name: str, seed: int) -> np.ndarray:
+    units = GP_UNITS if name == GP else max(MARKS)
+    return points_of(recording, list(itertools.islice(METHODS[name][0](recording, seed, units), units)))
+
+
+def shares(recording: Recording, runs: list[np.ndarray], name: str, best: float) -> dict[int, list[float]]:
     """Return mark -> mean share of the best hypervolume and its 95 % interval over the seeds."""
     found = {}
     chance = np.random.default_rng(0)
-    for mark in marks:
-        bought = max(0, int(mark - (recording.probe_units if probed else 0.0)))
+    for mark in (mark for mark in MARKS if name != GP or mark <= GP_UNITS):
+        bought = max(0, int(mark - (recording.probe_units if METHODS[name][1] else 0.0)))
         each = np.array([volume(recording, points[:bought]) / best if bought else 0.0 for points in runs])
         means = chance.choice(each, size=(2000, len(each))).mean(axis=1)
         found[mark] = [float(each.mean()), *map(float, np.percentile(means, [2.5, 97.5]))]
     return found
 
 
-def table(task: str, recording: Recording, results: dict[str, dict[int, list[float]]], marks: list[int]) -> str:
-    lines = [
-        f"\n{task}: {len(recording.space.layers)} layers, {recording.space.size:.1g} maps; "
-        f"probes cost {recording.probe_units:.1f} units"
-    ]
-    lines.append(f"{'units':30}" + "".join(f"{mark:>20}" for mark in marks))
-    for name, of_method in sorted(results.items(), key=lambda item: -item[1][marks[min(1, len(marks) - 1)]][0]):
-        cells = (f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in of_method.values())
-        lines.append(f"{name:30}" + "".join(f"{cell:>20}" for cell in cells))
+def table(results: dict[str, dict[int, list[float]]]) -> str:
+    lines = ["| units | " + " | ".join(map(str, MARKS)) + " |", "| --- |" + " --- |" * len(MARKS)]
+    for name, of_method in sorted(results.items(), key=lambda item: -item[1][40][0]):
+        cells = [f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in of_method.values()]
+        lines.append(f"| {name} | " + " | ".join(cells + ["-"] * (len(MARKS) - len(cells))) + " |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@ in full evaluations. What a map diverges by is then
     mean over samples and vectors of (sum over layers of products)^2 / 2,
 
 with the products scaled so that each layer alone diverges as measured; its latency is the sum of its
-layers', scaled for each choice to the measured uniform map.
+layers', scaled for each choice to the measured uniform map, and what changes of precision between
+neighbouring layers cost: measured on maps that alternate, and taken to grow as a power of their number.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from replay import mixing_of
 
-from search_spaces.choice import FULL_PRECISION
+from search_spaces.choice import FULL_PRECISION, choice_named
 from workers import layer_latency
 from workers.estimates import latency_ratio
 from workers.evaluate import Evaluator
@@ -55,6 +57,7 @@ def main() -> None:
     ratios, unit_s = uniform_maps(evaluator, choices)
     products = recorded_products(name) if arguments.latency_only else measured_products(evaluator, choices)
     latency = layer_latencies(evaluator, choices, ratios)
+    mixing = price_of_mixing(evaluator, choices, ratios, latency)
     keys = list(products)
     FOLDER.mkdir(exist_ok=True)
     np.savez_compressed(
@@ -67,11 +70,15 @@ def main() -> None:
         other_bytes=evaluator.description.other_bytes,
         groups=json.dumps({layer.name: layer.group for layer in evaluator.description.layers if layer.name in choices}),
         probes=json.dumps([[p.layer, p.choice, p.divergence, p.latency_ms] for p in probes.layers]),
+        mixing=mixing,
         probes_pass_ms=probes.pass_ms,
         probes_units=probes.seconds / unit_s,
         hardware=evaluator.description.environment.hardware,
     )
-    print(f"{name}: {len(layers)} layers, probes cost {probes.seconds / unit_s:.1f} full evaluations")
+    print(
+        f"{name}: {len(layers)} layers, probes cost {probes.seconds / unit_s:.1f} full evaluations, "
+        f"alternating precisions {mixing:.3f} in latency ratio; uniform maps {ratios}"
+    )
 
 
 def uniform_maps(evaluator: Evaluator, choices: dict[str, list[str]]) -> tuple[dict[str, float], float]:
@@ -156,6 +163,29 @@ def layer_latencies(
     totals = {choice: sum(value for (_, name), value in medians.items() if name == choice) for choice in ratios}
     scale = {choice: (ratios[choice] - 1.0) / totals[choice] for choice in ratios}
     return {(layer, choice): value * scale.get(choice, 1.0) for (layer, choice), value in medians.items()}
+
+
+def price_of_mixing(
+    evaluator: Evaluator,
+    choices: dict[str, list[str]],
+    ratios: dict[str, float],
+    latency: dict[tuple[str, str], float],
+) -> float:
+    """Return what it costs in latency ratio if the precision changes at every layer."""
+    fastest, *others = sorted(ratios, key=ratios.__getitem__)
+    other = next(name for name in others if choice_named(name).precision is not choice_named(fastest).precision)
+    turns, missed = [], []
+    for run in (1, 4, len(choices) // 2):
+        names = {
+            layer: (fastest, other)[number // run % 2]
+            for number, (layer, legal) in enumerate(choices.items())
+            if {fastest, other} <= set(legal)
+        }
+        measurement = evaluator.measure(Candidate(number=0, choices=names, final=True))
+        expected = 1.0 + sum(latency[key] for key in names.items())
+        missed.append(latency_ratio(measurement.latency[0]).value - expected)
+        turns.append(mixing_of([(names.get(layer, FULL_PRECISION.name)) for layer in choices]))
+    return max(0.0, float(np.dot(turns, missed) / np.dot(turns, turns)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A recorded model: says at once what a map would have measured."""
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from autotune.figures import MIB
 from autotune.metrics import Figure
-from search_spaces.choice import FULL_PRECISION
+from search_spaces.choice import FULL_PRECISION, choice_named
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import SearchSpace, build_space
 from workers.measurement import Environment
@@ -18,6 +19,8 @@ from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, 
 FOLDER = Path(__file__).parent / "recordings"
 #: Relative standard deviation of a measured latency ratio.
 LATENCY_NOISE = 0.007
+#: How the price of changes of precision grows with their number.
+MIXING_EXPONENT = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,9 @@ class Recording:
     rows: Mapping[tuple[str, str], int]
     products: np.ndarray
     latency: np.ndarray
+    #: What it costs in latency ratio if the precision changes at every layer.
+    mixing: float
+    hardware: str
 
     @classmethod
     def load(cls, name: str) -> "Recording":
@@ -66,13 +72,15 @@ class Recording:
                 rows=rows,
                 products=data["products"],
                 latency=data["latency"],
+                mixing=float(data["mixing"]),
+                hardware=str(data["hardware"]),
             )
 
     def figures(self, choices: Mapping[str, str], generator: np.random.Generator | None = None) -> dict[str, Figure]:
         """Return a map's figures, with noise on its latency if there is a generator."""
         rows = [self.rows[key] for key in choices.items()]
         divergence = float(np.mean(self.products[rows].sum(axis=0, dtype=np.float64) ** 2) / 2)
-        ratio = 1.0 + float(self.latency[rows].sum())
+        ratio = 1.0 + float(self.latency[rows].sum()) + self.mixing * mixing_of(list(choices.values()))
         noise = 0.0 if generator is None else LATENCY_NOISE
         measured = ratio * (1.0 if generator is None else generator.normal(1.0, LATENCY_NOISE))
         drop = min(1.0, divergence)
@@ -85,6 +93,13 @@ class Recording:
             ),
             "weight_memory_mib": Figure(value=self.description.weight_bytes(choices) / MIB),
         }
+
+
+def mixing_of(names: Sequence[str]) -> float:
+    """Return how much the layers' choices, in order, mix precisions: 0 if not at all, 1 if every layer differs."""
+    precisions = [choice_named(name).precision for name in names]
+    changes = sum(one is not other for one, other in itertools.pairwise(precisions))
+    return (changes / max(1, len(names) - 1)) ** MIXING_EXPONENT
 
 
 def _layer(name: str, order: int, group: str) -> Layer:

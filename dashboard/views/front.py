@@ -6,7 +6,8 @@ import pandas as pd
 import streamlit as st
 from streamlit import Page
 
-from autotune.front import nearest_trial
+from autotune.budget import searched
+from autotune.front import nearest_trial, standing
 from autotune.metrics import METRICS
 from autotune.store.records import JobRecord, TrialRecord
 from dashboard import reading
@@ -49,13 +50,14 @@ def show(map_page: Page) -> None:
 
 def _front(job: JobRecord, map_page: Page) -> None:
     progress = reading.progress(job)
-    job_facts(job, len(progress.trials), len(progress.members))
-    frame = trial_frame(progress.trials, progress.members, spec_of(job).constraints.constraints())
-    _verdict(job, progress.trials)
+    job_facts(job, searched(progress.trials), len(progress.members))
+    trials = standing(progress.trials)
+    frame = trial_frame(trials, progress.members, spec_of(job).constraints.constraints())
+    _verdict(job, trials)
     latencies = [metric for metric in _LATENCIES if frame[metric].notna().any()]
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
-        _not_drawn(progress.trials, frame.iloc[:0])
+        _not_drawn(trials, frame.iloc[:0])
         return
     x, y = _axes(job, latencies)
     points = drawn(frame, x, y)
@@ -63,7 +65,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
     chosen = _opener(points, _table(job, points)) or chosen
     if chosen is not None:
         st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
-    _not_drawn(progress.trials, points)
+    _not_drawn(trials, points)
     _history(job, progress)
 
 

@@ -212,6 +212,16 @@ def test_recording_again_changes_nothing(store: Store) -> None:
     assert len(store.events("a1")) == 1
 
 
+def test_a_map_may_be_recorded_once_more_as_final(store: Store) -> None:
+    store.create_job(job())
+    store.record(TrialResult(trial=trial()))
+    final = trial(1, key=trial().key, kind=TrialKind.FINAL)
+    store.record(TrialResult(trial=final))
+    with pytest.raises(ConflictError, match="same map"):
+        store.record(TrialResult(trial=dataclasses.replace(final, number=2)))
+    assert store.trials("a1") == [trial(), final]
+
+
 def test_same_map_under_another_number_conflicts_and_leaves_nothing(store: Store) -> None:
     store.create_job(job())
     store.record(TrialResult(trial=trial()))

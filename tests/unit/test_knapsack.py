@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted
+from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
 from autotune.pareto import Points, hypervolume, non_dominated
 
 INTEGERS = st.integers(-5, 5).map(float)
@@ -93,3 +93,20 @@ def test_every_weighting_has_its_minimum_and_no_map_comes_twice(tables: Costs, w
     np.testing.assert_array_equal(found.min(axis=1), every.min(axis=1))
     assert (found == every.min(axis=1, keepdims=True)).any(axis=0).all()  # and nothing else is returned
     assert len(np.unique(maps, axis=0)) == len(maps)
+
+
+@given(
+    instances(costs=3),
+    arrays(np.intp, (4, 4), elements=st.integers(0, 2)),
+    arrays(np.float64, 3, elements=st.integers(0, 4).map(float)),
+)
+@settings(deadline=None)
+def test_maps_with_few_changes_are_the_cheapest(tables: Costs, kinds: Maps, penalties: Points) -> None:
+    kinds = kinds[: tables.shape[1], : tables.shape[2]]
+
+    def totals_with_changes(maps: Maps) -> Points:
+        changes = (np.diff(kinds[np.arange(len(kinds)), maps], axis=1) != 0).sum(axis=1)
+        return totals(tables, maps) + changes[:, None] * penalties
+
+    found = totals_with_changes(with_few_changes(tables, kinds, penalties))
+    np.testing.assert_array_equal(found.min(axis=0), totals_with_changes(all_maps(tables)).min(axis=0))

@@ -1,5 +1,6 @@
 """What databases promise beyond the store's contract: migrations, durability settings, readers, errors."""
 
+import dataclasses
 import sqlite3
 import subprocess
 import sys
@@ -13,16 +14,21 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from autotune.errors import StoreError
+from autotune.errors import ConflictError, StoreError
+from autotune.metrics import Figure
 from autotune.store.engine import make_engine, parse_url
-from autotune.store.open import VERSION_TABLE, alembic_config, default_url, migrate, open_store
-from autotune.store.records import JobRecord, JobState
-from autotune.store.rows import job_row
+from autotune.store.open import VERSION_TABLE, alembic_config, default_url, migrate, migrating, open_store
+from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.store.rows import figure_rows, job_row, trial_row
 from autotune.store.tables import metadata
 from workers.setup import Estimator, LayerProbe, Probes
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 JOB = JobRecord(id="a1", name="x", task="t", spec={"s": 1}, state=JobState.FINISHED, created_at=AT, updated_at=AT)
+TRIAL = TrialRecord(
+    job_id="a1", number=0, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE, choices={}, key="k",
+    figures={"accuracy": Figure(value=0.5)}, finished_at=AT,
+)  # fmt: skip
 PROBES = Probes(
     layers=(LayerProbe(layer="fc", choice="fp32", divergence=0.0, latency_ms=0.5),),
     pass_ms=1.5,
@@ -175,3 +181,23 @@ def test_default_database_can_be_named_by_the_environment(monkeypatch: pytest.Mo
     assert default_url() == "sqlite:///autotune.db"
     monkeypatch.setenv("AUTOTUNE_DATABASE", "postgresql://db/x")
     assert default_url() == "postgresql://db/x"
+
+
+def test_final_measurements_are_added_to_a_database_in_use_and_taken_away(url: str, engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), "0002")
+        connection.execute(sa.insert(metadata.tables["jobs"]), job_row(JOB))
+        connection.execute(sa.insert(metadata.tables["trials"]), trial_row(TRIAL))
+        connection.execute(sa.insert(metadata.tables["measurements"]), figure_rows(TRIAL))
+    final = dataclasses.replace(TRIAL, number=1, kind=TrialKind.FINAL)
+    store = open_store(url)
+    store.record(TrialResult(trial=final))
+    assert store.trials("a1") == [TRIAL, final]
+    with pytest.raises(ConflictError, match="same map"):
+        store.record(TrialResult(trial=dataclasses.replace(final, number=2)))
+    store.close()
+    with migrating(engine) as connection:
+        command.downgrade(alembic_config(connection), "0002")
+    store = open_store(url)
+    assert store.trials("a1") == [TRIAL]
+    store.close()

@@ -21,6 +21,8 @@ class Candidate:
     choices: Mapping[str, str]
     #: Latency is not measured if the accuracy is below this; None always measures it.
     accuracy_floor: float | None = None
+    #: Measured at full fidelity: more passes, and the accuracy on held-out data too.
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

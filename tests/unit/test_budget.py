@@ -1,0 +1,57 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from autotune.budget import MOST_FINAL, Budget, searched
+from autotune.job_spec import JobSpec
+from autotune.store.clock import now
+from autotune.store.records import TrialKind, TrialRecord, TrialState
+
+TRIAL = TrialRecord(
+    job_id="j", number=0, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE, choices={}, key="", figures={},
+    seconds=2.0, finished_at=now(),
+)  # fmt: skip
+FINAL = dataclasses.replace(TRIAL, kind=TrialKind.FINAL, seconds=10.0)
+
+
+def budget(repeats: int = 100, **search: Any) -> Budget:
+    spec = {"name": "b", "task": {"name": "digits-cnn"}, "search": search, "measurement": {"repeats": repeats}}
+    return Budget(JobSpec.parse(spec))
+
+
+def test_final_trials_are_not_the_searchs() -> None:
+    assert searched([TRIAL, FINAL, TRIAL]) == 2
+    limits = budget(trials=3)
+    assert limits.allows_search([TRIAL, TRIAL, FINAL], 0, 1e9)
+    assert not limits.allows_search([TRIAL, TRIAL, FINAL], 1, 0.0)
+    assert not limits.is_spent([TRIAL, TRIAL, FINAL])
+    assert limits.is_spent([TRIAL, TRIAL, TRIAL])
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "repeats", "until_s"),
+    [
+        (400.0, 100, 360.0),  # four finals of five times 2 s
+        (60.0, 100, 45.0),  # but never more than a quarter
+        (400.0, 500, 392.0),  # finals are no longer than trials
+    ],
+)
+def test_the_search_leaves_time_for_the_finals(limit_s: float, repeats: int, until_s: float) -> None:
+    limits = budget(repeats, time_limit_s=limit_s)
+    assert limits.allows_search([TRIAL, FINAL], 0, until_s - 0.1)
+    assert not limits.allows_search([TRIAL, FINAL], 0, until_s)
+    assert limits.allows_final([TRIAL, FINAL], 0, limit_s - 0.1)
+    assert not limits.allows_final([TRIAL, FINAL], 0, limit_s)
+
+
+def test_finals_are_few() -> None:
+    limits = budget()
+    assert limits.allows_final([TRIAL, *[FINAL] * (MOST_FINAL - 1)], 0, 0.0)
+    assert not limits.allows_final([TRIAL, *[FINAL] * (MOST_FINAL - 1)], 1, 0.0)
+
+
+def test_remaining_seconds_follow_the_pace_and_the_limit() -> None:
+    assert budget(trials=10).remaining_s([TRIAL] * 4, 8.0) == pytest.approx(12.0)
+    assert budget(trials=10, time_limit_s=9.0).remaining_s([TRIAL] * 4, 8.0) == pytest.approx(1.0)
+    assert budget(trials=10).remaining_s([], 8.0) == 0.0

@@ -1,0 +1,166 @@
+"""The search of one job on a pool that answers at once: how it ends, and what it promises."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotune.budget import MOST_FINAL, searched
+from autotune.front import due, pick, standing
+from autotune.job_spec import JobSpec
+from autotune.jobs import submit
+from autotune.progress import Silent
+from autotune.search import Search
+from autotune.store.memory import MemoryStore
+from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
+from search_spaces.layer import Layer, LayerKind
+from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement
+from workers.pools.base import Candidate, Outcome
+from workers.setup import Calibration, ModelDescription
+
+LAYERS = tuple(
+    Layer(
+        name=f"fc{i}", kind=LayerKind.LINEAR, weight_shape=(4, 3), has_bias=True, weight_bytes=64, input_shape=(2, 3),
+        flops=48, calls=1, order=i, group=f"fc{i}",
+    )
+    for i in range(6)
+)  # fmt: skip
+ENVIRONMENT = Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={})
+DESCRIPTION = ModelDescription(
+    fingerprint="f" * 64,
+    layers=LAYERS,
+    refusals={layer.name: {} for layer in LAYERS},
+    layer_bytes={layer.name: {"fp32": 64, "bf16": 32, "int8_dynamic": 16} for layer in LAYERS},
+    other_bytes=8,
+    calibration=Calibration(ranges={}, samples=64, seconds=0.5),
+    environment=ENVIRONMENT,
+)
+FASTER = {"fp32": 0.0, "bf16": 0.05, "int8_dynamic": 0.1}
+LOSS = {"fp32": 0.0, "bf16": 1e-4, "int8_dynamic": 1e-2}
+
+
+class ScriptedPool:
+    """Measures a model whose layers' effects add up; a search's latencies are off by ``luck``, final ones are true."""
+
+    def __init__(
+        self, slots: int = 1, luck: float = 0.05, fails: Callable[[Candidate], bool] = lambda _: False
+    ) -> None:
+        self.slots, self.luck, self.fails = slots, luck, fails
+        self.candidates: list[Candidate] = []
+        self._done: list[Outcome] = []
+
+    def submit(self, candidate: Candidate) -> None:
+        self.candidates.append(candidate)
+        result = Failure(cause=FailureCause.CRASH, message="died", attempts=3) if self.fails(candidate) else None
+        self._done.append(
+            Outcome(candidate=candidate, result=result or self.measure(candidate), attempts=1, worker="here")
+        )
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        done, self._done = self._done, []
+        return done
+
+    def measure(self, candidate: Candidate) -> Measurement:
+        choices = candidate.choices.values()
+        loss = sum(LOSS[choice] for choice in choices)
+        noise = 0.0 if candidate.final else self.luck * self._draw(candidate.choices)
+        repeats = 500 if candidate.final else 60
+        latency = LatencySamples(
+            batch_size=1,
+            candidate_ms=np.full(repeats, 10.0 * true_ratio(candidate.choices) * (1 + noise)),
+            reference_ms=np.full(repeats // 5, 10.0),
+        )
+        return Measurement(
+            accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
+            latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
+            seconds=1.0, forward_seconds=0.9, environment=ENVIRONMENT,
+        )  # fmt: skip
+
+    def _draw(self, choices: Mapping[str, str]) -> float:
+        """Return a number from -1 to 1 that belongs to the map."""
+        return zlib.crc32(repr(sorted(choices.items())).encode()) / 2**31 - 1
+
+
+def true_ratio(choices: Mapping[str, str]) -> float:
+    return 1.0 - sum(FASTER[choice] for choice in choices.values())
+
+
+def searched_job(pool: ScriptedPool, **search: Any) -> tuple[MemoryStore, JobRecord, str]:
+    spec = JobSpec.parse(
+        {
+            "name": "scripted",
+            "task": {"name": "digits-cnn"},
+            "objectives": ["latency_p50_ms", "divergence"],
+            "search": {"choices": list(FASTER), "sampler": "nsga2", "trials": 40} | search,
+            "measurement": {"repeats": 60},
+        }
+    )
+    store = MemoryStore()
+    job = store.update_job(submit(store, spec).id, description=DESCRIPTION)
+    return store, job, go_on(store, job, pool)
+
+
+def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool) -> str:
+    return Search(store, store.job(job.id), JobSpec.parse(job.spec), pool, Silent()).run()  # type: ignore[arg-type]
+
+
+def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
+    return [trial for trial in trials if trial.kind is TrialKind.FINAL]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_picks_are_measured_again_and_promise_no_luck(slots: int) -> None:
+    pool = ScriptedPool(slots)
+    store, job, why = searched_job(pool)
+    trials, objectives = store.trials(job.id), tuple(job.spec["objectives"])
+    assert why == "all trials of the budget are measured"
+    assert searched(trials) == 40
+    assert 2 <= len(finals(trials)) <= MOST_FINAL
+    assert due(trials, objectives) == []
+    for how in ("knee", "fastest", "smallest", "most-accurate"):
+        picked = pick(trials, how, objectives)
+        assert picked.kind is TrialKind.FINAL
+        assert picked.figures["latency_ratio"].value == pytest.approx(true_ratio(picked.choices))
+        assert picked.figures["held_out_accuracy_drop"].value == pytest.approx(picked.figures["divergence"].value / 0.8)
+        assert "latency_p99_ms" in picked.figures
+    luckiest = min(trials[: searched(trials)], key=lambda trial: trial.figures["latency_ratio"].value)
+    assert luckiest.figures["latency_ratio"].value < true_ratio(luckiest.choices)
+
+
+def test_the_front_holds_each_map_once_with_the_figures_that_count() -> None:
+    store, job, _ = searched_job(ScriptedPool())
+    trials, front = store.trials(job.id), store.fronts(job.id)[-1]
+    members = [trial for trial in trials if trial.number in front.members]
+    assert len({trial.key for trial in members}) == len(members)
+    measured_again = {trial.key for trial in finals(trials)}
+    assert all(trial.kind is TrialKind.FINAL for trial in members if trial.key in measured_again)
+    first = next(trial for trial in trials if trial.key in measured_again)
+    assert pick(trials, str(first.number), tuple(job.spec["objectives"])).kind is TrialKind.FINAL
+
+
+def test_a_finished_job_has_nothing_to_measure_again() -> None:
+    store, job, _ = searched_job(ScriptedPool())
+    again = ScriptedPool()
+    go_on(store, job, again)
+    assert again.candidates == []
+
+
+def test_a_final_measurement_that_fails_leaves_the_first_one_standing() -> None:
+    pool = ScriptedPool(fails=lambda candidate: candidate.final)
+    store, job, _ = searched_job(pool)
+    trials = store.trials(job.id)
+    assert finals(trials)
+    assert all(trial.state is TrialState.FAILED for trial in finals(trials))
+    assert pick(trials, "fastest", tuple(job.spec["objectives"])).kind is not TrialKind.FINAL
+    assert {trial.key for trial in standing(trials)} == {trial.key for trial in trials}
+
+
+def test_time_is_kept_for_the_final_measurements() -> None:
+    # A trial takes a second by its own account: four finals of 500 passes would take 33 s.
+    store, job, why = searched_job(ScriptedPool(), time_limit_s=1e-6)
+    assert why == "the time limit is reached"
+    trials = store.trials(job.id)
+    assert searched(trials) == 1
+    assert finals(trials) == []
