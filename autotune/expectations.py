@@ -1,5 +1,6 @@
 """What every choice of every group is expected to cost, before any map is measured."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import numpy as np
 from autotune.figures import MIB
 from autotune.knapsack import Costs
 from search_spaces.choice import FULL_PRECISION, choice_named
-from search_spaces.space import Group, SearchSpace
+from search_spaces.space import Group, LayerRule, SearchSpace
 from workers.setup import ModelDescription, Probes
 
 
@@ -32,9 +33,18 @@ class Expectations:
     probed: bool
 
 
-def expect(space: SearchSpace, description: ModelDescription, probes: Probes | None) -> Expectations:
-    """Return what probes say about a space, or without probes what the sizes of its layers suggest."""
+def expect(
+    space: SearchSpace, description: ModelDescription, probes: Probes | None, rules: Sequence[LayerRule] = ()
+) -> Expectations:
+    """Return what probes say about a space, or without probes what the sizes of its layers suggest.
+
+    What the user's ``rules`` say of sensitivities multiplies that; measured maps may still prove it wrong.
+    """
     divergence, latency = _probed(probes) if probes else _guessed(space)
+    divergence = {
+        (layer, choice): value * math.prod(rule.sensitivity or 1.0 for rule in rules if rule.matches(layer))
+        for (layer, choice), value in divergence.items()
+    }
     memory = {
         (layer, choice): size / MIB
         for layer, sizes in description.layer_bytes.items()

@@ -125,12 +125,13 @@ class ConstraintSection(_Section):
 
 
 class LayerRuleSection(_Section):
-    """Layers a pattern matches, and what they may take: exactly one of allow, deny or pin."""
+    """Layers a pattern matches, and what they may take or are known to be: exactly one field of the rest."""
 
     pattern: str
     allow: tuple[ChoiceName, ...] | None = None
     deny: tuple[ChoiceName, ...] | None = None
     pin: ChoiceName | None = None
+    sensitivity: Positive | None = None
 
     @model_validator(mode="after")
     def _is_a_rule(self) -> Self:
@@ -140,7 +141,7 @@ class LayerRuleSection(_Section):
     def rule(self) -> LayerRule:
         """Return the rule for the search space."""
         try:
-            return LayerRule(pattern=self.pattern, allow=self.allow, deny=self.deny, pin=self.pin)
+            return LayerRule(**self.model_dump())
         except AutotuneError as error:
             raise ValueError(str(error)) from None
 

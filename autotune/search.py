@@ -39,7 +39,7 @@ class Search:
         self._store, self._job, self._spec, self._pool, self._listener = store, job, spec, pool, listener
         self._description = job.description
         self._space = space_of(spec, job.description)
-        self._expectations = expect(self._space, job.description, probes)
+        self._expectations = expect(self._space, job.description, probes, spec.rules())
         self._constraints = spec.constraints.constraints()
         self._trials = store.trials(job.id)
         self._front = next(iter(reversed(store.fronts(job.id))), None)

@@ -15,7 +15,7 @@ Supports = Callable[[Layer, LayerChoice], str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRule:
-    """What the user wants for the layers a pattern matches. Exactly one of the three is set."""
+    """What the user wants or knows of the layers a pattern matches. Exactly one of the four is set."""
 
     #: Shell-style pattern over layer names, for example ``encoder.layer.0.*``.
     pattern: str
@@ -25,14 +25,20 @@ class LayerRule:
     deny: tuple[str, ...] | None = None
     #: This choice is taken, without search.
     pin: str | None = None
+    #: Quantizing the layers is expected to diverge by so many times what is expected otherwise.
+    sensitivity: float | None = None
 
     def __post_init__(self) -> None:
-        given = [field for field in ("allow", "deny", "pin") if getattr(self, field) is not None]
+        given = [field for field in ("allow", "deny", "pin", "sensitivity") if getattr(self, field) is not None]
         if len(given) != 1:
             raise SpaceError(
-                f"a layer rule needs exactly one of allow, deny or pin, but the rule for "
+                f"a layer rule needs exactly one of allow, deny, pin or sensitivity, but the rule for "
                 f"{self.pattern!r} has {', '.join(given) or 'none'}"
             )
+
+    def matches(self, layer: str) -> bool:
+        """Return whether the rule is about a layer."""
+        return fnmatch.fnmatchcase(layer, self.pattern)
 
     def names(self) -> tuple[str, ...]:
         """Return the choice names the rule mentions."""
@@ -152,7 +158,7 @@ def _legal_for(
     layer: Layer, choices: Sequence[str], supports: Supports, rules: Sequence[LayerRule]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the choices ``layer`` may take, full precision if there is no other, and the refusals."""
-    matching = [rule for rule in rules if fnmatch.fnmatchcase(layer.name, rule.pattern)]
+    matching = [rule for rule in rules if rule.matches(layer.name)]
     pins = {rule.pin: rule.pattern for rule in matching if rule.pin is not None}
     if len(pins) > 1:
         raise SpaceError(f"layer {layer.name!r} is pinned to {' and '.join(pins)} by different patterns; keep one")
@@ -177,7 +183,7 @@ def _check_pins(
     refusals: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Refuse a pin that another layer of the group cannot follow."""
-    pins = [(rule.pin, rule.pattern, m) for rule in rules if rule.pin for m in fnmatch.filter(members, rule.pattern)]
+    pins = [(rule.pin, rule.pattern, m) for rule in rules if rule.pin for m in members if rule.matches(m)]
     for pin, pattern, member in pins:
         for other in (name for name in members if pin not in legal[name]):
             reason = refusals[other].get(pin, "it is not among the choices")
@@ -208,7 +214,7 @@ def _check_patterns(layers: Sequence[Layer], rules: Sequence[LayerRule]) -> None
     for rule in rules:
         for name in rule.names():
             choice_named(name)
-        if not fnmatch.filter(names, rule.pattern):
+        if not any(map(rule.matches, names)):
             raise SpaceError(unknown("layer pattern", rule.pattern, names))
 
 

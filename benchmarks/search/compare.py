@@ -31,7 +31,6 @@ from autotune.study import Study
 from search_spaces.choice import FULL_PRECISION, Precision, choice_named
 from search_spaces.quantization_map import map_key
 
-OBJECTIVES = ("latency_ratio", "divergence")
 MARKS = (20, 40, 80, 150, 300)
 RESULTS = Path(__file__).parents[1] / "results" / "search.json"
 TABLES = Path(__file__).parent / "results.md"
@@ -72,7 +71,9 @@ def by_study(name: SamplerName, *, start: str = "uniform", limited: bool = False
         probed = name is SamplerName.SENSITIVITY
         expectations = expect(space, recording.description, recording.probes if probed else None)
         limits = (limit_of(recording),) if limited else ()
-        study = Study(space, OBJECTIVES, limits, name, seed=seed, trials=units, slots=1, expectations=expectations)
+        study = Study(
+            space, recording.objectives, limits, name, seed=seed, trials=units, slots=1, expectations=expectations
+        )
         first = measured(recording, 0, full_precision(recording), noise, limits)
         study.add(first)
         yield first.choices
@@ -110,12 +111,12 @@ def nsga3_cold(recording: Recording, seed: int, units: int) -> Iterator[Mapping[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.NSGAIIISampler(seed=seed, population_size=min(50, max(12, units // 6)))
-    study = optuna.create_study(sampler=sampler, directions=["minimize"] * len(OBJECTIVES))
+    study = optuna.create_study(sampler=sampler, directions=["minimize"] * 2)
     distributions = {g.name: optuna.distributions.CategoricalDistribution(g.choices) for g in groups}
     for _ in range(units):
         trial = study.ask(distributions)
         choices = recording.space.layer_choices(trial.params)
-        study.tell(trial, Objectives.named(OBJECTIVES).values(recording.figures(choices, noise)))
+        study.tell(trial, Objectives.named(recording.objectives).values(recording.figures(choices, noise)))
         yield choices
 
 
@@ -130,7 +131,7 @@ def predicted_front(recording: Recording, count: int) -> Iterator[list[str]]:
 def maps_along_front(recording: Recording) -> Maps:
     groups = recording.space.free_groups
     expectations = expect(recording.space, recording.description, recording.probes)
-    planner = Planner(expectations, [g.choices for g in groups], Objectives.named(OBJECTIVES), (), seed=0)
+    planner = Planner(expectations, [g.choices for g in groups], Objectives.named(recording.objectives), (), seed=0)
     return planner.predicted_front()
 
 
@@ -194,12 +195,12 @@ METHODS: dict[str, tuple[Search, bool]] = {
 
 
 def points_of(recording: Recording, maps: list[Mapping[str, str]]) -> np.ndarray:
-    return Objectives.named(OBJECTIVES).points([recording.figures(choices) for choices in maps])
+    return Objectives.named(recording.objectives).points([recording.figures(choices) for choices in maps])
 
 
 def volume(recording: Recording, points: np.ndarray) -> float:
     """Return the hypervolume in the product's own normalisation."""
-    objectives, full = Objectives.named(OBJECTIVES), _full_figures(recording)
+    objectives, full = Objectives.named(recording.objectives), _full_figures(recording)
     return hypervolume(objectives.normalise(points, full), objectives.reference_point(full))
 
 
@@ -211,17 +212,19 @@ def exact_front(recording: Recording) -> np.ndarray:
     """Return the points of the knapsack on the true costs of every layer alone, and of maps with few changes."""
     groups = recording.space.free_groups
     shape = (len(groups), max(len(group.choices) for group in groups))
-    divergence, latency, kinds = np.full(shape, np.inf), np.full(shape, np.inf), np.zeros(shape, dtype=np.intp)
+    divergence, latency, memory = (np.full(shape, np.inf) for _ in range(3))
+    kinds = np.zeros(shape, dtype=np.intp)
     for row, group in enumerate(groups):
         for column, choice in enumerate(group.choices):
             rows = [recording.rows[layer, choice] for layer in group.layers]
+            memory[row, column] = sum(recording.description.layer_bytes[layer][choice] for layer in group.layers)
             divergence[row, column] = np.mean(recording.products[rows].sum(axis=0, dtype=np.float64) ** 2) / 2
             latency[row, column] = recording.latency[rows].sum()
             kinds[row, column] = list(Precision).index(choice_named(choice).precision)
     legal = np.isfinite(latency)
     speed = np.ptp(divergence[legal]) / np.ptp(latency[legal]) * np.geomspace(1e-5, 1e4, 150)
     weighed = divergence + speed[:, None, None] * np.where(legal, latency, 0.0)
-    found = [cheapest_for_each_budget(divergence, latency)]
+    found = [cheapest_for_each_budget(divergence, latency), cheapest_for_each_budget(divergence, memory)]
     found += [
         with_few_changes(weighed, kinds, price * speed) for price in recording.mixing * np.geomspace(1e-3, 0.3, 6)
     ]
@@ -289,11 +292,12 @@ def compare(
     predicted = points_of(recording, list(probes_alone(recording, 0, 64)))
     lines = [
         f"\n## {task}\n",
-        f"{len(recording.space.layers)} layers, {recording.space.size:.1g} maps, on {recording.hardware}. "
+        f"{len(recording.space.layers)} layers, {recording.space.size:.1g} maps; "
+        f"objectives {' and '.join(recording.objectives)}; recorded on {recording.hardware}. "
         f"Probes cost {recording.probe_units:.1f} units. Of the front they predict, 64 maps have "
         f"{100 * volume(recording, predicted) / best:.1f} % of the best hypervolume.\n",
         table(results),
-        "\nFastest map within a limit on the loss after 40 units, slower than the best known by: "
+        f"\nBest {recording.objectives[0]} within a limit on the loss after 40 units, worse than the best known by: "
         + "; ".join(f"{name} {100 * np.mean(slower):.1f} %" for name, slower in answers(recording, seeds, 40).items())
         + ".",
     ]

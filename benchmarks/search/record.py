@@ -10,7 +10,7 @@ in full evaluations. What a map diverges by is then
     mean over samples and vectors of (sum over layers of products)^2 / 2,
 
 with the products scaled so that each layer alone diverges as measured; its latency is the sum of its
-layers', scaled for each choice to the measured uniform map, and what changes of precision between
+layers', which for each choice are made to add up to the measured uniform map, and what changes of precision between
 neighbouring layers cost: measured on maps that alternate, and taken to grow as a power of their number.
 """
 
@@ -38,6 +38,10 @@ HERE = Path(__file__).parent
 FOLDER = HERE / "recordings"
 #: Random vectors for each sample, and timings of every layer.
 VECTORS, TIMINGS = 8, 6
+#: Products kept of each layer and choice.
+MOST_PRODUCTS = 1024
+#: Factors by which the sum of layers may miss a uniform map; beyond them the miss is spread evenly instead.
+SANE = (0.5, 2.0)
 
 
 def main() -> None:
@@ -47,7 +51,7 @@ def main() -> None:
     parser.add_argument("--latency-only", action="store_true", help="keep the divergences recorded before")
     arguments = parser.parse_args()
     name = arguments.task
-    load_task_file(str(HERE / "deep_encoder.py"))
+    load_task_file(str(HERE / "models.py"))
     evaluator = Evaluator(
         WorkerSetup(task=name, measurement=MeasurementSettings(repeats=60, batch_sizes=(arguments.batch_size,)))
     )
@@ -110,9 +114,15 @@ def recorded_products(name: str) -> dict[tuple[str, str], np.ndarray]:
 
 def measured_products(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], np.ndarray]:
     """Return (layer, choice) -> products, scaled so that half their mean square is what the layer alone diverges by."""
-    raw = products_with_gradients(evaluator, choices)
+    raw = thinned(products_with_gradients(evaluator, choices))
     alone = divergences_alone(evaluator, choices)
     return {key: product * _factor(product, alone.get(key, 0.0)) for key, product in raw.items()}
+
+
+def thinned(products: dict[tuple[str, str], np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
+    size = len(next(iter(products.values())))
+    kept = np.sort(np.random.default_rng(0).permutation(size)[:MOST_PRODUCTS])
+    return {key: product[kept] for key, product in products.items()}
 
 
 def products_with_gradients(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], np.ndarray]:
@@ -160,9 +170,16 @@ def layer_latencies(
             changes.setdefault((layer, choice), []).append(change)
         time.sleep(1.0)
     medians = {key: float(np.median(values)) for key, values in changes.items()}
-    totals = {choice: sum(value for (_, name), value in medians.items() if name == choice) for choice in ratios}
-    scale = {choice: (ratios[choice] - 1.0) / totals[choice] for choice in ratios}
-    return {(layer, choice): value * scale.get(choice, 1.0) for (layer, choice), value in medians.items()}
+    for choice, ratio in ratios.items():
+        keys = [key for key in medians if key[1] == choice]
+        total = sum(medians[key] for key in keys)
+        factor = (ratio - 1.0) / total
+        for key in keys:
+            if SANE[0] < factor < SANE[1]:
+                medians[key] *= factor
+            else:
+                medians[key] += (ratio - 1.0 - total) / len(keys)
+    return medians
 
 
 def price_of_mixing(

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, 
 FOLDER = Path(__file__).parent / "recordings"
 #: Relative standard deviation of a measured latency ratio.
 LATENCY_NOISE = 0.007
+#: Latency ratio of a model that is faster in some precision, rather than by chance.
+_FASTER = 0.95
 #: How the price of changes of precision grows with their number.
 MIXING_EXPONENT = 0.4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Recording:
     """What ``record.py`` found."""
 
@@ -39,6 +42,14 @@ class Recording:
     #: What it costs in latency ratio if the precision changes at every layer.
     mixing: float
     hardware: str
+
+    @cached_property
+    def objectives(self) -> tuple[str, str]:
+        """Return latency and divergence, or memory instead where no uniform map is faster than full precision."""
+        space = self.space
+        uniform = [space.layer_choices(space.uniform(choice)) for choice in space.uniform_choices()]
+        faster = min(self.figures(choices)["latency_ratio"].value for choices in uniform) < _FASTER
+        return ("latency_ratio" if faster else "weight_memory_mib", "divergence")
 
     @classmethod
     def load(cls, name: str) -> "Recording":

@@ -50,14 +50,14 @@ def make_probes(space: SearchSpace) -> Probes:
     )  # fmt: skip
 
 
-def expected(space: SearchSpace, *, probed: bool = True) -> Expectations:
+def expected(space: SearchSpace, *, probed: bool = True, rules: Sequence[LayerRule] = ()) -> Expectations:
     description = ModelDescription(
         fingerprint="", layers=space.layers, refusals={}, other_bytes=7 * MIB,
         layer_bytes={layer.name: {choice: MIB * MEMORY_MIB[choice] for choice in CHOICES} for layer in space.layers},
         calibration=Calibration(ranges={}, samples=0, seconds=0.0),
         environment=Environment(hardware="", backend="", threads=1, load=0.0, versions={}),
     )  # fmt: skip
-    return expect(space, description, make_probes(space) if probed else None)
+    return expect(space, description, make_probes(space) if probed else None, rules)
 
 
 def test_costs_of_groups_are_sums_over_their_layers() -> None:
@@ -67,6 +67,14 @@ def test_costs_of_groups_are_sums_over_their_layers() -> None:
     np.testing.assert_allclose(found.latency * PASS_MS, [[0, -3, -9], [0, -3, -9], [0, -4, -12]])
     np.testing.assert_allclose(found.memory_mib, [[8, 4, 2], [4, 2, 1], [4, 2, 1]])
     assert (found.fixed_divergence, found.fixed_latency, found.fixed_memory_mib) == (0.0, 0.0, 7.0)
+
+
+def test_what_a_user_knows_of_sensitivities_multiplies_what_is_expected() -> None:
+    rules = [LayerRule(pattern="[qo]", sensitivity=3.0), LayerRule(pattern="o", sensitivity=0.5)]
+    plain, found = expected(make_space(rules)), expected(make_space(rules), rules=rules)
+    np.testing.assert_allclose(found.divergence, [[0, 3 + 2, 30 + 20], [0, 4.5, 45], [0, 4, 40]])
+    np.testing.assert_array_equal(found.latency, plain.latency)
+    np.testing.assert_allclose(plain.divergence, [[0, 3, 30], [0, 3, 30], [0, 4, 40]])
 
 
 def test_what_a_pinned_group_costs_is_fixed() -> None:

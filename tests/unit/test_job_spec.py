@@ -133,7 +133,7 @@ def test_a_long_value_is_shown_in_part() -> None:
         ({"objectives": ["accuracy", "latency_p51_ms"]}, "unknown metric 'latency_p51_ms'; did you mean 'latency_p"),
         ({"search": {"choices": ["int9"]}}, "search.choices.0: unknown choice 'int9'. Known: bf16, fp16, fp32"),
         ({"search": {"choices": []}}, "must list at least one choice"),
-        ({"search": {"layers": [{"pattern": "x"}]}}, "exactly one of allow, deny or pin"),
+        ({"search": {"layers": [{"pattern": "x"}]}}, "exactly one of allow, deny, pin or sensitivity"),
         ({"search": {"layers": [{"pattern": "x", "pin": "fp32", "deny": ["bf16"]}]}}, "has deny, pin"),
         ({"measurement": {"repeats": 5}}, "measurement.repeats: must be greater than or equal to 20, but got 5"),
         ({"workers": {"gpus": -0.5}}, "workers.gpus: must be greater than or equal to 0, but got -0.5"),

@@ -113,10 +113,17 @@ def test_a_frozen_layer_can_be_pinned_to_full_precision_only(frozen: str | None)
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"allow": ("fp32",), "pin": "fp32"}, {"allow": (), "deny": ()}, {"allow": (), "deny": (), "pin": ""}]
+    "given",
+    [
+        {},
+        {"allow": ("fp32",), "pin": "fp32"},
+        {"allow": (), "deny": ()},
+        {"allow": (), "deny": (), "pin": ""},
+        {"deny": (), "sensitivity": 2.0},
+    ],
 )
 def test_a_rule_says_one_thing(given: dict[str, Any]) -> None:
-    expected = f"exactly one of allow, deny or pin, but the rule for 'a' has {', '.join(given) or 'none'}"
+    expected = f"exactly one of allow, deny, pin or sensitivity, but the rule for 'a' has {', '.join(given) or 'none'}"
     with pytest.raises(SpaceError, match=expected):
         LayerRule(pattern="a", **given)
 

@@ -1,0 +1,112 @@
+"""Search a real model, and compare what was predicted of it with what is measured.
+
+    python benchmarks/search/live.py examples/minilm.yaml
+
+Prints the hypervolume of the front that the probes predict, each map of it measured, and how far latencies
+predicted before each trial, and for the front after the last one, are from the measured ones.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autotune.beliefs import Beliefs
+from autotune.budget import searched
+from autotune.expectations import expect
+from autotune.figures import Reference, figures_of
+from autotune.front import compute_front
+from autotune.job_spec import JobSpec
+from autotune.jobs import submit
+from autotune.knapsack import Maps
+from autotune.metrics import Figure
+from autotune.objectives import Objectives
+from autotune.pareto import hypervolume
+from autotune.planner import Planner
+from autotune.probing import probes_of
+from autotune.run import run_job
+from autotune.search import space_of
+from autotune.store.open import open_store
+from autotune.store.records import TrialRecord
+from search_spaces.space import SearchSpace
+from workers.evaluate import Evaluator
+from workers.pools.base import Candidate
+
+#: Maps of the predicted front that are measured.
+PREDICTED = 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    spec = JobSpec.load(parser.parse_args().job)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(f"sqlite:///{folder}/live.db")
+        job = run_job(store, submit(store, spec).id)
+        trials, probes = store.trials(job.id), probes_of(store, job)
+        store.close()
+    assert job.description is not None
+    space = space_of(spec, job.description)
+    expectations = expect(space, job.description, probes)
+    names = [group.choices for group in space.free_groups]
+    objectives, full = Objectives.named(spec.objectives), trials[0].figures
+
+    planner = Planner(expectations, names, objectives, spec.constraints.constraints(), seed=0)
+    along = planner.predicted_front()
+    chosen = along[np.unique(np.linspace(0, len(along) - 1, PREDICTED).round().astype(int))]
+    reference = Reference.of_figures(full)
+    evaluator = Evaluator(spec.worker_setup())
+    predicted = [
+        figures_of(evaluator.measure(Candidate(number=0, choices=choices_of(space, row))), reference) for row in chosen
+    ]
+    front = compute_front(trials, spec.objectives)
+    members = [trial for trial in trials if trial.number in front.members]
+
+    def volume(figures: Sequence[Mapping[str, Figure]]) -> float:
+        points = objectives.normalise(objectives.points(figures), full)
+        return hypervolume(points, objectives.reference_point(full))
+
+    best = volume([*predicted, *(trial.figures for trial in trials if trial.feasible)])
+    print(f"{spec.name}: {searched(trials)} trials, {len(members)} maps on the front")
+    print(f"predicted front, {len(chosen)} maps measured: {100 * volume(predicted) / best:.1f} % of the hypervolume")
+    print(f"front of the search: {100 * volume([trial.figures for trial in members]) / best:.1f} %")
+
+    beliefs, errors, front_maps = Beliefs(expectations, names), [], {}
+    beliefs.full_precision = full
+    for trial in trials:
+        if space.holds(trial.choices) and "latency_ratio" in trial.figures:
+            row = map_of(space, trial)
+            errors.append(miss(beliefs, row, trial))
+            beliefs.observe(row, [trial.figures])
+            front_maps[trial.number] = row
+    on_front = [miss(beliefs, front_maps[trial.number], trial) for trial in members if trial.number in front_maps]
+    told("latency predicted before each trial", errors)
+    told("latency of the front after the last trial", on_front)
+
+
+def choices_of(space: SearchSpace, row: Sequence[int]) -> dict[str, str]:
+    assignment = {g.name: g.choices[choice] for g, choice in zip(space.free_groups, row, strict=True)}
+    return space.layer_choices(assignment)
+
+
+def map_of(space: SearchSpace, trial: TrialRecord) -> Maps:
+    assignment = space.assignment(trial.choices)
+    return np.array([[group.choices.index(assignment[group.name]) for group in space.free_groups]])
+
+
+def miss(beliefs: Beliefs, row: Maps, trial: TrialRecord) -> float:
+    return float(beliefs.predict(row)["latency_ratio"][0] / trial.figures["latency_ratio"].value - 1.0)
+
+
+def told(what: str, errors: Sequence[float]) -> None:
+    sizes = np.abs(errors)
+    print(
+        f"{what}: off by {100 * np.median(sizes):.1f} % (median), {100 * np.quantile(sizes, 0.9):.1f} % (90th "
+        f"percentile); {100 * np.mean(sizes <= 0.05):.0f} % of {len(sizes)} within 5 %"
+    )
+
+
+if __name__ == "__main__":
+    main()
