@@ -30,6 +30,8 @@ _LEAST_DIVERGENCE = 1e-6
 _TURNS_PRIOR, _TURNS_EXPONENT = (0.03, 0.05), 0.4
 #: Shares of groups between which the precision changes at which the price of one change more is worked out.
 _TURNS = (0.005, 0.03, 0.3)
+#: Less than measurements tell if all neighbours differ.
+_LEAST_TURNS = 0.002
 #: Relative deviation of latency percentiles from what the ratio of medians says.
 _TAIL_DEVIATION = 0.01
 #: Standard deviations in a 95 % interval.
@@ -99,11 +101,11 @@ class Beliefs:
     def change_prices(self) -> list[float]:
         """Return what one change of precision more costs in latency ratio, where there are few and many.
 
-        Empty if changes are believed to cost nothing.
+        Empty if changes are believed to cost next to nothing.
         """
         effect, pairs = float(self._latency.mean[-1]), max(1, len(self.legal) - 1)
         each = [effect * _TURNS_EXPONENT * share ** (_TURNS_EXPONENT - 1.0) / pairs for share in _TURNS]
-        return each if effect > 0 else []
+        return each if effect > _LEAST_TURNS else []
 
     def predict(self, maps: Maps) -> dict[str, Vector]:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""

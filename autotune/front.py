@@ -91,10 +91,10 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
 def nearest_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the trial that breaks the constraints by least in sum; None if none was measured.
 
-    A trial measured in part, because it was ruled out early, counts only if there is no complete one.
+    Of trials that were ruled out early, fewer constraints may be known; they count only if there is no other.
     """
     known = [trial for trial in trials if trial.violations and trial.figures]
-    return min(known, key=lambda t: (t.state is not TrialState.COMPLETE, _total_violation(t)), default=None)
+    return min(known, key=lambda t: (-len(t.violations), _total_violation(t)), default=None)
 
 
 def nearest(trials: Sequence[TrialRecord]) -> str:

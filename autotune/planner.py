@@ -5,6 +5,7 @@ hypervolume most, times the probability that it keeps the constraints. Where the
 other map goes for the answer itself: the best first objective that keeps them.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -31,6 +32,8 @@ _GAMBLE = 1e-12
 _MOST_IN_SPACE = 300
 #: Trade-offs tried between divergence, latency and memory where memory counts.
 _WEIGHTINGS = (40, 9)
+#: Trade-offs tried between divergence and latency where changes of precision have a price.
+_SPEEDS = np.geomspace(1e-3, 1e3, 20)
 
 
 class Planner:
@@ -121,19 +124,18 @@ class Planner:
         return np.concatenate([along, self._neighbours(along)])
 
     def _along_front(self, costs: Costs) -> Maps:
-        found = [cheapest_for_each_budget(costs[0], costs[1]), *self._with_few_changes(costs)]
+        found = [cheapest_for_each_budget(costs[0], costs[1]), self._with_few_changes(costs)]
         if self._memory_counts:
             found += [cheapest_for_each_budget(costs[0], costs[2]), weighted(costs, self._weightings(costs))]
         return np.concatenate(found)
 
-    def _with_few_changes(self, costs: Costs) -> list[Maps]:
+    def _with_few_changes(self, costs: Costs) -> Maps:
         """Return maps along the front for which changes of precision between neighbours have a price."""
-        prices = self._beliefs.change_prices()
-        legal = self._beliefs.legal
+        prices, legal = self._beliefs.change_prices(), self._beliefs.legal
         scale = np.ptp(costs[0][legal]) / (np.ptp(costs[1][legal]) or 1.0)
-        speed = scale * np.geomspace(1e-4, 1e4, _WEIGHTINGS[0])
+        price, speed = np.array(list(itertools.product(prices, scale * _SPEEDS))).reshape(-1, 2).T
         weighed = costs[0] + speed[:, None, None] * np.where(legal, costs[1], 0.0)
-        return [with_few_changes(weighed, self._beliefs.precisions, price * speed) for price in prices]
+        return with_few_changes(weighed, self._beliefs.precisions, price * speed)
 
     def _weightings(self, costs: Costs) -> Costs:
         ranges = [np.ptp(cost[self._beliefs.legal]) or 1.0 for cost in costs]

@@ -13,6 +13,7 @@ from autotune.job_spec import JobSpec, SamplerName
 from autotune.metrics import Figure
 from autotune.objectives import Objectives
 from autotune.progress import Listener, Progress
+from autotune.rivals import rivals
 from autotune.store.base import Store
 from autotune.store.clock import event
 from autotune.store.records import EventRecord, JobRecord, TrialKind, TrialRecord, TrialResult, TrialState
@@ -22,7 +23,7 @@ from search_spaces.choice import FULL_PRECISION
 from search_spaces.space import SearchSpace, build_space
 from workers.errors import TaskError
 from workers.measurement import Measurement
-from workers.pools.base import Candidate, Outcome, Pool
+from workers.pools.base import Candidate, Outcome, Pool, Rival
 from workers.setup import ModelDescription, Probes
 
 #: Seconds the driver waits for an outcome before it looks at the clock again.
@@ -160,8 +161,15 @@ class Search:
     def _submit(self, planned: Planned, proposal: Proposal | None) -> None:
         self._pending[planned.number] = planned, proposal
         floor = self._accuracy_floor() if planned.kind is TrialKind.SEARCH else None
-        final = planned.kind is TrialKind.FINAL
-        self._pool.submit(Candidate(number=planned.number, choices=planned.choices, accuracy_floor=floor, final=final))
+        self._pool.submit(
+            Candidate(
+                number=planned.number,
+                choices=planned.choices,
+                accuracy_floor=floor,
+                final=planned.kind is TrialKind.FINAL,
+                rivals=self._rivals(planned) if planned.kind is TrialKind.SEARCH else (),
+            )
+        )
 
     def _collect(self, study: Study) -> None:
         """Wait for outcomes; record each durably, then tell the sampler."""
@@ -196,6 +204,12 @@ class Search:
     def _known_figures(self, choices: Mapping[str, str]) -> dict[str, Figure]:
         """Return the figures that need no measurement: weight bytes are exact beforehand."""
         return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
+
+    def _rivals(self, planned: Planned) -> tuple[Rival, ...]:
+        assert self._reference is not None
+        front = [trial for trial in self._trials if self._front and trial.number in self._front.members]
+        known = self._known_figures(planned.choices)
+        return rivals(front, known, self._spec.objectives, self._constraints, self._reference)
 
     def _accuracy_floor(self) -> float | None:
         """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""

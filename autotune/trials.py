@@ -73,13 +73,18 @@ class Planned:
         if wrong:
             return self._failed(FailureCause.ERROR, f"{', '.join(wrong)} is not a finite number", outcome)
         broken = violations(figures, constraints)
-        ruled_out = not result.latency
+        why_rejected = None
+        if not result.latency:
+            why_rejected = "latency not measured: the accuracy is below its constraint"
+        elif result.gave_up:
+            passes = len(result.latency[0].candidate_ms)
+            why_rejected = f"given up after {passes} passes: slower than a limit, or than maps that are no worse"
         return self._record(
-            state=TrialState.REJECTED if ruled_out else TrialState.COMPLETE,
+            state=TrialState.REJECTED if why_rejected else TrialState.COMPLETE,
             figures=figures,
             violations=broken,
             attempts=outcome.attempts,
-            message="latency not measured: the accuracy is below its constraint" if ruled_out else None,
+            message=why_rejected,
             environment=dataclasses.asdict(result.environment),
             worker=outcome.worker,
             seconds=result.seconds,

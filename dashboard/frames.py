@@ -164,7 +164,8 @@ def _trial_row(trial: TrialRecord, members: Collection[int], constraints: Sequen
         "misses": misses_text(trial, constraints),
     }
     for metric in METRICS:
-        figure = trial.figures.get(metric)
+        # The latency of a rejected candidate was not measured to the end.
+        figure = trial.figures.get(metric) if trial.state is TrialState.COMPLETE else None
         row[metric] = figure.value if figure else math.nan
         row[f"{metric}_low"] = figure.low if figure and figure.low is not None else math.nan
         row[f"{metric}_high"] = figure.high if figure and figure.high is not None else math.nan

@@ -1,5 +1,6 @@
 """Measure candidates: one ``Evaluator`` holds the model and its prepared layers for a whole job."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -65,7 +66,8 @@ class Evaluator:
         accuracy, divergence = self.quality(candidate.choices, Split.EVALUATION)
         ruled_out = candidate.accuracy_floor is not None and accuracy < candidate.accuracy_floor
         repeats = self._settings.final_repeats if candidate.final else self._settings.repeats
-        timings = () if ruled_out else self._latency(candidate.choices, repeats)
+        hopeless = candidate.slowest_hopeful(accuracy, divergence)
+        timings = () if ruled_out else self._latency(candidate.choices, repeats, hopeless)
         working = None if ruled_out else self._working_bytes()
         weight_bytes = self._prepared.weight_bytes()
         return Measurement(
@@ -73,6 +75,7 @@ class Evaluator:
             divergence=divergence,
             weight_bytes=weight_bytes,
             latency=timings,
+            gave_up=not ruled_out and any(len(samples.candidate_ms) < repeats for samples in timings),
             working_bytes=working,
             held_out=self.held_out_accuracies(candidate.choices) if candidate.final else None,
             seconds=time.perf_counter() - start,
@@ -147,11 +150,19 @@ class Evaluator:
         self._forward_seconds += time.perf_counter() - start
         return outputs
 
-    def _latency(self, choices: Mapping[str, str], repeats: int) -> tuple[LatencySamples, ...]:
+    def _latency(self, choices: Mapping[str, str], repeats: int, hopeless: float) -> tuple[LatencySamples, ...]:
+        timings: list[LatencySamples] = []
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
-            return tuple(self._latency_at(choices, size, batch, repeats) for size, batch in self._batches.items())
+            for size, batch in self._batches.items():
+                # Only the first batch size is what a search goes by.
+                timings.append(self._latency_at(choices, size, batch, repeats, hopeless if not timings else math.inf))
+                if len(timings[-1].candidate_ms) < repeats:
+                    break
+        return tuple(timings)
 
-    def _latency_at(self, choices: Mapping[str, str], size: int, batch: Batch, repeats: int) -> LatencySamples:
+    def _latency_at(
+        self, choices: Mapping[str, str], size: int, batch: Batch, repeats: int, hopeless: float
+    ) -> LatencySamples:
         def run() -> None:
             start = time.perf_counter()
             self._task.forward(self._prepared.model, batch)
@@ -164,6 +175,7 @@ class Evaluator:
             batch_size=size,
             repeats=repeats,
             warmup_s=self._settings.warmup_s,
+            hopeless=hopeless,
         )
 
     def _synchronize(self) -> None:

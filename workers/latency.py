@@ -28,6 +28,10 @@ _DISTURBED = 1.15
 #: Rounds measured at most, as a multiple of those wanted, to replace disturbed ones.
 _MOST_ROUNDS = 2
 
+#: Shares of a fortune that are staked on each round, and how often a hopeful candidate may be given up.
+#: Five rounds above the limit settle it at the earliest; a round below ruins the first bettor only.
+_STAKES, _RISK = np.array([1.0, 0.6]), 0.05
+
 #: Latencies of the candidate and of the reference in one round, in ms.
 _Round = tuple[list[float], list[float]]
 
@@ -49,19 +53,27 @@ class Contender:
 
 
 def measure(
-    candidate: Contender, reference: Contender, *, batch_size: int, repeats: int, warmup_s: float
+    candidate: Contender,
+    reference: Contender,
+    *,
+    batch_size: int,
+    repeats: int,
+    warmup_s: float,
+    hopeless: float = math.inf,
 ) -> LatencySamples:
     """Return at least ``repeats`` latencies of the candidate with interleaved ones of the reference.
 
-    The garbage collector rests meanwhile; the caller holds the device lock. The candidate is
-    installed when the call returns.
+    They are fewer if the ratio of the two is soon seen to be above ``hopeless``. The garbage collector
+    rests meanwhile; the caller holds the device lock. The candidate is installed when the call returns.
     """
     candidate.install()
     _warm_up(candidate.run, warmup_s)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        rounds = _measure_rounds(candidate, reference, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND))
+        rounds = _measure_rounds(
+            candidate, reference, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND), hopeless=hopeless
+        )
     finally:
         if collecting:
             gc.enable()
@@ -87,13 +99,35 @@ def together(series: Sequence[LatencySamples]) -> LatencySamples:
     )
 
 
-def _measure_rounds(candidate: Contender, reference: Contender, *, wanted: int) -> list[_Round]:
-    """Return ``wanted`` rounds in the order measured, the least disturbed ones if some were."""
+def _measure_rounds(candidate: Contender, reference: Contender, *, wanted: int, hopeless: float) -> list[_Round]:
+    """Return ``wanted`` rounds in the order measured, the least disturbed ones if some were; fewer if hopeless."""
     rounds: list[_Round] = []
+    doubt = Doubt(hopeless)
     while len(rounds) < wanted or (_quiet(rounds) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
         rounds.append(_measure_round(candidate, reference, candidate_first=len(rounds) % 2 == 1))
+        if doubt.is_settled_by(*rounds[-1]) and len(rounds) < wanted:
+            return rounds
     by_reference = sorted(range(len(rounds)), key=lambda index: statistics.median(rounds[index][1]))
     return [rounds[index] for index in sorted(by_reference[:wanted])]
+
+
+class Doubt:
+    """Whether a candidate may still be faster than a limit, asked after every round.
+
+    A bettor who wins if a round's ratio is above the limit can expect to gain nothing while the median ratio
+    is not, so that fortunes of ``1 / _RISK`` are that rare, whenever one looks (Ville's inequality; Waudby-Smith
+    and Ramdas, Estimating means of bounded random variables by betting, 2024).
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._fortunes = np.ones(len(_STAKES))
+
+    def is_settled_by(self, candidate_ms: Sequence[float], reference_ms: Sequence[float]) -> bool:
+        """Take in one round; return whether the candidate is slower than the limit beyond reasonable doubt."""
+        above = statistics.median(candidate_ms) > self._limit * statistics.median(reference_ms)
+        self._fortunes = self._fortunes * (1.0 + _STAKES if above else 1.0 - _STAKES)
+        return bool(self._fortunes.mean() >= 1.0 / _RISK)
 
 
 def _measure_round(candidate: Contender, reference: Contender, *, candidate_first: bool) -> _Round:

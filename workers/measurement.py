@@ -50,6 +50,8 @@ class Measurement:
     weight_bytes: int
     #: Latencies, one entry a batch size, in the order of the job; empty if ruled out before timing.
     latency: tuple[LatencySamples, ...]
+    #: Whether timing stopped early, because the candidate was slower than others that are no worse.
+    gave_up: bool = False
     #: Largest sum of live activation bytes in one forward pass at the first batch size; None if ruled out before.
     working_bytes: int | None
     #: Task metric on held-out data, which the search never sees, and full precision's; None unless final.

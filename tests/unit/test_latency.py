@@ -142,3 +142,34 @@ def test_series_together_leave_out_the_rounds_of_the_slow_one() -> None:
     pooled = latency.together([slow, quiet, slow])
     assert (pooled.candidate_ms.tolist(), pooled.reference_ms.tolist()) == ([5.0] * 30, [10.0] * 6)
     assert len(latency.together([quiet, quiet]).candidate_ms) == 60
+
+
+def test_five_slow_rounds_in_a_row_settle_it_and_a_fast_one_puts_it_off() -> None:
+    def rounds_needed(first: float) -> int:
+        doubt = latency.Doubt(1.5)
+        return next(n for n in itertools.count(1) if doubt.is_settled_by([first if n == 1 else 1.6], [1.0]))
+
+    assert rounds_needed(1.6) == 5
+    assert rounds_needed(1.5) == 11
+
+
+def test_hopeful_candidates_are_rarely_given_up() -> None:
+    generator = np.random.default_rng(0)
+    given_up = 0
+    for _ in range(1000):  # half of the rounds are above the limit, and one looks after each of 60
+        doubt = latency.Doubt(1.0)
+        given_up += any(doubt.is_settled_by([ratio], [1.0]) for ratio in generator.lognormal(0.0, 0.1, 60))
+    assert given_up <= 60
+
+
+@pytest.mark.parametrize(("hopeless", "passes"), [(0.2, 50), (0.3, 100)])
+def test_a_hopeless_candidate_is_not_timed_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, hopeless: float, passes: int
+) -> None:
+    log = Log(monkeypatch, {"candidate": 2.0, "reference": 8.0})
+    samples = measure(
+        log.contender("candidate"), log.contender("reference"), batch_size=1, repeats=100, warmup_s=0.0,
+        hopeless=hopeless,
+    )  # fmt: skip
+    assert len(samples.candidate_ms) == passes
+    assert log.installed == "candidate"

@@ -37,6 +37,7 @@ DESCRIPTION = ModelDescription(
     calibration=Calibration(ranges={}, samples=64, seconds=0.5),
     environment=ENVIRONMENT,
 )
+SEARCH = TrialKind.SEARCH
 FASTER = {"fp32": 0.0, "bf16": 0.05, "int8_dynamic": 0.1}
 LOSS = {"fp32": 0.0, "bf16": 1e-4, "int8_dynamic": 1e-2}
 
@@ -48,6 +49,7 @@ class ScriptedPool:
         self, slots: int = 1, luck: float = 0.05, fails: Callable[[Candidate], bool] = lambda _: False
     ) -> None:
         self.slots, self.luck, self.fails = slots, luck, fails
+        self.gives_up = False
         self.candidates: list[Candidate] = []
         self._done: list[Outcome] = []
 
@@ -75,7 +77,7 @@ class ScriptedPool:
         return Measurement(
             accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
             latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
-            seconds=1.0, forward_seconds=0.9, environment=ENVIRONMENT,
+            gave_up=self.gives_up and candidate.rivals != (), seconds=1.0, forward_seconds=0.9, environment=ENVIRONMENT,
         )  # fmt: skip
 
     def _draw(self, choices: Mapping[str, str]) -> float:
@@ -164,3 +166,19 @@ def test_time_is_kept_for_the_final_measurements() -> None:
     trials = store.trials(job.id)
     assert searched(trials) == 1
     assert finals(trials) == []
+
+
+def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> None:
+    pool = ScriptedPool()
+    pool.gives_up = True
+    store, job, _ = searched_job(pool)
+    trials = {trial.number: trial for trial in store.trials(job.id)}
+    assert all(not candidate.rivals for candidate in pool.candidates if trials[candidate.number].kind is not SEARCH)
+    given_up = [trials[candidate.number] for candidate in pool.candidates if candidate.rivals]
+    assert len(given_up) == 40 - 3
+    assert {trial.state for trial in given_up} == {TrialState.REJECTED}
+    assert {trial.message for trial in given_up} == {
+        "given up after 60 passes: slower than a limit, or than maps that are no worse"
+    }
+    assert "latency_ratio" in given_up[0].figures  # the sampler learns from what was seen
+    assert not {trial.number for trial in given_up} & set(store.fronts(job.id)[-1].members)

@@ -1,5 +1,6 @@
 """The ``Pool`` seam: where candidates are measured."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +10,18 @@ from workers.setup import ModelDescription, Probes
 
 #: How often a candidate whose worker dies is tried before it is a recorded failure.
 MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """Something that candidates must be faster than, unless they are better than it."""
+
+    #: Latency relative to full precision.
+    latency_ratio: float
+    #: Accuracy that excuses a slower candidate if it has more; None if accuracy does not count.
+    accuracy: float | None = None
+    #: Divergence that excuses a slower candidate if it has less; None if divergence does not count.
+    divergence: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +36,18 @@ class Candidate:
     accuracy_floor: float | None = None
     #: Measured at full fidelity: more passes, and the accuracy on held-out data too.
     final: bool = False
+    #: A candidate slower than one of them, and no better, is hopeless; its latency need not be measured to the end.
+    rivals: tuple[Rival, ...] = ()
+
+    def slowest_hopeful(self, accuracy: float, divergence: float) -> float:
+        """Return the latency ratio from which on the candidate is hopeless, given its quality; infinity if none."""
+        beating = (
+            rival.latency_ratio
+            for rival in self.rivals
+            if (rival.accuracy is None or accuracy <= rival.accuracy)
+            and (rival.divergence is None or divergence >= rival.divergence)
+        )
+        return min(beating, default=math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
