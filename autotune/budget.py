@@ -1,7 +1,8 @@
 """What a job may spend: trials, seconds, and the part of them that belongs to the final measurements."""
 
 import statistics
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable
 
 from autotune.job_spec import JobSpec
 from autotune.store.records import TrialKind, TrialRecord
@@ -12,44 +13,61 @@ MOST_FINAL = 8
 _EXPECTED_FINAL = 4
 #: Share of the time limit they may take from the search.
 _FINAL_SHARE = 0.25
+#: Trials that say how long one takes.
+_RECENT = 32
 
 
 class Budget:
     """The limits of one job against what it has spent; seconds count over all its drivers."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, trials: Iterable[TrialRecord] = ()) -> None:
+        """Start with what a job has recorded."""
         self._trials, self._limit_s = spec.search.trials, spec.search.time_limit_s
         self._final_passes = spec.measurement.final_repeats / spec.measurement.repeats
+        self._recent_s: deque[float] = deque(maxlen=_RECENT)
+        self._finals = 0
+        #: Trials the search itself took.
+        self.searched = 0
+        for trial in trials:
+            self.spend(trial)
 
-    def allows_search(self, trials: Sequence[TrialRecord], pending: int, elapsed_s: float) -> bool:
+    def spend(self, trial: TrialRecord) -> None:
+        """Count one more trial."""
+        if trial.kind is TrialKind.FINAL:
+            self._finals += 1
+            return
+        self.searched += 1
+        if trial.seconds:
+            self._recent_s.append(trial.seconds)
+
+    @property
+    def is_spent(self) -> bool:
+        """Return whether the trials of the search are all recorded."""
+        return self.searched >= self._trials
+
+    def allows_search(self, pending: int, elapsed_s: float) -> bool:
         """Return whether another map may be submitted besides ``pending`` ones."""
-        in_time = self._limit_s is None or elapsed_s < self._limit_s - self._reserve_s(trials)
-        return in_time and searched(trials) + pending < self._trials
+        in_time = self._limit_s is None or elapsed_s < self._limit_s - self._reserve_s(self._limit_s)
+        return in_time and self.searched + pending < self._trials
 
-    def allows_final(self, trials: Sequence[TrialRecord], pending: int, elapsed_s: float) -> bool:
+    def allows_final(self, pending: int, elapsed_s: float) -> bool:
         """Return whether another map may be measured again besides ``pending`` ones."""
         in_time = self._limit_s is None or elapsed_s < self._limit_s
-        return in_time and len(trials) - searched(trials) + pending < MOST_FINAL
+        return in_time and self._finals + pending < MOST_FINAL
 
-    def is_spent(self, trials: Sequence[TrialRecord]) -> bool:
-        """Return whether the trials of the search are all recorded."""
-        return searched(trials) >= self._trials
-
-    def remaining_s(self, trials: Sequence[TrialRecord], elapsed_s: float) -> float:
+    def remaining_s(self, elapsed_s: float) -> float:
         """Return the seconds left at the pace so far, no more than the time limit allows."""
-        done = searched(trials)
-        by_trials = elapsed_s / done * (self._trials - done) if done else 0.0
+        by_trials = elapsed_s / self.searched * (self._trials - self.searched) if self.searched else 0.0
         return max(0.0, by_trials if self._limit_s is None else min(by_trials, self._limit_s - elapsed_s))
 
-    def _reserve_s(self, trials: Sequence[TrialRecord]) -> float:
-        """Return the seconds to keep for the final measurements, as long as there is a limit."""
-        assert self._limit_s is not None
-        seconds = [trial.seconds for trial in trials if trial.seconds and trial.kind is not TrialKind.FINAL]
-        if not seconds:
+    def _reserve_s(self, limit_s: float) -> float:
+        """Return the seconds to keep for the final measurements."""
+        if not self._recent_s:
             return 0.0
-        return min(_FINAL_SHARE * self._limit_s, _EXPECTED_FINAL * self._final_passes * statistics.median(seconds))
+        expected_s = _EXPECTED_FINAL * self._final_passes * statistics.median(self._recent_s)
+        return min(_FINAL_SHARE * limit_s, expected_s)
 
 
-def searched(trials: Sequence[TrialRecord]) -> int:
+def searched(trials: Iterable[TrialRecord]) -> int:
     """Return how many trials the search itself took."""
     return sum(trial.kind is not TrialKind.FINAL for trial in trials)

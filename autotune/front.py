@@ -44,13 +44,18 @@ def due(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialR
     return [trial for key, trial in picked.items() if key not in tried]
 
 
-def compute_front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> FrontRecord:
+def compute_front(
+    trials: Sequence[TrialRecord], objectives: Sequence[str], *, among: Sequence[TrialRecord] | None = None
+) -> FrontRecord:
     """Return the front of the feasible trials and its hypervolume.
 
-    The first trial is full precision, which fixes the scale of the hypervolume.
+    Args:
+        trials: all of them; the first is full precision, which fixes the scale of the hypervolume.
+        objectives: what is traded off.
+        among: the trials that may be on the front; None looks at all.
     """
     chosen = Objectives.named(objectives)
-    feasible = [trial for trial in standing(trials) if trial.feasible]
+    feasible = [trial for trial in standing(trials if among is None else among) if trial.feasible]
     points = chosen.points([trial.figures for trial in feasible])
     mask = non_dominated(points)
     full_precision = trials[0].figures

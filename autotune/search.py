@@ -4,10 +4,10 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping
 
-from autotune.budget import Budget, searched
+from autotune.budget import Budget
 from autotune.expectations import expect
 from autotune.figures import MIB, Reference
-from autotune.front import compute_front, due, standing, violations
+from autotune.front import compute_front, due, violations
 from autotune.initial_design import mixtures
 from autotune.job_spec import JobSpec, SamplerName
 from autotune.metrics import Figure
@@ -16,7 +16,7 @@ from autotune.progress import Listener, Progress
 from autotune.rivals import rivals
 from autotune.store.base import Store
 from autotune.store.clock import event
-from autotune.store.records import EventRecord, JobRecord, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.study import Proposal, Study
 from autotune.trials import Planned
 from search_spaces.choice import FULL_PRECISION
@@ -44,9 +44,11 @@ class Search:
         self._constraints = spec.constraints.constraints()
         self._trials = store.trials(job.id)
         self._front = next(iter(reversed(store.fronts(job.id))), None)
+        members = self._front.members if self._front else ()
+        self._members = [trial for trial in self._trials if trial.number in members]
         self._pending: dict[int, tuple[Planned, Proposal | None]] = {}
         self._number = max((trial.number for trial in self._trials), default=-1)
-        self._budget = Budget(spec)
+        self._budget = Budget(spec, self._trials)
         self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
         self._reference: Reference | None = None
 
@@ -184,8 +186,9 @@ class Search:
 
     def _record(self, trial: TrialRecord, result: TrialResult) -> None:
         """Commit a trial with the front as it is now: the one point where a trial becomes real."""
-        trials = [*self._trials, trial]
-        front = compute_front(trials, self._spec.objectives) if trials[0].state is TrialState.COMPLETE else None
+        self._trials.append(trial)
+        self._budget.spend(trial)
+        front = self._front_with(trial)
         changed = front is not None and (self._front is None or front.members != self._front.members)
         now_s = time.monotonic()
         self._store.record(
@@ -198,8 +201,19 @@ class Search:
             )
         )
         self._elapsed_s, self._clock = self._elapsed_s + now_s - self._clock, now_s
-        self._trials, self._front = trials, front if changed else self._front
+        self._front = front if changed else self._front
         self._listener.trial(self._progress())
+
+    def _front_with(self, trial: TrialRecord) -> FrontRecord | None:
+        """Return the front now that ``trial`` is the last one, None before full precision was measured."""
+        if self._trials[0].state is not TrialState.COMPLETE:
+            return None
+        # A final measurement replaces figures, so that maps behind the old ones may come forward.
+        anew = self._front is None or trial.kind is TrialKind.FINAL
+        among = self._trials if anew else [*self._members, trial]
+        front = compute_front(self._trials, self._spec.objectives, among=among)
+        self._members = [member for member in among if member.number in front.members]
+        return front
 
     def _known_figures(self, choices: Mapping[str, str]) -> dict[str, Figure]:
         """Return the figures that need no measurement: weight bytes are exact beforehand."""
@@ -207,9 +221,8 @@ class Search:
 
     def _rivals(self, planned: Planned) -> tuple[Rival, ...]:
         assert self._reference is not None
-        front = [trial for trial in self._trials if self._front and trial.number in self._front.members]
         known = self._known_figures(planned.choices)
-        return rivals(front, known, self._spec.objectives, self._constraints, self._reference)
+        return rivals(self._members, known, self._spec.objectives, self._constraints, self._reference)
 
     def _accuracy_floor(self) -> float | None:
         """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
@@ -221,13 +234,13 @@ class Search:
         return max(floors, default=None)
 
     def _budget_left(self) -> bool:
-        return self._budget.allows_search(self._trials, len(self._pending), self._searched_s())
+        return self._budget.allows_search(len(self._pending), self._searched_s())
 
     def _final_left(self) -> bool:
-        return self._budget.allows_final(self._trials, len(self._pending), self._searched_s())
+        return self._budget.allows_final(len(self._pending), self._searched_s())
 
     def _why_ended(self, study: Study) -> str:
-        if self._budget.is_spent(self._trials):
+        if self._budget.is_spent:
             return "all trials of the budget are measured"
         if not self._budget_left():
             return "the time limit is reached"
@@ -238,14 +251,13 @@ class Search:
 
     def _progress(self) -> Progress:
         objectives = Objectives.named(self._spec.objectives)
-        feasible = [trial for trial in standing(self._trials) if trial.feasible]
         return Progress(
-            done=searched(self._trials),
+            done=self._budget.searched,
             budget=self._spec.search.trials,
             elapsed_s=self._elapsed_s,
-            remaining_s=self._budget.remaining_s(self._trials, self._elapsed_s),
-            best=min(feasible, key=lambda trial: objectives.values(trial.figures)[0], default=None),
-            front_size=len(self._front.members) if self._front else 0,
+            remaining_s=self._budget.remaining_s(self._elapsed_s),
+            best=min(self._members, key=lambda trial: objectives.values(trial.figures)[0], default=None),
+            front_size=len(self._members),
         )
 
 

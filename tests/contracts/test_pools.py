@@ -13,7 +13,7 @@ from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.errors import AutotuneError
 from workers.errors import PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
-from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome, Pool
+from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome, Pool, Rival
 from workers.pools.build import build_pool
 from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
 
@@ -24,8 +24,8 @@ MIXED = {"0": "int8_static", "2": "int8_dynamic"}
 Start = Callable[..., Pool]
 
 
-def setup(task: str = "fragile", **parameters: Any) -> WorkerSetup:
-    settings = MeasurementSettings(repeats=20, warmup_s=0.0, threads=1)
+def setup(task: str = "fragile", *, repeats: int = 20, **parameters: Any) -> WorkerSetup:
+    settings = MeasurementSettings(repeats=repeats, final_repeats=120, warmup_s=0.0, threads=1)
     return WorkerSetup(task=task, task_parameters=parameters, measurement=settings, task_file=TASK_FILE)
 
 
@@ -130,6 +130,19 @@ def test_accuracy_below_the_floor_saves_the_latency(start: Start) -> None:
     assert isinstance(measurement, Measurement)
     assert measurement.latency == ()
     assert measurement.working_bytes is None
+
+
+def test_a_hopeless_candidate_is_given_up_and_a_final_one_is_measured_longer(start: Start) -> None:
+    pool = start(setup(repeats=100))
+    unbeatable = Rival(latency_ratio=1e-3)
+    pool.submit(Candidate(number=0, choices=MIXED, rivals=(unbeatable,)))
+    pool.submit(Candidate(number=1, choices=MIXED, final=True))
+    hopeless, final = (outcome.result for _, outcome in sorted(drain(pool, 2).items()))
+    assert isinstance(hopeless, Measurement)
+    assert isinstance(final, Measurement)
+    assert (hopeless.gave_up, len(hopeless.latency[0].candidate_ms), hopeless.held_out) == (True, 50, None)
+    assert (final.gave_up, len(final.latency[0].candidate_ms)) == (False, 120)
+    assert final.held_out is not None
 
 
 @pytest.mark.parametrize(("trouble", "cause"), [("raise", FailureCause.ERROR), ("memory", FailureCause.OUT_OF_MEMORY)])

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,18 +16,20 @@ TRIAL = TrialRecord(
 FINAL = dataclasses.replace(TRIAL, kind=TrialKind.FINAL, seconds=10.0)
 
 
-def budget(repeats: int = 100, **search: Any) -> Budget:
+def budget(spent: Sequence[TrialRecord], repeats: int = 100, **search: Any) -> Budget:
     spec = {"name": "b", "task": {"name": "digits-cnn"}, "search": search, "measurement": {"repeats": repeats}}
-    return Budget(JobSpec.parse(spec))
+    return Budget(JobSpec.parse(spec), spent)
 
 
 def test_final_trials_are_not_the_searchs() -> None:
     assert searched([TRIAL, FINAL, TRIAL]) == 2
-    limits = budget(trials=3)
-    assert limits.allows_search([TRIAL, TRIAL, FINAL], 0, 1e9)
-    assert not limits.allows_search([TRIAL, TRIAL, FINAL], 1, 0.0)
-    assert not limits.is_spent([TRIAL, TRIAL, FINAL])
-    assert limits.is_spent([TRIAL, TRIAL, TRIAL])
+    limits = budget([TRIAL, TRIAL, FINAL], trials=3)
+    assert limits.searched == 2
+    assert limits.allows_search(0, 1e9)
+    assert not limits.allows_search(1, 0.0)
+    assert not limits.is_spent
+    limits.spend(TRIAL)
+    assert limits.is_spent
 
 
 @pytest.mark.parametrize(
@@ -38,20 +41,20 @@ def test_final_trials_are_not_the_searchs() -> None:
     ],
 )
 def test_the_search_leaves_time_for_the_finals(limit_s: float, repeats: int, until_s: float) -> None:
-    limits = budget(repeats, time_limit_s=limit_s)
-    assert limits.allows_search([TRIAL, FINAL], 0, until_s - 0.1)
-    assert not limits.allows_search([TRIAL, FINAL], 0, until_s)
-    assert limits.allows_final([TRIAL, FINAL], 0, limit_s - 0.1)
-    assert not limits.allows_final([TRIAL, FINAL], 0, limit_s)
+    limits = budget([TRIAL, FINAL], repeats, time_limit_s=limit_s)
+    assert limits.allows_search(0, until_s - 0.1)
+    assert not limits.allows_search(0, until_s)
+    assert limits.allows_final(0, limit_s - 0.1)
+    assert not limits.allows_final(0, limit_s)
 
 
 def test_finals_are_few() -> None:
-    limits = budget()
-    assert limits.allows_final([TRIAL, *[FINAL] * (MOST_FINAL - 1)], 0, 0.0)
-    assert not limits.allows_final([TRIAL, *[FINAL] * (MOST_FINAL - 1)], 1, 0.0)
+    limits = budget([TRIAL, *[FINAL] * (MOST_FINAL - 1)])
+    assert limits.allows_final(0, 0.0)
+    assert not limits.allows_final(1, 0.0)
 
 
 def test_remaining_seconds_follow_the_pace_and_the_limit() -> None:
-    assert budget(trials=10).remaining_s([TRIAL] * 4, 8.0) == pytest.approx(12.0)
-    assert budget(trials=10, time_limit_s=9.0).remaining_s([TRIAL] * 4, 8.0) == pytest.approx(1.0)
-    assert budget(trials=10).remaining_s([], 8.0) == 0.0
+    assert budget([TRIAL] * 4, trials=10).remaining_s(8.0) == pytest.approx(12.0)
+    assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).remaining_s(8.0) == pytest.approx(1.0)
+    assert budget([], trials=10).remaining_s(8.0) == 0.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autotune.budget import MOST_FINAL, searched
-from autotune.front import due, pick, standing
+from autotune.front import compute_front, due, pick, standing
 from autotune.job_spec import JobSpec
 from autotune.jobs import submit
 from autotune.progress import Silent
@@ -89,7 +89,9 @@ def true_ratio(choices: Mapping[str, str]) -> float:
     return 1.0 - sum(FASTER[choice] for choice in choices.values())
 
 
-def searched_job(pool: ScriptedPool, **search: Any) -> tuple[MemoryStore, JobRecord, str]:
+def searched_job(
+    pool: ScriptedPool, constraints: Mapping[str, Any] | None = None, **search: Any
+) -> tuple[MemoryStore, JobRecord, str]:
     spec = JobSpec.parse(
         {
             "name": "scripted",
@@ -97,6 +99,7 @@ def searched_job(pool: ScriptedPool, **search: Any) -> tuple[MemoryStore, JobRec
             "objectives": ["latency_p50_ms", "divergence"],
             "search": {"choices": list(FASTER), "sampler": "nsga2", "trials": 40} | search,
             "measurement": {"repeats": 60},
+            "constraints": constraints or {},
         }
     )
     store = MemoryStore()
@@ -182,3 +185,11 @@ def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> No
     }
     assert "latency_ratio" in given_up[0].figures  # the sampler learns from what was seen
     assert not {trial.number for trial in given_up} & set(store.fronts(job.id)[-1].members)
+
+
+@pytest.mark.parametrize("constraints", [{}, {"accuracy_drop": {"max": 0.02}}])
+def test_fronts_kept_up_to_date_are_the_fronts_of_all_trials(constraints: dict[str, Any]) -> None:
+    store, job, _ = searched_job(ScriptedPool(slots=2), constraints=constraints)
+    trials = store.trials(job.id)
+    for front in store.fronts(job.id):
+        assert front == compute_front(trials[: front.trials], ("latency_p50_ms", "divergence"))
