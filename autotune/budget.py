@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from autotune.job_spec import JobSpec
 from autotune.store.records import TrialKind, TrialRecord
 
-#: Final measurements of a job at most; each may reveal that another map is the better pick.
+#: Final measurements after a search at most; each may reveal that another map is the better pick.
 MOST_FINAL = 8
 #: Final measurements that time is kept for: of as many maps as there are names to pick by.
 _EXPECTED_FINAL = 4
@@ -30,6 +30,7 @@ class Budget:
         self.searched = 0
         for trial in trials:
             self.spend(trial)
+        self._finals = 0  # a job that goes on may have other picks
 
     def spend(self, trial: TrialRecord) -> None:
         """Count one more trial."""

@@ -32,7 +32,7 @@ def standing(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     Of many noisy figures the best ones are lucky; a second measurement does not share their luck.
     """
     final = {trial.key for trial in trials if trial.kind is TrialKind.FINAL and trial.state is TrialState.COMPLETE}
-    return [trial for trial in trials if trial.kind is TrialKind.FINAL or trial.key not in final]
+    return [trial for trial in trials if (trial.kind is TrialKind.FINAL) == (trial.key in final)]
 
 
 def due(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:

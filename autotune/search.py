@@ -127,12 +127,12 @@ class Search:
 
     def _measure_picks_again(self, study: Study) -> None:
         """Measure the maps people will pick at full fidelity, until every pick is one that was."""
-        self._listener.stage("Measuring the best maps again")
         while True:
             submitted = {planned.key for planned, _ in self._pending.values()}
             for trial in due(self._trials, self._spec.objectives):
                 room = len(self._pending) < self._pool.slots
                 if room and trial.key not in submitted and self._final_left():
+                    self._listener.stage("Measuring the best maps again")
                     self._submit(self._plan(trial.choices, TrialKind.FINAL, trial.label), None)
             if not self._pending:
                 return

@@ -21,6 +21,7 @@ class ConsoleListener:
     def __init__(self, objective: str) -> None:
         self._objective = objective
         self._logged = 0.0
+        self._stage = ""
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -45,8 +46,9 @@ class ConsoleListener:
         """See ``Listener.stage``."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=text)
-        else:
+        elif text != self._stage:
             say(text)
+        self._stage = text
 
     def trial(self, progress: Progress) -> None:
         """See ``Listener.trial``."""
@@ -54,12 +56,11 @@ class ConsoleListener:
         if self._bar and self._task is not None:
             self._bar.update(
                 self._task,
-                description="Searching",
                 completed=progress.done,
                 total=progress.budget,
                 facts=facts,
             )
-        elif progress.done >= self._logged + _LOG_SHARE * progress.budget or progress.done == progress.budget:
+        elif progress.done >= min(self._logged + _LOG_SHARE * progress.budget, progress.budget) > self._logged:
             self._logged = progress.done
             say(facts)
 
