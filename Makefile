@@ -63,7 +63,7 @@ test: check chromium ## Run every check and every test
 
 .PHONY: bench
 bench: $(VENV)/.installed-test ## Run every benchmark; results go to benchmarks/results
-	@for script in benchmarks/*.py benchmarks/search/compare.py; do
+	@for script in benchmarks/*.py benchmarks/search/{estimators,compare}.py; do
 		echo "== $$script"
 		$(BIN)/python "$$script"
 	done

@@ -85,20 +85,6 @@ def measure(
     )
 
 
-def together(series: Sequence[LatencySamples]) -> LatencySamples:
-    """Return the undisturbed rounds of several series of one candidate as one.
-
-    A machine may be slow for as long as a series lasts; beside a quieter one that shows.
-    """
-    reference = np.concatenate([samples.reference_ms for samples in series]).reshape(-1, REFERENCE_PER_ROUND)
-    candidate = np.concatenate([samples.candidate_ms for samples in series]).reshape(len(reference), -1)
-    medians = np.median(reference, axis=1)
-    quiet = medians <= _most_of_quiet(medians)
-    return LatencySamples(
-        batch_size=series[0].batch_size, candidate_ms=candidate[quiet].ravel(), reference_ms=reference[quiet].ravel()
-    )
-
-
 def _measure_rounds(candidate: Contender, reference: Contender, *, wanted: int, hopeless: float) -> list[_Round]:
     """Return ``wanted`` rounds in the order measured, the least disturbed ones if some were; fewer if hopeless."""
     rounds: list[_Round] = []

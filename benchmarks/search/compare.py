@@ -34,9 +34,10 @@ from search_spaces.quantization_map import map_key
 MARKS = (20, 40, 80, 150, 300)
 RESULTS = Path(__file__).parents[1] / "results" / "search.json"
 TABLES = Path(__file__).parent / "results.md"
-GP = "gp, uniform maps first"
-#: An ask of the Gaussian process takes seconds, so it gets no more units, and no larger model.
-GP_UNITS, GP_GROUPS = 40, 64
+GP, TPE = "gp, uniform maps first", "tpe, uniform maps first"
+#: An ask of these takes seconds where there are many groups or trials, so there they get no more units.
+MANY_GROUPS = 64
+PATIENCE = {GP: (40, 0), TPE: (max(MARKS), 80)}
 #: Maps measured so far, in order, each as layer -> choice.
 Search = Callable[[Recording, int, int], Iterator[Mapping[str, str]]]
 
@@ -187,7 +188,7 @@ METHODS: dict[str, tuple[Search, bool]] = {
     "nsga2, uniform maps first": (by_study(SamplerName.NSGA2), False),
     "nsga2, cold": (by_study(SamplerName.NSGA2, start="cold"), False),
     "nsga3, cold": (nsga3_cold, False),
-    "tpe, uniform maps first": (by_study(SamplerName.TPE), False),
+    TPE: (by_study(SamplerName.TPE), False),
     GP: (by_study(SamplerName.GP), False),
     "random, uniform maps first": (by_study(SamplerName.RANDOM), False),
     "greedy fallback": (greedy_fallback, False),
@@ -261,14 +262,15 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=sorted(path.stem for path in FOLDER.glob("*.npz")))
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     arguments = parser.parse_args()
-    results, tables = {}, []
-    for task in arguments.tasks:
-        results[task], text = compare(Recording.load(task), task, arguments.methods, arguments.seeds)
-        tables.append(text)
-        print(text)
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1))
-    TABLES.write_text(HEAD.format(seeds=arguments.seeds) + "\n".join(tables))
+    for task in arguments.tasks:
+        marks, text = compare(Recording.load(task), task, arguments.methods, arguments.seeds)
+        print(text, flush=True)
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results[task] = {"marks": marks, "text": text}
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True))
+        texts = [results[name]["text"] for name in sorted(results)]
+        TABLES.write_text(HEAD.format(seeds=arguments.seeds) + "\n".join(texts))
 
 
 HEAD = """# Samplers compared
@@ -284,7 +286,7 @@ def compare(
     recording: Recording, task: str, methods: Sequence[str], seeds: int
 ) -> tuple[dict[str, dict[int, list[float]]], str]:
     """Return method -> mark -> share of the best hypervolume with its interval, and all figures as text."""
-    able = [name for name in methods if name != GP or len(recording.space.free_groups) <= GP_GROUPS]
+    able = [name for name in methods if most_units(recording, name)]
     runs = {name: [run(recording, name, seed) for seed in range(seeds)] for name in able}
     found = np.concatenate([points for of_method in runs.values() for points in of_method])
     best = volume(recording, np.concatenate([exact_front(recording), found]))
@@ -304,8 +306,14 @@ def compare(
     return results, "\n".join(lines) + "\n"
 
 
+def most_units(recording: Recording, name: str) -> int:
+    """Return the units a method gets at most, 0 if it cannot be run."""
+    with_few, with_many = PATIENCE.get(name, (max(MARKS), max(MARKS)))
+    return with_few if len(recording.space.free_groups) <= MANY_GROUPS else with_many
+
+
 def run(recording: Recording, name: str, seed: int) -> np.ndarray:
-    units = GP_UNITS if name == GP else max(MARKS)
+    units = most_units(recording, name)
     return points_of(recording, list(itertools.islice(METHODS[name][0](recording, seed, units), units)))
 
 
@@ -313,7 +321,7 @@ def shares(recording: Recording, runs: list[np.ndarray], name: str, best: float)
     """Return mark -> mean share of the best hypervolume and its 95 % interval over the seeds."""
     found = {}
     chance = np.random.default_rng(0)
-    for mark in (mark for mark in MARKS if name != GP or mark <= GP_UNITS):
+    for mark in (mark for mark in MARKS if mark <= most_units(recording, name)):
         bought = max(0, int(mark - (recording.probe_units if METHODS[name][1] else 0.0)))
         each = np.array([volume(recording, points[:bought]) / best if bought else 0.0 for points in runs])
         means = chance.choice(each, size=(2000, len(each))).mean(axis=1)

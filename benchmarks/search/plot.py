@@ -27,11 +27,11 @@ LINES = {
 }
 
 
-def figure(results: dict[str, dict[str, dict[str, list[float]]]]) -> go.Figure:
+def figure(results: dict[str, dict[str, dict[str, dict[str, list[float]]]]]) -> go.Figure:
     drawn = make_subplots(cols=len(results), shared_yaxes=True, subplot_titles=list(results))
     for column, of_task in enumerate(results.values(), start=1):
         for name, colour in LINES.items():
-            marks = of_task.get(name, {})
+            marks = dict(sorted(of_task["marks"].get(name, {}).items(), key=lambda item: int(item[0])))
             mean, low, high = zip(*marks.values(), strict=True) if marks else ((), (), ())
             errors = {
                 "array": [100 * (h - m) for m, h in zip(mean, high, strict=True)],

@@ -100,7 +100,7 @@ def test_demo_job_is_what_the_demo_promises() -> None:
     spec = JobSpec.load(EXAMPLES / "minilm.yaml")
     assert spec.objectives == ("latency_p50_ms", "divergence")
     assert [str(constraint) for constraint in spec.constraints.constraints()] == ["accuracy_drop <= 0.02"]
-    assert (spec.search.trials, spec.search.time_limit_s, spec.search.seed) == (100, 180, 0)
+    assert (spec.search.trials, spec.search.time_limit_s, spec.search.seed) == (100, 150, 0)
     assert (spec.workers.pool, spec.workers.count) == ("ray", 1)
 
 

@@ -11,7 +11,6 @@ import pytest
 from workers import device_lock, latency
 from workers.estimates import REFERENCE_PER_ROUND
 from workers.latency import CANDIDATE_PER_ROUND, Contender, measure
-from workers.measurement import LatencySamples
 
 
 class Log:
@@ -132,16 +131,6 @@ def _holder(folder: Path, kind: str) -> None:
         while time.monotonic() < deadline and not (folder / "go").exists():
             time.sleep(0.01)
         (folder / "released").touch()
-
-
-def test_series_together_leave_out_the_rounds_of_the_slow_one() -> None:
-    quiet, slow = (
-        LatencySamples(batch_size=1, candidate_ms=np.full(30, 5.0 * by), reference_ms=np.full(6, 10.0 * by))
-        for by in (1.0, 1.3)
-    )
-    pooled = latency.together([slow, quiet, slow])
-    assert (pooled.candidate_ms.tolist(), pooled.reference_ms.tolist()) == ([5.0] * 30, [10.0] * 6)
-    assert len(latency.together([quiet, quiet]).candidate_ms) == 60
 
 
 def test_five_slow_rounds_in_a_row_settle_it_and_a_fast_one_puts_it_off() -> None:
