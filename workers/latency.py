@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.estimates import REFERENCE_PER_ROUND
-from workers.measurement import LatencySamples, Samples
+from workers.measurement import LatencySamples
 
 #: Timed passes of the candidate in one round.
 CANDIDATE_PER_ROUND = 10
@@ -91,7 +91,8 @@ def _measure_rounds(candidate: Contender, reference: Contender, *, wanted: int, 
     doubt = Doubt(hopeless)
     while len(rounds) < wanted or (_quiet(rounds) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
         rounds.append(_measure_round(candidate, reference, candidate_first=len(rounds) % 2 == 1))
-        if doubt.is_settled_by(*rounds[-1]) and len(rounds) < wanted:
+        # Later it would save little.
+        if doubt.is_settled_by(*rounds[-1]) and 2 * len(rounds) <= wanted:
             return rounds
     by_reference = sorted(range(len(rounds)), key=lambda index: statistics.median(rounds[index][1]))
     return [rounds[index] for index in sorted(by_reference[:wanted])]
@@ -126,13 +127,9 @@ def _measure_round(candidate: Contender, reference: Contender, *, candidate_firs
 
 def _quiet(rounds: list[_Round]) -> int:
     """Return how many rounds were not disturbed."""
-    medians = np.array([statistics.median(reference) for _, reference in rounds])
-    return int((medians <= _most_of_quiet(medians)).sum()) if rounds else 0
-
-
-def _most_of_quiet(medians: Samples) -> float:
-    """Return the largest median of full precision, shape ``(rounds,)``, that a round may have to count as quiet."""
-    return _DISTURBED * float(np.median(np.sort(medians)[: max(1, len(medians) // 4)]))
+    medians = sorted(statistics.median(reference) for _, reference in rounds)
+    quietest = statistics.median(medians[: max(1, len(medians) // 4)])
+    return sum(median <= _DISTURBED * quietest for median in medians)
 
 
 def _time_block(contender: Contender, passes: int) -> list[float]:
