@@ -158,7 +158,7 @@ def _trial_row(trial: TrialRecord, members: Collection[int], constraints: Sequen
     row: dict[str, object] = {
         "number": trial.number,
         "name": candidate_name(trial),
-        "baseline": trial.kind is TrialKind.BASELINE,
+        "baseline": trial.label is not None,  # one measured again keeps its label
         "feasible": trial.feasible,
         "on_front": trial.number in members,
         "misses": misses_text(trial, constraints),
