@@ -22,7 +22,7 @@ class Budget:
 
     def __init__(self, spec: JobSpec, trials: Iterable[TrialRecord] = ()) -> None:
         """Start with what a job has recorded."""
-        self._trials, self._limit_s = spec.search.trials, spec.search.time_limit_s
+        self.limit(spec.search.trials, spec.search.time_limit_s)
         self._final_passes = spec.measurement.final_repeats / spec.measurement.repeats
         self._recent_s: deque[float] = deque(maxlen=_RECENT)
         self._finals = 0
@@ -31,6 +31,11 @@ class Budget:
         for trial in trials:
             self.spend(trial)
         self._finals = 0  # a job that goes on may have other picks
+
+    def limit(self, trials: int, limit_s: float | None) -> None:
+        """Set the trials the search may take, and the seconds for everything; None is without a limit."""
+        #: Trials the search may take.
+        self.trials, self._limit_s = trials, limit_s
 
     def spend(self, trial: TrialRecord) -> None:
         """Count one more trial."""
@@ -44,12 +49,12 @@ class Budget:
     @property
     def is_spent(self) -> bool:
         """Return whether the trials of the search are all recorded."""
-        return self.searched >= self._trials
+        return self.searched >= self.trials
 
     def allows_search(self, pending: int, elapsed_s: float) -> bool:
         """Return whether another map may be submitted besides ``pending`` ones."""
         in_time = self._limit_s is None or elapsed_s < self._limit_s - self._reserve_s(self._limit_s)
-        return in_time and self.searched + pending < self._trials
+        return in_time and self.searched + pending < self.trials
 
     def allows_final(self, pending: int, elapsed_s: float) -> bool:
         """Return whether another map may be measured again besides ``pending`` ones."""
@@ -58,7 +63,7 @@ class Budget:
 
     def remaining_s(self, elapsed_s: float) -> float:
         """Return the seconds left at the pace so far, no more than the time limit allows."""
-        by_trials = elapsed_s / self.searched * (self._trials - self.searched) if self.searched else 0.0
+        by_trials = elapsed_s / self.searched * (self.trials - self.searched) if self.searched else 0.0
         return max(0.0, by_trials if self._limit_s is None else min(by_trials, self._limit_s - elapsed_s))
 
     def _reserve_s(self, limit_s: float) -> float:

@@ -1,6 +1,11 @@
 """Errors of jobs; all are ``search_spaces.errors.AutotuneError``, each with its own exit code."""
 
+from typing import TYPE_CHECKING
+
 from search_spaces.errors import AutotuneError
+
+if TYPE_CHECKING:
+    from autotune.store.records import Order
 
 
 class JobSpecError(AutotuneError):
@@ -15,9 +20,29 @@ class StoreError(AutotuneError):
     """A database that cannot be opened, read or written."""
 
 
+class StoreUnavailableError(StoreError):
+    """A database that may work again later: it cannot be reached, is busy, or its disk is full."""
+
+
 class ConflictError(AutotuneError):
     """An action that the job's present state does not allow."""
 
 
 class NoFeasibleMapError(AutotuneError):
     """No measured map satisfies the constraints; the message names the nearest one and what it misses."""
+
+
+class LeaseLostError(AutotuneError):
+    """A driver's job was given to another driver; it must not write any more."""
+
+
+class OrderedError(AutotuneError):
+    """The job's user wants it paused or cancelled."""
+
+    def __init__(self, order: "Order") -> None:
+        super().__init__(f"the job was {order.state} by its user")
+        self.order = order
+
+
+class Stopped(BaseException):
+    """This process was told to end. Like ``KeyboardInterrupt``, it is nothing that code should handle on its way."""

@@ -64,6 +64,36 @@ def compute_front(
     return FrontRecord(trials=len(trials), members=tuple(members), hypervolume=volume)
 
 
+class LiveFront:
+    """The front of a running job, kept up to date in time that does not grow with its trials."""
+
+    def __init__(
+        self, trials: Sequence[TrialRecord], objectives: Sequence[str], recorded: FrontRecord | None = None
+    ) -> None:
+        """Start with a job's trials and the front recorded last."""
+        self._objectives = tuple(objectives)
+        self._recorded = recorded
+        #: Every trial, the first one full precision.
+        self.trials = list(trials)
+        #: The trials on the front.
+        self.members = [trial for trial in trials if recorded and trial.number in recorded.members]
+
+    def add(self, trial: TrialRecord) -> FrontRecord | None:
+        """Count one more trial, and return the front if it changed by it."""
+        self.trials.append(trial)
+        if self.trials[0].state is not TrialState.COMPLETE:
+            return None  # full precision is what the rest is measured by
+        # A final measurement replaces figures, so that maps behind the old ones may come forward.
+        anew = self._recorded is None or trial.kind is TrialKind.FINAL
+        among = self.trials if anew else [*self.members, trial]
+        front = compute_front(self.trials, self._objectives, among=among)
+        self.members = [member for member in among if member.number in front.members]
+        if self._recorded and front.members == self._recorded.members:
+            return None
+        self._recorded = front
+        return front
+
+
 def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> TrialRecord:
     """Return one trial: the knee of the front, an extreme of the feasible trials, or the trial of that number.
 

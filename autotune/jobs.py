@@ -1,29 +1,97 @@
-"""Submit jobs and find them again: what the command line, the dashboard and Python share."""
+"""Submit jobs, steer them and find them again: what the command line, the API and the dashboard share."""
 
+import hashlib
+import json
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
+from autotune import lifecycle
 from autotune.errors import ConflictError, NotFoundError
 from autotune.job_spec import JobSpec
 from autotune.store.base import ReadStore, Store
 from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState, TrialRecord
+from autotune.store.records import JobRecord, JobState, Order, Submission, TrialRecord
 
 
-def submit(store: Store, spec: JobSpec) -> JobRecord:
-    """Record a new job and return it; nothing runs yet."""
+def submit(
+    store: Store,
+    spec: JobSpec,
+    *,
+    served: bool = True,
+    key: str | None = None,
+    priority: int = 0,
+    owner: str = "local",
+    most_live: int | None = None,
+) -> JobRecord:
+    """Record a new job and return it; nothing runs yet.
+
+    Args:
+        store: where it is recorded.
+        spec: what is to be done.
+        served: whether any controller may drive it, or only this process.
+        key: makes submitting again harmless: the same key and job return the job recorded first.
+        priority: jobs of higher priority are started first.
+        owner: who submits it.
+        most_live: jobs its owner may have that wait or run; None is without a limit.
+
+    Raises:
+        ConflictError: if the key was used for another job, or its owner has too many jobs.
+    """
     at = now()
     job = JobRecord(
         id=secrets.token_hex(4),
         name=spec.name,
         task=spec.task.name,
         spec=spec.dump(),
-        state=JobState.CREATED,
+        state=JobState.QUEUED,
         created_at=at,
         updated_at=at,
+        owner=owner,
+        priority=priority,
+        served=served,
     )
-    store.create_job(job)
-    return job
+    request = json.dumps([job.spec, priority], sort_keys=True)
+    submission = Submission(key=key, request_hash=hashlib.sha256(request.encode()).hexdigest()) if key else None
+    return store.create_job(job, submission, most_live=most_live)
+
+
+def clone(store: Store, job: JobRecord, *, owner: str = "local", most_live: int | None = None) -> JobRecord:
+    """Submit the job again as a new one."""
+    spec = JobSpec.parse(job.spec, source=f"job {job.id}")
+    return submit(store, spec, priority=job.priority, owner=owner, most_live=most_live)
+
+
+def pause(store: Store, job_id: str) -> JobRecord:
+    """Stop the job for now; if a driver has it, as soon as that looks.
+
+    Raises:
+        ConflictError: if it has ended or is being cancelled.
+    """
+    return store.change_job(job_id, lifecycle.ordered(Order.PAUSE))
+
+
+def cancel(store: Store, job_id: str) -> JobRecord:
+    """Give the job up; what it found is kept. If a driver has it, that happens as soon as the driver looks.
+
+    Raises:
+        ConflictError: if it has finished.
+    """
+    return store.change_job(job_id, lifecycle.ordered(Order.CANCEL))
+
+
+def resume(store: Store, job_id: str) -> JobRecord:
+    """Queue the job for controllers to go on with; one that waits or runs already stays as it is."""
+    return store.change_job(job_id, lifecycle.requeued)
+
+
+def change_plan(store: Store, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
+    """Change the job's priority, or keys of its ``search`` section such as ``trials`` and ``time_limit_s``.
+
+    Raises:
+        JobSpecError: if the job file would not be valid with them.
+    """
+    return store.change_job(job_id, lifecycle.replanned(priority=priority, **search))
 
 
 def find_job(store: ReadStore, reference: str) -> JobRecord:

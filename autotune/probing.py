@@ -5,6 +5,7 @@ import hashlib
 import json
 
 from autotune.job_spec import JobSpec
+from autotune.lifecycle import held
 from autotune.progress import Listener
 from autotune.store.base import ReadStore, Store
 from autotune.store.clock import event
@@ -31,11 +32,11 @@ def obtain_probes(store: Store, job: JobRecord, pool: Pool, listener: Listener) 
     try:
         probes = pool.probe()
     except PoolError as error:
-        store.update_job(job.id, event=event("probes_failed", str(error)))
+        store.change_job(job.id, held(job.epoch, event("probes_failed", str(error))))
         return None
     store.record_probes(_key(job), probes)
     message = f"Probed {len(probes.layers)} layer choices in {probes.seconds:.1f} s ({probes.estimator} estimate)"
-    store.update_job(job.id, event=event("probed", message))
+    store.change_job(job.id, held(job.epoch, event("probed", message)))
     return probes
 
 

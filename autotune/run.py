@@ -1,23 +1,35 @@
 """Run one job from its claim to its end."""
 
 import dataclasses
+from dataclasses import dataclass
 
-from autotune import driver
-from autotune.errors import ConflictError
+from autotune import driver, lifecycle
+from autotune.errors import ConflictError, LeaseLostError, OrderedError, Stopped
 from autotune.job_spec import JobSpec, SamplerName
+from autotune.lease import Lease
 from autotune.probing import obtain_probes
 from autotune.progress import Listener, Silent
 from autotune.search import Search
 from autotune.store.base import Store
-from autotune.store.clock import event
-from autotune.store.records import JobRecord, JobState
+from autotune.store.records import JobRecord, JobState, Order
 from search_spaces.errors import AutotuneError
+from workers.errors import ClusterLostError
 from workers.pools.build import build_pool
-from workers.setup import ModelDescription
+from workers.setup import ModelDescription, PoolSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a driver finds workers, and code that the job file must not name."""
+
+    #: A Python file that registers the job's task; workers run it.
+    task_file: str | None = None
+    #: Address of the cluster that all jobs share; None takes the one of the job file.
+    ray_address: str | None = None
 
 
 def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task_file: str | None = None) -> JobRecord:
-    """Search until the job's budget is used up, and return the finished job.
+    """Search in this process until the job's budget is used up, and return the finished job.
 
     A job that ran before goes on where it stopped: its trials are told to a new study.
 
@@ -29,52 +41,82 @@ def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task
 
     Raises:
         ConflictError: if another process drives the job, or its task now builds another model.
+        OrderedError: if its user paused or cancelled it meanwhile.
         AutotuneError: if the task, the backend or the workers cannot do it.
     """
-    listener = listener or Silent()
-    job = _claim(store, job_id)
+    before = store.job(job_id)
+    if before.driver and driver.is_gone(before.driver):
+        store.change_job(job_id, lifecycle.released(before.epoch, f"Driver {before.driver} was lost"))
+    job = store.change_job(job_id, lifecycle.claimed(driver.this_driver()))
+    if job.state is not JobState.RUNNING:
+        raise OrderedError(Order.CANCEL if job.state is JobState.CANCELLED else Order.PAUSE)
     try:
-        reason = _search(store, job, listener, task_file)
+        with Lease(store, job) as lease:
+            return drive(store, job, lease, listener or Silent(), Place(task_file=task_file))
+    except ClusterLostError as error:
+        store.change_job(job_id, lifecycle.settled(job.epoch, JobState.FAILED, str(error), error=str(error)))
+        raise
+
+
+def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, place: Place) -> JobRecord:
+    """Search for a job that this process holds, and record how it ended.
+
+    Raises:
+        LeaseLostError: if another driver took the job over; nothing more was written.
+        OrderedError: if the job's user paused or cancelled it; that is recorded.
+        ClusterLostError, Stopped: if the job should go on elsewhere; it is still held.
+        AutotuneError: what else went wrong; the job is recorded as failed.
+    """
+
+    def settle(state: JobState, message: str, error: str | None = None) -> JobRecord:
+        return store.change_job(job.id, lifecycle.settled(job.epoch, state, message, error=error))
+
+    try:
+        reason = _search(store, job, lease, listener, place)
+    except (LeaseLostError, ClusterLostError, Stopped):
+        raise
+    except OrderedError as error:
+        settle(error.order.state, error.order.done)
+        raise
     except KeyboardInterrupt:
-        store.update_job(job_id, state=JobState.INTERRUPTED, event=event("interrupted", "Stopped by its user"))
+        settle(JobState.PAUSED, "Stopped by its user")
         raise
     except BaseException as error:
         message = str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}"
-        store.update_job(job_id, state=JobState.FAILED, error=message, event=event("failed", message))
+        settle(JobState.FAILED, message, error=message)
         raise
-    return store.update_job(job_id, state=JobState.FINISHED, event=event("finished", f"Search finished: {reason}"))
+    return settle(JobState.FINISHED, f"Search finished: {reason}")
 
 
-def _claim(store: Store, job_id: str) -> JobRecord:
-    """Mark the job as driven by this process, unless another one drives it."""
-    job = store.job(job_id)
-    if job.state is JobState.RUNNING and job.driver and driver.is_alive(job.driver):
-        raise ConflictError(f"job {job.id} is being run by process {job.driver}; wait for it or stop it first")
-    started = event("started", "Search started" if job.description is None else "Search resumed")
-    return store.update_job(job_id, state=JobState.RUNNING, error=None, driver=driver.this_driver(), event=started)
-
-
-def _search(store: Store, job: JobRecord, listener: Listener, task_file: str | None) -> str:
+def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, place: Place) -> str:
     spec = JobSpec.parse(job.spec)
-    setup = spec.worker_setup(task_file)
+    setup = spec.worker_setup(place.task_file)
     if job.description is not None:
         setup = dataclasses.replace(setup, ranges=job.description.calibration.ranges)
     listener.stage("Starting workers")
-    pool = build_pool(spec.workers.pool, setup, spec.pool_settings())
+    pool = build_pool(spec.workers.pool, setup, _workers(spec, place))
     try:
         job = _describe(store, job, pool.describe())
+        lease.check()
         probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
-        reason = Search(store, job, spec, pool, listener, probes).run()
+        reason = Search(store, job, spec, pool, listener, lease, probes).run()
         listener.stage(f"Search finished: {reason}")
         return reason
     finally:
         pool.close()
 
 
+def _workers(spec: JobSpec, place: Place) -> PoolSettings:
+    settings = spec.pool_settings()
+    if place.ray_address is None:
+        return settings
+    return dataclasses.replace(settings, ray_address=place.ray_address, shared=True)
+
+
 def _describe(store: Store, job: JobRecord, description: ModelDescription) -> JobRecord:
     """Record what the workers say about the model, or check that it is still the same model."""
     if job.description is None:
-        return store.update_job(job.id, description=description)
+        return store.change_job(job.id, lifecycle.held(job.epoch, description=description))
     if job.description.fingerprint != description.fingerprint:
         raise ConflictError(
             f"task {job.task!r} now builds a model with other weights than job {job.id} was started with; "

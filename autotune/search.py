@@ -1,22 +1,34 @@
 """The search of one job: ask, submit, wait, record, tell."""
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from autotune.budget import Budget
 from autotune.expectations import expect
 from autotune.figures import MIB, Reference
-from autotune.front import compute_front, due, violations
+from autotune.front import LiveFront, due, violations
 from autotune.initial_design import mixtures
 from autotune.job_spec import JobSpec, SamplerName
+from autotune.lease import Lease
 from autotune.metrics import Figure
 from autotune.objectives import Objectives
 from autotune.progress import Listener, Progress
 from autotune.rivals import rivals
+from autotune.sharing import fair_shares
 from autotune.store.base import Store
 from autotune.store.clock import event
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.store.records import (
+    EventRecord,
+    FrontRecord,
+    HeldJob,
+    JobRecord,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
 from autotune.study import Proposal, Study
 from autotune.trials import Planned
 from search_spaces.choice import FULL_PRECISION
@@ -26,29 +38,36 @@ from workers.measurement import Measurement
 from workers.pools.base import Candidate, Outcome, Pool, Rival
 from workers.setup import ModelDescription, Probes
 
-#: Seconds the driver waits for an outcome before it looks at the clock again.
-_TICK_S = 1.0
+#: Seconds the driver waits for an outcome before it looks at the clock and the user's orders again.
+_TICK_S = 0.5
 
 
 class Search:
     """The search of one job, from its last recorded trial to the end of its budget."""
 
     def __init__(
-        self, store: Store, job: JobRecord, spec: JobSpec, pool: Pool, listener: Listener, probes: Probes | None = None
+        self,
+        store: Store,
+        job: JobRecord,
+        spec: JobSpec,
+        pool: Pool,
+        listener: Listener,
+        lease: Lease,
+        probes: Probes | None = None,
     ) -> None:
         assert job.description is not None
         self._store, self._job, self._spec, self._pool, self._listener = store, job, spec, pool, listener
+        self._lease = lease
+        self._sharers: Sequence[HeldJob] = ()
         self._description = job.description
         self._space = space_of(spec, job.description)
         self._expectations = expect(self._space, job.description, probes, spec.rules())
         self._constraints = spec.constraints.constraints()
-        self._trials = store.trials(job.id)
-        self._front = next(iter(reversed(store.fronts(job.id))), None)
-        members = self._front.members if self._front else ()
-        self._members = [trial for trial in self._trials if trial.number in members]
+        trials, fronts = store.trials(job.id), store.fronts(job.id)
+        self._front = LiveFront(trials, spec.objectives, fronts[-1] if fronts else None)
         self._pending: dict[int, tuple[Planned, Proposal | None]] = {}
-        self._number = max((trial.number for trial in self._trials), default=-1)
-        self._budget = Budget(spec, self._trials)
+        self._number = max((trial.number for trial in trials), default=-1)
+        self._budget = Budget(spec, trials)
         self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
         self._reference: Reference | None = None
 
@@ -62,10 +81,10 @@ class Search:
         self._measure_full_precision(study)
         first = itertools.chain(self._baselines(study), self._mixtures(study))
         while True:
-            while len(self._pending) < self._pool.slots and self._budget_left():
-                if not self._submit_next(next(first, None) or self._sampled(study), study):
-                    break
-            if not self._pending:
+            dry = False
+            while not dry and len(self._pending) < self._pool.slots and self._budget_left():
+                dry = not self._submit_next(next(first, None) or self._sampled(study), study)
+            if not self._pending and (dry or not self._budget_left()):
                 break
             self._collect(study)
         why = self._why_ended(study)
@@ -85,19 +104,19 @@ class Search:
             trials=search.trials,
             slots=self._pool.slots,
             expectations=self._expectations,
-            history=self._trials,
+            history=self._front.trials,
         )
 
     def _measure_full_precision(self, study: Study) -> None:
         """Make sure the first trial is full precision: everything else is relative to it."""
-        if not self._trials:
+        if not self._front.trials:
             self._listener.stage("Measuring full precision")
             choices = {layer.name: FULL_PRECISION.name for layer in self._space.layers}
             self._submit(self._plan(choices, TrialKind.BASELINE, FULL_PRECISION.name), None)
             while self._pending:
                 self._collect(study)
-            study.add(self._trials[0])
-        first = self._trials[0]
+            study.add(self._front.trials[0])
+        first = self._front.trials[0]
         if first.state is not TrialState.COMPLETE:
             raise TaskError(f"full precision itself cannot be measured: {first.message}; fix the task, start a new job")
         self._reference = Reference.of_figures(first.figures)
@@ -115,7 +134,7 @@ class Search:
         search = self._spec.search
         if search.sampler is SamplerName.SENSITIVITY:
             return  # it knows better from the start
-        for assignment in mixtures(self._space, self._trials, self._spec.objectives, seed=search.seed):
+        for assignment in mixtures(self._space, self._front.trials, self._spec.objectives, seed=search.seed):
             proposal = study.propose(assignment)
             if proposal is not None:
                 yield self._plan_of(proposal, TrialKind.SEARCH, None), proposal
@@ -129,12 +148,12 @@ class Search:
         """Measure the maps people will pick at full fidelity, until every pick is one that was."""
         while True:
             submitted = {planned.key for planned, _ in self._pending.values()}
-            for trial in due(self._trials, self._spec.objectives):
-                room = len(self._pending) < self._pool.slots
-                if room and trial.key not in submitted and self._final_left():
+            waiting = [trial for trial in due(self._front.trials, self._spec.objectives) if trial.key not in submitted]
+            for trial in waiting:
+                if len(self._pending) < self._pool.slots and self._final_left():
                     self._listener.stage("Measuring the best maps again")
                     self._submit(self._plan(trial.choices, TrialKind.FINAL, trial.label), None)
-            if not self._pending:
+            if not self._pending and not (waiting and self._final_left()):
                 return
             self._collect(study)
 
@@ -147,7 +166,7 @@ class Search:
         broken = any(violation > 0 for violation in violations(known, self._constraints).values())
         if broken and planned.kind is TrialKind.SEARCH:
             trial = planned.ruled_out(known, self._constraints)
-            self._record(trial, TrialResult(trial=trial))
+            self._record([TrialResult(trial=trial)])
             study.tell(proposal, trial)
         else:
             self._submit(planned, proposal)
@@ -174,46 +193,47 @@ class Search:
         )
 
     def _collect(self, study: Study) -> None:
-        """Wait for outcomes; record each durably, then tell the sampler."""
+        """Wait for outcomes; record them durably, then tell the sampler."""
+        self._follow_directions()
+        proposals, results = [], []
         for outcome in self._pool.wait(_TICK_S):
             planned, proposal = self._pending.pop(outcome.candidate.number)
             state = {} if proposal is None else study.sampler_state(proposal)
             trial = planned.finished(outcome, self._reference, self._constraints, state)
             latency = outcome.result.latency if isinstance(outcome.result, Measurement) else ()
-            self._record(trial, TrialResult(trial=trial, latency=latency, events=_events(outcome)))
+            results.append(TrialResult(trial=trial, latency=latency, events=_events(outcome)))
+            proposals.append(proposal)
+        self._record(results)
+        for proposal, result in zip(proposals, results, strict=True):
             if proposal is not None:
-                study.tell(proposal, trial)
+                study.tell(proposal, result.trial)
 
-    def _record(self, trial: TrialRecord, result: TrialResult) -> None:
-        """Commit a trial with the front as it is now: the one point where a trial becomes real."""
-        self._trials.append(trial)
-        self._budget.spend(trial)
-        front = self._front_with(trial)
-        changed = front is not None and (self._front is None or front.members != self._front.members)
+    def _follow_directions(self) -> None:
+        """Heed the user's orders and budget, and take the share of workers that is this job's."""
+        self._lease.check()
+        directions = self._lease.directions
+        if directions:
+            self._budget.limit(directions.trials, directions.time_limit_s)
+        if self._lease.held_jobs is not self._sharers:
+            self._sharers = self._lease.held_jobs
+            capacity = self._pool.capacity()
+            if capacity:
+                self._pool.resize(fair_shares(self._sharers, capacity).get(self._job.id, 0))
+
+    def _record(self, results: Sequence[TrialResult]) -> None:
+        """Commit trials, each with the front as it then is: the one point where a trial becomes real."""
+        if not results:
+            return
+        complete = [dataclasses.replace(result, front=self._add(result.trial)) for result in results]
         now_s = time.monotonic()
-        self._store.record(
-            TrialResult(
-                trial=trial,
-                latency=result.latency,
-                front=front if changed else None,
-                events=result.events,
-                elapsed_s=now_s - self._clock,
-            )
-        )
+        complete[-1] = dataclasses.replace(complete[-1], elapsed_s=now_s - self._clock)
+        self._store.record(complete, epoch=self._job.epoch)
         self._elapsed_s, self._clock = self._elapsed_s + now_s - self._clock, now_s
-        self._front = front if changed else self._front
         self._listener.trial(self._progress())
 
-    def _front_with(self, trial: TrialRecord) -> FrontRecord | None:
-        """Return the front now that ``trial`` is the last one, None before full precision was measured."""
-        if self._trials[0].state is not TrialState.COMPLETE:
-            return None
-        # A final measurement replaces figures, so that maps behind the old ones may come forward.
-        anew = self._front is None or trial.kind is TrialKind.FINAL
-        among = self._trials if anew else [*self._members, trial]
-        front = compute_front(self._trials, self._spec.objectives, among=among)
-        self._members = [member for member in among if member.number in front.members]
-        return front
+    def _add(self, trial: TrialRecord) -> FrontRecord | None:
+        self._budget.spend(trial)
+        return self._front.add(trial)
 
     def _known_figures(self, choices: Mapping[str, str]) -> dict[str, Figure]:
         """Return the figures that need no measurement: weight bytes are exact beforehand."""
@@ -222,7 +242,7 @@ class Search:
     def _rivals(self, planned: Planned) -> tuple[Rival, ...]:
         assert self._reference is not None
         known = self._known_figures(planned.choices)
-        return rivals(self._members, known, self._spec.objectives, self._constraints, self._reference)
+        return rivals(self._front.members, known, self._spec.objectives, self._constraints, self._reference)
 
     def _accuracy_floor(self) -> float | None:
         """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
@@ -253,11 +273,11 @@ class Search:
         objectives = Objectives.named(self._spec.objectives)
         return Progress(
             done=self._budget.searched,
-            budget=self._spec.search.trials,
+            budget=self._budget.trials,
             elapsed_s=self._elapsed_s,
             remaining_s=self._budget.remaining_s(self._elapsed_s),
-            best=min(self._members, key=lambda trial: objectives.values(trial.figures)[0], default=None),
-            front_size=len(self._members),
+            best=min(self._front.members, key=lambda trial: objectives.values(trial.figures)[0], default=None),
+            front_size=len(self._front.members),
         )
 
 

@@ -134,8 +134,10 @@ def _trouble(job: JobRecord, patience_s: float) -> None:
         st.error("This job stopped with an error.")
         if job.error:
             st.text(job.error)
-    elif job.state is JobState.INTERRUPTED:
+    elif job.state is JobState.PAUSED:
         st.warning("This job was stopped before its budget was used.")
+    elif job.state is JobState.CANCELLED:
+        st.warning("This job was cancelled before its budget was used; what it found is kept.")
     elif job.state is JobState.RUNNING and silent_s > patience_s:
         st.warning(f"No news for {duration(silent_s)}: the process that ran this job may be gone.")
     else:

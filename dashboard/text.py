@@ -18,10 +18,11 @@ ABSENT = "-"
 
 #: A symbol beside the word, so that the state never depends on colour.
 _SYMBOLS = {
-    JobState.CREATED: "○",
+    JobState.QUEUED: "○",
     JobState.RUNNING: "▶",
+    JobState.PAUSED: "‖",
     JobState.FINISHED: "✓",
-    JobState.INTERRUPTED: "‖",
+    JobState.CANCELLED: "⊘",
     JobState.FAILED: "✕",
 }
 

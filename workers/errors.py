@@ -17,3 +17,7 @@ class CalibrationError(AutotuneError):
 
 class PoolError(AutotuneError):
     """Workers that cannot be started, or a cluster that cannot be reached."""
+
+
+class ClusterLostError(PoolError):
+    """A cluster that is gone or does not answer; another one can take its place."""

@@ -71,12 +71,14 @@ class PoolSettings:
 
     #: Number of workers.
     count: int = 1
-    #: CPUs of each worker, fractions allowed; None shares this machine's cores, or takes one of a cluster's.
+    #: CPUs of each worker, fractions allowed; None shares the cores of a machine.
     cpus: float | None = None
     #: GPUs of each worker, fractions allowed.
     gpus: float = 0.0
     #: Address of a Ray cluster, or ``local`` for a private one on this machine.
     ray_address: str = "local"
+    #: Whether other jobs use the cluster too: then ``count`` is the most there may be, and workers are waited for.
+    shared: bool = False
     #: Seconds after which a measurement counts as hung and its worker is replaced.
     trial_timeout_s: float = 600.0
 

@@ -1,6 +1,14 @@
 """Exit codes of the command line, one for each kind of error."""
 
-from autotune.errors import ConflictError, JobSpecError, NoFeasibleMapError, NotFoundError, StoreError
+from autotune.errors import (
+    ConflictError,
+    JobSpecError,
+    LeaseLostError,
+    NoFeasibleMapError,
+    NotFoundError,
+    OrderedError,
+    StoreError,
+)
 from search_spaces.errors import AutotuneError, ChoiceError, MapError, SpaceError
 from workers.errors import BackendError, PoolError, TaskError
 
@@ -22,6 +30,8 @@ EXIT_CODES: dict[type[AutotuneError], tuple[int, str]] = {
     PoolError: (6, "workers or their hardware cannot do it"),
     StoreError: (7, "the database cannot be opened, read or written"),
     ConflictError: (8, "the job's present state does not allow it"),
+    LeaseLostError: (8, "the job's present state does not allow it"),
+    OrderedError: (9, "the job was paused or cancelled by its user"),
 }
 
 

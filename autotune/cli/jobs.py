@@ -52,7 +52,7 @@ def run(
     spec = _override(JobSpec.load(job_file), trials, ray_address)
     store = open_store(database)
     try:
-        job = submit(store, spec)
+        job = submit(store, spec, served=False)
         say(f"Job {job.id} ({job.name}) is recorded in {database}.")
         _drive(store, job, task_file, as_json)
     finally:

@@ -1,8 +1,23 @@
-"""The ``Store`` seam. Records go in and out by value; what a call returns is already durable."""
+"""The ``Store`` seam. Records go in and out by value; what a call returns is already durable.
 
-from typing import Any, Protocol
+A database that is down for a moment is waited for, as long as the store was told to be patient; then a call
+raises ``StoreUnavailableError``.
+"""
 
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord, TrialResult
+from collections.abc import Sequence
+from typing import Protocol
+
+from autotune.lifecycle import Transition
+from autotune.store.records import (
+    Directions,
+    EventRecord,
+    FrontRecord,
+    HeldJob,
+    JobRecord,
+    Submission,
+    TrialRecord,
+    TrialResult,
+)
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
@@ -42,43 +57,79 @@ class ReadStore(Protocol):
         """Return the probes recorded under ``key``, None if there are none."""
         ...
 
+    def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        ...
+
 
 class Store(ReadStore, Protocol):
-    """What the driver needs besides. Every method is one transaction."""
+    """What users' actions and drivers need besides. Every method is one transaction."""
 
-    def create_job(self, job: JobRecord) -> None:
-        """Record a new job.
+    def create_job(
+        self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
+    ) -> JobRecord:
+        """Record a new job and return it; or the job that was submitted under the same key before.
+
+        Args:
+            job: the new job.
+            submission: names the request, so that sending it again makes no second job.
+            most_live: jobs its owner may have that wait or run; None is without a limit.
 
         Raises:
-            ConflictError: if its id is taken.
+            ConflictError: if its id is taken, its key stands for another request, or its owner has too many jobs.
         """
         ...
 
-    def update_job(self, job_id: str, *, event: EventRecord | None = None, **changes: Any) -> JobRecord:
-        """Change fields of a job, record the event, and return the job as it is now.
-
-        The fields are ``state``, ``spec``, ``description``, ``error`` and ``driver``.
+    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+        """Apply a transition to a job that nobody else changes meanwhile, and return the job as it is now.
 
         Raises:
+            NotFoundError: if there is no such job.
+            AutotuneError: what the transition raises; then nothing is changed.
+        """
+        ...
+
+    def claim_next(self, transition: Transition) -> JobRecord | None:
+        """Apply a transition to the served job that should be driven next; None if none waits.
+
+        These are the queued ones, and the running ones whose lease ran out: higher priority first, then older.
+        """
+        ...
+
+    def directions(self, job_id: str, *, epoch: int) -> Directions:
+        """Return what the driver of a job has to know.
+
+        Raises:
+            LeaseLostError: if another driver has the job.
             NotFoundError: if there is no such job.
         """
         ...
 
-    def record(self, result: TrialResult) -> None:
-        """Commit a finished trial with everything that belongs to it, all or nothing.
+    def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
+        """Let a driver's lease run for ``lease_s`` seconds from now.
+
+        Raises:
+            LeaseLostError: if another driver has the job.
+            NotFoundError: if there is no such job.
+        """
+        ...
+
+    def held_jobs(self) -> list[HeldJob]:
+        """Return the served jobs that drivers hold: higher priority first, then older."""
+        ...
+
+    def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
+        """Commit finished trials of one job with everything that belongs to them, all or nothing.
 
         Recording the same trial number again changes nothing.
 
         Raises:
             NotFoundError: if there is no such job.
+            LeaseLostError: if another driver has the job.
             ConflictError: if another trial of the job has the same map.
         """
         ...
 
     def record_probes(self, key: str, probes: Probes) -> None:
         """Keep probes for every job they serve; the first ones recorded under a key stay."""
-        ...
-
-    def close(self) -> None:
-        """Release connections. Safe to call twice."""
         ...

@@ -49,9 +49,13 @@ def make_engine(url: URL, *, read_only: bool) -> Engine:
     else:
         _make_folder(path)
         location = str(path)
-    engine = sa.create_engine(f"sqlite:///{location}", connect_args={"timeout": _PATIENCE_S})
+    engine = sa.create_engine(
+        f"sqlite:///{location}",
+        connect_args={"timeout": _PATIENCE_S},
+        execution_options={"reading": True} if read_only else {},
+    )
     sa.event.listen(engine, "connect", _configure_reader if read_only else _configure_writer)
-    sa.event.listen(engine, "begin", _begin if read_only else _begin_immediate)
+    sa.event.listen(engine, "begin", _begin)
     return engine
 
 
@@ -77,9 +81,6 @@ def _configure_writer(connection: Any, _: object) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
-
-
-def _begin_immediate(connection: sa.Connection) -> None:
     # A deferred transaction that reads first and writes later fails at once, whatever the timeout.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reading = connection.get_execution_options().get("reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

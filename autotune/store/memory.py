@@ -2,11 +2,27 @@
 
 import copy
 import dataclasses
-from typing import Any
+import threading
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
+from autotune import lifecycle
 from autotune.errors import ConflictError, NotFoundError
+from autotune.lifecycle import Transition
+from autotune.store import rows
 from autotune.store.clock import now
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialKind, TrialRecord, TrialResult
+from autotune.store.records import (
+    Directions,
+    EventRecord,
+    FrontRecord,
+    HeldJob,
+    JobRecord,
+    JobState,
+    Submission,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+)
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
@@ -24,12 +40,14 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
+        self._submissions: dict[tuple[str, str], tuple[Submission, str]] = {}
         self._probes: dict[str, Probes] = {}
+        self._lock = threading.RLock()
 
     def jobs(self) -> list[JobRecord]:
         """See ``ReadStore.jobs``."""
-        newest_first = sorted(self._jobs.values(), key=lambda job: (job.record.created_at, job.record.id), reverse=True)
-        return [copy.deepcopy(job.record) for job in newest_first]
+        newest_first = sorted(self._records(), key=lambda job: (job.created_at, job.id), reverse=True)
+        return copy.deepcopy(newest_first)
 
     def job(self, job_id: str) -> JobRecord:
         """See ``ReadStore.job``."""
@@ -57,41 +75,89 @@ class MemoryStore:
         """See ``ReadStore.probes``."""
         return self._probes.get(key)
 
-    def create_job(self, job: JobRecord) -> None:
+    def create_job(
+        self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
+    ) -> JobRecord:
         """See ``Store.create_job``."""
-        if job.id in self._jobs:
-            raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
-        self._jobs[job.id] = _Job(copy.deepcopy(job))
+        with self._lock:
+            if submission and (job.owner, submission.key) in self._submissions:
+                earlier, job_id = self._submissions[job.owner, submission.key]
+                if earlier != submission:
+                    raise ConflictError(
+                        f"the key {submission.key!r} was used for job {job_id}, which asks for something else; "
+                        "use another key for another job"
+                    )
+                return self.job(job_id)
+            live = sum(other.owner == job.owner and other.state.is_live for other in self._records())
+            if most_live is not None and live >= most_live:
+                raise ConflictError(f"a user may have {most_live} jobs that wait or run, but {job.owner} has {live}")
+            if job.id in self._jobs:
+                raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
+            self._jobs[job.id] = _Job(copy.deepcopy(job))
+            if submission:
+                self._submissions[job.owner, submission.key] = submission, job.id
+            return job
 
-    def update_job(self, job_id: str, *, event: EventRecord | None = None, **changes: Any) -> JobRecord:
-        """See ``Store.update_job``."""
-        job = self._job(job_id)
-        job.record = self._changed(job.record, **copy.deepcopy(changes))
-        if event:
-            job.events.append(event)
-        return copy.deepcopy(job.record)
+    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+        """See ``Store.change_job``."""
+        with self._lock:
+            job = self._job(job_id)
+            change = transition(copy.deepcopy(job.record), now())
+            if change.job != job.record or change.events:
+                job.record = _counted(change.job)
+                job.events.extend(change.events)
+            return copy.deepcopy(job.record)
 
-    def record(self, result: TrialResult) -> None:
+    def claim_next(self, transition: Transition) -> JobRecord | None:
+        """See ``Store.claim_next``."""
+        with self._lock:
+            at = now()
+            waiting = [job for job in self._served() if job.state is JobState.QUEUED or _is_expired(job, at)]
+            return self.change_job(waiting[0].id, transition) if waiting else None
+
+    def directions(self, job_id: str, *, epoch: int) -> Directions:
+        """See ``Store.directions``."""
+        job = self._job(job_id).record
+        lifecycle.check_epoch(job, epoch)
+        return rows.directions(job.order, job.spec)
+
+    def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
+        """See ``Store.renew``."""
+        with self._lock:
+            job = self._job(job_id)
+            lifecycle.check_epoch(job.record, epoch)
+            job.record = dataclasses.replace(job.record, leased_until=now() + timedelta(seconds=lease_s))
+
+    def held_jobs(self) -> list[HeldJob]:
+        """See ``Store.held_jobs``."""
+        held = [job for job in self._served() if lifecycle.is_held(job, now())]
+        return [rows.held_job(job.id, job.driver, job.epoch, job.spec) for job in held]
+
+    def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
         """See ``Store.record``."""
-        job = self._job(result.trial.job_id)
-        number, key, final = result.trial.number, result.trial.key, TrialKind.FINAL
-        if number in job.results:
-            return
-        for other, known in job.results.items():
-            if known.trial.key == key and (known.trial.kind is final) == (result.trial.kind is final):
-                raise ConflictError(f"trials {other} and {number} of job {result.trial.job_id} have the same map")
-        job.results[number] = copy.deepcopy(result)
-        if result.front:
-            job.fronts.append(result.front)
-        job.events.extend(result.events)
-        job.record = self._changed(job.record, elapsed_s=job.record.elapsed_s + result.elapsed_s)
+        with self._lock:
+            for result in results:
+                lifecycle.check_epoch(self._job(result.trial.job_id).record, epoch)
+            new = [result for result in results if result.trial.number not in self._job(result.trial.job_id).results]
+            for position, result in enumerate(new):
+                self._check_map(result.trial, new[:position])
+            for result in new:
+                self._add(result)
 
     def record_probes(self, key: str, probes: Probes) -> None:
         """See ``Store.record_probes``."""
         self._probes.setdefault(key, probes)
 
     def close(self) -> None:
-        """See ``Store.close``."""
+        """See ``ReadStore.close``."""
+
+    def _records(self) -> list[JobRecord]:
+        return [job.record for job in list(self._jobs.values())]
+
+    def _served(self) -> list[JobRecord]:
+        """Return the served jobs: higher priority first, then older."""
+        served = [job for job in self._records() if job.served]
+        return sorted(served, key=lambda job: (-job.priority, job.created_at, job.id))
 
     def _job(self, job_id: str) -> _Job:
         try:
@@ -99,6 +165,27 @@ class MemoryStore:
         except KeyError:
             raise NotFoundError(f"no job {job_id!r} in this database") from None
 
-    @staticmethod
-    def _changed(record: JobRecord, **changes: Any) -> JobRecord:
-        return dataclasses.replace(record, updated_at=now(), version=record.version + 1, **changes)
+    def _check_map(self, trial: TrialRecord, besides: Sequence[TrialResult]) -> None:
+        known = [*self._job(trial.job_id).results.values(), *besides]
+        final = TrialKind.FINAL
+        for other in (result.trial for result in known):
+            if other.key == trial.key and (other.kind is final) == (trial.kind is final):
+                numbers = f"{other.number} and {trial.number}"
+                raise ConflictError(f"trials {numbers} of job {trial.job_id} have the same map")
+
+    def _add(self, result: TrialResult) -> None:
+        job = self._job(result.trial.job_id)
+        job.results[result.trial.number] = copy.deepcopy(result)
+        if result.front:
+            job.fronts.append(result.front)
+        job.events.extend(result.events)
+        elapsed_s = job.record.elapsed_s + result.elapsed_s
+        job.record = _counted(dataclasses.replace(job.record, elapsed_s=elapsed_s, crashes=0))
+
+
+def _is_expired(job: JobRecord, at: datetime) -> bool:
+    return job.state is JobState.RUNNING and job.leased_until is not None and job.leased_until <= at
+
+
+def _counted(record: JobRecord) -> JobRecord:
+    return dataclasses.replace(record, updated_at=now(), version=record.version + 1)

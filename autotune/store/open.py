@@ -15,7 +15,8 @@ from sqlalchemy.engine import Connection, Engine
 from autotune.errors import StoreError
 from autotune.store.base import Store
 from autotune.store.engine import make_engine, parse_url
-from autotune.store.sql import SqlStore, reason
+from autotune.store.failures import reason
+from autotune.store.sql import SqlStore
 
 #: Other tools keep Alembic's default table in the same database; ours has a name of its own.
 VERSION_TABLE = "autotune_alembic_version"
@@ -29,8 +30,13 @@ def default_url() -> str:
     return os.environ.get("AUTOTUNE_DATABASE") or "sqlite:///autotune.db"
 
 
-def open_store(url: str, *, read_only: bool = False) -> Store:
+def open_store(url: str, *, read_only: bool = False, patience_s: float = 10.0) -> Store:
     """Return the store at ``url``; a writable one is created or upgraded first.
+
+    Args:
+        url: of the database.
+        read_only: whether writing is refused.
+        patience_s: seconds that each later call waits for a database which is down, busy or full.
 
     Raises:
         StoreError: if the URL is wrong, the database cannot be reached, or its tables belong to
@@ -43,7 +49,7 @@ def open_store(url: str, *, read_only: bool = False) -> Store:
                 _check_current(connection, engine)
         else:
             _upgrade(engine)
-    return SqlStore(engine)
+    return SqlStore(engine, patience_s=patience_s)
 
 
 def migrate(url: str) -> str:

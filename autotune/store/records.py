@@ -14,21 +14,40 @@ from workers.setup import ModelDescription
 class JobState(enum.StrEnum):
     """Where a job is in its life."""
 
-    #: Recorded; no driver has started it.
-    CREATED = "created"
-    #: A driver is searching.
+    #: Waits for a driver.
+    QUEUED = "queued"
+    #: A driver is searching, or was until it died.
     RUNNING = "running"
+    #: Stopped by its user; can be resumed.
+    PAUSED = "paused"
     #: Budget used up, or the whole space measured.
     FINISHED = "finished"
-    #: Stopped by its user; can be resumed.
-    INTERRUPTED = "interrupted"
+    #: Given up by its user; what it found is kept.
+    CANCELLED = "cancelled"
     #: Stopped by an error; can be resumed.
     FAILED = "failed"
 
     @property
     def is_live(self) -> bool:
         """Return whether the job may still change by itself."""
-        return self in (JobState.CREATED, JobState.RUNNING)
+        return self in (JobState.QUEUED, JobState.RUNNING)
+
+
+class Order(enum.StrEnum):
+    """What a user asks of a job that a driver holds."""
+
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+    @property
+    def state(self) -> JobState:
+        """Return the state of a job in which the order is carried out."""
+        return JobState.PAUSED if self is Order.PAUSE else JobState.CANCELLED
+
+    @property
+    def done(self) -> str:
+        """Return what is told of a job in which the order is carried out."""
+        return f"{self.state.capitalize()} by its user"
 
 
 class TrialKind(enum.StrEnum):
@@ -74,12 +93,63 @@ class JobRecord:
     description: ModelDescription | None = None
     #: Why it failed; None unless it did.
     error: str | None = None
-    #: ``host:pid`` of the driver that runs or last ran it.
+    #: Who submitted it.
+    owner: str = "local"
+    #: Jobs of higher priority are started first.
+    priority: int = 0
+    #: Whether controllers may drive it; a job of ``autotune run`` belongs to that process.
+    served: bool = False
+    #: What its user asks of the driver that holds it; None if nothing.
+    order: Order | None = None
+    #: The driver that holds or last held it, as ``autotune.driver.this_driver`` tells it.
     driver: str | None = None
+    #: Number of the lease. Each driver gets the next one, and writes under an earlier one are refused.
+    epoch: int = 0
+    #: When the lease runs out unless it is renewed, by the database's clock; None if no driver holds the job.
+    leased_until: datetime | None = None
+    #: Drivers in a row that died without recording a trial.
+    crashes: int = 0
     #: Seconds spent searching, over all drivers.
     elapsed_s: float = 0.0
     #: Counts every change of the job, its trials and its front; readers cache by it.
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """The name under which its user submits a job: the same one again is the same job."""
+
+    #: Unique among the owner's submissions.
+    key: str
+    #: sha256 of what was asked for; another request under the same key is a mistake.
+    request_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directions:
+    """What a driver has to know about its job from time to time."""
+
+    #: What the user asks; None if nothing.
+    order: Order | None
+    #: Trials the search may take, and seconds; None is without a limit.
+    trials: int
+    time_limit_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldJob:
+    """A served job that a driver holds, and the workers it wants."""
+
+    job_id: str
+    #: Who holds it, and under which epoch.
+    driver: str
+    epoch: int
+    #: Workers at most.
+    count: int
+    #: CPUs of each worker; None leaves it to the cluster.
+    cpus: float | None
+    #: GPUs of each worker.
+    gpus: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

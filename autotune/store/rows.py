@@ -1,7 +1,9 @@
 """Records to rows and back; pure functions, one pair a table."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,12 @@ from pydantic import TypeAdapter
 from autotune.metrics import Figure
 from autotune.store.clock import now
 from autotune.store.records import (
+    Directions,
     EventRecord,
+    HeldJob,
     JobRecord,
     JobState,
+    Order,
     TrialKind,
     TrialRecord,
     TrialResult,
@@ -29,29 +34,47 @@ _SAMPLES = np.dtype("<f8")
 
 def job_row(job: JobRecord) -> dict[str, Any]:
     """Return a job's row."""
-    return job_columns(dataclasses.asdict(job) | {"description": job.description})
-
-
-def job_columns(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of a job record as columns."""
-    columns = dict(fields)
-    if columns.get("description") is not None:
-        columns["description"] = _DESCRIPTION.dump_python(columns["description"], mode="json")
-    if "state" in columns:
-        columns["state"] = JobState(columns["state"]).value
-    return columns
+    fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    order = fields.pop("order")
+    described = None if job.description is None else _DESCRIPTION.dump_python(job.description, mode="json")
+    return fields | {
+        "spec": dict(job.spec),
+        "state": job.state.value,
+        "description": described,
+        "requested": order and order.value,
+    }
 
 
 def job_record(row: Row) -> JobRecord:
     """Return the job in a row."""
     fields = dict(row)
+    order = fields.pop("requested")
     if fields["description"] is not None:
         fields["description"] = _DESCRIPTION.validate_python(fields["description"])
-    return JobRecord(**fields | {"state": JobState(fields["state"])})
+    return JobRecord(**fields | {"state": JobState(fields["state"]), "order": Order(order) if order else None})
+
+
+def directions(requested: str | None, spec: Mapping[str, Any]) -> Directions:
+    """Return the directions in columns of a job's row."""
+    search = spec["search"]
+    order = Order(requested) if requested else None
+    return Directions(order=order, trials=search["trials"], time_limit_s=search.get("time_limit_s"))
+
+
+def held_job(job_id: str, driver: str | None, epoch: int, spec: Mapping[str, Any]) -> HeldJob:
+    """Return the held job in columns of its row."""
+    wanted = {name: spec["workers"][name] for name in ("count", "cpus", "gpus")}
+    return HeldJob(job_id=job_id, driver=driver or "", epoch=epoch, **wanted)
+
+
+def layers_key(layers: Iterable[str]) -> tuple[str, list[str]]:
+    """Return the key of a list of layers, and the list as it is stored."""
+    names = list(layers)
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest(), names
 
 
 def trial_row(trial: TrialRecord) -> dict[str, Any]:
-    """Return a trial's own row; choices and figures have rows of their own."""
+    """Return a trial's own row; figures and latencies have rows of their own, and the list of layers has one."""
     return {
         "job_id": trial.job_id,
         "number": trial.number,
@@ -59,6 +82,8 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
         "label": trial.label,
         "state": trial.state.value,
         "map_key": trial.key,
+        "layers_key": layers_key(trial.choices)[0],
+        "choices": ",".join(trial.choices.values()),
         "attempts": trial.attempts,
         "failure": trial.failure.value if trial.failure else None,
         "message": trial.message,
@@ -72,16 +97,17 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-def trial_record(row: Row, choices: Mapping[str, str], figures: Mapping[str, Figure]) -> TrialRecord:
-    """Return the trial in its row and the rows of its parts."""
+def trial_record(row: Row, layers: Sequence[str], figures: Mapping[str, Figure]) -> TrialRecord:
+    """Return the trial in its row, the list of layers and the rows of its figures."""
     fields = dict(row)
     failure = fields.pop("failure")
+    del fields["layers_key"]
     return TrialRecord(
         key=fields.pop("map_key"),
         kind=TrialKind(fields.pop("kind")),
         state=TrialState(fields.pop("state")),
         failure=FailureCause(failure) if failure else None,
-        choices=choices,
+        choices=dict(zip(layers, fields.pop("choices").split(","), strict=False)),
         figures=figures,
         **fields,
     )
@@ -92,14 +118,6 @@ def figure_rows(trial: TrialRecord) -> list[dict[str, Any]]:
     return [
         _key(trial) | {"metric": name, "value": figure.value, "low": figure.low, "high": figure.high}
         for name, figure in trial.figures.items()
-    ]
-
-
-def choice_rows(trial: TrialRecord) -> list[dict[str, Any]]:
-    """Return a row for each layer of a trial's map, in execution order."""
-    return [
-        _key(trial) | {"position": position, "layer": layer, "choice": choice}
-        for position, (layer, choice) in enumerate(trial.choices.items())
     ]
 
 

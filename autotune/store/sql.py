@@ -1,213 +1,162 @@
 """The store in SQLite or PostgreSQL."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from autotune.errors import ConflictError, NotFoundError, StoreError
-from autotune.metrics import Figure
-from autotune.store import rows, tables
-from autotune.store.clock import now
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord, TrialResult
+from autotune.errors import ConflictError, StoreUnavailableError
+from autotune.lifecycle import Transition
+from autotune.store import rows, statements
+from autotune.store.failures import store_error
+from autotune.store.records import (
+    Directions,
+    EventRecord,
+    FrontRecord,
+    HeldJob,
+    JobRecord,
+    Submission,
+    TrialRecord,
+    TrialResult,
+)
 from workers.measurement import LatencySamples
 from workers.setup import Probes
+
+_log = logging.getLogger(__name__)
+
+#: Seconds before a failed call is tried again, at first and at most.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+
+T = TypeVar("T")
 
 
 class SqlStore:
     """Keeps records in a database. Each method is one transaction."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, patience_s: float = 0.0) -> None:
+        """Use the database of ``engine``, waiting up to ``patience_s`` seconds for it when it is down or full."""
         self._engine = engine
+        # Reading must not wait for writers, nor they for it.
+        self._reading = engine.execution_options(reading=True)
+        self._patience_s = patience_s
+        #: Lists of layers known to be recorded.
+        self._layer_lists: set[str] = set()
 
     def jobs(self) -> list[JobRecord]:
         """See ``ReadStore.jobs``."""
-        newest_first = sa.select(tables.jobs).order_by(tables.jobs.c.created_at.desc(), tables.jobs.c.id.desc())
-        with self._transaction() as connection:
-            return [rows.job_record(row) for row in connection.execute(newest_first).mappings()]
+        return self._read(statements.jobs)
 
     def job(self, job_id: str) -> JobRecord:
         """See ``ReadStore.job``."""
-        with self._transaction() as connection:
-            return _job(connection, job_id)
+        return self._read(lambda connection: statements.job(connection, job_id))
 
     def trials(self, job_id: str) -> list[TrialRecord]:
-        """See ``ReadStore.trials``. Three queries, whatever the number of trials."""
-        with self._transaction() as connection:
-            _job(connection, job_id)
-            trials = _of_job(connection, tables.trials, job_id, "number")
-            figures = _figures(_of_job(connection, tables.measurements, job_id))
-            choices = _choices(_of_job(connection, tables.layer_choices, job_id, "number", "position"))
-        return [rows.trial_record(row, choices[row["number"]], figures[row["number"]]) for row in trials]
+        """See ``ReadStore.trials``. Four queries, whatever the number of trials."""
+        return self._read(lambda connection: statements.trials(connection, job_id))
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
         """See ``ReadStore.latency``."""
-        table = tables.latency_samples
-        wanted = sa.select(table).where(table.c.job_id == job_id, table.c.number == number).order_by(table.c.position)
-        with self._transaction() as connection:
-            _job(connection, job_id)
-            return rows.latency_samples(connection.execute(wanted).mappings())
+        return self._read(lambda connection: statements.latency(connection, job_id, number))
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
         """See ``ReadStore.fronts``."""
-        with self._transaction() as connection:
-            _job(connection, job_id)
-            fronts = _of_job(connection, tables.fronts, job_id, "revision")
-            members: dict[int, list[int]] = defaultdict(list)
-            for row in _of_job(connection, tables.front_members, job_id, "revision", "number"):
-                members[row["revision"]].append(row["number"])
-        return [
-            FrontRecord(trials=row["trials"], members=tuple(members[row["revision"]]), hypervolume=row["hypervolume"])
-            for row in fronts
-        ]
+        return self._read(lambda connection: statements.fronts(connection, job_id))
 
     def events(self, job_id: str) -> list[EventRecord]:
         """See ``ReadStore.events``."""
-        with self._transaction() as connection:
-            _job(connection, job_id)
-            found = _of_job(connection, tables.events, job_id, "position")
-        return [EventRecord(at=row["at"], kind=row["kind"], message=row["message"]) for row in found]
+        return self._read(lambda connection: statements.events(connection, job_id))
 
     def probes(self, key: str) -> Probes | None:
         """See ``ReadStore.probes``."""
-        layers = tables.layer_probes
-        of_layers = sa.select(layers).where(layers.c.key == key).order_by(layers.c.position)
-        with self._transaction() as connection:
-            found = connection.execute(sa.select(tables.probes).where(tables.probes.c.key == key)).mappings().first()
-            return rows.probes(found, connection.execute(of_layers).mappings()) if found else None
+        return self._read(lambda connection: statements.probes(connection, key))
 
-    def create_job(self, job: JobRecord) -> None:
+    def create_job(
+        self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
+    ) -> JobRecord:
         """See ``Store.create_job``."""
-        try:
-            with self._transaction() as connection:
-                connection.execute(sa.insert(tables.jobs), rows.job_row(job))
-        except _Duplicate:
-            raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id") from None
 
-    def update_job(self, job_id: str, *, event: EventRecord | None = None, **changes: Any) -> JobRecord:
-        """See ``Store.update_job``."""
-        with self._transaction() as connection:
-            _touch(connection, job_id, rows.job_columns(changes))
-            if event:
-                _add_events(connection, job_id, (event,))
-            return _job(connection, job_id)
+        def create(connection: Connection) -> JobRecord:
+            return statements.create_job(connection, job, submission, most_live)
 
-    def record(self, result: TrialResult) -> None:
+        for _ in range(2):
+            # A key that another process took after it was looked up here is found the second time.
+            with suppress(_Duplicate):
+                return self._run(create)
+        raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
+
+    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+        """See ``Store.change_job``."""
+        return self._run(lambda connection: statements.change_job(connection, job_id, transition))
+
+    def claim_next(self, transition: Transition) -> JobRecord | None:
+        """See ``Store.claim_next``."""
+        return self._run(lambda connection: statements.claim_next(connection, transition))
+
+    def directions(self, job_id: str, *, epoch: int) -> Directions:
+        """See ``Store.directions``."""
+        return self._read(lambda connection: statements.directions(connection, job_id, epoch))
+
+    def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
+        """See ``Store.renew``."""
+        self._run(lambda connection: statements.renew(connection, job_id, epoch, lease_s))
+
+    def held_jobs(self) -> list[HeldJob]:
+        """See ``Store.held_jobs``."""
+        return self._read(statements.held_jobs)
+
+    def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
         """See ``Store.record``."""
-        trial = result.trial
+        if not results:
+            return
+        job_id = results[0].trial.job_id
+        lists = dict(rows.layers_key(result.trial.choices) for result in results)
+        unknown = {key: names for key, names in lists.items() if key not in self._layer_lists}
+
+        def write(connection: Connection) -> None:
+            statements.check_held(connection, job_id, epoch)
+            statements.add_layer_lists(connection, unknown)
+            statements.record(connection, job_id, results)
+
         try:
-            with self._transaction() as connection:
-                _lock(connection, trial.job_id)
-                if _is_recorded(connection, trial):
-                    return
-                _touch(connection, trial.job_id, {"elapsed_s": tables.jobs.c.elapsed_s + result.elapsed_s})
-                _insert(connection, tables.trials, [rows.trial_row(trial)])
-                _insert(connection, tables.measurements, rows.figure_rows(trial))
-                _insert(connection, tables.layer_choices, rows.choice_rows(trial))
-                _insert(connection, tables.latency_samples, rows.latency_rows(result))
-                if result.front:
-                    _add_front(connection, trial.job_id, result.front)
-                _add_events(connection, trial.job_id, result.events)
+            self._run(write)
         except _Duplicate:
-            raise ConflictError(f"trial {trial.number} of job {trial.job_id} has the same map as another one") from None
+            numbers = ", ".join(str(result.trial.number) for result in results)
+            raise ConflictError(f"trial {numbers} of job {job_id} has the same map as another one") from None
+        self._layer_lists |= unknown.keys()
 
     def record_probes(self, key: str, probes: Probes) -> None:
         """See ``Store.record_probes``."""
-        with suppress(_Duplicate), self._transaction() as connection:
-            _insert(connection, tables.probes, [rows.probes_row(key, probes)])
-            _insert(connection, tables.layer_probes, rows.layer_probe_rows(key, probes))
+        with suppress(_Duplicate):
+            self._run(lambda connection: statements.add_probes(connection, key, probes))
 
     def close(self) -> None:
         """See ``Store.close``."""
         self._engine.dispose()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        """Run one transaction; the database's errors leave it as this project's."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except sa.exc.IntegrityError as error:
-            raise _Duplicate from error
-        except sa.exc.SQLAlchemyError as error:
-            raise StoreError(f"the database {self._engine.url.render_as_string()} failed: {reason(error)}") from error
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        return self._run(work, self._reading)
+
+    def _run(self, work: Callable[[Connection], T], engine: Engine | None = None) -> T:
+        """Run one transaction, again while the database is away; its errors leave as this project's."""
+        give_up, pause_s = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                with (engine or self._engine).begin() as connection:
+                    return work(connection)
+            except sa.exc.IntegrityError as error:
+                raise _Duplicate from error
+            except sa.exc.SQLAlchemyError as error:
+                problem = store_error(error, self._engine.url)
+                if not isinstance(problem, StoreUnavailableError) or time.monotonic() >= give_up:
+                    raise problem from error
+                _log.warning("%s; trying again", problem)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 class _Duplicate(Exception):
     """A row whose key is taken."""
-
-
-def reason(error: sa.exc.SQLAlchemyError) -> str:
-    """Return the driver's own words, in one line, without statement and parameters."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    return " ".join(str(cause).split())
-
-
-def _job(connection: Connection, job_id: str) -> JobRecord:
-    row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().first()
-    if row is None:
-        raise NotFoundError(f"no job {job_id!r} in this database")
-    return rows.job_record(row)
-
-
-def _of_job(connection: Connection, table: sa.Table, job_id: str, *order: str) -> list[Mapping[str, Any]]:
-    query = sa.select(table).where(table.c.job_id == job_id).order_by(*(table.c[name] for name in order))
-    return [dict(row) for row in connection.execute(query).mappings()]
-
-
-def _figures(found: list[Mapping[str, Any]]) -> dict[int, dict[str, Figure]]:
-    figures: dict[int, dict[str, Figure]] = defaultdict(dict)
-    for row in found:
-        figures[row["number"]][row["metric"]] = Figure(value=row["value"], low=row["low"], high=row["high"])
-    return figures
-
-
-def _choices(found: list[Mapping[str, Any]]) -> dict[int, dict[str, str]]:
-    choices: dict[int, dict[str, str]] = defaultdict(dict)
-    for row in found:
-        choices[row["number"]][row["layer"]] = row["choice"]
-    return choices
-
-
-def _touch(connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:
-    """Change a job's row and count the change."""
-    changed = dict(changes) | {"updated_at": now(), "version": tables.jobs.c.version + 1}
-    result = connection.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(changed))
-    if result.rowcount == 0:
-        raise NotFoundError(f"no job {job_id!r} in this database")
-
-
-def _lock(connection: Connection, job_id: str) -> None:
-    """Make writers of one job take turns; on SQLite they do already."""
-    connection.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == job_id).with_for_update())
-
-
-def _is_recorded(connection: Connection, trial: TrialRecord) -> bool:
-    table = tables.trials
-    same = sa.select(table.c.number).where(table.c.job_id == trial.job_id, table.c.number == trial.number)
-    return connection.execute(same).first() is not None
-
-
-def _insert(connection: Connection, table: sa.Table, many: list[dict[str, Any]]) -> None:
-    if many:
-        connection.execute(sa.insert(table), many)
-
-
-def _add_front(connection: Connection, job_id: str, front: FrontRecord) -> None:
-    revision = _count(connection, tables.fronts, job_id)
-    key = {"job_id": job_id, "revision": revision}
-    _insert(connection, tables.fronts, [key | {"trials": front.trials, "hypervolume": front.hypervolume}])
-    _insert(connection, tables.front_members, [key | {"number": number} for number in front.members])
-
-
-def _add_events(connection: Connection, job_id: str, events: tuple[EventRecord, ...]) -> None:
-    first = _count(connection, tables.events, job_id) if events else 0
-    _insert(connection, tables.events, [rows.event_row(job_id, first + i, event) for i, event in enumerate(events)])
-
-
-def _count(connection: Connection, table: sa.Table, job_id: str) -> int:
-    count = sa.select(sa.func.count()).select_from(table).where(table.c.job_id == job_id)
-    return int(connection.execute(count).scalar_one())

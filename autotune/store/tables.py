@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     DateTime,
     Float,
@@ -77,6 +78,46 @@ jobs = Table(
     Column("driver", Text),
     Column("elapsed_s", Float, nullable=False),
     Column("version", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("served", Boolean, nullable=False),
+    # "order" is a word of SQL.
+    Column("requested", String(32)),
+    Column("epoch", Integer, nullable=False),
+    Column("leased_until", UtcDateTime),
+    Column("crashes", Integer, nullable=False),
+    Index("ix_jobs_queue", "served", "state", "priority", "created_at"),
+)
+
+# The keys under which jobs were submitted: the same one again is the same job.
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_hash", String(64), nullable=False),
+    Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+)
+
+# Access tokens; only the hash of what its holder sends is kept.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("scope", String(32), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+
+# The layers that maps speak of, in execution order, as a JSON list; the trials of a job share one.
+layer_lists = Table(
+    "layer_lists",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("layers", JSON, nullable=False),
 )
 
 trials = Table(
@@ -88,6 +129,9 @@ trials = Table(
     Column("label", Text),
     Column("state", String(32), nullable=False),
     Column("map_key", String(64), nullable=False),
+    Column("layers_key", String(64), ForeignKey("layer_lists.key"), nullable=False),
+    # One choice for each layer of the list, with commas between them.
+    Column("choices", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("failure", String(32)),
     Column("message", Text),
@@ -126,15 +170,6 @@ latency_samples = Table(
     # Milliseconds as little-endian 64-bit floats, in the order measured.
     Column("candidate_ms", LargeBinary, nullable=False),
     Column("reference_ms", LargeBinary, nullable=False),
-)
-
-layer_choices = Table(
-    "layer_choices",
-    metadata,
-    *_trial_key(),
-    Column("position", Integer, primary_key=True),
-    Column("layer", Text, nullable=False),
-    Column("choice", String(64), nullable=False),
 )
 
 fronts = Table(

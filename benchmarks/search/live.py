@@ -1,6 +1,7 @@
 """Search a real model, and compare what was predicted of it with what is measured.
 
     python benchmarks/search/live.py examples/minilm.yaml
+    python benchmarks/search/live.py benchmarks/search/char-decoder.yaml --task-file benchmarks/search/models.py
 
 Prints the hypervolume of the front that the probes predict, each map of it measured, and how far latencies
 predicted before each trial, and for the front after the last one, are from the measured ones.
@@ -41,10 +42,12 @@ PREDICTED = 24
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
-    spec = JobSpec.load(parser.parse_args().job)
+    parser.add_argument("--task-file", help="a Python file that registers the job's task")
+    arguments = parser.parse_args()
+    spec = JobSpec.load(arguments.job)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/live.db")
-        job = run_job(store, submit(store, spec).id)
+        job = run_job(store, submit(store, spec).id, task_file=arguments.task_file)
         trials, probes = store.trials(job.id), probes_of(store, job)
         store.close()
     assert job.description is not None
@@ -57,7 +60,7 @@ def main() -> None:
     along = planner.predicted_front()
     chosen = along[np.unique(np.linspace(0, len(along) - 1, PREDICTED).round().astype(int))]
     reference = Reference.of_figures(full)
-    evaluator = Evaluator(spec.worker_setup())
+    evaluator = Evaluator(spec.worker_setup(arguments.task_file))
     predicted = [
         figures_of(evaluator.measure(Candidate(number=0, choices=choices_of(space, row))), reference) for row in chosen
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autotune.job_spec import JobSpec
+from autotune.lifecycle import held
 from autotune.metrics import METRICS, Figure
 from autotune.store.base import Store
 from autotune.store.records import (
@@ -66,8 +67,8 @@ SCENARIOS: dict[str, Scenario] = {
         name="Mistyped",
     ),
     "failed_late": Scenario(state=JobState.FAILED, trials=9, error="PoolError: no worker is left", name="Workers died"),
-    "interrupted": Scenario(state=JobState.INTERRUPTED, trials=12, budget=60, name="Stopped by hand"),
-    "created": Scenario(state=JobState.CREATED, trials=0, described=False, name="Waiting"),
+    "interrupted": Scenario(state=JobState.PAUSED, trials=12, budget=60, name="Stopped by hand"),
+    "created": Scenario(state=JobState.QUEUED, trials=0, described=False, name="Waiting"),
     "hostile": Scenario(name=HOSTILE, trials=8, budget=8),
 }
 
@@ -89,21 +90,16 @@ def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> s
         name=scenario.name,
         task="minilm-lee",
         spec=spec.dump(),
-        state=JobState.CREATED,
+        state=JobState.QUEUED,
         created_at=at,
         updated_at=at,
     )
     store.create_job(job)
     if scenario.described:
-        store.update_job(job_id, state=JobState.RUNNING, description=describe(), driver="host:1:2")
-    for result, _ in zip(results(spec, job_id), range(scenario.trials), strict=False):
-        store.record(result)
-    store.update_job(
-        job_id,
-        state=scenario.state,
-        error=scenario.error,
-        event=EventRecord(at=at, kind="state", message=f"The job is {scenario.state}."),
-    )
+        store.change_job(job_id, held(0, state=JobState.RUNNING, description=describe(), driver="host:1:2:"))
+    store.record([result for result, _ in zip(results(spec, job_id), range(scenario.trials), strict=False)], epoch=0)
+    said = EventRecord(at=at, kind="state", message=f"The job is {scenario.state}.")
+    store.change_job(job_id, held(0, said, state=scenario.state, error=scenario.error))
     return job_id
 
 
@@ -112,7 +108,7 @@ def record_next(store: Store, job_id: str) -> TrialRecord:
     done = len(store.trials(job_id))
     spec = JobSpec.parse(dict(store.job(job_id).spec))
     *_, result = (result for result, _ in zip(results(spec, job_id), range(done + 1), strict=False))
-    store.record(result)
+    store.record([result], epoch=0)
     return result.trial
 
 

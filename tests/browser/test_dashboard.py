@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from autotune.lifecycle import held
 from autotune.map_file import dump, map_document
 from autotune.store.records import JobState, TrialRecord
 from search_spaces.choice import ActivationMode, choice_named
@@ -129,7 +130,7 @@ def test_a_running_job_grows_while_it_is_watched(visit: Visit, dashboard: "Dashb
     page.get_by_text("Pause live updates").click()
     expect(page.get_by_text(f"{recorded + 2} of 60 trials")).to_be_visible()
 
-    dashboard.store.update_job(job_id, state=JobState.FINISHED)
+    dashboard.store.change_job(job_id, held(0, state=JobState.FINISHED))
     expect(page.get_by_text("Pause live updates")).to_be_hidden()
     expect(page.get_by_text("✓ finished")).to_be_visible()
 

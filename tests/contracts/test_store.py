@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import ConflictError, NotFoundError
+from autotune.lifecycle import held
 from autotune.metrics import METRICS, Figure
 from autotune.store.base import Store
 from autotune.store.clock import event
@@ -53,7 +54,7 @@ def job(job_id: str = "a1", **changes: Any) -> JobRecord:
         "name": NASTY,
         "task": "digits-cnn",
         "spec": {"search": {"trials": 9}, "name": NASTY},
-        "state": JobState.CREATED,
+        "state": JobState.QUEUED,
         "created_at": AT,
         "updated_at": AT,
     }
@@ -136,14 +137,14 @@ def test_job_ids_are_unique(store: Store) -> None:
 
 def test_update_changes_counts_and_tells(store: Store) -> None:
     store.create_job(job())
-    changed = store.update_job("a1", state=JobState.RUNNING, description=description(), event=event("started", "Go"))
+    changed = store.change_job("a1", held(0, event("started", "Go"), state=JobState.RUNNING, description=description()))
     assert changed == store.job("a1")
     assert changed.state is JobState.RUNNING
     assert changed.description == description()
     assert changed.version == 1
     assert changed.updated_at > AT
     assert [(e.kind, e.message) for e in store.events("a1")] == [("started", "Go")]
-    assert store.update_job("a1", error=None).version == 2
+    assert store.change_job("a1", held(0, error="x")).version == 2
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,8 @@ def test_update_changes_counts_and_tells(store: Store) -> None:
         lambda store: store.latency("b2", 0),
         lambda store: store.fronts("b2"),
         lambda store: store.events("b2"),
-        lambda store: store.update_job("b2", error="x"),
-        lambda store: store.record(TrialResult(trial=trial(job_id="b2"))),
+        lambda store: store.change_job("b2", held(0, error="x")),
+        lambda store: store.record([TrialResult(trial=trial(job_id="b2"))], epoch=0),
     ],
 )
 def test_unknown_job_is_not_found(store: Store, ask: Callable[[Store], Any]) -> None:
@@ -171,7 +172,7 @@ def test_trial_comes_back_as_it_was(store: Store) -> None:
         message=NASTY, attempts=3,
     )  # fmt: skip
     for record in (failed, complete):
-        store.record(TrialResult(trial=record))
+        store.record([TrialResult(trial=record)], epoch=0)
     found = store.trials("a1")
     assert found == [complete, failed]
     assert list(found[0].choices) == list(complete.choices)
@@ -179,7 +180,7 @@ def test_trial_comes_back_as_it_was(store: Store) -> None:
 
 def test_latency_samples_are_exact(store: Store) -> None:
     store.create_job(job())
-    store.record(TrialResult(trial=trial(), latency=samples()))
+    store.record([TrialResult(trial=trial(), latency=samples())], epoch=0)
     found = store.latency("a1", 0)
     assert [latency.batch_size for latency in found] == [8, 1]
     for mine, theirs in zip(samples(), found, strict=True):
@@ -192,9 +193,9 @@ def test_one_commit_writes_everything(store: Store) -> None:
     store.create_job(job())
     front = FrontRecord(trials=1, members=(0,), hypervolume=0.5)
     happened = (event("one", "1"), event("two", "2"))
-    store.record(TrialResult(trial=trial(), latency=samples(), front=front, events=happened, elapsed_s=2.5))
+    store.record([TrialResult(trial=trial(), latency=samples(), front=front, events=happened, elapsed_s=2.5)], epoch=0)
     wider = FrontRecord(trials=2, members=(0, 1), hypervolume=0.75)
-    store.record(TrialResult(trial=trial(1), front=wider, elapsed_s=0.5))
+    store.record([TrialResult(trial=trial(1), front=wider, elapsed_s=0.5)], epoch=0)
     assert store.fronts("a1") == [front, wider]
     assert store.events("a1") == list(happened)
     assert store.job("a1").elapsed_s == 3.0
@@ -204,9 +205,9 @@ def test_one_commit_writes_everything(store: Store) -> None:
 def test_recording_again_changes_nothing(store: Store) -> None:
     store.create_job(job())
     result = TrialResult(trial=trial(), latency=samples(), events=(event("one", "1"),), elapsed_s=1.0)
-    store.record(result)
+    store.record([result], epoch=0)
     before = store.job("a1")
-    store.record(dataclasses.replace(result, trial=trial(0, key="other")))
+    store.record([dataclasses.replace(result, trial=trial(0, key="other"))], epoch=0)
     assert store.job("a1") == before
     assert store.trials("a1") == [trial()]
     assert len(store.events("a1")) == 1
@@ -214,21 +215,21 @@ def test_recording_again_changes_nothing(store: Store) -> None:
 
 def test_a_map_may_be_recorded_once_more_as_final(store: Store) -> None:
     store.create_job(job())
-    store.record(TrialResult(trial=trial()))
+    store.record([TrialResult(trial=trial())], epoch=0)
     final = trial(1, key=trial().key, kind=TrialKind.FINAL)
-    store.record(TrialResult(trial=final))
+    store.record([TrialResult(trial=final)], epoch=0)
     with pytest.raises(ConflictError, match="same map"):
-        store.record(TrialResult(trial=dataclasses.replace(final, number=2)))
+        store.record([TrialResult(trial=dataclasses.replace(final, number=2))], epoch=0)
     assert store.trials("a1") == [trial(), final]
 
 
 def test_same_map_under_another_number_conflicts_and_leaves_nothing(store: Store) -> None:
     store.create_job(job())
-    store.record(TrialResult(trial=trial()))
+    store.record([TrialResult(trial=trial())], epoch=0)
     before = store.job("a1")
     again = TrialResult(trial=trial(1, key=trial().key), latency=samples(), events=(event("x", "y"),), elapsed_s=9.0)
     with pytest.raises(ConflictError, match="same map"):
-        store.record(again)
+        store.record([again], epoch=0)
     assert store.job("a1") == before
     assert store.trials("a1") == [trial()]
     assert store.events("a1") == []
@@ -237,7 +238,7 @@ def test_same_map_under_another_number_conflicts_and_leaves_nothing(store: Store
 def test_two_jobs_may_measure_the_same_map(store: Store) -> None:
     for job_id in ("a1", "b2"):
         store.create_job(job(job_id))
-        store.record(TrialResult(trial=trial(job_id=job_id)))
+        store.record([TrialResult(trial=trial(job_id=job_id))], epoch=0)
     assert store.trials("b2") == [trial(job_id="b2")]
 
 
@@ -245,7 +246,7 @@ def test_records_are_passed_by_value(store: Store) -> None:
     choices = {"fc": "fp32"}
     spec = {"search": {"trials": 9}}
     store.create_job(job(spec=spec))
-    store.record(TrialResult(trial=trial(choices=choices)))
+    store.record([TrialResult(trial=trial(choices=choices))], epoch=0)
     choices["fc"] = "bf16"
     spec["search"]["trials"] = 1
     store.trials("a1")[0].choices["fc"] = "bf16"  # type: ignore[index]
@@ -260,7 +261,7 @@ def test_writers_in_threads_lose_nothing(store: Store) -> None:
 
     def write(first: int) -> None:
         for number in range(first, first + 10):
-            store.record(TrialResult(trial=trial(number), events=(event("n", str(number)),), elapsed_s=1.0))
+            store.record([TrialResult(trial=trial(number), events=(event("n", str(number)),), elapsed_s=1.0)], epoch=0)
 
     threads = [threading.Thread(target=write, args=(first,)) for first in range(0, 40, 10)]
     for thread in threads:
@@ -327,5 +328,5 @@ def test_any_trial_survives_the_round_trip(
     written = trial(
         job_id=job_id, choices=choices, figures=measured, message=message, violations=violations, key=job_id
     )
-    store.record(TrialResult(trial=written))
+    store.record([TrialResult(trial=written)], epoch=0)
     assert store.trials(job_id) == [written]

@@ -20,6 +20,7 @@ from autotune.budget import searched
 from autotune.cli.sensitivity import shortened
 from autotune.job_spec import JobSpec
 from autotune.jobs import submit
+from autotune.lifecycle import held
 from autotune.probing import obtain_probes
 from autotune.progress import Silent
 from autotune.store.open import open_store
@@ -255,14 +256,14 @@ class ProbingPool:
 def record_job(folder: Path, *, probed: bool) -> str:
     """Record a job that was submitted, and perhaps probed, by another process; return its id."""
     store = open_store(f"sqlite:///{folder}/autotune.db")
-    record = submit(store, JobSpec.parse(job(search={"trials": 5, "choices": MANY_CHOICES})))
+    record = submit(store, JobSpec.parse(job(search={"trials": 5, "choices": MANY_CHOICES})), served=False)
     if probed:
         environment = Environment(hardware="cpu", backend="x86", threads=1, load=0.0, versions={})
         description = ModelDescription(
             fingerprint="f", layers=(), refusals={}, layer_bytes={}, other_bytes=0, environment=environment,
             calibration=Calibration(ranges={}, samples=1, seconds=0.1),
         )  # fmt: skip
-        record = store.update_job(record.id, description=description)
+        record = store.change_job(record.id, held(0, description=description))
         obtain_probes(store, record, ProbingPool(), Silent())  # type: ignore[arg-type]
     store.close()
     return record.id

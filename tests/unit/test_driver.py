@@ -1,24 +1,32 @@
 import subprocess
 import sys
 
-from autotune.driver import is_alive, this_driver
+from autotune.driver import is_gone, this_driver
 
 
-def test_this_process_is_no_other_driver() -> None:
-    assert not is_alive(this_driver())
+def test_this_process_is_there() -> None:
+    assert not is_gone(this_driver())
 
 
-def test_another_live_process_is_a_driver_until_it_ends() -> None:
+def test_another_process_is_there_until_it_ends() -> None:
     code = "from autotune.driver import this_driver; print(this_driver(), flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    assert process.stdin is not None
     identity = process.stdout.readline().strip()
-    assert is_alive(identity)
-    host, pid, started = identity.rsplit(":", 2)
-    assert not is_alive(f"{host}:{pid}:{int(started) + 1}"), "a later process with the same id is another one"
-    process.communicate("\n")
-    assert not is_alive(identity)
+    assert not is_gone(identity)
+    host, pid, started, space = identity.split(":")
+    assert is_gone(f"{host}:{pid}:{int(started) + 1}:{space}"), "a later process with the same id is another one"
+    assert not is_gone(f"{host}:{pid}:{int(started) + 1}:elsewhere"), "ids of another container cannot be seen"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    process.stdout.read()
+    assert is_gone(identity), "a process that has ended is gone, whether or not its parent has noticed"
+    process.wait()
+    assert is_gone(identity)
+    process.stdin.close()
+    process.stdout.close()
 
 
 def test_other_hosts_cannot_be_seen() -> None:
-    assert not is_alive("elsewhere:1:5")
+    assert not is_gone("elsewhere:1:5:6")

@@ -8,6 +8,7 @@ import pytest
 
 from autotune.job_spec import JobSpec
 from autotune.jobs import submit
+from autotune.lifecycle import held
 from autotune.probing import obtain_probes, probes_of
 from autotune.progress import Silent
 from autotune.store.memory import MemoryStore
@@ -63,7 +64,7 @@ class Stages(Silent):
 
 def job(store: MemoryStore, spec: Mapping[str, Any] = SPEC, description: ModelDescription = DESCRIPTION) -> JobRecord:
     """Return a job whose workers have said what the model is."""
-    return store.update_job(submit(store, JobSpec.parse(spec)).id, description=description)
+    return store.change_job(submit(store, JobSpec.parse(spec)).id, held(0, description=description))
 
 
 def obtain(store: MemoryStore, record: JobRecord, pool: FakePool) -> Probes | None:

@@ -11,6 +11,8 @@ from autotune.budget import MOST_FINAL, searched
 from autotune.front import compute_front, due, pick, standing
 from autotune.job_spec import JobSpec
 from autotune.jobs import submit
+from autotune.lease import Lease
+from autotune.lifecycle import held
 from autotune.progress import Silent
 from autotune.search import Search
 from autotune.store.memory import MemoryStore
@@ -103,12 +105,14 @@ def searched_job(
         }
     )
     store = MemoryStore()
-    job = store.update_job(submit(store, spec).id, description=DESCRIPTION)
+    job = store.change_job(submit(store, spec).id, held(0, description=DESCRIPTION))
     return store, job, go_on(store, job, pool)
 
 
 def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool) -> str:
-    return Search(store, store.job(job.id), JobSpec.parse(job.spec), pool, Silent()).run()  # type: ignore[arg-type]
+    record = store.job(job.id)
+    lease = Lease(store, record)
+    return Search(store, record, JobSpec.parse(job.spec), pool, Silent(), lease).run()  # type: ignore[arg-type]
 
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:

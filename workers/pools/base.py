@@ -62,16 +62,38 @@ class Outcome:
     worker: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a cluster has for the workers of all jobs."""
+
+    cpus: float
+    gpus: float
+    #: CPUs of the smallest machine that has any.
+    machine_cpus: float
+
+    def cpus_per_worker(self, wanted: float | None, count: int) -> float:
+        """Return the CPUs of one of ``count`` workers; without a wish they share a machine."""
+        return wanted if wanted is not None else max(1.0, self.machine_cpus // count)
+
+
 class Pool(Protocol):
     """Measures candidates. Each submitted candidate comes back exactly once, in any order.
 
     A candidate that raises an error is a ``Failure`` at once; one whose worker dies or hangs is
     tried again on a fresh worker, ``MAX_ATTEMPTS`` times in all. The pool never raises because of a
-    candidate, only ``PoolError`` when no worker can be had at all.
+    candidate, only ``PoolError`` when no worker can be had at all: ``ClusterLostError`` if that may pass.
     """
 
-    #: Candidates that can be measured at the same time; more may be submitted.
+    #: Candidates that can be measured at the same time, 0 while others have the workers; more may be submitted.
     slots: int
+
+    def capacity(self) -> Capacity | None:
+        """Return what the pool's workers share with those of other jobs; None if they have it to themselves."""
+        ...
+
+    def resize(self, count: int) -> None:
+        """Have ``count`` workers from now on; one that is too many ends when it has measured its candidate."""
+        ...
 
     def describe(self) -> ModelDescription:
         """Return what the workers say about the model; waits until one is ready."""

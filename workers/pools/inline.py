@@ -19,6 +19,12 @@ class InlinePool:
         self._evaluator = Evaluator(setup)
         self._outcomes: list[Outcome] = []
 
+    def capacity(self) -> None:
+        """See ``Pool.capacity``."""
+
+    def resize(self, count: int) -> None:
+        """See ``Pool.resize``; this process stays the only worker."""
+
     def describe(self) -> ModelDescription:
         """See ``Pool.describe``."""
         return self._evaluator.description

@@ -6,15 +6,17 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from search_spaces.errors import AutotuneError
-from workers.errors import PoolError
+from workers.errors import ClusterLostError, PoolError
 from workers.measurement import Failure, FailureCause, Measurement
-from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome
+from workers.pools.base import MAX_ATTEMPTS, Candidate, Capacity, Outcome
 from workers.pools.failure import failure_of
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 
@@ -36,6 +38,9 @@ class _Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._setup = setup
         self._evaluator: Evaluator | None = None
+
+    def start(self) -> None:
+        """Do nothing; that it was done says that the worker's process has started."""
 
     def describe(self) -> ModelDescription:
         return self._ready().description
@@ -77,23 +82,44 @@ class RayPool:
     """Measures candidates on Ray actors, replacing those that die or hang."""
 
     def __init__(self, setup: WorkerSetup, settings: PoolSettings) -> None:
-        self.slots = settings.count
+        self.slots = 1
         self._setup = setup
         self._settings = settings
         self._owns_cluster = _connect(settings)
-        self._cpus = _cpus_per_worker(settings)
+        self._queue: deque[tuple[Candidate, int]] = deque()
+        self._running: dict[Any, _Running] = {}
+        #: Slot -> worker; a slot that is too many goes when it has measured its candidate.
+        self._actors: dict[int, Any] = {}
         try:
-            _check_resources(settings, self._cpus)
-            self._actors: list[Any] = [self._start_actor()]
+            self._capacity = _capacity(settings)
+            self._cpus = self._capacity.cpus_per_worker(settings.cpus, settings.count)
+            _check_resources(settings, self._capacity, self._cpus)
+            self._actors[0] = self._start_actor()
             self._description = self._wait_until_ready()
             # All further workers take the first one's ranges: calibration is paid once.
             self._setup = dataclasses.replace(setup, ranges=self._description.calibration.ranges)
-            self._actors += [self._start_actor() for _ in range(1, self.slots)]
+            if not settings.shared:
+                self.resize(settings.count)
         except BaseException:
             self.close()
             raise
-        self._queue: deque[tuple[Candidate, int]] = deque()
-        self._running: dict[Any, _Running] = {}
+
+    def capacity(self) -> Capacity | None:
+        """See ``Pool.capacity``."""
+        if self._settings.shared:
+            with _cluster_errors():
+                self._capacity = _capacity(self._settings)
+            return self._capacity
+        return None
+
+    def resize(self, count: int) -> None:
+        """See ``Pool.resize``."""
+        self.slots = count
+        for slot in range(count):
+            if slot not in self._actors:
+                self._actors[slot] = self._start_actor()
+        self._retire()
+        self._dispatch()
 
     def describe(self) -> ModelDescription:
         """See ``Pool.describe``."""
@@ -119,12 +145,14 @@ class RayPool:
         """See ``Pool.wait``."""
         give_up = time.monotonic() + timeout_s
         outcomes: list[Outcome] = []
+        if not self._running and not self.slots:
+            time.sleep(timeout_s)
         while self._running and not outcomes:
             remaining = max(0.0, give_up - time.monotonic())
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=min(_TICK_S, remaining))
-            for reference in ready:
+            for reference in _ready(list(self._running), min(_TICK_S, remaining)):
                 outcomes += self._collect(reference)
             outcomes += self._expire()
+            self._retire()
             self._dispatch()
             if remaining == 0.0:
                 break
@@ -134,9 +162,9 @@ class RayPool:
         """See ``Pool.close``."""
         if not ray.is_initialized():
             return
-        for actor in getattr(self, "_actors", []):
+        for actor in self._actors.values():
             ray.kill(actor)
-        self._actors = []
+        self._actors.clear()
         if self._owns_cluster:
             ray.shutdown()
 
@@ -152,6 +180,8 @@ class RayPool:
         """Return the first worker's description, starting it anew if it dies on the way."""
         for _ in range(MAX_ATTEMPTS):
             try:
+                if self._settings.shared:
+                    ray.get(self._actors[0].start.remote())  # as long as other jobs have the workers
                 description: ModelDescription = ray.get(
                     self._actors[0].describe.remote(), timeout=self._settings.trial_timeout_s
                 )
@@ -169,7 +199,7 @@ class RayPool:
         raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {_one_line(last)}")
 
     def _dispatch(self) -> None:
-        busy = {running.slot for running in self._running.values()}
+        busy = self._busy()
         for slot in range(self.slots):
             if slot not in busy and self._queue:
                 candidate, attempts = self._queue.popleft()
@@ -189,7 +219,7 @@ class RayPool:
             # The actor could not even build its evaluator: a fresh one may, for example after an outage.
             return self._lost(running, FailureCause.ERROR, _one_line(_cause(error)))
         except RayError as error:
-            raise PoolError(f"the Ray cluster is gone: {_one_line(error)}; start it and resume the job") from error
+            raise _cluster_lost(error) from error
         return [self._outcome(running, result)]
 
     def _expire(self) -> list[Outcome]:
@@ -213,6 +243,14 @@ class RayPool:
     def _replace(self, slot: int) -> None:
         ray.kill(self._actors[slot])
         self._actors[slot] = self._start_actor()
+
+    def _busy(self) -> set[int]:
+        return {running.slot for running in self._running.values()}
+
+    def _retire(self) -> None:
+        """End the workers that are too many and have nothing to do."""
+        for slot in [slot for slot in self._actors if slot >= self.slots and slot not in self._busy()]:
+            ray.kill(self._actors.pop(slot))
 
     def _outcome(self, running: _Running, result: Measurement | Failure) -> Outcome:
         worker = f"ray:{self._actors[running.slot]._actor_id.hex()[:12]}"
@@ -240,29 +278,54 @@ def _connect(settings: PoolSettings) -> bool:
         else:
             ray.init(address=settings.ray_address, namespace="autotune", **quiet)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise PoolError(
+        raise ClusterLostError(
             f"cannot reach Ray at {settings.ray_address!r}: {_one_line(error)}; "
             "start the cluster, or set workers.ray_address to local"
         ) from error
     return True
 
 
-def _cpus_per_worker(settings: PoolSettings) -> float:
-    if settings.cpus is not None:
-        return settings.cpus
-    return max(1.0, (os.cpu_count() or 1) // settings.count) if settings.ray_address == "local" else 1.0
+def _capacity(settings: PoolSettings) -> Capacity:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    # A private cluster has more CPUs than the machine if its user wants more workers than that.
+    private = settings.ray_address == "local"
+    machines = [float(os.cpu_count() or 1)] if private else [node["CPU"] for node in nodes if node.get("CPU")]
+    return Capacity(
+        cpus=sum(node.get("CPU", 0.0) for node in nodes),
+        gpus=sum(node.get("GPU", 0.0) for node in nodes),
+        machine_cpus=min(machines, default=1.0),
+    )
 
 
-def _check_resources(settings: PoolSettings, cpus: float) -> None:
+def _check_resources(settings: PoolSettings, capacity: Capacity, cpus: float) -> None:
     """Refuse a request the cluster can never meet; Ray itself would wait for ever."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for name, key, each in (("CPUs", "CPU", cpus), ("GPUs", "GPU", settings.gpus)):
-        needed = each * settings.count
-        if needed > have.get(key, 0.0):
+    count = 1 if settings.shared else settings.count
+    for name, each, have in (("CPUs", cpus, capacity.cpus), ("GPUs", settings.gpus, capacity.gpus)):
+        if each * count > have:
             raise PoolError(
-                f"{settings.count} workers with {each:g} {name} each need {needed:g} {name}, but the Ray cluster "
-                f"has {have.get(key, 0.0):g}; lower workers.count or workers.{name.lower()}, or add nodes"
+                f"{count} workers with {each:g} {name} each need {each * count:g} {name}, but the Ray cluster "
+                f"has {have:g}; lower workers.count or workers.{name.lower()}, or add nodes"
             )
+
+
+def _ready(references: list[Any], timeout_s: float) -> list[Any]:
+    """Return all that are ready, as soon as one is or the time is over."""
+    with _cluster_errors():
+        if ray.wait(references, num_returns=1, timeout=timeout_s)[0]:
+            return list(ray.wait(references, num_returns=len(references), timeout=0)[0])
+    return []
+
+
+@contextmanager
+def _cluster_errors() -> Iterator[None]:
+    try:
+        yield
+    except RayError as error:
+        raise _cluster_lost(error) from error
+
+
+def _cluster_lost(error: RayError) -> ClusterLostError:
+    return ClusterLostError(f"the Ray cluster is gone: {_one_line(error)}; start it and resume the job")
 
 
 def _cause(error: RayTaskError) -> AutotuneError:

@@ -1,0 +1,115 @@
+"""The process that drives one job: it can crash, hang or be killed without harm to the others."""
+
+import enum
+import logging
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from types import FrameType
+
+from autotune import lifecycle
+from autotune.errors import LeaseLostError, OrderedError, Stopped
+from autotune.lease import Lease
+from autotune.progress import Progress
+from autotune.run import Place, drive
+from autotune.service import logs
+from autotune.service.settings import ServiceSettings
+from autotune.store.base import Store
+from autotune.store.open import open_store
+from autotune.store.records import JobRecord
+from search_spaces.errors import AutotuneError
+from workers.errors import ClusterLostError
+
+_log = logging.getLogger(__name__)
+
+
+#: What tells a child to end; Ray has a handler of its own for the usual SIGTERM.
+STOP = signal.SIGUSR1
+
+
+class Ended(enum.IntEnum):
+    """How a child ended, as its exit code."""
+
+    #: The job has ended, well or badly, and that is recorded.
+    SETTLED = 0
+    #: Another driver has the job.
+    LEASE_LOST = 3
+    #: The workers are gone; the job should go on with others.
+    CLUSTER_LOST = 4
+    #: Told to end; the job should go on elsewhere.
+    STOPPED = 5
+    #: The controller is gone.
+    ORPHANED = 6
+
+
+def main(settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> None:
+    """Drive a job that the controller has claimed, and end with one of the codes above."""
+    signal.signal(STOP, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the controller too, which then stops its children
+    logs.configure(as_json=settings.json_logs, job_id=job_id)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    store = open_store(settings.database, patience_s=math.inf)
+    try:
+        ended = _drive(store, settings, job_id, epoch, ray_address)
+    finally:
+        store.close()
+    logging.shutdown()
+    # Nothing is left to do that a library's exit handlers could do better or hang in.
+    os._exit(ended)
+
+
+def _drive(store: Store, settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> Ended:
+    try:
+        job = store.change_job(job_id, lifecycle.held(epoch))
+        with Lease(store, job, lease_s=settings.lease_s, give_up=lambda: _give_up(store, job)) as lease:
+            drive(store, job, lease, _LogListener(), Place(task_file=settings.task_file, ray_address=ray_address))
+    except Stopped:
+        return Ended.STOPPED
+    except LeaseLostError as error:
+        _log.warning("%s", error)
+        return Ended.LEASE_LOST
+    except ClusterLostError as error:
+        _log.warning("%s", error)
+        return Ended.CLUSTER_LOST
+    except OrderedError as error:
+        _log.info("%s", error)
+    except AutotuneError as error:
+        _log.error("the job failed: %s", error)
+    return Ended.SETTLED
+
+
+def _give_up(store: Store, job: JobRecord) -> None:
+    """End at once, for example while waiting for workers; an order of the user is thereby carried out."""
+    store.change_job(job.id, lifecycle.released(job.epoch, "Its driver did not stop in time"))
+    os._exit(Ended.LEASE_LOST)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(Ended.ORPHANED)
+
+
+class _LogListener:
+    """Writes what a job does to the log."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+
+    def stage(self, text: str) -> None:
+        """See ``Listener.stage``."""
+        if text != self._stage:
+            _log.info("%s", text)
+        self._stage = text
+
+    def trial(self, progress: Progress) -> None:
+        """See ``Listener.trial``."""
+        _log.info("%d of %d trials, %d on the front", progress.done, progress.budget, progress.front_size)

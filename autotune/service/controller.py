@@ -1,0 +1,177 @@
+"""The controller: claims jobs from the queue and runs each in a child process, until it is told to stop.
+
+Any number of controllers may share a database. What a controller knows is recorded, so that another one can go on
+with its jobs at any moment.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+
+from autotune import driver, lifecycle
+from autotune.errors import StoreError
+from autotune.service import child
+from autotune.service.child import Ended
+from autotune.service.settings import ServiceSettings
+from autotune.store.base import Store
+from autotune.store.records import JobRecord, JobState
+from workers.errors import ClusterLostError
+from workers.pools.ray_head import RayHead, answers, use_token
+
+_log = logging.getLogger(__name__)
+
+#: Seconds a child that was told to end may take.
+_STOP_S = 10.0
+#: Seconds until a cluster that is away is looked for again.
+_CLUSTER_PAUSE_S = 5.0
+#: What a child's process starts with, so that a job starts at once.
+_PRELOADED = ["autotune.service.child", "workers.evaluate", "workers.pools.ray_pool"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Child:
+    process: BaseProcess
+    job_id: str
+    epoch: int
+    #: Whether it works on the Ray cluster.
+    on_cluster: bool
+
+
+class Controller:
+    """Runs the jobs of a database."""
+
+    def __init__(self, store: Store, settings: ServiceSettings) -> None:
+        self._store, self._settings = store, settings
+        self._head = RayHead() if settings.ray_address is None else None
+        self._children: list[_Child] = []
+        self._stopped = threading.Event()
+        self._cluster_away_until = 0.0
+        self._context = multiprocessing.get_context("forkserver")
+
+    def run(self) -> None:
+        """Run jobs until ``stop`` is called; then put those that run back into the queue."""
+        use_token()  # before the first child, which inherits it
+        self._context.set_forkserver_preload(_PRELOADED)
+        _log.info("controller %s is ready for %d jobs at a time", driver.this_driver(), self._settings.jobs)
+        try:
+            while not self._stopped.is_set():
+                try:
+                    self._look_after_children()
+                    self._release_jobs_of_dead_drivers()
+                    self._start_jobs()
+                except StoreError as error:
+                    _log.warning("%s", error)
+                self._stopped.wait(self._settings.poll_s)
+        finally:
+            self._end_children()
+            if self._head:
+                self._head.stop()
+
+    def stop(self) -> None:
+        """Let ``run`` end. May be called from anywhere."""
+        self._stopped.set()
+
+    def _start_jobs(self) -> None:
+        """Claim jobs while there is room for them."""
+        while len(self._children) < self._settings.jobs and time.monotonic() >= self._cluster_away_until:
+            claim = lifecycle.claimed(driver.this_driver(), self._settings.lease_s)
+            job = self._store.claim_next(claim)
+            if job is None:
+                return
+            if job.state is JobState.RUNNING:  # else its user's order was carried out
+                self._start(job)
+
+    def _start(self, job: JobRecord) -> None:
+        on_cluster = job.spec["workers"]["pool"] == "ray"
+        address = None
+        if on_cluster:
+            try:
+                address = self._cluster()
+            except ClusterLostError as error:
+                self._cluster_away_until = time.monotonic() + _CLUSTER_PAUSE_S
+                self._release(job.id, job.epoch, f"Waits for a Ray cluster: {error}")
+                return
+        process = self._context.Process(target=child.main, args=(self._settings, job.id, job.epoch, address))
+        process.start()
+        _log.info("started in process %d", process.pid, extra={"job": job.id})
+        self._children.append(_Child(process=process, job_id=job.id, epoch=job.epoch, on_cluster=on_cluster))
+
+    def _cluster(self) -> str:
+        """Return the cluster's address, after starting it if it is this controller's own."""
+        if self._head is None:
+            assert self._settings.ray_address is not None
+            if not answers(self._settings.ray_address):
+                raise ClusterLostError(f"nothing answers at {self._settings.ray_address}; start the cluster")
+            return self._settings.ray_address
+        if not self._head.is_up():
+            _log.info("starting Ray on this machine")
+            self._head.start()
+        return self._head.address
+
+    def _look_after_children(self) -> None:
+        if any(one.on_cluster for one in self._children) and not self._cluster_is_up():
+            self._end_children_on_the_cluster()
+        for one in [one for one in self._children if one.process.exitcode is not None]:
+            self._children.remove(one)
+            self._bury(one)
+
+    def _bury(self, one: _Child) -> None:
+        """See to it that the job of a child that has ended goes on."""
+        code = one.process.exitcode
+        assert code is not None
+        one.process.close()
+        if code == Ended.CLUSTER_LOST:
+            self._cluster_away_until = time.monotonic() + _CLUSTER_PAUSE_S
+            self._release(one.job_id, one.epoch, "Its workers were lost with the Ray cluster")
+        elif code == Ended.STOPPED:
+            self._release(one.job_id, one.epoch, "Its controller was stopped")
+        elif code not in (Ended.SETTLED, Ended.LEASE_LOST):
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            self._release(one.job_id, one.epoch, f"its driver ended with {how}", crashed=True)
+
+    def _release(self, job_id: str, epoch: int, message: str, *, crashed: bool = False) -> None:
+        _log.warning("%s", message, extra={"job": job_id})
+        self._store.change_job(job_id, lifecycle.released(epoch, message, crashed=crashed))
+
+    def _release_jobs_of_dead_drivers(self) -> None:
+        """Free jobs whose driver was on this host and has ended, without waiting for their leases to run out."""
+        for job in self._store.held_jobs():
+            if driver.is_gone(job.driver):
+                self._release(job.job_id, job.epoch, f"Driver {job.driver} was lost")
+
+    def _cluster_is_up(self) -> bool:
+        if self._head:
+            return self._head.is_up()
+        assert self._settings.ray_address is not None
+        return answers(self._settings.ray_address)
+
+    def _end_children_on_the_cluster(self) -> None:
+        """Kill what depends on a cluster that is gone: it may be waiting for an answer for ever."""
+        for one in [one for one in self._children if one.on_cluster]:
+            one.process.kill()
+            one.process.join()
+            self._children.remove(one)
+            one.process.close()
+            self._release(one.job_id, one.epoch, "Its workers were lost with the Ray cluster")
+
+    def _end_children(self) -> None:
+        """Let every child free its workers and end, and release its job."""
+        for one in self._children:
+            if one.process.pid and one.process.exitcode is None:
+                os.kill(one.process.pid, child.STOP)
+        deadline = time.monotonic() + _STOP_S
+        for one in self._children:
+            one.process.join(max(0.0, deadline - time.monotonic()))
+            if one.process.exitcode is None:
+                one.process.kill()
+                one.process.join()
+            code = one.process.exitcode
+            if code not in (Ended.SETTLED, Ended.LEASE_LOST):
+                self._release(one.job_id, one.epoch, "Its controller was stopped")
+            one.process.close()
+        self._children.clear()
