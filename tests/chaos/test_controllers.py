@@ -93,18 +93,23 @@ def test_drivers_killed_at_random_are_replaced(service: Any, tmp_path: Path, rou
 def test_a_frozen_controller_wakes_up_and_writes_nothing(service: Any, rounds: Rounds, until: Any) -> None:
     controllers = [service.serve(), service.serve()]
     for _ in range(rounds(1, 10)):
-        witness = service.submit(trials=50, seconds=0.15)
-        service.progress(witness, more=3)
-        (zombie,), old = holders(controllers, witness), worker_of(witness)
-        (child,) = drivers_of(zombie, {old})
-        for process in (child, zombie):
-            process.suspend()
-        until(lambda: worker_of(witness) != old, 60.0, f"another driver goes on\n{service.tail()}")
-        written = sum(trial.worker == old for trial in witness.seen.values())
-        for process in (child, zombie):
-            process.resume()
-        until(lambda: not child.is_running(), 20.0, f"the driver that woke up ends\n{service.tail()}")
-        service.settle(witness)
-        witness.judge()
-        assert sum(trial.worker == old for trial in witness.seen.values()) == written, "a zombie wrote"
-        assert "taken_over" in [told.kind for told in service.store.events(witness.job_id)]
+        freeze(service, controllers, until)
+
+
+def freeze(service: Any, controllers: list[psutil.Process], until: Any) -> None:
+    """Freeze the controller of a new job with its driver until another one goes on with the job."""
+    witness = service.submit(trials=50, seconds=0.15)
+    service.progress(witness, more=3)
+    (zombie,), old = holders(controllers, witness), worker_of(witness)
+    (child,) = drivers_of(zombie, {old})
+    for process in (child, zombie):
+        process.suspend()
+    until(lambda: worker_of(witness) != old, 60.0, f"another driver goes on\n{service.tail()}")
+    written = sum(trial.worker == old for trial in witness.seen.values())
+    for process in (child, zombie):
+        process.resume()
+    until(lambda: not child.is_running(), 20.0, f"the driver that woke up ends\n{service.tail()}")
+    service.settle(witness)
+    witness.judge()
+    assert sum(trial.worker == old for trial in witness.seen.values()) == written, "a zombie wrote"
+    assert "taken_over" in [told.kind for told in service.store.events(witness.job_id)]
