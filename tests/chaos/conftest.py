@@ -40,10 +40,11 @@ def rounds() -> Callable[[int, int], int]:
     return lambda short, long: long if LONG else short
 
 
-@pytest.fixture(autouse=True)
-def _patience(request: pytest.FixtureRequest) -> None:
-    if LONG:
-        request.node.add_marker(pytest.mark.timeout(3600))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(3600 if LONG else 300))
 
 
 def wait_for(check: Callable[[], Any], seconds: float, what: str) -> Any:

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 HERE = Path(__file__).parent
 STUB = str(HERE.parent / "data" / "stub_task.py")
 Rounds = Callable[[int, int], int]
-
-pytestmark = pytest.mark.slow
 
 
 def holder(pair: Any, witness: Any) -> psutil.Process:

@@ -10,15 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from autotune.store.open import open_store
 
 HERE = Path(__file__).parent
 STUB = str(HERE.parent / "data" / "stub_task.py")
 Rounds = Callable[[int, int], int]
-
-pytestmark = pytest.mark.slow
 
 
 def integrity(url: str) -> list[Any]:

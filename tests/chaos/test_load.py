@@ -22,8 +22,6 @@ from autotune.store.records import JobState
 HERE = Path(__file__).parent
 Rounds = Callable[[int, int], int]
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(("database", "clients", "jobs"), [("sqlite_url", 16, 25), ("postgres_url", 50, 20)])
 def test_clients_that_submit_at_once_are_all_served(

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
-import pytest
 
 from autotune.jobs import cancel
 from autotune.store.records import JobState, TrialState
 from workers.measurement import FailureCause
 
 Rounds = Callable[[int, int], int]
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def workers_of(controller: psutil.Process) -> list[psutil.Process]:
