@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
 from autotune import driver, lifecycle
-from autotune.errors import StoreError
+from autotune.errors import LeaseLostError, StoreError
 from autotune.service import child
 from autotune.service.child import Ended
 from autotune.service.settings import ServiceSettings
@@ -93,6 +93,11 @@ class Controller:
         if on_cluster:
             try:
                 address = self._cluster()
+                # Starting a cluster takes a while, in which nobody renewed the lease.
+                self._store.renew(job.id, epoch=job.epoch, lease_s=self._settings.lease_s)
+            except LeaseLostError as error:
+                _log.warning("%s", error, extra={"job": job.id})
+                return
             except ClusterLostError as error:
                 self._cluster_away_until = time.monotonic() + _CLUSTER_PAUSE_S
                 self._release(job.id, job.epoch, f"Waits for a Ray cluster: {error}")
