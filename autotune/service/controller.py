@@ -57,7 +57,7 @@ class Controller:
     def run(self) -> None:
         """Run jobs until ``stop`` is called; then put those that run back into the queue."""
         use_token()  # before the first child, which inherits it
-        self._context.set_forkserver_preload(_PRELOADED)
+        self._preload()
         _log.info("controller %s is ready for %d jobs at a time", driver.this_driver(), self._settings.jobs)
         try:
             while not self._stopped.is_set():
@@ -76,6 +76,13 @@ class Controller:
     def stop(self) -> None:
         """Let ``run`` end. May be called from anywhere."""
         self._stopped.set()
+
+    def _preload(self) -> None:
+        """Import what drivers need before there is a job whose lease would run meanwhile; it takes seconds."""
+        self._context.set_forkserver_preload(_PRELOADED)
+        empty = self._context.Process()
+        empty.start()
+        empty.join()
 
     def _start_jobs(self) -> None:
         """Claim jobs while there is room for them."""

@@ -165,7 +165,7 @@ def test_a_controller_lives_through_a_database_that_is_away(
         raise StoreUnavailableError("away")
 
     monkeypatch.setattr(controller, "_settings", ServiceSettings(database="", ray_address="x", poll_s=0.01))
-    monkeypatch.setattr(controller, "_context", SimpleNamespace(set_forkserver_preload=lambda _: None))
+    monkeypatch.setattr(controller, "_preload", lambda: None)
     monkeypatch.setattr(store, "claim_next", away)
     monkeypatch.setattr("autotune.service.controller.use_token", lambda: None)
     controller.run()
