@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState as OptunaState
 
@@ -30,8 +30,8 @@ from search_spaces.space import SearchSpace
 _REPEATS = 10
 #: Neighbours drawn, each farther away on average, before the space is searched in order.
 _NEIGHBOURS = 200
-#: Key under which NSGA-II keeps a trial's generation; it writes none for trials it did not sample.
-_GENERATION = "NSGAIISampler:generation"
+#: Keys under which genetic algorithms keep a trial's generation; they write none for trials they did not sample.
+_GENERATIONS = {NSGAIISampler: "NSGAIISampler:generation", NSGAIIISampler: "NSGAIIISampler:generation"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class Study:
             distributions=self._distributions,
             constraints=self._violations(trial),
             user_attrs={FIGURES: figures_attribute(trial.figures)},
-            system_attrs={_GENERATION: 0} | dict(trial.sampler_state),
+            system_attrs=dict.fromkeys(_GENERATIONS.values(), 0) | dict(trial.sampler_state),
         )
         self._study.add_trial(frozen)
 
@@ -132,7 +132,7 @@ class Study:
     def sampler_state(self, proposal: Proposal) -> dict[str, int]:
         """Return what must be recorded with the trial for the sampler to go on after a restart."""
         attributes = self._storage.get_trial_system_attrs(proposal.trial._trial_id)
-        return {_GENERATION: attributes[_GENERATION]} if _GENERATION in attributes else {}
+        return {key: attributes[key] for key in _GENERATIONS.values() if key in attributes}
 
     @property
     def spent(self) -> bool:
@@ -156,9 +156,10 @@ class Study:
         """Propose a map the sampler did not choose."""
         trial = self._study.ask()
         self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
-        if isinstance(self._study.sampler, NSGAIISampler):
-            # NSGA-II overlooks trials it did not sample unless they belong to a generation.
-            self._storage.set_trial_system_attr(trial._trial_id, _GENERATION, self._generation())
+        key = _GENERATIONS.get(type(self._study.sampler))
+        if key:
+            # These samplers overlook trials they did not sample unless they belong to a generation.
+            self._storage.set_trial_system_attr(trial._trial_id, key, self._generation(key))
         return self._take(trial, assignment, self._key(assignment))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, str]:
@@ -175,9 +176,9 @@ class Study:
         self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
         return assignment
 
-    def _generation(self) -> int:
+    def _generation(self, key: str) -> int:
         trials = self._study._get_trials(deepcopy=False)
-        return max((trial.system_attrs.get(_GENERATION, 0) for trial in trials), default=0)
+        return max((trial.system_attrs.get(key, 0) for trial in trials), default=0)
 
     def _take(self, trial: optuna.Trial, assignment: Mapping[str, str], key: str) -> Proposal:
         self._known[key] = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -23,7 +23,7 @@ def build_plain_sampler(name: SamplerName, *, seed: int, trials: int, slots: int
     Args:
         name: which one.
         seed: of its random numbers.
-        trials: budget of the job; NSGA-II sizes its population for about six generations.
+        trials: budget of the job; genetic algorithms size their population for about six generations.
         slots: candidates measured at once; a generation holds at least twice as many.
     """
     with warnings.catch_warnings():
@@ -52,6 +52,7 @@ class _Random(RandomSampler):
 
 _SAMPLERS: dict[SamplerName, Callable[[int, int], BaseSampler]] = {
     SamplerName.NSGA2: lambda seed, population: NSGAIISampler(seed=seed, population_size=population),
+    SamplerName.NSGA3: lambda seed, population: NSGAIIISampler(seed=seed, population_size=population),
     SamplerName.TPE: lambda seed, _: TPESampler(seed=seed, constant_liar=True),
     SamplerName.GP: lambda seed, _: GPSampler(seed=seed, deterministic_objective=False),
     SamplerName.RANDOM: lambda seed, _: _Random(seed),
