@@ -31,7 +31,10 @@ _REPEATS = 10
 #: Neighbours drawn, each farther away on average, before the space is searched in order.
 _NEIGHBOURS = 200
 #: Keys under which genetic algorithms keep a trial's generation; they write none for trials they did not sample.
-_GENERATIONS: dict[type[BaseSampler], str] = {NSGAIISampler: "NSGAIISampler:generation", NSGAIIISampler: "NSGAIIISampler:generation"}
+_GENERATIONS: dict[type[BaseSampler], str] = {
+    NSGAIISampler: "NSGAIISampler:generation",
+    NSGAIIISampler: "NSGAIIISampler:generation",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
