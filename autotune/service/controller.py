@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
@@ -189,6 +190,7 @@ class Controller:
                 one.process.join()
             code = one.process.exitcode
             if code not in (Ended.SETTLED, Ended.LEASE_LOST):
-                self._release(one.job_id, one.epoch, "Its controller was stopped")
+                with suppress(StoreError):  # then the lease runs out
+                    self._release(one.job_id, one.epoch, "Its controller was stopped")
             one.process.close()
         self._children.clear()
