@@ -11,9 +11,9 @@ import pydantic
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from autotune.errors import JobSpecError
+from autotune.errors import JobSpecError, TooLargeError
 from autotune.metrics import METRICS, Constraint
-from autotune.yaml_file import load_yaml
+from autotune.yaml_file import load_json, load_yaml
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
@@ -253,13 +253,22 @@ class JobSpec(_Section):
                 raw = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise JobSpecError(f"cannot read job file {str(path)!r}: {error.strerror}") from None
+        return cls.read(raw, source=str(path))
+
+    @classmethod
+    def read(cls, raw: bytes, *, source: str = "job", as_json: bool = False) -> Self:
+        """Return the job in the bytes of a YAML or JSON file.
+
+        Raises:
+            JobSpecError: if they are too many, or break the schema; names every error at once.
+        """
         if len(raw) > MAX_BYTES:
-            raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but {str(path)!r} has more")
+            raise TooLargeError(f"a job file must be at most {MAX_BYTES} bytes, but {source!r} has more")
         try:
-            data = load_yaml(raw)
+            data = load_json(raw) if as_json else load_yaml(raw)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise JobSpecError(f"{str(path)!r} is not valid YAML: {error}") from None
-        return cls.parse(data, source=str(path))
+            raise JobSpecError(f"{source!r} is not valid {'JSON' if as_json else 'YAML'}: {error}") from None
+        return cls.parse(data, source=source)
 
     @classmethod
     def parse(cls, data: object, *, source: str = "job") -> Self:

@@ -4,14 +4,18 @@ import hashlib
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from autotune import lifecycle
-from autotune.errors import ConflictError, NotFoundError
+from autotune.errors import ConflictError, JobSpecError, NotFoundError
 from autotune.job_spec import JobSpec
 from autotune.store.base import ReadStore, Store
 from autotune.store.clock import now
 from autotune.store.records import JobRecord, JobState, Order, Submission, TrialRecord
+
+#: Characters of the key of a submission at most, as the database keeps it.
+_LONGEST_KEY = 255
 
 
 def submit(
@@ -37,7 +41,10 @@ def submit(
 
     Raises:
         ConflictError: if the key was used for another job, or its owner has too many jobs.
+        JobSpecError: if the key is empty, long or not one line.
     """
+    if key is not None and not (key.isprintable() and 1 <= len(key) <= _LONGEST_KEY):
+        raise JobSpecError(f"a key must be one line of 1 to {_LONGEST_KEY} characters, but got {key[:80]!r}")
     at = now()
     job = JobRecord(
         id=secrets.token_hex(4),
@@ -56,10 +63,12 @@ def submit(
     return store.create_job(job, submission, most_live=most_live)
 
 
-def clone(store: Store, job: JobRecord, *, owner: str = "local", most_live: int | None = None) -> JobRecord:
-    """Submit the job again as a new one."""
+def clone(
+    store: Store, job: JobRecord, *, key: str | None = None, owner: str = "local", most_live: int | None = None
+) -> JobRecord:
+    """Submit the job again as a new one; see ``submit``."""
     spec = JobSpec.parse(job.spec, source=f"job {job.id}")
-    return submit(store, spec, priority=job.priority, owner=owner, most_live=most_live)
+    return submit(store, spec, key=key, priority=job.priority, owner=owner, most_live=most_live)
 
 
 def pause(store: Store, job_id: str) -> JobRecord:
@@ -103,10 +112,14 @@ def find_job(store: ReadStore, reference: str) -> JobRecord:
         NotFoundError: if there is none.
         ConflictError: if several ids start so.
     """
+    if reference == "last":
+        newest = store.jobs(limit=1)
+        if newest:
+            return newest[0]
+    with suppress(NotFoundError):
+        return store.job(reference)
     jobs = store.jobs()
-    if reference == "last" and jobs:
-        return jobs[0]
-    by_id = [job for job in jobs if job.id == reference] or [job for job in jobs if job.id.startswith(reference)]
+    by_id = [job for job in jobs if job.id.startswith(reference)]
     by_name = [job for job in jobs if job.name == reference]
     if len(by_id) > 1 and not by_name:
         raise ConflictError(f"several jobs start with {reference!r}: {', '.join(job.id for job in by_id)}; give more")
