@@ -5,7 +5,7 @@ import enum
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
@@ -25,6 +25,8 @@ MAX_BYTES = 1 << 17
 _MAX_ERRORS = 50
 #: Characters shown of a wrong value.
 _MAX_VALUE = 80
+
+M = TypeVar("M", bound=BaseModel)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -277,13 +279,12 @@ class JobSpec(_Section):
         Raises:
             JobSpecError: if ``data`` breaks the schema; names every error at once.
         """
-        try:
-            return cls.model_validate(data)
-        except pydantic.ValidationError as error:
-            lines = [f"  {_describe(cls, item)}" for item in error.errors()[:_MAX_ERRORS]]
-            if error.error_count() > _MAX_ERRORS:
-                lines.append(f"  and {error.error_count() - _MAX_ERRORS} more")
-            raise JobSpecError(f"{source} is not a valid job:\n" + "\n".join(lines)) from None
+        return validated(cls, data, f"{source} is not a valid job")
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON schema of job files."""
+        return cls.model_json_schema(by_alias=True)
 
     def dump(self) -> dict[str, Any]:
         """Return the job as JSON-ready data that ``parse`` accepts."""
@@ -307,6 +308,21 @@ class JobSpec(_Section):
     def pool_settings(self) -> PoolSettings:
         """Return which workers the job has."""
         return PoolSettings(**self.workers.model_dump(exclude={"pool"}))
+
+
+def validated(model: type[M], data: object, complaint: str) -> M:
+    """Return data from outside as a model.
+
+    Raises:
+        JobSpecError: if it breaks the model; begins with ``complaint`` and names every error at once.
+    """
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        lines = [f"  {_describe(model, item)}" for item in error.errors()[:_MAX_ERRORS]]
+        if error.error_count() > _MAX_ERRORS:
+            lines.append(f"  and {error.error_count() - _MAX_ERRORS} more")
+        raise JobSpecError(f"{complaint}:\n" + "\n".join(lines)) from None
 
 
 def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:

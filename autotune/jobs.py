@@ -16,6 +16,8 @@ from autotune.store.records import JobRecord, JobState, Order, Submission, Trial
 
 #: Characters of the key of a submission at most, as the database keeps it.
 _LONGEST_KEY = 255
+#: Priorities go from minus this to this.
+_HIGHEST_PRIORITY = 1000
 
 
 def submit(
@@ -41,8 +43,9 @@ def submit(
 
     Raises:
         ConflictError: if the key was used for another job, or its owner has too many jobs.
-        JobSpecError: if the key is empty, long or not one line.
+        JobSpecError: if the key is empty, long or not one line, or the priority is out of range.
     """
+    _check_priority(priority)
     if key is not None and not (key.isprintable() and 1 <= len(key) <= _LONGEST_KEY):
         raise JobSpecError(f"a key must be one line of 1 to {_LONGEST_KEY} characters, but got {key[:80]!r}")
     at = now()
@@ -98,8 +101,9 @@ def change_plan(store: Store, job_id: str, *, priority: int | None = None, **sea
     """Change the job's priority, or keys of its ``search`` section such as ``trials`` and ``time_limit_s``.
 
     Raises:
-        JobSpecError: if the job file would not be valid with them.
+        JobSpecError: if the job file would not be valid with them, or the priority is out of range.
     """
+    _check_priority(priority or 0)
     return store.change_job(job_id, lifecycle.replanned(priority=priority, **search))
 
 
@@ -140,3 +144,8 @@ def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
         if trial.number == number:
             return trial
     raise NotFoundError(f"no trial {number}; the job has {len(trials)} trials, see 'autotune front'")
+
+
+def _check_priority(priority: int) -> None:
+    if abs(priority) > _HIGHEST_PRIORITY:
+        raise JobSpecError(f"priority: must be from -{_HIGHEST_PRIORITY} to {_HIGHEST_PRIORITY}, but got {priority}")

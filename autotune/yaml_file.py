@@ -81,11 +81,11 @@ def load_json(text: bytes) -> Any:
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"a key may be given once, but {twice!r} is there again; delete one")
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(f"a key may be given once, but {key!r} is there again; delete one")
+        mapping[key] = value
     return mapping
 
 

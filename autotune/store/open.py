@@ -52,6 +52,15 @@ def open_store(url: str, *, read_only: bool = False, patience_s: float = 10.0) -
     return SqlStore(engine, patience_s=patience_s)
 
 
+def check(url: str) -> None:
+    """Return if the database at ``url`` can be read and its tables are those of this version.
+
+    Raises:
+        StoreError: if not.
+    """
+    open_store(url, read_only=True).close()
+
+
 def migrate(url: str) -> str:
     """Create or upgrade the tables at ``url`` and return their revision.
 

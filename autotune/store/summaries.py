@@ -75,7 +75,7 @@ def _by(connection: Connection, column: sa.Column[Any]) -> dict[str, int]:
 
 
 def _numbers(connection: Connection, counts: sa.Select[Any]) -> dict[str, int]:
-    return {str(name): int(count) for name, count in connection.execute(counts).tuples()}
+    return {row[0]: row[1] for row in connection.execute(counts)}
 
 
 def _token(row: sa.RowMapping) -> tuple[TokenRecord, str]:
