@@ -143,7 +143,7 @@ def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
     for trial in trials:
         if trial.number == number:
             return trial
-    raise NotFoundError(f"no trial {number}; the job has {len(trials)} trials, see 'autotune front'")
+    raise NotFoundError(f"no trial {number}; 'autotune front' shows those that matter")
 
 
 def _check_priority(priority: int) -> None:

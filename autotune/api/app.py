@@ -17,7 +17,7 @@ from autotune.api import progress, reading, steering
 from autotune.api.answers import STATUSES, answer, problem, refusal
 from autotune.api.guard import Guard
 from autotune.api.metrics import Metrics
-from autotune.api.session import check_scope, needs
+from autotune.api.session import PREFIX, check_scope, needs
 from autotune.api.settings import ApiSettings
 from autotune.job_spec import JobSpec
 from autotune.store.base import Store
@@ -54,9 +54,8 @@ def create_app(store: Store, settings: ApiSettings, check_database: Callable[[],
     app.state.metrics = Metrics(store)
     #: Set when streams should end.
     app.state.stopping = threading.Event()
-    app.include_router(_service)
-    for module in (reading, steering, progress):
-        app.include_router(module.router, prefix="/v1")
+    for router in (_service, reading.router, steering.router, progress.router):
+        app.include_router(router)
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     app.add_middleware(Guard, store=store, settings=settings, metrics=app.state.metrics)
     for kind, handler in _HANDLERS.items():
@@ -87,7 +86,7 @@ def show_metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@_service.get("/v1/openapi.json", summary="Describe the API", openapi_extra=needs(Scope.VIEWER))
+@_service.get(f"{PREFIX}/openapi.json", summary="Describe the API", openapi_extra=needs(Scope.VIEWER))
 def show_description(request: Request) -> Response:
     """Return this description."""
     return answer(dict[str, Any], describe(request.app))

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from autotune.store.base import Store
 from autotune.store.records import JobState, TrialState
+
+# When a counter was made is when this process started, which Prometheus notices anyway.
+disable_created_metrics()
 
 
 class Metrics:

@@ -11,12 +11,12 @@ from fastapi.responses import StreamingResponse
 
 from autotune import wire
 from autotune.api.reading import JobId
-from autotune.api.session import Caller, needs
+from autotune.api.session import PREFIX, Caller, needs
 from autotune.errors import JobSpecError, StoreUnavailableError
 from autotune.store.records import Scope
 from autotune.watching import LOOK_S, Update, Watcher
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 #: Seconds of silence after which a line without meaning is sent, so that nobody takes the connection for dead.
 _SILENCE_S = 10.0

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from autotune import map_file, wire
 from autotune.api.answers import answer
-from autotune.api.session import Caller, needs
+from autotune.api.session import PREFIX, Caller, needs
 from autotune.errors import NotFoundError
 from autotune.front import pick
 from autotune.job_spec import JobSpec
@@ -17,7 +17,7 @@ from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState
 from workers.setup import Probes
 from workers.tasks import TaskInfo
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 _VIEW = needs(Scope.VIEWER)
 #: Largest number that databases keep in an integer column.

@@ -11,6 +11,8 @@ from autotune.errors import ForbiddenError
 from autotune.store.base import Store
 from autotune.store.records import JobRecord, Scope, TokenRecord
 
+#: Version of the API, first in the path of every route about jobs.
+PREFIX = "/v1"
 _KEY = "x-scope"
 
 

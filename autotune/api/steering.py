@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from autotune.access import NewToken
 from autotune.api.answers import answer
 from autotune.api.reading import JobId
-from autotune.api.session import Body, Caller, Session, needs
+from autotune.api.session import PREFIX, Body, Caller, Session, needs
 from autotune.errors import JobSpecError
 from autotune.job_spec import JobSpec, M, validated
 from autotune.store.records import JobRecord, Scope, TokenRecord
@@ -19,7 +19,7 @@ from autotune.yaml_file import load_json
 
 _log = logging.getLogger(__name__)
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 Key = Annotated[
     str | None,

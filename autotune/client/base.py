@@ -49,7 +49,7 @@ class Client(ReadStore, Protocol):
         """Yield what is new about a job until it neither waits nor runs; its first events may be left out."""
         ...
 
-    def tasks(self) -> Sequence[TaskInfo]:
+    def tasks(self) -> list[TaskInfo]:
         """Return the registered tasks, by name."""
         ...
 
@@ -57,7 +57,7 @@ class Client(ReadStore, Protocol):
         """Make an access token. See ``access.add_token``."""
         ...
 
-    def tokens(self) -> Sequence[TokenRecord]:
+    def tokens(self) -> list[TokenRecord]:
         """Return all access tokens, oldest first."""
         ...
 

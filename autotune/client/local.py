@@ -13,7 +13,7 @@ from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState
 from autotune.watching import Update
 from workers.measurement import LatencySamples
 from workers.setup import Probes
-from workers.tasks import TaskInfo, task_info, task_names
+from workers.tasks import TaskInfo, list_tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +106,15 @@ class LocalClient:
         """See ``Client.follow``."""
         return watching.follow(self._store, job_id, position=position)
 
-    def tasks(self) -> Sequence[TaskInfo]:
+    def tasks(self) -> list[TaskInfo]:
         """See ``Client.tasks``."""
-        return [task_info(name) for name in task_names()]
+        return list_tasks()
 
     def add_token(self, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
         """See ``Client.add_token``."""
         return access.add_token(self._store, name, scope=scope, days=days)
 
-    def tokens(self) -> Sequence[TokenRecord]:
+    def tokens(self) -> list[TokenRecord]:
         """See ``Client.tokens``."""
         return self._store.tokens()
 

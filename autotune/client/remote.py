@@ -157,7 +157,7 @@ class RemoteClient:
             except (httpx2.TransportError, StoreUnavailableError) as error:
                 patience.wait(self._away(error))
 
-    def tasks(self) -> Sequence[TaskInfo]:
+    def tasks(self) -> list[TaskInfo]:
         """See ``Client.tasks``."""
         return self._get(list[TaskInfo], "tasks")
 
@@ -169,7 +169,7 @@ class RemoteClient:
         except httpx2.TransportError as error:
             raise self._away(error) from None
 
-    def tokens(self) -> Sequence[TokenRecord]:
+    def tokens(self) -> list[TokenRecord]:
         """See ``Client.tokens``."""
         return self._get(list[TokenRecord], "tokens")
 
