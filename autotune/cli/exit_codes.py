@@ -1,6 +1,7 @@
 """Exit codes of the command line, one for each kind of error."""
 
 from autotune.errors import (
+    AccessError,
     ConflictError,
     JobSpecError,
     LeaseLostError,
@@ -28,10 +29,11 @@ EXIT_CODES: dict[type[AutotuneError], tuple[int, str]] = {
     MapError: (5, "the map cannot be read, or does not keep its promise"),
     BackendError: (6, "workers or their hardware cannot do it"),
     PoolError: (6, "workers or their hardware cannot do it"),
-    StoreError: (7, "the database cannot be opened, read or written"),
+    StoreError: (7, "the database or the service cannot be reached, read or written"),
     ConflictError: (8, "the job's present state does not allow it"),
     LeaseLostError: (8, "the job's present state does not allow it"),
     OrderedError: (9, "the job was paused or cancelled by its user"),
+    AccessError: (10, "the service refuses it: no token, a wrong one, or one that does not allow it"),
 }
 
 

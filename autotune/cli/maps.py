@@ -1,5 +1,6 @@
 """Commands about maps: export and verify."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +9,10 @@ from rich import box
 from rich.table import Table
 
 from autotune import map_file
-from autotune.cli.options import AsJson, Database, JobReference, TaskFile
+from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, reader
 from autotune.cli.output import figure_text, mix, out, print_json, say
 from autotune.front import pick
-from autotune.jobs import find_job
 from autotune.metrics import METRICS
-from autotune.store.open import open_store
 
 #: Exit code of a verification that found a broken promise; the code of ``MapError``.
 _BROKEN = 5
@@ -32,15 +31,14 @@ def export(
     choose: Annotated[
         str, typer.Option("--pick", help="knee, fastest, smallest, most-accurate, or a trial number.")
     ] = "knee",
+    url: Url = None,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one map of a job to a file, with its ranges and promised figures."""
-    store = open_store(database, read_only=True)
-    try:
-        record = find_job(store, job)
-        trial = pick(store.trials(record.id), choose, tuple(record.spec["objectives"]))
-    finally:
-        store.close()
+    with closing(reader(database, url, token)) as client:
+        record = client.find(job)
+        trial = pick(client.trials(record.id), choose, tuple(record.spec["objectives"]))
     document = map_file.map_document(record, trial)
     map_file.write(document, output)
     if as_json:

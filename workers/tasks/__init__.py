@@ -77,6 +77,11 @@ def task_info(name: str) -> TaskInfo:
     return TaskInfo(name=name, summary=summary, parameters=parameters)
 
 
+def list_tasks() -> list[TaskInfo]:
+    """Return what users are told about all registered tasks, by name."""
+    return [task_info(name) for name in task_names()]
+
+
 def build_task(name: str, parameters: Mapping[str, Any]) -> "Task":
     """Return the task called ``name`` with the given parameters.
 
