@@ -30,9 +30,12 @@ SHAPES = (
     "infeasible",
     "failed",
     "failed_late",
-    "interrupted",
-    "created",
+    "paused",
+    "queued",
+    "cancelled",
     "hostile",
+    "unprobed",
+    "elsewhere",
 )
 
 
@@ -71,7 +74,7 @@ def test_all_shapes_are_seeded() -> None:
     assert set(SHAPES) == set(seed.SCENARIOS)
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+@pytest.mark.parametrize("name", ["jobs", "front", "candidate"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> None:  # type: ignore[no-untyped-def]
     app = page(name, shape)
@@ -80,7 +83,7 @@ def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> Non
     assert "cannot be read" not in _texts(app)
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+@pytest.mark.parametrize("name", ["jobs", "front", "candidate"])
 def test_without_a_database_every_page_says_how_to_begin(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +95,7 @@ def test_without_a_database_every_page_says_how_to_begin(
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+@pytest.mark.parametrize("name", ["jobs", "front", "candidate"])
 def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'empty.db'}"
     open_store(url).close()
@@ -154,7 +157,7 @@ def test_failures_are_listed_with_their_reason(page) -> None:  # type: ignore[no
     assert app.expander[0].label == f"Candidates not drawn: {len(missing)}"
 
 
-@pytest.mark.parametrize("shape", ["failed", "failed_late", "interrupted"])
+@pytest.mark.parametrize("shape", ["failed", "failed_late", "paused", "cancelled"])
 def test_a_stopped_job_says_how_to_go_on(page, database, shape: str) -> None:  # type: ignore[no-untyped-def]
     app = page("front", shape)
     assert app.code[0].value == f"autotune resume {database[1][shape]}"
@@ -166,7 +169,7 @@ def test_a_job_that_fell_silent_says_so(page, monkeypatch: pytest.MonkeyPatch) -
     assert "No news" not in _texts(page("front", "running"))
     monkeypatch.setattr("dashboard.parts.now", lambda: datetime.now(UTC) + timedelta(hours=5))
     app = page("front", "running")
-    assert app.warning[0].value.startswith("No news for 5 h 00 min")
+    assert app.warning[0].value.startswith("No news for 5 h")
     assert app.code[0].value.startswith("autotune resume")
 
 
@@ -178,16 +181,16 @@ def test_only_a_live_job_can_be_paused(page) -> None:  # type: ignore[no-untyped
 def test_a_link_to_a_job_that_is_gone_shows_the_newest_and_says_so(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("front", "![x](https://evil.invalid)")
     assert r"no job \!\[x\]\(https" in app.warning[0].value
-    assert app.selectbox[0].value == database[1]["hostile"]
+    assert app.selectbox[0].value == database[1]["elsewhere"]
 
 
 def test_a_link_to_a_trial_that_is_gone_says_so(page) -> None:  # type: ignore[no-untyped-def]
-    app = page("layers", "finished", 999)
+    app = page("candidate", "finished", 999)
     assert "no trial 999" in app.warning[0].value
 
 
 def test_another_job_starts_with_its_own_trial(page, database) -> None:  # type: ignore[no-untyped-def]
-    app = page("layers", "finished", 20)  # the other job has eight trials
+    app = page("candidate", "finished", 20)  # the other job has eight trials
     app.selectbox[0].set_value(database[1]["hostile"]).run()
     assert not app.exception
     assert not app.warning
@@ -195,7 +198,7 @@ def test_another_job_starts_with_its_own_trial(page, database) -> None:  # type:
 
 
 def test_hostile_names_are_never_markup(page) -> None:  # type: ignore[no-untyped-def]
-    for name in ("jobs", "front", "layers"):
+    for name in ("jobs", "front", "candidate"):
         app = page(name, "hostile")
         shown = "\n".join(str(element.value) for kind in (app.markdown, app.caption, app.title) for element in kind)
         assert "![x]" not in shown
@@ -203,15 +206,42 @@ def test_hostile_names_are_never_markup(page) -> None:  # type: ignore[no-untype
 
 
 def test_the_map_page_leads_with_figures_against_full_precision(page) -> None:  # type: ignore[no-untyped-def]
-    metrics = {metric.label: metric for metric in page("layers", "finished", 3).metric}
+    metrics = {metric.label: metric for metric in page("candidate", "finished", 3).metric}
     assert list(metrics)[:2] == ["Latency p50", "Latency p95"]
     assert metrics["Accuracy"].value == "0.7137"
     assert metrics["Weight memory"].delta.startswith("-")
 
 
 def test_a_failed_candidate_says_why_and_cannot_be_exported(page) -> None:  # type: ignore[no-untyped-def]
-    app = page("layers", "finished", 10)
+    app = page("candidate", "finished", 10)
     assert "its worker died" in app.error[0].value
     assert "worker died with signal 9" in _texts(app)
     assert "Only a measured map can be exported" in _texts(app)
     assert not app.get("download_button")
+
+
+def _slider(app: AppTest, label: str):  # type: ignore[no-untyped-def]
+    (slider,) = [slider for slider in app.slider if slider.label == label]
+    return slider
+
+
+def test_sliders_start_at_the_jobs_limits_and_pick_again_at_once(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    floor = _slider(app, "Accuracy at least")
+    assert floor.value == pytest.approx(0.98 * 0.7213)
+    before = [text for text in _texts(app).splitlines() if text.startswith("**Fastest")]
+    app = floor.set_value(0.7185).run()
+    assert not app.exception
+    table = app.dataframe[0].value
+    assert table["misses"].str.contains("accuracy").sum() == (table["accuracy"] < 0.7185).sum() > 5
+    after = [text for text in _texts(app).splitlines() if text.startswith("**Fastest")]
+    assert before != after
+    app = _slider(app, "Latency p50 at most").set_value(1.0).run()
+    assert "No measured map is within these limits" in _texts(app)
+
+
+def test_the_end_of_a_slider_is_no_limit(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    floor = _slider(app, "Accuracy at least")
+    app = floor.set_value(floor.min).run()
+    assert not app.dataframe[0].value["misses"].str.contains("accuracy").any()

@@ -1,3 +1,4 @@
+import math
 import runpy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +16,9 @@ from dashboard import frames
 from dashboard.figures.front import front_figure, hypervolume_figure
 from dashboard.figures.labels import sides
 from dashboard.figures.latency import hidden_samples, latency_figure
-from dashboard.figures.palette import PRECISIONS
+from dashboard.figures.palette import PRECISIONS, static_color
 from dashboard.figures.strip import blocks, strip_figure
+from dashboard.layer_frames import layer_frame
 from search_spaces.choice import Precision
 from workers.measurement import LatencySamples
 
@@ -35,13 +37,15 @@ def results() -> list[SimpleNamespace]:
 
 
 def _points(trials: Sequence[TrialRecord], members: Sequence[int], x: str = "latency_p50_ms", y: str = "accuracy"):  # type: ignore[no-untyped-def]
-    return frames.drawn(frames.trial_frame(trials, members, LIMITS), x, y)
+    frame = frames.judged(frames.trial_frame(trials), LIMITS, SPEC.objectives)
+    frame["on_front"] = frame["number"].isin(members)
+    return frames.with_misses(frames.drawn(frame, x, y), LIMITS)
 
 
 def _front(results: Sequence[SimpleNamespace], x: str = "latency_p50_ms", y: str = "accuracy") -> go.Figure:
     trials = [result.trial for result in results]
     members = [result.front for result in results if result.front][-1].members
-    limits = frames.limits_on(x, LIMITS, None)
+    limits = frames.limits_on(x, LIMITS)
     return front_figure(_points(trials, members, x, y), x=x, y=y, revision="r", x_limits=limits)
 
 
@@ -69,8 +73,8 @@ def test_baselines_are_named_and_have_their_own_mark(results: list[SimpleNamespa
 def test_hollow_means_that_a_limit_is_broken(results: list[SimpleNamespace]) -> None:
     figure = _front(results)
     feasible = {r.trial.number: r.trial.feasible for r in results}
-    for trace in figure.data[1:]:
-        for number, symbol in zip(_numbers(trace), trace.marker.symbol or (), strict=True):
+    for trace in figure.data:
+        for number, symbol in zip(_numbers(trace), trace.marker.symbol, strict=True) if trace.customdata else ():
             assert symbol.endswith("-open") is not feasible[number]
     assert _numbers(_trace(figure, "Breaks a limit")) == [
         number for number, fits in feasible.items() if not fits and number > 5 and number not in (10, 12, 21, 25)
@@ -122,7 +126,8 @@ def test_limits_are_lines_with_the_broken_side_shaded(results: list[SimpleNamesp
     figure = _front(results, x="latency_p95_ms")
     line, shade = figure.layout.shapes
     assert (line.x0, line.x1) == (22.0, 22.0)
-    assert (shade.x0, shade.x1) == (22.0, figure.layout.xaxis.range[1])
+    assert shade.x0 == 22.0
+    assert shade.x1 > figure.layout.xaxis.range[1]
     (note,) = figure.layout.annotations
     assert note.text == "limit 22.0 ms"
 
@@ -131,7 +136,44 @@ def test_an_accuracy_floor_is_shaded_below(results: list[SimpleNamespace]) -> No
     floor = frames.Limit(value=0.71, at_most=False, label="limit")
     points = _points([r.trial for r in results], ())
     figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", y_limits=[floor])
-    assert (figure.layout.shapes[1].y0, figure.layout.shapes[1].y1) == (0.71, figure.layout.yaxis.range[0])
+    assert figure.layout.shapes[1].y0 == 0.71
+    assert figure.layout.shapes[1].y1 < figure.layout.yaxis.range[0]
+
+
+def test_a_limit_on_a_logarithmic_axis_is_where_it_belongs(results: list[SimpleNamespace]) -> None:
+    limit = frames.Limit(value=1e-3, at_most=True, label="limit")
+    points = _points([r.trial for r in results], (), y="divergence")
+    figure = front_figure(points, x="latency_p50_ms", y="divergence", revision="r", y_limits=[limit])
+    line, shade = figure.layout.shapes
+    low, high = figure.layout.yaxis.range
+    assert line.y0 == shade.y0 == 1e-3
+    assert shade.y1 > 10**high
+    assert figure.layout.annotations[0].y == pytest.approx(-3)
+    assert low < -3 < high
+
+
+def test_picked_maps_have_a_ring_and_a_word(results: list[SimpleNamespace]) -> None:
+    points = _points([r.trial for r in results], ())
+    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked={7: "knee"})
+    ring = _trace(figure, "Picked")
+    assert list(ring.x) == [results[7].trial.figures["latency_p50_ms"].value]
+    assert list(ring.text) == ["<b>knee</b>"]
+
+
+def test_colour_says_static_or_dynamic_and_shape_neither(results: list[SimpleNamespace]) -> None:
+    figure = _front(results)
+    baselines = _trace(figure, "Baseline").marker.color
+    assert baselines[2] == static_color(1.0)
+    assert baselines[3] == static_color(0.0)
+    assert {baselines[0], baselines[1], baselines[4], baselines[5]} == {static_color(math.nan)}
+    weights_only = replace(results[7].trial, choices=dict.fromkeys(results[7].trial.choices, "int8_weight_only"))
+    shapes = [
+        t.marker.symbol
+        for t in front_figure(_points([weights_only], ()), x="latency_p50_ms", y="accuracy", revision="r").data
+        if t.customdata
+    ]
+    assert shapes == [("square",)]
+    assert static_color(0.25) not in (static_color(0.0), static_color(0.5))
 
 
 def test_divergence_is_logarithmic_and_full_precision_stays_on_it(results: list[SimpleNamespace]) -> None:
@@ -140,7 +182,7 @@ def test_divergence_is_logarithmic_and_full_precision_stays_on_it(results: list[
     low, high = figure.layout.yaxis.range
     assert figure.layout.yaxis.type == "log"
     assert 0 < baselines.y[0] < min(baselines.y[1:])
-    assert all(low < np.log10(value) < high for trace in figure.data for value in trace.y)
+    assert all(low < np.log10(value) < high for trace in figure.data for value in trace.y if value)
     assert list(figure.data[0].y) == sorted(figure.data[0].y, reverse=True)
 
 
@@ -165,11 +207,11 @@ def test_one_point_and_no_point_can_be_drawn(results: list[SimpleNamespace]) -> 
             figure = front_figure(points, x="latency_p50_ms", y=y, revision="r")
             low, high = figure.layout.yaxis.range
             assert low < high
-            assert sum(len(trace.x) for trace in figure.data) == count
+            assert sum(len(trace.customdata or ()) for trace in figure.data) == count
 
 
 def test_figures_are_svg_and_keep_the_readers_zoom(results: list[SimpleNamespace]) -> None:
-    layers = frames.layer_frame(seed.describe(), results[0].trial.choices)
+    layers = layer_frame(seed.describe(), results[0].trial.choices)
     fronts = [result.front for result in results if result.front]
     for figure in (_front(results), strip_figure(layers, "r"), hypervolume_figure(fronts, 30, "r")):
         assert {trace.type for trace in figure.data} <= {"scatter", "bar"}
@@ -185,7 +227,7 @@ def test_hypervolume_reaches_the_last_trial() -> None:
 
 def test_the_strip_has_one_cell_a_layer_with_its_colour_and_letter(results: list[SimpleNamespace]) -> None:
     trial = results[9].trial
-    layers = frames.layer_frame(seed.describe(), trial.choices)
+    layers = layer_frame(seed.describe(), trial.choices)
     figure = strip_figure(layers, "r")
     cells = {}
     for trace in figure.data:
@@ -199,7 +241,7 @@ def test_the_strip_has_one_cell_a_layer_with_its_colour_and_letter(results: list
 
 
 def test_no_two_cells_of_the_strip_share_a_place(results: list[SimpleNamespace]) -> None:
-    layers = frames.layer_frame(seed.describe(), results[9].trial.choices)
+    layers = layer_frame(seed.describe(), results[9].trial.choices)
     figure = strip_figure(layers, "r")
     places = [place for trace in figure.data for place in zip(trace.y, trace.base, strict=True)]
     assert len(set(places)) == len(layers)
@@ -210,7 +252,7 @@ def test_a_cell_says_shape_share_range_and_refusals(results: list[SimpleNamespac
     hostile = replace(
         description, refusals={**description.refusals, description.layers[0].name: {"int8_static": "<i>no</i>"}}
     )
-    figure = strip_figure(frames.layer_frame(hostile, results[0].trial.choices), "r")
+    figure = strip_figure(layer_frame(hostile, results[0].trial.choices), "r")
     hover = figure.data[0].customdata[0][1]
     assert "embedding, 30522 x 384" in hover
     assert "Calibrated input range -1.685 to 2.894" in hover

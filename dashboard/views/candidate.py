@@ -11,7 +11,8 @@ from dashboard import reading
 from dashboard.figures.latency import hidden_samples, latency_figure
 from dashboard.figures.layout import CONFIG
 from dashboard.figures.strip import strip_figure
-from dashboard.frames import candidate_name, full_precision, layer_frame, misses_text, spec_of
+from dashboard.frames import candidate_name, full_precision, misses_text, spec_of
+from dashboard.layer_frames import layer_frame
 from dashboard.parts import choose, choose_job
 from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment
 
