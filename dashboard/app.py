@@ -9,6 +9,6 @@ st.set_page_config(page_title="Quantization auto-tuner", layout="wide")
 
 jobs_page: st.Page = st.Page(lambda: jobs.show(front_page), title="Jobs", url_path="jobs", default=True)
 front_page: st.Page = st.Page(lambda: front.show(map_page), title="Front", url_path="front")
-map_page: st.Page = st.Page(lambda: candidate.show(front_page), title="Map", url_path="map")
+map_page: st.Page = st.Page(lambda: candidate.show(front_page, front_page), title="Map", url_path="map")
 
 guarded(st.navigation([jobs_page, front_page, map_page], position="top").run)()

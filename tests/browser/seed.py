@@ -79,7 +79,8 @@ SCENARIOS: dict[str, Scenario] = {
     "queued": Scenario(state=JobState.QUEUED, trials=0, described=False, name="Waiting"),
     "cancelled": Scenario(state=JobState.CANCELLED, trials=14, budget=60, name="Given up"),
     "hostile": Scenario(name=HOSTILE, trials=8, budget=8),
-    "unprobed": Scenario(trials=20, budget=20, probed=False, name="Without probes"),
+    # On hardware of its own, or the other jobs' probes would serve it.
+    "unprobed": Scenario(trials=20, budget=20, probed=False, name="Without probes", hardware="Arm Neoverse, 4 cores"),
     "elsewhere": Scenario(
         trials=30,
         budget=30,

@@ -19,10 +19,13 @@ PAGE = """
 import streamlit as st
 from dashboard.parts import guarded
 from dashboard.views import {page}
-here = st.Page(lambda: {page}.show(there), title="Here", default=True)
+here = st.Page(lambda: {page}.show(*[there] * {pages}), title="Here", default=True)
 there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), title="There", url_path="there")
 guarded(st.navigation([here, there]).run)()
 """
+#: Page -> how many pages it leads to.
+PAGES = {"jobs": 1, "front": 1, "candidate": 2}
+each_page = pytest.mark.parametrize("name", PAGES)
 SHAPES = (
     "finished",
     "running",
@@ -55,7 +58,7 @@ def page(database: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
 
     def show(name: str, job: str | None = None, trial: int | None = None) -> AppTest:
-        app = AppTest.from_string(PAGE.format(page=name), default_timeout=20)
+        app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20)
         if job is not None:
             app.query_params["job"] = jobs.get(job, job)
         if trial is not None:
@@ -74,7 +77,7 @@ def test_all_shapes_are_seeded() -> None:
     assert set(SHAPES) == set(seed.SCENARIOS)
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "candidate"])
+@each_page
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> None:  # type: ignore[no-untyped-def]
     app = page(name, shape)
@@ -83,24 +86,24 @@ def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> Non
     assert "cannot be read" not in _texts(app)
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "candidate"])
+@each_page
 def test_without_a_database_every_page_says_how_to_begin(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOTUNE_DATABASE", f"sqlite:///{tmp_path / 'none.db'}")
-    app = AppTest.from_string(PAGE.format(page=name), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20).run()
     assert not app.exception
     assert "autotune run job.yaml" in _texts(app)
     assert f"Database: sqlite:///{tmp_path / 'none.db'}" in _texts(app)
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "candidate"])
+@each_page
 def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'empty.db'}"
     open_store(url).close()
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
-    app = AppTest.from_string(PAGE.format(page=name), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20).run()
     assert not app.exception
     assert app.info[0].value == "There are no jobs yet."
     assert "autotune run job.yaml" in _texts(app)
@@ -108,7 +111,7 @@ def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, mo
 
 def test_a_password_in_the_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTUNE_DATABASE", "postgresql+psycopg://tuner:canary@127.0.0.1:1/jobs")
-    app = AppTest.from_string(PAGE.format(page="jobs"), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
     assert not app.exception
     assert app.warning[0].value == "The jobs cannot be read."
     assert "Database: postgresql+psycopg://127.0.0.1:1/jobs" in _texts(app)
@@ -198,7 +201,7 @@ def test_another_job_starts_with_its_own_trial(page, database) -> None:  # type:
 
 
 def test_hostile_names_are_never_markup(page) -> None:  # type: ignore[no-untyped-def]
-    for name in ("jobs", "front", "candidate"):
+    for name in PAGES:
         app = page(name, "hostile")
         shown = "\n".join(str(element.value) for kind in (app.markdown, app.caption, app.title) for element in kind)
         assert "![x]" not in shown
@@ -245,3 +248,26 @@ def test_the_end_of_a_slider_is_no_limit(page) -> None:  # type: ignore[no-untyp
     floor = _slider(app, "Accuracy at least")
     app = floor.set_value(floor.min).run()
     assert not app.dataframe[0].value["misses"].str.contains("accuracy").any()
+
+
+def test_a_block_is_shown_alone_and_stays_in_the_link(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("candidate", "finished", 3)
+    (chooser,) = [box for box in app.selectbox if box.label == "Layers shown"]
+    assert chooser.options[:3] == ["All 40 layers", "1: embeddings (3)", "2: layer.0 (6)"]
+    app = chooser.set_value("2").run()
+    assert app.query_params["block"] == "2"
+    figure = json.loads(app.get("plotly_chart")[1].proto.spec)
+    assert len(figure["data"][-1]["x"]) == 6
+
+
+def test_without_probes_the_map_says_what_is_not_known(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("candidate", "unprobed", 3)
+    assert "were not probed" in _texts(app)
+    assert "latency_ms" not in app.dataframe[0].value
+    assert "latency_ms" in page("candidate", "finished", 3).dataframe[0].value
+
+
+def test_a_map_comes_with_the_code_that_applies_it(page, database) -> None:  # type: ignore[no-untyped-def]
+    job = database[1]["finished"]
+    code = page("candidate", "finished", 3).code[1].value
+    assert f'autotune.load_map("map-{job}-3.json").apply(model)' in code

@@ -13,11 +13,13 @@ import pytest
 from autotune.job_spec import JobSpec
 from autotune.store.records import FrontRecord, TrialRecord
 from dashboard import frames
+from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.front import front_figure, hypervolume_figure
 from dashboard.figures.labels import sides
 from dashboard.figures.latency import hidden_samples, latency_figure
 from dashboard.figures.palette import PRECISIONS, static_color
 from dashboard.figures.strip import blocks, strip_figure
+from dashboard.frames import Limit
 from dashboard.layer_frames import layer_frame
 from search_spaces.choice import Precision
 from workers.measurement import LatencySamples
@@ -293,3 +295,67 @@ def test_names_stand_where_they_cover_nothing() -> None:
     assert sides([0.5, 0.5], [0.5, 0.56]) == ["bottom center", "top center"]
     assert sides([0.01], [0.5]) == ["middle right"]
     assert sides([0.99], [0.5]) == ["middle left"]
+
+
+def _aligned(results: Sequence[SimpleNamespace], probes: object, layers: slice = slice(None)) -> go.Figure:
+    return aligned_figure(layer_frame(seed.describe(), results[9].trial.choices, probes)[layers], "r")
+
+
+def test_strips_are_aligned_over_the_layers_in_execution_order(results: list[SimpleNamespace]) -> None:
+    figure = _aligned(results, seed.probes())
+    bars = [trace for trace in figure.data if trace.yaxis != "y"]
+    assert [len(trace.x) for trace in bars] == [40] * 4
+    assert all(list(trace.x) == list(range(40)) for trace in bars)
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles[1:4] == [
+        "Share of the time of a pass, as probed",
+        "Weight memory (MiB)",
+        "Share of the expected divergence, as probed",
+    ]
+    choices = {place: trace.customdata[i][1] for trace in figure.data[:-4] for i, place in enumerate(trace.x)}
+    assert [choices[place] for place in range(40)] == list(results[9].trial.choices.values())
+    assert sum(bars[2].y) == pytest.approx(1.0)
+    assert max(bars[0].y) == pytest.approx(max(bars[0].y[4:]))
+
+
+def test_without_probes_the_strips_say_less(results: list[SimpleNamespace]) -> None:
+    titles = [note.text for note in _aligned(results, None).layout.annotations]
+    assert titles[1:3] == ["Share of the multiplications", "Weight memory (MiB)"]
+    assert len(titles) == 4
+
+
+def test_ranges_of_static_layers_stand_out(results: list[SimpleNamespace]) -> None:
+    ranges = _aligned(results, seed.probes()).data[-1]
+    static = [name == "int8_static" for name in results[9].trial.choices.values()]
+    assert len(set(ranges.marker.color)) == 2
+    assert [color == ranges.marker.color[static.index(True)] for color in ranges.marker.color] == static
+    found = seed.describe().calibration.ranges["pooler.dense"]
+    assert (ranges.base[-1], ranges.base[-1] + ranges.y[-1]) == (found.low, pytest.approx(found.high))
+
+
+def test_a_block_names_its_layers(results: list[SimpleNamespace]) -> None:
+    figure = _aligned(results, seed.probes(), slice(3, 9))
+    assert list(figure.layout.xaxis5.ticktext) == [
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ]
+    assert _aligned(results, seed.probes()).layout.xaxis5.ticktext is None
+
+
+def test_the_histogram_has_percentiles_and_limits_on_the_scale_of_the_figures() -> None:
+    rng = np.random.default_rng(0)
+    latency = LatencySamples(batch_size=1, candidate_ms=rng.gamma(9, 1, 600), reference_ms=rng.gamma(20, 1, 400))
+    limit = Limit(value=12.0, at_most=True, label="limit of p95")
+    figure = latency_figure(latency, "r", drift=2.0, limits=[limit])
+    places = dict(zip((n.text for n in figure.layout.annotations), (s.x0 for s in figure.layout.shapes), strict=True))
+    assert places == {
+        **{f"p{p}": pytest.approx(2 * np.percentile(latency.candidate_ms, p)) for p in (50, 95, 99)},
+        "limit of p95": 12.0,
+    }
+    assert figure.data[1].x[0] == pytest.approx(2 * min(latency.candidate_ms.min(), latency.reference_ms.min()))
+    few = LatencySamples(batch_size=1, candidate_ms=latency.candidate_ms[:100], reference_ms=latency.reference_ms)
+    assert "p99" not in [note.text for note in latency_figure(few, "r").layout.annotations]
