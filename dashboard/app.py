@@ -3,12 +3,13 @@
 import streamlit as st
 
 from dashboard.parts import guarded
-from dashboard.views import candidate, front, jobs
+from dashboard.views import candidate, diff, front, jobs
 
 st.set_page_config(page_title="Quantization auto-tuner", layout="wide")
 
 jobs_page: st.Page = st.Page(lambda: jobs.show(front_page), title="Jobs", url_path="jobs", default=True)
 front_page: st.Page = st.Page(lambda: front.show(map_page), title="Front", url_path="front")
-map_page: st.Page = st.Page(lambda: candidate.show(front_page, front_page), title="Map", url_path="map")
+map_page: st.Page = st.Page(lambda: candidate.show(front_page, diff_page), title="Map", url_path="map")
+diff_page: st.Page = st.Page(lambda: diff.show(map_page), title="Diff", url_path="diff")
 
-guarded(st.navigation([jobs_page, front_page, map_page], position="top").run)()
+guarded(st.navigation([jobs_page, front_page, map_page, diff_page], position="top").run)()

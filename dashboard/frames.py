@@ -11,15 +11,17 @@ import pandas as pd
 
 from autotune.budget import searched
 from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS, Constraint
+from autotune.metrics import METRICS, Constraint, Figure
 from autotune.objectives import minimised
 from autotune.pareto import non_dominated
 from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
 from dashboard.text import (
     ABSENT,
     cause_text,
+    change_text,
     duration,
     figure_text,
+    interval_text,
     label_in_sentence,
     one_line,
     state_text,
@@ -167,6 +169,38 @@ def static_share(choices: Mapping[str, str]) -> float:
         modes[choice_named(name).activation] += count
     static, dynamic = modes[ActivationMode.STATIC], modes[ActivationMode.DYNAMIC]
     return static / (static + dynamic) if static + dynamic else math.nan
+
+
+def metrics_frame(first: TrialRecord, second: TrialRecord) -> pd.DataFrame:
+    """Return one row a metric that both trials have, in words: their figures with intervals, and the change."""
+    shared = [metric for metric in METRICS if metric in first.figures and metric in second.figures]
+    rows = [_metric_row(metric, first.figures[metric], second.figures[metric]) for metric in shared]
+    return pd.DataFrame(rows, columns=["metric", "first", "second", "change", "certain"])
+
+
+def _metric_row(metric: str, first: Figure, second: Figure) -> dict[str, str]:
+    sampled = first.low is not None or second.low is not None
+    overlap = _low(first) <= _high(second) and _low(second) <= _high(first)
+    return {
+        "metric": METRICS[metric].label,
+        "first": _with_interval(metric, first),
+        "second": _with_interval(metric, second),
+        "change": change_text(second.value, first.value),
+        "certain": ABSENT if not sampled else "no" if overlap else "yes",
+    }
+
+
+def _with_interval(metric: str, figure: Figure) -> str:
+    interval = interval_text(metric, figure)
+    return figure_text(metric, figure) + (f" ({interval})" if interval else "")
+
+
+def _low(figure: Figure) -> float:
+    return figure.value if figure.low is None else figure.low
+
+
+def _high(figure: Figure) -> float:
+    return figure.value if figure.high is None else figure.high
 
 
 def full_precision_row(frame: pd.DataFrame) -> pd.Series | None:

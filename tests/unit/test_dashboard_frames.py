@@ -174,3 +174,14 @@ def test_a_figure_without_an_interval_stays_without_one(trials: list[TrialRecord
     frame = frames.trial_frame([bare])
     assert frame["latency_p50_ms"][0] == 3.0
     assert frame["latency_p50_ms_high"].isna().all()
+
+
+def test_figures_of_two_maps_say_whether_their_intervals_tell_them_apart(trials: list[TrialRecord]) -> None:
+    rows = {row["metric"]: row for row in frames.metrics_frame(trials[0], trials[3]).to_dict("records")}
+    assert rows["Latency p50"]["first"].startswith("26.9 ms (26.5 to")
+    assert rows["Latency p50"]["certain"] == "yes"
+    assert rows["Weight memory"]["certain"] == "-"
+    assert rows["Accuracy"]["change"] == "-1.1 %"
+    same = frames.metrics_frame(trials[0], trials[0])
+    assert set(same["certain"]) == {"no", "-"}
+    assert frames.metrics_frame(trials[0], trials[10]).empty

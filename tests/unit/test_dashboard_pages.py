@@ -24,7 +24,7 @@ there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), tit
 guarded(st.navigation([here, there]).run)()
 """
 #: Page -> how many pages it leads to.
-PAGES = {"jobs": 1, "front": 1, "candidate": 2}
+PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1}
 each_page = pytest.mark.parametrize("name", PAGES)
 SHAPES = (
     "finished",
@@ -57,12 +57,14 @@ def page(database: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch):
     url, jobs = database
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
 
-    def show(name: str, job: str | None = None, trial: int | None = None) -> AppTest:
+    def show(name: str, job: str | None = None, trial: int | None = None, **link: str) -> AppTest:
         app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20)
         if job is not None:
             app.query_params["job"] = jobs.get(job, job)
         if trial is not None:
             app.query_params["trial"] = str(trial)
+        for parameter, value in link.items():
+            app.query_params[parameter] = value
         return app.run()
 
     return show
@@ -271,3 +273,29 @@ def test_a_map_comes_with_the_code_that_applies_it(page, database) -> None:  # t
     job = database[1]["finished"]
     code = page("candidate", "finished", 3).code[1].value
     assert f'autotune.load_map("map-{job}-3.json").apply(model)' in code
+
+
+def test_a_diff_shows_only_what_differs_and_what_explains_it(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("diff", "finished", first="8", second="9")
+    figures, layers = (element.value for element in app.dataframe)
+    assert (layers["first"] != layers["second"]).all()
+    assert f"{len(layers)} of 40 layers differ" in _texts(app)
+    assert "Latency p50" in figures["metric"].tolist()
+    assert len(app.get("plotly_chart")) == 2
+    assert r"as measured\; the layers explain" in _texts(app)
+    assert "by a curve fitted" in _texts(app)
+
+
+def test_a_diff_starts_at_full_precision_and_the_knee(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("diff", "finished")
+    assert (app.query_params["first"], app.query_params["second"]) == ("0", "24")
+
+
+def test_a_diff_of_a_map_with_itself_says_so(page) -> None:  # type: ignore[no-untyped-def]
+    assert "Both maps make the same choices." in _texts(page("diff", "finished", first="3", second="3"))
+
+
+def test_a_diff_without_probes_explains_nothing(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("diff", "unprobed", first="2", second="3")
+    assert "were not probed" in _texts(app)
+    assert not app.get("plotly_chart")

@@ -15,12 +15,13 @@ from autotune.store.records import FrontRecord, TrialRecord
 from dashboard import frames
 from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.front import front_figure, hypervolume_figure
+from dashboard.figures.gap import gap_figure
 from dashboard.figures.labels import sides
 from dashboard.figures.latency import hidden_samples, latency_figure
 from dashboard.figures.palette import PRECISIONS, static_color
 from dashboard.figures.strip import blocks, strip_figure
 from dashboard.frames import Limit
-from dashboard.layer_frames import layer_frame
+from dashboard.layer_frames import diff_frame, latency_gap, layer_frame
 from search_spaces.choice import Precision
 from workers.measurement import LatencySamples
 
@@ -359,3 +360,15 @@ def test_the_histogram_has_percentiles_and_limits_on_the_scale_of_the_figures() 
     assert figure.data[1].x[0] == pytest.approx(2 * min(latency.candidate_ms.min(), latency.reference_ms.min()))
     few = LatencySamples(batch_size=1, candidate_ms=latency.candidate_ms[:100], reference_ms=latency.reference_ms)
     assert "p99" not in [note.text for note in latency_figure(few, "r").layout.annotations]
+
+
+def test_a_gap_is_split_into_layers_the_rest_and_what_is_not_explained(results: list[SimpleNamespace]) -> None:
+    pair = results[0].trial, results[3].trial
+    diff = diff_frame(seed.describe(), pair[0].choices, pair[1].choices, seed.probes())
+    gap = latency_gap(diff, seed.probes(), pair)
+    (bars,) = gap_figure(diff, "latency_ms", gap, title="ms", revision="r").data
+    assert sum(bars.x) == pytest.approx(gap.measured)
+    assert list(bars.customdata[-2:]) == [f"{len(diff) - 12} other layers", "Not explained by layers"]
+    assert list(bars.x[:12]) == sorted(bars.x[:12])  # all save time; the largest first
+    unmeasured = gap_figure(diff, "latency_ms", replace(gap, measured=None), title="ms", revision="r")
+    assert sum(unmeasured.data[0].x) == pytest.approx(gap.predicted)

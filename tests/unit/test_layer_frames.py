@@ -37,3 +37,54 @@ def test_letters_tell_activation_modes_apart() -> None:
     assert letters["int8_dynamic"] == "D"
     assert letters["int8_weight_only"] == letters["int4_weight_only"] == "W"
     assert letters["fp32"] == letters["bf16"] == letters["fp16"] == ""
+
+
+def test_probes_say_what_each_layer_of_a_map_costs(trials: list[TrialRecord]) -> None:
+    probes = seed.probes()
+    frame = frames.layer_frame(seed.describe(), trials[9].choices, probes)
+    known = {(probe.layer, probe.choice): probe for probe in probes.layers}
+    expected = [known[layer, choice].latency_ms for layer, choice in trials[9].choices.items()]
+    assert frame["latency_ms"].tolist() == expected
+    assert frame["divergence_share"].sum() == pytest.approx(1.0)
+    # Of the 27 ms of full precision, 24 ms are inside the layers; what the others take stays.
+    assert frame["time_share"].sum() == pytest.approx(sum(expected) / (3.0 + sum(expected)))
+    assert frames.layer_frame(seed.describe(), trials[9].choices)["latency_ms"].isna().all()
+
+
+def test_a_diff_has_only_the_layers_that_differ(trials: list[TrialRecord]) -> None:
+    first, second = trials[8].choices, trials[9].choices
+    diff = frames.diff_frame(seed.describe(), first, second, seed.probes())
+    assert diff["layer"].tolist() == [layer for layer in first if first[layer] != second[layer]]
+    assert 0 < len(diff) < len(first)
+    back = frames.diff_frame(seed.describe(), second, first, seed.probes())
+    assert diff["latency_ms"].tolist() == pytest.approx((-back["latency_ms"]).tolist())
+    assert frames.diff_frame(seed.describe(), first, first, seed.probes()).empty
+    sizes = seed.describe().layer_bytes
+    assert diff["bytes"].tolist() == [sizes[name][second[name]] - sizes[name][first[name]] for name in diff["layer"]]
+
+
+def test_layers_explain_the_gap_up_to_what_was_measured_besides(trials: list[TrialRecord]) -> None:
+    pair = trials[0], trials[3]
+    diff = frames.diff_frame(seed.describe(), pair[0].choices, pair[1].choices, seed.probes())
+    gap = frames.latency_gap(diff, seed.probes(), pair)
+    assert gap.predicted == pytest.approx(-24.0 * (1 - 0.33) * _quantizable_share(), rel=1e-6)
+    assert gap.measured == pytest.approx(
+        27.0 * (pair[1].figures["latency_ratio"].value - pair[0].figures["latency_ratio"].value)
+    )
+    divergence = frames.divergence_gap(diff, pair)
+    assert divergence.measured == pytest.approx(divergence.predicted)
+    assert frames.latency_gap(diff, seed.probes(), (trials[0], trials[10])).measured is None  # it failed
+
+
+def _quantizable_share() -> float:
+    layers = seed.describe().layers
+    return sum(layer.flops for layer in layers if not layer.frozen_reason) / sum(layer.flops for layer in layers)
+
+
+def test_the_accuracy_follows_from_the_divergence(trials: list[TrialRecord]) -> None:
+    pair = trials[0].choices, trials[2].choices
+    drops = frames.accuracy_drops(trials, pair, seed.probes())
+    assert drops is not None
+    assert drops[0] == pytest.approx(0.0)
+    assert drops[1] == pytest.approx(trials[2].figures["accuracy_drop"].value, rel=0.05)
+    assert frames.accuracy_drops([], pair, seed.probes()) is None
