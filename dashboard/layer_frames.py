@@ -137,6 +137,12 @@ def choice_frame(description: ModelDescription, maps: Sequence[Mapping[str, str]
     return pd.DataFrame(rows, columns=["layer", "role", "choice", "share"])
 
 
+def most_disputed(choices: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return the rows of ``choice_frame`` of the layers on which the maps agree least, in execution order."""
+    agreed = choices.groupby("layer", sort=False)["share"].max().sort_values(kind="stable")
+    return choices[choices["layer"].isin(agreed.index[:most])]
+
+
 def role_frame(choices: pd.DataFrame) -> pd.DataFrame:
     """Return one row a layer type: its layers, and the mean shares of ``choice_frame`` by activation mode."""
     modes = choices.assign(mode=[mode_of(choice_named(name)) for name in choices["choice"]])

@@ -3,6 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from dashboard.figures.labels import short_names
 from dashboard.figures.layout import finish
 from dashboard.figures.palette import BASELINE, FAINT, QUIET, STRONG
 from dashboard.layer_frames import Gap
@@ -42,7 +43,11 @@ def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revisio
     figure = go.Figure(bars)
     figure.update_xaxes(title=title, gridcolor=QUIET, zeroline=True, zerolinecolor=FAINT, nticks=5, exponentformat="e")
     figure.update_yaxes(
-        autorange="reversed", tickvals=list(range(len(names))), ticktext=names, automargin=True, showgrid=False
+        autorange="reversed",
+        tickvals=list(range(len(names))),
+        ticktext=short_names(names),
+        automargin=True,
+        showgrid=False,
     )
     return finish(figure, height=_ROW_PIXELS * len(names) + _AROUND_PIXELS, revision=revision, legend=False)
 

@@ -33,6 +33,15 @@ PRECISIONS: dict[Precision, tuple[str, str]] = {
     Precision.INT4: ("#009E73", "#111111"),
 }
 
+#: How a layer treats its input -> colour, and symbol where colour stands for precision.
+MODE_COLORS = {
+    "static": "#E28900",
+    "dynamic": "#1F87D6",
+    "weights only": "#009E73",
+    "floating point": "#A9B1BA",
+}
+CHOICE_SYMBOLS = {"static": "circle", "dynamic": "diamond", "weights only": "square", "floating point": "x"}
+
 #: One a job, where jobs are compared; each also has a dash and a symbol of its own.
 SERIES = ("#1F87D6", "#E28900", "#009E73", "#CC79A7", "#56B4E9", "#D5502A")
 

@@ -24,7 +24,7 @@ there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), tit
 guarded(st.navigation([here, there]).run)()
 """
 #: Page -> how many pages it leads to.
-PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1}
+PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1, "layers": 0}
 each_page = pytest.mark.parametrize("name", PAGES)
 SHAPES = (
     "finished",
@@ -299,3 +299,18 @@ def test_a_diff_without_probes_explains_nothing(page) -> None:  # type: ignore[n
     app = page("diff", "unprobed", first="2", second="3")
     assert "were not probed" in _texts(app)
     assert not app.get("plotly_chart")
+
+
+def test_the_layers_page_draws_thirty_layers_until_asked_for_all(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("layers", "finished")
+    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert len(figure["layout"]["yaxis"]["ticktext"]) == 30
+    app = app.toggle[0].set_value(True).run()
+    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert len(figure["layout"]["yaxis"]["ticktext"]) == 39  # the pooler can only stay as it is
+
+
+def test_the_layers_page_says_what_is_missing(page) -> None:  # type: ignore[no-untyped-def]
+    assert "were not probed" in _texts(page("layers", "unprobed"))
+    assert "No map is on the front: none meets every limit." in _texts(page("layers", "infeasible"))
+    assert "have not described this job's model yet" in _texts(page("layers", "queued"))

@@ -16,12 +16,20 @@ from dashboard import frames
 from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.front import front_figure, hypervolume_figure
 from dashboard.figures.gap import gap_figure
-from dashboard.figures.labels import sides
+from dashboard.figures.labels import short_names, sides
 from dashboard.figures.latency import hidden_samples, latency_figure
+from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
 from dashboard.figures.palette import PRECISIONS, static_color
 from dashboard.figures.strip import blocks, strip_figure
 from dashboard.frames import Limit
-from dashboard.layer_frames import diff_frame, latency_gap, layer_frame
+from dashboard.layer_frames import (
+    choice_frame,
+    diff_frame,
+    latency_gap,
+    layer_frame,
+    role_frame,
+    sensitivity_frame,
+)
 from search_spaces.choice import Precision
 from workers.measurement import LatencySamples
 
@@ -372,3 +380,34 @@ def test_a_gap_is_split_into_layers_the_rest_and_what_is_not_explained(results: 
     assert list(bars.x[:12]) == sorted(bars.x[:12])  # all save time; the largest first
     unmeasured = gap_figure(diff, "latency_ms", replace(gap, measured=None), title="ms", revision="r")
     assert sum(unmeasured.data[0].x) == pytest.approx(gap.predicted)
+
+
+def test_every_choice_with_a_loss_is_a_point_of_the_sensitivities() -> None:
+    frame = sensitivity_frame(seed.describe(), seed.probes())
+    figure = sensitivity_figure(frame, "r")
+    drawn = {
+        (point[0], trace.name): x for trace in figure.data for point, x in zip(trace.customdata, trace.x, strict=True)
+    }
+    assert drawn == {(p.layer, p.choice): p.divergence for p in seed.probes().layers if p.divergence > 0}
+    assert figure.layout.xaxis.type == "log"
+    assert figure.layout.yaxis.ticktext[0] == "0.output.dense"
+    assert len({trace.marker.symbol for trace in figure.data}) > 2  # told apart without colour
+
+
+def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) -> None:
+    choices = choice_frame(seed.describe(), [result.trial.choices for result in results[6:10]])
+    figure = choices_figure(choices, "r")
+    sums: dict[int, float] = {}
+    for trace in figure.data:
+        for row, share in zip(trace.y, trace.x, strict=True):
+            sums[row] = sums.get(row, 0.0) + share
+    assert sums == dict.fromkeys(range(40), pytest.approx(1.0))
+    patterns = {trace.name: trace.marker.pattern.shape for trace in figure.data}
+    assert patterns["int8_static"] != patterns["int8_dynamic"]
+    roles = roles_figure(role_frame(choices), "r")
+    assert [sum(column) for column in zip(*(trace.x for trace in roles.data), strict=True)] == pytest.approx([1.0] * 10)
+
+
+def test_names_of_layers_are_short_where_that_tells_them_apart() -> None:
+    assert short_names(["encoder.0.q", "encoder.1.q", "pooler.dense"]) == ["0.q", "1.q", "pooler.dense"]
+    assert short_names(["encoder.0.q", "decoder.0.q"]) == ["encoder.0.q", "decoder.0.q"]

@@ -1,4 +1,5 @@
 import runpy
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from autotune.job_spec import JobSpec
 from autotune.store.records import TrialRecord
 from dashboard import layer_frames as frames
 from search_spaces.choice import CHOICES
+from search_spaces.layer import LayerKind
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -88,3 +90,40 @@ def test_the_accuracy_follows_from_the_divergence(trials: list[TrialRecord]) -> 
     assert drops[0] == pytest.approx(0.0)
     assert drops[1] == pytest.approx(trials[2].figures["accuracy_drop"].value, rel=0.05)
     assert frames.accuracy_drops([], pair, seed.probes()) is None
+
+
+def test_layers_are_ranked_by_their_worst_choice() -> None:
+    frame = frames.sensitivity_frame(seed.describe(), seed.probes())
+    worst = frame.drop_duplicates("layer")["worst"].tolist()
+    assert worst == sorted(worst, reverse=True)
+    assert frame["layer"][0] == "encoder.layer.0.output.dense"
+    assert "fp32" not in set(frame["choice"])
+    assert frame[frame["choice"] == "bf16"]["saved_ms"].max() > 0
+
+
+def test_choices_of_a_layer_are_counted_over_maps(trials: list[TrialRecord]) -> None:
+    maps = [trial.choices for trial in trials[6:10]]
+    frame = frames.choice_frame(seed.describe(), maps)
+    assert frame.groupby("layer")["share"].sum().tolist() == pytest.approx([1.0] * 40)
+    layer = "encoder.layer.3.output.dense"
+    for row in frame[frame["layer"] == layer].to_dict("records"):
+        assert row["share"] == [names[layer] for names in maps].count(row["choice"]) / 4
+    disputed = frames.most_disputed(frame, 5)
+    assert disputed["layer"].nunique() == 5
+    assert disputed["share"].max() <= frame.groupby("layer")["share"].max().nsmallest(5).max()
+
+
+def test_layers_of_one_type_are_taken_together(trials: list[TrialRecord]) -> None:
+    roles = frames.role_frame(frames.choice_frame(seed.describe(), [trials[2].choices, trials[3].choices]))
+    rows = {row["role"]: row for row in roles.to_dict("records")}
+    assert rows["attention.self.query"]["layers"] == 6
+    assert (rows["output.dense"]["static"], rows["output.dense"]["dynamic"]) == (0.5, 0.5)
+    assert rows["word_embeddings"]["floating point"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "role"), [("encoder.layer.0.output.dense", "output.dense"), ("features.3", "conv2d"), ("head", "head")]
+)
+def test_the_type_of_a_layer_is_in_its_name(name: str, role: str) -> None:
+    layer = replace(seed.describe().layers[5], name=name, kind=LayerKind.CONV2D)
+    assert frames.role_of(layer) == role
