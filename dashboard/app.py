@@ -3,7 +3,7 @@
 import streamlit as st
 
 from dashboard.parts import guarded
-from dashboard.views import candidate, diff, front, jobs, layers
+from dashboard.views import candidate, compare, diff, front, jobs, layers
 
 st.set_page_config(page_title="Quantization auto-tuner", layout="wide")
 
@@ -12,5 +12,7 @@ front_page: st.Page = st.Page(lambda: front.show(map_page), title="Front", url_p
 map_page: st.Page = st.Page(lambda: candidate.show(front_page, diff_page), title="Map", url_path="map")
 diff_page: st.Page = st.Page(lambda: diff.show(map_page), title="Diff", url_path="diff")
 layers_page: st.Page = st.Page(layers.show, title="Layers", url_path="layers")
+compare_page: st.Page = st.Page(compare.show, title="Compare", url_path="compare")
 
-guarded(st.navigation([jobs_page, front_page, map_page, diff_page, layers_page], position="top").run)()
+pages = [jobs_page, front_page, map_page, diff_page, layers_page, compare_page]
+guarded(st.navigation(pages, position="top").run)()

@@ -106,6 +106,18 @@ def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
     return left
 
 
+def selected(jobs: Sequence[JobRecord], *, states: Collection[str], task: str | None, text: str) -> list[JobRecord]:
+    """Return the jobs in one of ``states``, of ``task``, whose name or id holds ``text``; what is empty selects all."""
+    wanted = text.strip().casefold()
+    return [
+        job
+        for job in jobs
+        if (not states or job.state.value in states)
+        and (task is None or job.task == task)
+        and wanted in f"{job.name} {job.id}".casefold()
+    ]
+
+
 def jobs_frame(summaries: Sequence[JobSummary], now: datetime) -> pd.DataFrame:
     """Return one row a job, as the list of jobs shows it."""
     return pd.DataFrame([_job_row(summary, now) for summary in summaries])
@@ -116,7 +128,7 @@ def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
     left = remaining_seconds(job, spec, done)
     return {
         "name": one_line(job.name),
-        "state": state_text(job.state),
+        "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),
         "progress": round(min(1.0, done / spec.search.trials), 2),
         "trials": f"{done} of {spec.search.trials}",
         "left": duration(left) if left is not None else ABSENT,

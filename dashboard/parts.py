@@ -82,6 +82,22 @@ def choose(label: str, options: Sequence[str], *, parameter: str, default: str, 
     return st.selectbox(label, options, key=key, format_func=lambda option: names[option], on_change=follow)
 
 
+def choose_many(
+    label: str, options: Sequence[str], *, parameter: str, default: Sequence[str], names: Mapping[str, str], most: int
+) -> list[str]:
+    """Return the options the reader chose, at most ``most``; the URL's ``parameter`` holds them."""
+    asked = [value for value in st.query_params.get_all(parameter) if value in options][:most]
+    key = f"choose-{parameter}"
+    st.session_state[key] = asked or list(default)
+
+    def follow() -> None:
+        st.query_params[parameter] = st.session_state[key]
+
+    return st.multiselect(
+        label, options, key=key, format_func=lambda option: names[option], on_change=follow, max_selections=most
+    )
+
+
 def _kept(parameter: str) -> dict[str, str]:
     """Return what stays in the URL when ``parameter`` changes: another job has other trials."""
     return {} if parameter == "job" else st.query_params.to_dict()

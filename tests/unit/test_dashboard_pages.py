@@ -9,7 +9,10 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from autotune.lifecycle import held
+from autotune.store.base import Store
 from autotune.store.open import open_store
+from autotune.store.records import JobState
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -24,7 +27,7 @@ there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), tit
 guarded(st.navigation([here, there]).run)()
 """
 #: Page -> how many pages it leads to.
-PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1, "layers": 0}
+PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1, "layers": 0, "compare": 0}
 each_page = pytest.mark.parametrize("name", PAGES)
 SHAPES = (
     "finished",
@@ -57,7 +60,7 @@ def page(database: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch):
     url, jobs = database
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
 
-    def show(name: str, job: str | None = None, trial: int | None = None, **link: str) -> AppTest:
+    def show(name: str, job: str | None = None, trial: int | None = None, **link: str | list[str]) -> AppTest:
         app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20)
         if job is not None:
             app.query_params["job"] = jobs.get(job, job)
@@ -130,8 +133,10 @@ def test_the_whole_app_opens_on_the_jobs(database, monkeypatch: pytest.MonkeyPat
 
 def test_a_job_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("jobs")
-    app.selectbox[0].set_value(database[1]["running"]).run()
-    assert app.text[0].value == f"there: {{'job': '{database[1]['running']}'}}"
+    _box(app, "Open or change a job").set_value(database[1]["running"]).run()
+    (link,) = app.get("page_link")
+    assert link.proto.label == "Open its front"
+    assert database[1]["running"] in link.proto.query_string
 
 
 def test_a_map_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
@@ -225,6 +230,11 @@ def test_a_failed_candidate_says_why_and_cannot_be_exported(page) -> None:  # ty
     assert not app.get("download_button")
 
 
+def _box(app: AppTest, label: str):  # type: ignore[no-untyped-def]
+    (box,) = [box for box in app.selectbox if box.label == label]
+    return box
+
+
 def _slider(app: AppTest, label: str):  # type: ignore[no-untyped-def]
     (slider,) = [slider for slider in app.slider if slider.label == label]
     return slider
@@ -314,3 +324,110 @@ def test_the_layers_page_says_what_is_missing(page) -> None:  # type: ignore[no-
     assert "were not probed" in _texts(page("layers", "unprobed"))
     assert "No map is on the front: none meets every limit." in _texts(page("layers", "infeasible"))
     assert "have not described this job's model yet" in _texts(page("layers", "queued"))
+
+
+def test_jobs_are_compared_with_a_warning_if_measured_differently(page, database) -> None:  # type: ignore[no-untyped-def]
+    jobs = database[1]
+    app = page("compare", jobs=[jobs["finished"], jobs["elsewhere"]])
+    assert not app.exception
+    assert r"measured differently\: batch sizes\, repeats\, hardware\." in app.warning[0].value
+    assert app.dataframe[0].value["setting"].tolist() == ["Batch sizes", "Repeats", "Hardware"]
+    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert len(figure["data"]) == 2
+    alike = page("compare", jobs=[jobs["finished"], jobs["running"]])
+    assert alike.success[0].value == "All of them were measured in the same way."
+
+
+def test_a_comparison_can_be_chosen_and_linked(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("compare")
+    assert len(app.multiselect[0].value) == 2  # the two newest
+    app = app.multiselect[0].set_value([database[1]["finished"]]).run()
+    assert database[1]["finished"] in app.query_params["jobs"]
+    assert "Choose at least two jobs" in app.info[0].value
+
+
+def test_a_job_without_a_feasible_map_is_named_in_the_comparison(page, database) -> None:  # type: ignore[no-untyped-def]
+    jobs = database[1]
+    app = page("compare", jobs=[jobs["finished"], jobs["infeasible"]])
+    assert "has no feasible map" in app.info[0].value
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, dict[str, str]]]:
+    """Yield a database that the test may change, and its jobs."""
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    store = open_store(url)
+    yield store, seed.seed(store, "queued", "running", "finished")
+    store.close()
+
+
+def _jobs_page(job: str) -> AppTest:
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
+    return _box(app, "Open or change a job").set_value(job).run()
+
+
+def _press(app: AppTest, label: str) -> AppTest:
+    (button,) = [button for button in app.button if button.label == label]
+    assert not button.disabled
+    app = button.click().run()
+    assert not app.exception
+    return app
+
+
+def test_jobs_are_filtered_by_state_task_and_text(own) -> None:  # type: ignore[no-untyped-def]
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
+    app = app.pills[0].set_value(["running", "queued"]).run()
+    assert set(app.dataframe[0].value["name"]) == {"Waiting", "MiniLM, nightly"}
+    app = app.text_input[0].set_value("NIGHTLY").run()
+    assert app.dataframe[0].value["name"].tolist() == ["MiniLM, nightly"]
+    app = app.text_input[0].set_value("nothing").run()
+    assert "No job is like that" in app.info[0].value
+
+
+def test_a_waiting_job_is_paused_and_resumed(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _press(_jobs_page(jobs["queued"]), "Pause")
+    assert store.job(jobs["queued"]).state is JobState.PAUSED
+    assert app.success[0].value.startswith(r"Paused\: Waiting")
+    assert [button.label for button in app.button if button.disabled] == ["Pause"]
+    _press(app, "Resume")
+    assert store.job(jobs["queued"]).state is JobState.QUEUED
+
+
+def test_a_job_is_cancelled_after_a_second_look(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    _press(_jobs_page(jobs["running"]), "Cancel the job")
+    job = store.job(jobs["running"])
+    assert job.state is JobState.CANCELLED
+    assert len(store.trials(job.id)) == 17
+
+
+def test_a_job_is_cloned(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    _press(_jobs_page(jobs["finished"]), "Clone")
+    newest, *others = store.jobs()
+    assert len(others) == 3
+    assert newest.spec == store.job(jobs["finished"]).spec
+    assert newest.state is JobState.QUEUED
+
+
+def test_a_budget_is_changed(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _jobs_page(jobs["running"])
+    fields = {field.label: field for field in app.number_input}
+    fields["Trials"].set_value(90)
+    fields["Time limit (s)"].set_value(600.0)
+    fields["Priority"].set_value(5)
+    _press(app, "Change")
+    job = store.job(jobs["running"])
+    assert (job.spec["search"]["trials"], job.spec["search"]["time_limit_s"], job.priority) == (90, 600.0, 5)
+
+
+def test_what_the_state_forbids_is_said_in_words(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _jobs_page(jobs["queued"])
+    store.change_job(jobs["queued"], held(0, state=JobState.FINISHED))  # meanwhile, by somebody else
+    app = _press(app, "Pause")
+    assert app.error[0].value == "That could not be done."
+    assert f"job {jobs['queued']} is finished already, so it cannot be paused" in _texts(app)
