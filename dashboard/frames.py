@@ -14,7 +14,7 @@ from autotune.job_spec import JobSpec
 from autotune.metrics import METRICS, Constraint, Figure
 from autotune.objectives import minimised
 from autotune.pareto import non_dominated
-from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.store.records import EventRecord, JobRecord, JobState, TrialKind, TrialRecord, TrialState
 from dashboard.text import (
     ABSENT,
     cause_text,
@@ -23,6 +23,7 @@ from dashboard.text import (
     figure_text,
     interval_text,
     label_in_sentence,
+    moment,
     one_line,
     state_text,
     value_text,
@@ -121,6 +122,46 @@ def selected(jobs: Sequence[JobRecord], *, states: Collection[str], task: str | 
 def jobs_frame(summaries: Sequence[JobSummary], now: datetime) -> pd.DataFrame:
     """Return one row a job, as the list of jobs shows it."""
     return pd.DataFrame([_job_row(summary, now) for summary in summaries])
+
+
+def queue_frame(jobs: Sequence[JobRecord], at: datetime) -> pd.DataFrame:
+    """Return one row a job that waits or runs: running ones first, then in the order in which they are taken."""
+    live = [job for job in jobs if job.state.is_live]
+    live.sort(key=lambda job: (job.state is JobState.QUEUED, -job.priority, job.created_at))
+    return pd.DataFrame([_queue_row(job, at) for job in live])
+
+
+def _queue_row(job: JobRecord, at: datetime) -> dict[str, object]:
+    workers, lease = spec_of(job).workers, ABSENT
+    if job.leased_until is not None:
+        left_s = (job.leased_until - at).total_seconds()
+        lease = f"{duration(left_s)} left" if left_s > 0 else f"ran out {duration(-left_s)} ago"
+    return {
+        "job": f"{one_line(job.name)} ({job.id})",
+        "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),
+        "priority": job.priority,
+        "owner": one_line(job.owner),
+        "served": "a controller" if job.served else "its own process",
+        "workers": f"{workers.count} x {'shared CPUs' if workers.cpus is None else f'{workers.cpus:g} CPUs'}",
+        "driver": ":".join(one_line(job.driver).split(":")[:2]) if job.driver else ABSENT,
+        "lease": lease,
+        "crashes": job.crashes,
+    }
+
+
+def events_frame(events: Sequence[tuple[JobRecord, EventRecord]], zone: str | None) -> pd.DataFrame:
+    """Return one row an event, in the order given."""
+    return pd.DataFrame(
+        [
+            {
+                "at": moment(event.at, zone),
+                "job": f"{one_line(job.name)} ({job.id})",
+                "kind": one_line(event.kind),
+                "message": one_line(event.message, 400),
+            }
+            for job, event in events
+        ]
+    )
 
 
 def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:

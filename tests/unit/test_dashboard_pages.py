@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import streamlit as st
+import yaml
 from streamlit.testing.v1 import AppTest
 
+from autotune.job_spec import JobSpec
 from autotune.lifecycle import held
 from autotune.store.base import Store
 from autotune.store.open import open_store
@@ -20,6 +22,7 @@ APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 #: One page alone; what it leads to says that it was reached.
 PAGE = """
 import streamlit as st
+import yaml
 from dashboard.parts import guarded
 from dashboard.views import {page}
 here = st.Page(lambda: {page}.show(*[there] * {pages}), title="Here", default=True)
@@ -27,8 +30,10 @@ there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), tit
 guarded(st.navigation([here, there]).run)()
 """
 #: Page -> how many pages it leads to.
-PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1, "layers": 0, "compare": 0}
+PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1, "layers": 0, "compare": 0, "submit": 1, "system": 0}
 each_page = pytest.mark.parametrize("name", PAGES)
+#: Pages that show nothing without jobs.
+each_reading_page = pytest.mark.parametrize("name", sorted({*PAGES} - {"submit", "system"}))
 SHAPES = (
     "finished",
     "running",
@@ -91,7 +96,7 @@ def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> Non
     assert "cannot be read" not in _texts(app)
 
 
-@each_page
+@each_reading_page
 def test_without_a_database_every_page_says_how_to_begin(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +108,7 @@ def test_without_a_database_every_page_says_how_to_begin(
     assert not (tmp_path / "none.db").exists()
 
 
-@each_page
+@each_reading_page
 def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'empty.db'}"
     open_store(url).close()
@@ -431,3 +436,82 @@ def test_what_the_state_forbids_is_said_in_words(own) -> None:  # type: ignore[n
     app = _press(app, "Pause")
     assert app.error[0].value == "That could not be done."
     assert f"job {jobs['queued']} is finished already, so it cannot be paused" in _texts(app)
+
+
+def _submit_page() -> AppTest:
+    return AppTest.from_string(PAGE.format(page="submit", pages=1), default_timeout=20).run()
+
+
+def _field(app: AppTest, kind: str, label: str):  # type: ignore[no-untyped-def]
+    (field,) = [field for field in getattr(app, kind) if field.label == label]
+    return field
+
+
+def test_a_form_is_submitted_as_the_job_file_it_shows(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _submit_page()
+    assert "Measured\\: fp32 29\\.6 ms\\, uniform int8\\_static 10\\.5 ms" in _texts(app)
+    _field(app, "text_input", "Name").set_value("from the page")
+    _field(app, "number_input", "Latency p95 (ms) at most").set_value(14.0)
+    app = _field(app, "number_input", "Trials").set_value(25).run()
+    shown = app.code[0].value
+    assert "max: 14.0" in shown
+    app = _press(app, "Submit the job")
+    (job,) = [job for job in store.jobs() if job.id not in jobs.values()]
+    assert job.spec == JobSpec.parse(yaml.safe_load(shown)).dump()
+    assert (job.name, job.state, job.served) == ("from the page", JobState.QUEUED, True)
+    assert app.success[0].value.startswith(r"Submitted\: from the page")
+
+
+def test_a_form_with_mistakes_cannot_be_submitted(own) -> None:  # type: ignore[no-untyped-def]
+    app = _submit_page()
+    app = _field(app, "number_input", "Latency p99 (ms) at most").set_value(14.0).run()
+    assert app.error[0].value == "This job cannot be submitted."
+    assert "latency_p99_ms needs measurement.repeats >= 500, but got 100" in _texts(app)
+    (button,) = [button for button in app.button if button.label == "Submit the job"]
+    assert button.disabled
+    app = _field(app, "text_area", "Rules for layers").set_value("- {").run()
+    assert "layer rules: not valid YAML" in _texts(app)
+
+
+def test_a_job_can_be_submitted_before_there_is_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    _press(_submit_page(), "Submit the job")
+    store = open_store(url, read_only=True)
+    assert [job.name for job in store.jobs()] == ["my-first-job"]
+    store.close()
+
+
+def test_a_job_file_is_uploaded_and_submitted(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _submit_page()
+    app = app.segmented_control[0].set_value("by a job file").run()
+    assert not [button for button in app.button if button.label == "Submit the job"]
+    app = app.file_uploader[0].upload("job.yaml", b"name: x\ntask: {name: minilm-lee}\nsurch: 1", "text/yaml").run()
+    assert "surch: unknown key; did you mean 'search'?" in _texts(app)
+    app = app.file_uploader[0].upload("job.yaml", b"name: uploaded\ntask: {name: minilm-lee}", "text/yaml").run()
+    _press(app, "Submit the job")
+    assert [job.name for job in store.jobs() if job.id not in jobs.values()] == ["uploaded"]
+
+
+def test_the_system_page_lists_queue_errors_and_events(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("system")
+    queue, events = (element.value for element in app.dataframe)
+    assert [name.split(" (")[0] for name in queue["job"]] == ["MiniLM, nightly", "Just begun", "Waiting"]
+    assert "The job is cancelled." in events["message"].tolist()
+    assert seed.SCENARIOS["failed"].error in _texts(app)
+    assert "Database: sqlite:///" in _texts(app)
+    assert "quant-autotune" in _texts(app)
+
+
+def test_the_system_page_needs_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    open_store(url).close()
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    app = AppTest.from_string(PAGE.format(page="system", pages=0), default_timeout=20).run()
+    assert [info.value for info in app.info] == [
+        "No job waits or runs.",
+        "No job has failed.",
+        "Nothing has happened yet.",
+    ]
