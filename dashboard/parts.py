@@ -9,7 +9,8 @@ import streamlit as st
 from autotune.store.clock import now
 from autotune.store.records import JobRecord, JobState
 from dashboard import reading
-from dashboard.frames import remaining_seconds, spec_of
+from dashboard.frames import spec_of
+from dashboard.job_frames import remaining_seconds
 from dashboard.text import constraint_text, duration, in_markdown, moment, one_line, state_text
 from search_spaces.errors import AutotuneError
 

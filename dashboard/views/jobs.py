@@ -12,7 +12,8 @@ from autotune.store.clock import now
 from autotune.store.records import JobRecord, JobState
 from dashboard import reading
 from dashboard.acting import act, tell_outcome
-from dashboard.frames import JobSummary, jobs_frame, selected, spec_of
+from dashboard.frames import spec_of
+from dashboard.job_frames import JobSummary, jobs_frame, selected
 from dashboard.parts import REFRESH_S, guarded, how_to_begin, job_names
 from dashboard.text import in_markdown, state_text
 

@@ -9,7 +9,7 @@ import streamlit as st
 from autotune.store.clock import now
 from autotune.store.records import EventRecord, JobRecord, JobState
 from dashboard import reading
-from dashboard.frames import events_frame, queue_frame
+from dashboard.job_frames import events_frame, queue_frame
 from dashboard.parts import REFRESH_S, guarded
 from dashboard.text import in_markdown, moment, one_line
 

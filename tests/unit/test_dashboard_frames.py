@@ -1,7 +1,7 @@
 import runpy
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from autotune.front import compute_front
 from autotune.job_spec import JobSpec
 from autotune.metrics import Constraint, Figure
 from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState, TrialRecord
-from dashboard import frames
+from autotune.store.records import EventRecord, JobRecord, JobState, Order, TrialRecord
+from dashboard import frames, job_frames
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -51,8 +51,8 @@ def _job(**changes: object) -> JobRecord:
 
 
 def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
-    summary = frames.JobSummary(job=_job(), trials=trials[:20], front_size=4)
-    (row,) = frames.jobs_frame([summary], now()).to_dict("records")
+    summary = job_frames.JobSummary(job=_job(), trials=trials[:20], front_size=4)
+    (row,) = job_frames.jobs_frame([summary], now()).to_dict("records")
     best = min(t.figures["latency_p50_ms"].value for t in trials[:20] if t.feasible)
     assert row["name"] == "a job"
     assert row["state"] == "▶ running"
@@ -63,25 +63,25 @@ def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
 
 
 def test_a_job_without_trials_has_no_estimate_and_no_best() -> None:
-    summary = frames.JobSummary(job=_job(description=None), trials=[], front_size=0)
-    (row,) = frames.jobs_frame([summary], now()).to_dict("records")
+    summary = job_frames.JobSummary(job=_job(description=None), trials=[], front_size=0)
+    (row,) = job_frames.jobs_frame([summary], now()).to_dict("records")
     assert (row["left"], row["hardware"], row["best"]) == ("-", "-", "-")
 
 
 def test_time_left_ends_with_the_time_limit_and_with_the_job() -> None:
     limited = SPEC.model_copy(update={"search": SPEC.search.model_copy(update={"time_limit_s": 75.0})})
-    assert frames.remaining_seconds(_job(), SPEC, 10) == pytest.approx(180.0)
-    assert frames.remaining_seconds(_job(), limited, 10) == pytest.approx(15.0)
-    assert frames.remaining_seconds(_job(), SPEC, 50) == 0.0
-    assert frames.remaining_seconds(_job(state=JobState.FINISHED), SPEC, 10) is None
+    assert job_frames.remaining_seconds(_job(), SPEC, 10) == pytest.approx(180.0)
+    assert job_frames.remaining_seconds(_job(), limited, 10) == pytest.approx(15.0)
+    assert job_frames.remaining_seconds(_job(), SPEC, 50) == 0.0
+    assert job_frames.remaining_seconds(_job(state=JobState.FINISHED), SPEC, 10) is None
 
 
 def test_best_feasible_follows_the_direction_of_the_metric(trials: list[TrialRecord]) -> None:
     feasible = [trial for trial in trials if trial.feasible]
-    best = frames.best_feasible(trials, "accuracy")
+    best = job_frames.best_feasible(trials, "accuracy")
     assert best is not None
     assert best.figures["accuracy"].value == max(t.figures["accuracy"].value for t in feasible)
-    assert frames.best_feasible([t for t in trials if not t.feasible], "accuracy") is None
+    assert job_frames.best_feasible([t for t in trials if not t.feasible], "accuracy") is None
 
 
 def test_full_precision_is_the_baseline_that_changes_nothing(trials: list[TrialRecord]) -> None:
@@ -185,3 +185,41 @@ def test_figures_of_two_maps_say_whether_their_intervals_tell_them_apart(trials:
     same = frames.metrics_frame(trials[0], trials[0])
     assert set(same["certain"]) == {"no", "-"}
     assert frames.metrics_frame(trials[0], trials[10]).empty
+
+
+def test_the_queue_is_in_the_order_in_which_jobs_are_taken() -> None:
+    at = now()
+    jobs = [
+        _job(id="late", state=JobState.QUEUED, created_at=at),
+        _job(id="early", state=JobState.QUEUED, created_at=at - timedelta(hours=1)),
+        _job(id="urgent", state=JobState.QUEUED, priority=3, created_at=at),
+        _job(id="held", driver="box:42:7:x", leased_until=at + timedelta(seconds=20), order=Order.CANCEL, served=True),
+        _job(id="lost", driver="box:43:7:x", leased_until=at - timedelta(seconds=90), created_at=at),
+        _job(id="done", state=JobState.FINISHED),
+    ]
+    frame = job_frames.queue_frame(jobs, at)
+    assert [name.split("(")[1] for name in frame["job"]] == ["held)", "lost)", "urgent)", "early)", "late)"]
+    held = frame.iloc[0]
+    assert (held["state"], held["driver"], held["lease"]) == ("▶ running, to be cancelled", "box:42", "20 s left")
+    assert (held["served"], held["workers"]) == ("a controller", "1 x shared CPUs")
+    assert frame["lease"][1] == "ran out 2 min ago"
+    assert job_frames.queue_frame(jobs[-1:], at).empty
+
+
+def test_jobs_are_selected_by_state_task_and_text() -> None:
+    jobs = [_job(id="aa", name="Edge box"), _job(id="bb", name="Cloud", task="other", state=JobState.FAILED)]
+
+    def ids(**wanted: object) -> list[str]:
+        return [job.id for job in job_frames.selected(jobs, **{"states": (), "task": None, "text": "", **wanted})]
+
+    assert ids() == ["aa", "bb"]
+    assert ids(states=["failed"]) == ["bb"]
+    assert ids(task="minilm-lee") == ["aa"]
+    assert ids(text=" eDGE ") == ids(text="aa") == ["aa"]
+    assert ids(states=["failed"], text="edge") == []
+
+
+def test_events_carry_their_job_and_their_time() -> None:
+    event = EventRecord(at=datetime(2026, 1, 5, 23, 30, tzinfo=UTC), kind="taken_over", message="a\nb")
+    (row,) = job_frames.events_frame([(_job(), event)], None).to_dict("records")
+    assert row == {"at": "5 Jan 2026, 23:30 UTC", "job": "a job (0001)", "kind": "taken_over", "message": "a b"}
