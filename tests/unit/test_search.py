@@ -83,7 +83,8 @@ class ScriptedPool:
         return Measurement(
             accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
             latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
-            gave_up=self.gives_up and candidate.rivals != (), seconds=self.trial_s, forward_seconds=0.9, environment=ENVIRONMENT,
+            gave_up=self.gives_up and candidate.rivals != (), seconds=self.trial_s, forward_seconds=0.9,
+            environment=ENVIRONMENT,
         )  # fmt: skip
 
     def _draw(self, choices: Mapping[str, str]) -> float:
