@@ -1,6 +1,7 @@
 """The contract of ``autotune.client.base.Client``: the same calls on a database and through the HTTP API."""
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -164,9 +165,15 @@ def test_latencies_keep_every_bit(client: Client, store: Store) -> None:
 
 def test_probes_come_by_key(client: Client, store: Store) -> None:
     probes = Probes(
-        layers=(LayerProbe(layer="fc", choice="fp32", divergence=1 / 3, latency_ms=0.1),), pass_ms=0.1 + 0.2,
-        estimator=Estimator.LOCAL, samples=12, seconds=1 / 3,
-    )  # fmt: skip
+        layers=(
+            LayerProbe(layer="fc", choice="fp32", divergence=1 / 3, latency_ms=0.1),
+            LayerProbe(layer="fc", choice="int8_static", divergence=math.inf, latency_ms=0.1),
+        ),
+        pass_ms=0.1 + 0.2,
+        estimator=Estimator.LOCAL,
+        samples=12,
+        seconds=1 / 3,
+    )
     store.record_probes("key", probes)
     assert client.probes("key") == probes
     assert client.probes("other") is None
