@@ -157,6 +157,7 @@ class SamplerName(enum.StrEnum):
 
     SENSITIVITY = "sensitivity"
     NSGA2 = "nsga2"
+    NSGA3 = "nsga3"
     TPE = "tpe"
     GP = "gp"
     RANDOM = "random"

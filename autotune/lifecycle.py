@@ -69,10 +69,14 @@ def held(epoch: int, *events: EventRecord, **changes: Any) -> Transition:
 
 
 def settled(epoch: int, state: JobState, message: str, *, error: str | None = None) -> Transition:
-    """End the job's run by the driver that holds it: finished, failed, paused or cancelled."""
+    """End the job's run by the driver that holds it; one that was cancelled meanwhile is, unless it is finished."""
 
     def settle(job: JobRecord, at: datetime) -> Change:
         check_epoch(job, epoch)
+        if job.state is not JobState.RUNNING:
+            return Change(job=job)  # a call whose answer was lost is made again
+        if job.order is Order.CANCEL and state is not JobState.FINISHED:
+            return _carried_out(job, job.order, at)
         return _changed(job, at, state.value, message, state=state, error=error, **_FREE)
 
     return settle
@@ -104,9 +108,9 @@ def ordered(order: Order) -> Transition:
     def ask(job: JobRecord, at: datetime) -> Change:
         if job.state is order.state:
             return Change(job=job)
+        if order is Order.PAUSE and job.order is Order.CANCEL:
+            raise ConflictError(f"job {job.id} is being cancelled, so it cannot be paused")
         if is_held(job, at):
-            if order is Order.PAUSE and job.order is Order.CANCEL:
-                raise ConflictError(f"job {job.id} is being cancelled, so it cannot be paused")
             return Change(job=dataclasses.replace(job, order=order))
         endable = (JobState.QUEUED, JobState.RUNNING)
         if job.state not in (endable if order is Order.PAUSE else (*endable, JobState.PAUSED, JobState.FAILED)):

@@ -75,8 +75,9 @@ def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, place:
         reason = _search(store, job, lease, listener, place)
     except (LeaseLostError, ClusterLostError, Stopped):
         raise
-    except OrderedError as error:
-        settle(error.order.state, error.order.done)
+    except OrderedError:
+        # What the user wants may have changed since the driver looked.
+        store.change_job(job.id, lifecycle.released(job.epoch, "Its user took the order back"))
         raise
     except KeyboardInterrupt:
         settle(JobState.PAUSED, "Stopped by its user")

@@ -18,7 +18,7 @@ from autotune.run import Place, drive
 from autotune.service import logs
 from autotune.service.settings import ServiceSettings
 from autotune.store.base import Store
-from autotune.store.open import open_store
+from autotune.store.open import attach_store
 from autotune.store.records import JobRecord
 from search_spaces.errors import AutotuneError
 from workers.errors import ClusterLostError
@@ -47,14 +47,14 @@ class Ended(enum.IntEnum):
 
 def main(settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> None:
     """Drive a job that the controller has claimed, and end with one of the codes above."""
-    signal.signal(STOP, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the controller too, which then stops its children
     logs.configure(as_json=settings.json_logs, job_id=job_id)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    store = open_store(settings.database, patience_s=math.inf)
+    store = attach_store(settings.database, patience_s=math.inf)
     try:
         ended = _drive(store, settings, job_id, epoch, ray_address)
     finally:
+        signal.signal(STOP, signal.SIG_IGN)
         store.close()
     logging.shutdown()
     # Nothing is left to do that a library's exit handlers could do better or hang in.
@@ -63,6 +63,7 @@ def main(settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | 
 
 def _drive(store: Store, settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> Ended:
     try:
+        signal.signal(STOP, _stop)
         job = store.change_job(job_id, lifecycle.held(epoch))
         with Lease(store, job, lease_s=settings.lease_s, give_up=lambda: _give_up(store, job)) as lease:
             drive(store, job, lease, _LogListener(), Place(task_file=settings.task_file, ray_address=ray_address))

@@ -105,6 +105,8 @@ class MemoryStore:
                         "use another key for another job"
                     )
                 return self.job(job_id)
+            if job.id in self._jobs and rows.is_same_submission(self._jobs[job.id].record, job):
+                return self.job(job.id)
             live = sum(other.owner == job.owner and other.state.is_live for other in self._records())
             if most_live is not None and live >= most_live:
                 raise ConflictError(f"a user may have {most_live} jobs that wait or run, but {job.owner} has {live}")
@@ -143,7 +145,8 @@ class MemoryStore:
         with self._lock:
             job = self._job(job_id)
             lifecycle.check_epoch(job.record, epoch)
-            job.record = dataclasses.replace(job.record, leased_until=now() + timedelta(seconds=lease_s))
+            if job.record.state is JobState.RUNNING:
+                job.record = dataclasses.replace(job.record, leased_until=now() + timedelta(seconds=lease_s))
 
     def held_jobs(self) -> list[HeldJob]:
         """See ``Store.held_jobs``."""
@@ -158,8 +161,8 @@ class MemoryStore:
             new = [result for result in results if result.trial.number not in self._job(result.trial.job_id).results]
             for position, result in enumerate(new):
                 self._check_map(result.trial, new[:position])
-            for result in new:
-                self._add(result)
+            if new:
+                self._add(new)
 
     def record_probes(self, key: str, probes: Probes) -> None:
         """See ``Store.record_probes``."""
@@ -224,13 +227,14 @@ class MemoryStore:
                 numbers = f"{other.number} and {trial.number}"
                 raise ConflictError(f"trials {numbers} of job {trial.job_id} have the same map")
 
-    def _add(self, result: TrialResult) -> None:
-        job = self._job(result.trial.job_id)
-        job.results[result.trial.number] = copy.deepcopy(result)
-        if result.front:
-            job.fronts.append(result.front)
-        job.events.extend(result.events)
-        elapsed_s = job.record.elapsed_s + result.elapsed_s
+    def _add(self, results: Sequence[TrialResult]) -> None:
+        job = self._job(results[0].trial.job_id)
+        for result in results:
+            job.results[result.trial.number] = copy.deepcopy(result)
+            if result.front:
+                job.fronts.append(result.front)
+            job.events.extend(result.events)
+        elapsed_s = job.record.elapsed_s + sum(result.elapsed_s for result in results)
         job.record = _counted(dataclasses.replace(job.record, elapsed_s=elapsed_s, crashes=0))
 
 

@@ -52,6 +52,14 @@ def open_store(url: str, *, read_only: bool = False, patience_s: float = 10.0) -
     return SqlStore(engine, patience_s=patience_s)
 
 
+def attach_store(url: str, *, patience_s: float) -> Store:
+    """Return the store at ``url``, whose tables this version has made before; it connects when it is used.
+
+    Other than ``open_store`` it also waits for a database that is down at first.
+    """
+    return SqlStore(make_engine(parse_url(url), read_only=False), patience_s=patience_s)
+
+
 def check(url: str) -> None:
     """Return if the database at ``url`` can be read and its tables are those of this version.
 

@@ -54,6 +54,12 @@ def job_record(row: Row) -> JobRecord:
     return JobRecord(**fields | {"state": JobState(fields["state"]), "order": Order(order) if order else None})
 
 
+def is_same_submission(found: JobRecord, job: JobRecord) -> bool:
+    """Return whether a recorded job is the one to be recorded: a call whose answer was lost is made again."""
+    same = ("id", "name", "owner", "created_at", "spec")
+    return all(getattr(found, name) == getattr(job, name) for name in same)
+
+
 def directions(requested: str | None, spec: Mapping[str, Any]) -> Directions:
     """Return the directions in columns of a job's row."""
     search = spec["search"]

@@ -29,6 +29,9 @@ from autotune.store.records import (
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
+#: First key of the advisory locks of PostgreSQL under which an owner's jobs are counted.
+_ROOM_LOCK = 716_305
+
 _jobs = tables.jobs.c
 #: Higher priority first, then older.
 _BY_RANK = (_jobs.priority.desc(), _jobs.created_at, _jobs.id)
@@ -115,6 +118,9 @@ def create_job(
         earlier = _submitted(connection, record.owner, submission)
         if earlier is not None:
             return job(connection, earlier)
+    found = connection.execute(sa.select(tables.jobs).where(_jobs.id == record.id)).mappings().first()
+    if found is not None and rows.is_same_submission(rows.job_record(found), record):
+        return rows.job_record(found)
     if most_live is not None:
         _check_room(connection, record.owner, most_live)
     _insert(connection, tables.jobs, [rows.job_row(record)])
@@ -154,8 +160,9 @@ def directions(connection: Connection, job_id: str, epoch: int) -> Directions:
 def renew(connection: Connection, job_id: str, epoch: int, lease_s: float) -> None:
     """Let a lease run for ``lease_s`` seconds from now; readers need not look at the job again for that."""
     until = clock(connection) + timedelta(seconds=lease_s)
-    same = sa.update(tables.jobs).where(_jobs.id == job_id, _jobs.epoch == epoch).values(leased_until=until)
-    if connection.execute(same).rowcount == 0:
+    # A job that its driver has just settled has no lease any more.
+    held = (_jobs.id == job_id) & (_jobs.epoch == epoch) & (_jobs.state == JobState.RUNNING.value)
+    if connection.execute(sa.update(tables.jobs).where(held).values(leased_until=until)).rowcount == 0:
         lifecycle.check_epoch(job(connection, job_id), epoch)
 
 
@@ -242,6 +249,9 @@ def _submitted(connection: Connection, owner: str, submission: Submission) -> st
 
 
 def _check_room(connection: Connection, owner: str, most_live: int) -> None:
+    if connection.dialect.name == "postgresql":
+        # Others who count this owner's jobs wait until this one is there to be counted.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ROOM_LOCK, sa.func.hashtext(owner))))
     live = [state.value for state in JobState if state.is_live]
     count = sa.select(sa.func.count()).select_from(tables.jobs).where(_jobs.owner == owner, _jobs.state.in_(live))
     waiting = connection.execute(count).scalar_one()

@@ -2,7 +2,9 @@
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,18 @@ def drain(pool: Pool, count: int) -> dict[int, Outcome]:
             break
     assert pool.wait(0.0) == []
     return outcomes
+
+
+def wait_for(check: Callable[[], Any], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def free_cpus() -> float:
+    """CPUs of the cluster that no worker has."""
+    return float(ray.available_resources().get("CPU", 0.0))
 
 
 def test_description_lists_layers_choices_and_exact_bytes(start: Start) -> None:
@@ -250,6 +264,77 @@ def test_workers_share_one_calibration(start_ray: Start) -> None:
     outcomes = drain(pool, 4)
     assert len({outcome.worker for outcome in outcomes.values()}) == 2
     assert len({outcome.result.divergence for outcome in outcomes.values()}) == 1  # type: ignore[union-attr]
+
+
+def test_a_pool_has_its_workers_to_itself_unless_told_otherwise(start: Start) -> None:
+    pool = start(setup(), count=1)
+    assert pool.slots == 1
+    assert pool.capacity() is None
+
+
+def test_this_process_stays_the_only_worker() -> None:
+    pool = build_pool("inline", setup(), PoolSettings(count=3))
+    pool.resize(3)
+    assert pool.slots == 1
+    pool.resize(0)
+    assert pool.slots == 1
+    pool.close()
+
+
+def test_a_shared_pool_starts_small_and_knows_the_cluster(start_ray: Start) -> None:
+    pool = start_ray(setup(), count=3, shared=True)
+    capacity = pool.capacity()
+    assert pool.slots == 1
+    assert capacity is not None
+    assert (capacity.cpus, capacity.gpus) == (4.0, 0.0)
+
+
+def test_a_worker_that_is_too_many_measures_its_candidate_to_the_end(start_ray: Start, tmp_path: Path) -> None:
+    pool = start_ray(setup(trouble="wait", marks=str(tmp_path)), shared=True)
+    pool.submit(Candidate(number=0, choices=MIXED))
+    wait_for((tmp_path / "waits").exists)
+    pool.resize(0)
+    assert pool.slots == 0
+    pool.submit(Candidate(number=1, choices=FULL))
+    assert pool.wait(0.2) == []
+    (tmp_path / "go").touch()
+    outcomes = drain(pool, 1)
+    assert isinstance(outcomes[0].result, Measurement)
+    assert outcomes[0].attempts == 1
+    wait_for(lambda: free_cpus() == 4.0)
+    assert pool.wait(0.2) == [], "a candidate was measured without a worker"
+    pool.resize(1)
+    later = drain(pool, 1)[1]
+    assert isinstance(later.result, Measurement)
+    assert (later.attempts, later.worker != outcomes[0].worker) == (1, True)
+
+
+def test_a_pool_grows_and_shrinks(start_ray: Start) -> None:
+    pool = start_ray(setup(), count=3, shared=True)
+    pool.resize(3)
+    for number in range(9):
+        pool.submit(Candidate(number=number, choices=MIXED))
+    outcomes = drain(pool, 9)
+    assert all(isinstance(outcome.result, Measurement) for outcome in outcomes.values())
+    assert len({outcome.worker for outcome in outcomes.values()}) == 3
+    pool.resize(1)
+    wait_for(lambda: free_cpus() == 3.0)
+    pool.submit(Candidate(number=9, choices=FULL))
+    assert drain(pool, 1)[9].worker in {outcome.worker for outcome in outcomes.values()}
+
+
+def test_a_shared_pool_waits_for_workers_that_others_have(start_ray: Start) -> None:
+    greedy = start_ray(setup(), count=4, shared=True)
+    greedy.resize(4)
+    wait_for(lambda: free_cpus() == 0.0)
+    with ThreadPoolExecutor(1) as thread:
+        modest = thread.submit(start_ray, setup(), shared=True)
+        with pytest.raises(TimeoutError):
+            modest.result(timeout=2.0)
+        greedy.resize(3)
+        pool = modest.result(timeout=60.0)
+    pool.submit(Candidate(number=0, choices=FULL))
+    assert isinstance(drain(pool, 1)[0].result, Measurement)
 
 
 @pytest.mark.parametrize(("settings", "named"), [({"cpus": 64}, "CPUs"), ({"gpus": 0.5}, "GPUs")])

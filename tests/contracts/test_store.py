@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,8 +17,6 @@ from autotune.lifecycle import held
 from autotune.metrics import METRICS, Figure
 from autotune.store.base import Store
 from autotune.store.clock import event
-from autotune.store.memory import MemoryStore
-from autotune.store.open import open_store
 from autotune.store.records import (
     FrontRecord,
     JobRecord,
@@ -35,17 +33,6 @@ from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, 
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>\n\"; DROP TABLE jobs; -- \U0001f600"
-
-
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    url = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
-    opened = open_store(url)
-    yield opened
-    opened.close()
 
 
 def job(job_id: str = "a1", **changes: Any) -> JobRecord:
@@ -256,8 +243,6 @@ def test_records_are_passed_by_value(store: Store) -> None:
 
 def test_writers_in_threads_lose_nothing(store: Store) -> None:
     store.create_job(job())
-    if isinstance(store, MemoryStore):
-        pytest.skip("one process drives a job; the twin in memory is for one thread")
 
     def write(first: int) -> None:
         for number in range(first, first + 10):
@@ -296,8 +281,6 @@ def test_first_probes_stay(store: Store) -> None:
 
 
 def test_drivers_that_probe_at_once_keep_one_result(store: Store) -> None:
-    if isinstance(store, MemoryStore):
-        pytest.skip("one process drives a job; the twin in memory is for one thread")
     several = [probes(samples=number) for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda found: store.record_probes("a" * 64, found), several))

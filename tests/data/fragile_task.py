@@ -19,9 +19,9 @@ from workers.tasks import register
 class Fragile:
     """Two small linear layers."""
 
-    #: What a quantized first layer does: nothing, raise, memory, hang, kill, or kill_once.
+    #: What a quantized first layer does: nothing, raise, memory, hang, wait, kill, or kill_once.
     trouble: str = "nothing"
-    #: Folder where kill_once leaves its mark.
+    #: Folder where kill_once leaves its mark, and where wait says that it waits for a file named go.
     marks: str = ""
 
     output_kind = OutputKind.LOGITS
@@ -59,6 +59,10 @@ class Fragile:
             raise MemoryError("no room")
         if self.trouble == "hang":
             time.sleep(600)
+        if self.trouble == "wait":
+            (Path(self.marks) / "waits").touch()
+            while not (Path(self.marks) / "go").exists():
+                time.sleep(0.02)
         mark = Path(self.marks) / "killed"
         if self.trouble == "kill" or (self.trouble == "kill_once" and not mark.exists()):
             if self.trouble == "kill_once":

@@ -60,3 +60,18 @@ def test_remaining_seconds_follow_the_pace_and_the_limit() -> None:
     assert budget([TRIAL] * 4, trials=10).remaining_s(8.0) == pytest.approx(12.0)
     assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).remaining_s(8.0) == pytest.approx(1.0)
     assert budget([], trials=10).remaining_s(8.0) == 0.0
+
+
+def test_limits_can_change_while_a_job_runs() -> None:
+    limits = budget([TRIAL] * 3, trials=3)
+    assert limits.is_spent
+    limits.limit(5, 100.0)
+    assert not limits.is_spent
+    assert limits.allows_search(1, 0.0)
+    assert not limits.allows_search(2, 0.0)
+    assert not limits.allows_search(1, 100.0)
+    assert limits.remaining_s(90.0) == pytest.approx(10.0)
+    limits.limit(2, None)
+    assert limits.is_spent, "a budget below what is spent already ends the search"
+    assert limits.remaining_s(90.0) == 0.0
+    assert limits.allows_final(0, 1e9)
