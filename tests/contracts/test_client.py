@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -225,6 +226,19 @@ def test_the_same_key_is_the_same_job(client: Client) -> None:
         client.submit(spec(name="other"), key="é 1/2")
     assert client.clone(job.id, key="c") == client.clone(job.id, key="c") != job
     assert len({client.submit(spec()).id for _ in range(3)}) == 3
+
+
+def test_a_key_from_32_threads_is_one_job(client: Client) -> None:
+    barrier = threading.Barrier(32)
+
+    def submit(number: int) -> str:
+        barrier.wait()
+        return client.submit(spec(), key="shared").id
+
+    with ThreadPoolExecutor(32) as threads:
+        ids = set(threads.map(submit, range(32)))
+    assert ids == {job.id for job in client.jobs()}
+    assert len(ids) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"key": ""}, {"key": "k" * 256}, {"key": "a\nb"}, {"priority": 2000}])
