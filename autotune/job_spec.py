@@ -17,6 +17,7 @@ from autotune.yaml_file import load_json, load_yaml
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
+from workers import secret_values
 from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
 #: Larger job files are refused before they are parsed, which takes a second for so many.
@@ -82,6 +83,9 @@ class TaskSection(_Section):
             raise ValueError("must hold text, finite numbers, true, false, null, lists and mappings only") from None
         if r"\u0000" in text:
             raise ValueError("must hold no NUL characters, which databases refuse")
+        wrong = list(secret_values.problems(parameters))
+        if wrong:
+            raise ValueError("; ".join(wrong))
         stored: dict[str, Any] = json.loads(text)
         return stored
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from autotune import errors
 from autotune.store.records import JobRecord, Tally, TrialRecord
@@ -107,8 +107,9 @@ _ERRORS: dict[str, type[AutotuneError]] = {
 
 
 def dump(kind: Any, value: object) -> bytes:
-    """Return a value of type ``kind`` as JSON."""
-    return _adapter(kind).dump_json(value)
+    """Return a value of type ``kind`` as JSON; numbers that JSON does not know are text, such as ``"Infinity"``."""
+    # A dataclass takes this setting only from what holds it; here, a list of one.
+    return _holder(kind).dump_json((value,))[1:-1]
 
 
 def load(kind: type[T], text: str | bytes) -> T:
@@ -129,3 +130,8 @@ def error_of(problem: Problem) -> AutotuneError:
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+@functools.cache
+def _holder(kind: Any) -> TypeAdapter[tuple[Any]]:
+    return TypeAdapter(tuple[kind], config=ConfigDict(ser_json_inf_nan="strings"))

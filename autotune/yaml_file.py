@@ -55,10 +55,12 @@ def load_yaml(text: bytes) -> Any:
     """Return the data in a YAML text.
 
     Raises:
-        yaml.YAMLError: if it is no YAML, has aliases, tags, repeated keys or more than 20 levels.
+        yaml.YAMLError: if it is no YAML, has aliases, tags, repeated keys, NUL characters or more than 20 levels.
         UnicodeDecodeError: if it is no text.
     """
-    return yaml.load(text, Loader=_Loader)
+    data = yaml.load(text, Loader=_Loader)
+    _check(data)
+    return data
 
 
 def load_json(text: bytes) -> Any:
@@ -76,7 +78,7 @@ def load_json(text: bytes) -> Any:
         if isinstance(error, UnicodeDecodeError):
             raise
         raise yaml.YAMLError(str(error)) from None
-    _check_depth(data, 0)
+    _check(data)
     return data
 
 
@@ -93,10 +95,13 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"a number must be finite, but got {constant}")
 
 
-def _check_depth(data: Any, depth: int) -> None:
+def _check(data: Any, depth: int = 0) -> None:
+    """Refuse what goes too deep, and text that databases refuse."""
+    if isinstance(data, str) and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in data):
+        raise yaml.YAMLError(f"text must hold no NUL characters and no halves of characters, but got {data[:80]!r}")
     if not isinstance(data, dict | list):
         return
     if depth == _DEEPEST:
         raise yaml.YAMLError(f"at most {_DEEPEST} levels are allowed")
-    for part in data.values() if isinstance(data, dict) else data:
-        _check_depth(part, depth + 1)
+    for part in [*data.keys(), *data.values()] if isinstance(data, dict) else data:
+        _check(part, depth + 1)

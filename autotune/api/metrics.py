@@ -11,7 +11,7 @@ from autotune.store.base import Store
 from autotune.store.records import JobState, TrialState
 
 # When a counter was made is when this process started, which Prometheus notices anyway.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:

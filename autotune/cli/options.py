@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from autotune.client.base import Client
-from autotune.client.connect import connect
+from autotune.client.connect import connect, connect_to_service
 from autotune.store.open import default_url
 
 
@@ -48,9 +48,9 @@ JobReference = Annotated[str, typer.Argument(metavar="JOB", help="Id, start of a
 
 def reader(database: str, url: str | None, token: str | None) -> Client:
     """Return a client that only reads."""
-    return connect(url or database, token=token, read_only=True)
+    return connect_to_service(url, token) if url else connect(database, read_only=True)
 
 
 def client(database: str, url: str | None, token: str | None) -> Client:
     """Return a client that can change jobs."""
-    return connect(url or database, token=token)
+    return connect_to_service(url, token) if url else connect(database)

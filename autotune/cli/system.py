@@ -17,7 +17,7 @@ from rich.text import Text
 
 from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
 from autotune.cli.output import out, print_json, say
-from autotune.client.connect import connect
+from autotune.client.connect import connect_to_service
 from autotune.doctor import Finding, examine
 from autotune.errors import ConflictError, JobSpecError
 from autotune.job_spec import JobSpec
@@ -44,7 +44,7 @@ def tasks(task_file: TaskFile = None, url: Url = None, token: Token = None, as_j
     if task_file:
         load_task_file(str(task_file))
     if url:
-        with closing(connect(url, token=token)) as client:
+        with closing(connect_to_service(url, token)) as client:
             infos = client.tasks()
     else:
         infos = list_tasks()

@@ -1,6 +1,6 @@
 """The ``Client`` seam: read jobs, submit them and steer them, wherever they are recorded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from autotune.access import NewToken

@@ -19,8 +19,17 @@ def connect(where: str | None = None, *, token: str | None = None, read_only: bo
     """
     where = where or default_url()
     if where.startswith(("http:", "https:")):
-        # Imported here: a database needs no HTTP.
-        from autotune.client.remote import RemoteClient
-
-        return RemoteClient(where, token)
+        return connect_to_service(where, token)
     return LocalClient(open_store(where, read_only=read_only))
+
+
+def connect_to_service(url: str, token: str | None) -> Client:
+    """Return a client of the service at ``url``.
+
+    Raises:
+        JobSpecError: if it is no URL of a service.
+    """
+    # Imported here: a database needs no HTTP.
+    from autotune.client.remote import RemoteClient
+
+    return RemoteClient(url, token)

@@ -1,9 +1,11 @@
 """The contract of ``autotune.client.base.Client``: the same calls on a database and through the HTTP API."""
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -164,9 +166,15 @@ def test_latencies_keep_every_bit(client: Client, store: Store) -> None:
 
 def test_probes_come_by_key(client: Client, store: Store) -> None:
     probes = Probes(
-        layers=(LayerProbe(layer="fc", choice="fp32", divergence=1 / 3, latency_ms=0.1),), pass_ms=0.1 + 0.2,
-        estimator=Estimator.LOCAL, samples=12, seconds=1 / 3,
-    )  # fmt: skip
+        layers=(
+            LayerProbe(layer="fc", choice="fp32", divergence=1 / 3, latency_ms=0.1),
+            LayerProbe(layer="fc", choice="int8_static", divergence=math.inf, latency_ms=0.1),
+        ),
+        pass_ms=0.1 + 0.2,
+        estimator=Estimator.LOCAL,
+        samples=12,
+        seconds=1 / 3,
+    )
     store.record_probes("key", probes)
     assert client.probes("key") == probes
     assert client.probes("other") is None
@@ -218,6 +226,19 @@ def test_the_same_key_is_the_same_job(client: Client) -> None:
         client.submit(spec(name="other"), key="é 1/2")
     assert client.clone(job.id, key="c") == client.clone(job.id, key="c") != job
     assert len({client.submit(spec()).id for _ in range(3)}) == 3
+
+
+def test_a_key_from_32_threads_is_one_job(client: Client) -> None:
+    barrier = threading.Barrier(32)
+
+    def submit(number: int) -> str:
+        barrier.wait()
+        return client.submit(spec(), key="shared").id
+
+    with ThreadPoolExecutor(32) as threads:
+        ids = set(threads.map(submit, range(32)))
+    assert ids == {job.id for job in client.jobs()}
+    assert len(ids) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"key": ""}, {"key": "k" * 256}, {"key": "a\nb"}, {"priority": 2000}])
