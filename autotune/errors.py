@@ -1,6 +1,6 @@
 """Errors of jobs; all are ``search_spaces.errors.AutotuneError``, each with its own exit code."""
 
-from search_spaces.errors import AutotuneError
+from search_spaces.errors import AutotuneError, MapError
 
 
 class JobSpecError(AutotuneError):
@@ -21,3 +21,7 @@ class ConflictError(AutotuneError):
 
 class NoFeasibleMapError(AutotuneError):
     """No measured map satisfies the constraints; the message names the nearest one and what it misses."""
+
+
+class ExportError(MapError):
+    """A map that a format cannot express, a format whose library is missing, or an export that is damaged."""

@@ -24,3 +24,8 @@ TaskFile = Annotated[
     typer.Option("--task-file", help="A Python file that registers tasks. It runs as you, on every worker."),
 ]
 JobReference = Annotated[str, typer.Argument(metavar="JOB", help="Id, start of an id, name, or 'last'.")]
+
+
+def path_text(path: Path | None) -> str | None:
+    """Return a path that other processes understand too, or None if there is none."""
+    return str(path.resolve()) if path else None

@@ -25,10 +25,12 @@ DOORS = {
     "streamlit": ("dashboard/",),
     "plotly": ("dashboard/",),
     "typer": ("autotune/cli/",),
+    "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
+    "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
     "transformers": ("workers/tasks/minilm_lee.py",),
     "sklearn": ("workers/tasks/digits.py",),
 }
-HEAVY = ("torch", "ray", "optuna", "streamlit", "transformers")
+HEAVY = ("torch", "ray", "optuna", "streamlit", "transformers", "onnx", "onnxruntime")
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (
     "search_spaces.quantization_map",
@@ -41,6 +43,7 @@ LIGHT = (
     "autotune.store.base",
     "autotune.store.records",
     "autotune.cli.main",
+    "autotune.exporters",
     "dashboard",
 )
 
