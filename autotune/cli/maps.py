@@ -1,8 +1,9 @@
 """Commands about maps: export and verify."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -18,6 +19,9 @@ from autotune.jobs import find_job
 from autotune.metrics import METRICS
 from autotune.store.open import open_store
 from search_spaces.errors import unknown
+
+if TYPE_CHECKING:
+    from autotune.exporters.verify import ExportCheck
 
 #: What ``--format`` takes; the first is the native map.
 FORMATS = ("map", *exporter_names())
@@ -79,19 +83,26 @@ def _export(document: Mapping[str, Any], format_name: str, folder: Path, task_fi
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="Map file to verify.")],
+    path: Annotated[Path, typer.Argument(help="Map file, or folder of an export, to verify.")],
     task_file: TaskFile = None,
     repeats: Annotated[int, typer.Option(min=20, help="Timed passes.")] = 300,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference of latency allowed.")] = 0.05,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild the quantized model from a map file alone and measure it again."""
+    """Measure a map or an export again: rebuilt from the file alone, or loaded in its own runtime."""
+    show = _verify_export if path.is_dir() else _verify_map
+    if not show(path, repeats, tolerance, path_text(task_file), as_json):
+        raise typer.Exit(_BROKEN)
+
+
+def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
+    """Rebuild the quantized model from a map file alone, measure it again, and return whether promises hold."""
     # Imported here: it brings torch, which commands that only read do not need.
     from autotune.verify import verify as verify_map
 
     file = map_file.read(path)
     say(f"Rebuilding {file.task} from {path} and measuring it again ...")
-    report = verify_map(file, repeats=repeats, tolerance=tolerance, task_file=path_text(task_file))
+    report = verify_map(file, repeats=repeats, tolerance=tolerance, task_file=task_file)
     if as_json:
         checks = [
             {
@@ -125,5 +136,35 @@ def verify(
             f"On held-out data: accuracy {report.held_out_accuracy:.4f}, "
             f"full precision {report.held_out_reference:.4f} (drop {100 * drop:+.2f} %)."
         )
-    if not report.holds:
-        raise typer.Exit(_BROKEN)
+    return report.holds
+
+
+def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
+    """Load an export in its own runtime, write a report beside it, and return whether promises hold."""
+    # Imported here: it brings torch, which commands that only read do not need.
+    from autotune.exporters.verify import REPORT, verify_export
+
+    say(f"Loading {path} in its own runtime, in a fresh process, and measuring it again ...")
+    report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file)
+    document = report.document()
+    map_file.write_text(Path(path, REPORT), json.dumps(document, indent=2) + "\n")
+    if as_json:
+        print_json({"verification": document})
+    else:
+        out.print(_export_table(report.checks))
+        say(f"Outputs may differ by rounding: {report.rounding}.")
+        if not report.timed:
+            say(f"Latency was not measured: {report.format} has no kernels of its own on this machine.")
+        say(f"Wrote {Path(path, REPORT)}.")
+    return report.holds
+
+
+def _export_table(checks: "Iterable[ExportCheck]") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "expected", "measured", "limit", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    for check in checks:
+        numbers = ("" if value is None else f"{value:.4g}" for value in (check.expected, check.measured, check.limit))
+        verdict = "" if check.limit is None else "holds" if check.holds else "BROKEN"
+        table.add_row(check.name.replace("_", " "), *numbers, verdict)
+    return table

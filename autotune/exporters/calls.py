@@ -68,8 +68,8 @@ def _varying(key: int | str, values: Sequence[Any]) -> tuple[int, ...]:
 def _arguments(task: Task, model: nn.Module, batch: Batch) -> Arguments:
     caught: list[Arguments] = []
 
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
-        caught.append(dict(enumerate(args)) | kwargs)
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(dict([*enumerate(args), *kwargs.items()]))
         raise _Caught
 
     handle = model.register_forward_pre_hook(catch, with_kwargs=True)

@@ -94,6 +94,9 @@ def save(graph: onnx.ModelProto, path: Path) -> None:
 
 
 def _replace(graph: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], builder: GraphBuilder) -> None:
+    for described in (graph, graph.graph, *nodes, *graph.graph.initializer, *graph.graph.value_info):
+        # PyTorch notes stack traces there: paths of this machine, which differ from run to run.
+        del described.metadata_props[:]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     graph.graph.initializer.extend(builder.constants.values())

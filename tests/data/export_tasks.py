@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from workers.task import OutputKind, Split
 from workers.tasks import register
@@ -85,6 +84,8 @@ class TinyBert(_TinyText):
     output_kind = OutputKind.EMBEDDING
 
     def network(self) -> nn.Module:
+        from transformers import BertConfig, BertModel
+
         sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
         return BertModel(BertConfig(vocab_size=96, max_position_embeddings=32, **sizes))
 
@@ -98,6 +99,8 @@ class TinyLlama(_TinyText):
     """A decoder of two blocks with grouped queries, called with an argument that is no tensor."""
 
     def network(self) -> nn.Module:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
         sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
         return LlamaForCausalLM(LlamaConfig(vocab_size=96, max_position_embeddings=32, num_key_value_heads=2, **sizes))
 
