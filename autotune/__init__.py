@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import PathLike
 
+    from autotune.client.base import Client
     from autotune.native_map import NativeMap
 
-__all__ = ["__version__", "load_map"]
+__all__ = ["__version__", "connect", "load_map"]
 
 __version__ = metadata.version("quant-autotune")
 
@@ -22,3 +23,19 @@ def load_map(path: "str | PathLike[str]") -> "NativeMap":
     from autotune.native_map import read_map
 
     return read_map(path)
+
+
+def connect(where: str | None = None, *, token: str | None = None) -> "Client":
+    """Return a client that submits, steers and reads jobs: of the service at ``http://...``, or of a database.
+
+    Args:
+        where: URL of a service or of a database; None is the usual database.
+        token: access token of the service.
+
+    Raises:
+        JobSpecError: if it is no URL of a service.
+        StoreError: if the database cannot be opened.
+    """
+    from autotune.client.connect import connect as connect_to
+
+    return connect_to(where, token=token)

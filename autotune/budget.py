@@ -1,5 +1,6 @@
 """What a job may spend: trials, seconds, and the part of them that belongs to the final measurements."""
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -47,6 +48,11 @@ class Budget:
             self._recent_s.append(trial.seconds)
 
     @property
+    def trial_s(self) -> float:
+        """Return the seconds a trial takes, infinite before one was measured."""
+        return statistics.median(self._recent_s) if self._recent_s else math.inf
+
+    @property
     def is_spent(self) -> bool:
         """Return whether the trials of the search are all recorded."""
         return self.searched >= self.trials
@@ -70,8 +76,7 @@ class Budget:
         """Return the seconds to keep for the final measurements."""
         if not self._recent_s:
             return 0.0
-        expected_s = _EXPECTED_FINAL * self._final_passes * statistics.median(self._recent_s)
-        return min(_FINAL_SHARE * limit_s, expected_s)
+        return min(_FINAL_SHARE * limit_s, _EXPECTED_FINAL * self._final_passes * self.trial_s)
 
 
 def searched(trials: Iterable[TrialRecord]) -> int:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from search_spaces.errors import AutotuneError
+from search_spaces.errors import AutotuneError, MapError
 
 if TYPE_CHECKING:
     from autotune.store.records import Order
@@ -12,8 +12,12 @@ class JobSpecError(AutotuneError):
     """A job file that does not follow the schema; the message lists every error with its field path."""
 
 
+class TooLargeError(JobSpecError):
+    """A job file, or another request, of more bytes than are read."""
+
+
 class NotFoundError(AutotuneError):
-    """A job or trial that is not in the database."""
+    """A job, trial or token that is not in the database."""
 
 
 class StoreError(AutotuneError):
@@ -26,6 +30,26 @@ class StoreUnavailableError(StoreError):
 
 class ConflictError(AutotuneError):
     """An action that the job's present state does not allow."""
+
+
+class AccessError(AutotuneError):
+    """A request that the service refuses to whoever sent it."""
+
+
+class UnauthenticatedError(AccessError):
+    """A request without a valid token."""
+
+
+class ForbiddenError(AccessError):
+    """A request whose token does not allow it."""
+
+
+class TooManyRequestsError(AccessError):
+    """A request of somebody who sent too many wrong ones lately."""
+
+
+class JobFailedError(AutotuneError):
+    """A job that was waited for and failed; the message is what it failed of."""
 
 
 class NoFeasibleMapError(AutotuneError):
@@ -46,3 +70,7 @@ class OrderedError(AutotuneError):
 
 class Stopped(BaseException):
     """This process was told to end. Like ``KeyboardInterrupt``, it is nothing that code should handle on its way."""
+
+
+class ExportError(MapError):
+    """A map that a format cannot express, a format whose library is missing, or an export that is damaged."""

@@ -5,18 +5,19 @@ import enum
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from autotune.errors import JobSpecError
+from autotune.errors import JobSpecError, TooLargeError
 from autotune.metrics import METRICS, Constraint
-from autotune.yaml_file import load_yaml
+from autotune.yaml_file import load_json, load_yaml
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
+from workers import secret_values
 from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
 #: Larger job files are refused before they are parsed, which takes a second for so many.
@@ -25,6 +26,8 @@ MAX_BYTES = 1 << 17
 _MAX_ERRORS = 50
 #: Characters shown of a wrong value.
 _MAX_VALUE = 80
+
+M = TypeVar("M", bound=BaseModel)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -80,6 +83,9 @@ class TaskSection(_Section):
             raise ValueError("must hold text, finite numbers, true, false, null, lists and mappings only") from None
         if r"\u0000" in text:
             raise ValueError("must hold no NUL characters, which databases refuse")
+        wrong = list(secret_values.problems(parameters))
+        if wrong:
+            raise ValueError("; ".join(wrong))
         stored: dict[str, Any] = json.loads(text)
         return stored
 
@@ -151,6 +157,7 @@ class SamplerName(enum.StrEnum):
 
     SENSITIVITY = "sensitivity"
     NSGA2 = "nsga2"
+    NSGA3 = "nsga3"
     TPE = "tpe"
     GP = "gp"
     RANDOM = "random"
@@ -253,13 +260,22 @@ class JobSpec(_Section):
                 raw = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise JobSpecError(f"cannot read job file {str(path)!r}: {error.strerror}") from None
+        return cls.read(raw, source=str(path))
+
+    @classmethod
+    def read(cls, raw: bytes, *, source: str = "job", as_json: bool = False) -> Self:
+        """Return the job in the bytes of a YAML or JSON file.
+
+        Raises:
+            JobSpecError: if they are too many, or break the schema; names every error at once.
+        """
         if len(raw) > MAX_BYTES:
-            raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but {str(path)!r} has more")
+            raise TooLargeError(f"a job file must be at most {MAX_BYTES} bytes, but {source!r} has more")
         try:
-            data = load_yaml(raw)
+            data = load_json(raw) if as_json else load_yaml(raw)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise JobSpecError(f"{str(path)!r} is not valid YAML: {error}") from None
-        return cls.parse(data, source=str(path))
+            raise JobSpecError(f"{source!r} is not valid {'JSON' if as_json else 'YAML'}: {error}") from None
+        return cls.parse(data, source=source)
 
     @classmethod
     def parse(cls, data: object, *, source: str = "job") -> Self:
@@ -268,13 +284,12 @@ class JobSpec(_Section):
         Raises:
             JobSpecError: if ``data`` breaks the schema; names every error at once.
         """
-        try:
-            return cls.model_validate(data)
-        except pydantic.ValidationError as error:
-            lines = [f"  {_describe(cls, item)}" for item in error.errors()[:_MAX_ERRORS]]
-            if error.error_count() > _MAX_ERRORS:
-                lines.append(f"  and {error.error_count() - _MAX_ERRORS} more")
-            raise JobSpecError(f"{source} is not a valid job:\n" + "\n".join(lines)) from None
+        return validated(cls, data, f"{source} is not a valid job")
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON schema of job files."""
+        return cls.model_json_schema(by_alias=True)
 
     def dump(self) -> dict[str, Any]:
         """Return the job as JSON-ready data that ``parse`` accepts."""
@@ -298,6 +313,21 @@ class JobSpec(_Section):
     def pool_settings(self) -> PoolSettings:
         """Return which workers the job has."""
         return PoolSettings(**self.workers.model_dump(exclude={"pool"}))
+
+
+def validated(model: type[M], data: object, complaint: str) -> M:
+    """Return data from outside as a model.
+
+    Raises:
+        JobSpecError: if it breaks the model; begins with ``complaint`` and names every error at once.
+    """
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        lines = [f"  {_describe(model, item)}" for item in error.errors()[:_MAX_ERRORS]]
+        if error.error_count() > _MAX_ERRORS:
+            lines.append(f"  and {error.error_count() - _MAX_ERRORS} more")
+        raise JobSpecError(f"{complaint}:\n" + "\n".join(lines)) from None
 
 
 def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:

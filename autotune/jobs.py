@@ -4,14 +4,20 @@ import hashlib
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from autotune import lifecycle
-from autotune.errors import ConflictError, NotFoundError
+from autotune.errors import ConflictError, JobSpecError, NotFoundError
 from autotune.job_spec import JobSpec
 from autotune.store.base import ReadStore, Store
 from autotune.store.clock import now
 from autotune.store.records import JobRecord, JobState, Order, Submission, TrialRecord
+
+#: Characters of the key of a submission at most, as the database keeps it.
+_LONGEST_KEY = 255
+#: Priorities go from minus this to this.
+_HIGHEST_PRIORITY = 1000
 
 
 def submit(
@@ -37,7 +43,11 @@ def submit(
 
     Raises:
         ConflictError: if the key was used for another job, or its owner has too many jobs.
+        JobSpecError: if the key is empty, long or not one line, or the priority is out of range.
     """
+    _check_priority(priority)
+    if key is not None and not (key.isprintable() and 1 <= len(key) <= _LONGEST_KEY):
+        raise JobSpecError(f"a key must be one line of 1 to {_LONGEST_KEY} characters, but got {key[:80]!r}")
     at = now()
     job = JobRecord(
         id=secrets.token_hex(4),
@@ -56,10 +66,12 @@ def submit(
     return store.create_job(job, submission, most_live=most_live)
 
 
-def clone(store: Store, job: JobRecord, *, owner: str = "local", most_live: int | None = None) -> JobRecord:
-    """Submit the job again as a new one."""
+def clone(
+    store: Store, job: JobRecord, *, key: str | None = None, owner: str = "local", most_live: int | None = None
+) -> JobRecord:
+    """Submit the job again as a new one; see ``submit``."""
     spec = JobSpec.parse(job.spec, source=f"job {job.id}")
-    return submit(store, spec, priority=job.priority, owner=owner, most_live=most_live)
+    return submit(store, spec, key=key, priority=job.priority, owner=owner, most_live=most_live)
 
 
 def pause(store: Store, job_id: str) -> JobRecord:
@@ -89,8 +101,9 @@ def change_plan(store: Store, job_id: str, *, priority: int | None = None, **sea
     """Change the job's priority, or keys of its ``search`` section such as ``trials`` and ``time_limit_s``.
 
     Raises:
-        JobSpecError: if the job file would not be valid with them.
+        JobSpecError: if the job file would not be valid with them, or the priority is out of range.
     """
+    _check_priority(priority or 0)
     return store.change_job(job_id, lifecycle.replanned(priority=priority, **search))
 
 
@@ -103,10 +116,14 @@ def find_job(store: ReadStore, reference: str) -> JobRecord:
         NotFoundError: if there is none.
         ConflictError: if several ids start so.
     """
+    if reference == "last":
+        newest = store.jobs(limit=1)
+        if newest:
+            return newest[0]
+    with suppress(NotFoundError):
+        return store.job(reference)
     jobs = store.jobs()
-    if reference == "last" and jobs:
-        return jobs[0]
-    by_id = [job for job in jobs if job.id == reference] or [job for job in jobs if job.id.startswith(reference)]
+    by_id = [job for job in jobs if job.id.startswith(reference)]
     by_name = [job for job in jobs if job.name == reference]
     if len(by_id) > 1 and not by_name:
         raise ConflictError(f"several jobs start with {reference!r}: {', '.join(job.id for job in by_id)}; give more")
@@ -126,4 +143,9 @@ def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
     for trial in trials:
         if trial.number == number:
             return trial
-    raise NotFoundError(f"no trial {number}; the job has {len(trials)} trials, see 'autotune front'")
+    raise NotFoundError(f"no trial {number}; 'autotune front' shows those that matter")
+
+
+def _check_priority(priority: int) -> None:
+    if abs(priority) > _HIGHEST_PRIORITY:
+        raise JobSpecError(f"priority: must be from -{_HIGHEST_PRIORITY} to {_HIGHEST_PRIORITY}, but got {priority}")

@@ -70,6 +70,8 @@ class Search:
         self._budget = Budget(spec, trials)
         self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
         self._reference: Reference | None = None
+        #: When outcomes last arrived, and the seconds it took from there to be ready for more.
+        self._heard_at, self._driver_s = time.monotonic(), 0.0
 
     def run(self) -> str:
         """Measure full precision, the uniform maps, what the sampler proposes, and the picks again.
@@ -82,7 +84,7 @@ class Search:
         first = itertools.chain(self._baselines(study), self._mixtures(study))
         while True:
             dry = False
-            while not dry and len(self._pending) < self._pool.slots and self._budget_left():
+            while not dry and len(self._pending) < self._places() and self._budget_left():
                 dry = not self._submit_next(next(first, None) or self._sampled(study), study)
             if not self._pending and (dry or not self._budget_left()):
                 break
@@ -196,7 +198,10 @@ class Search:
         """Wait for outcomes; record them durably, then tell the sampler."""
         self._follow_directions()
         proposals, results = [], []
-        for outcome in self._pool.wait(_TICK_S):
+        self._driver_s = time.monotonic() - self._heard_at
+        outcomes = self._pool.wait(_TICK_S)
+        self._heard_at = time.monotonic()
+        for outcome in outcomes:
             planned, proposal = self._pending.pop(outcome.candidate.number)
             state = {} if proposal is None else study.sampler_state(proposal)
             trial = planned.finished(outcome, self._reference, self._constraints, state)
@@ -252,6 +257,14 @@ class Search:
         if "accuracy_drop" in limits:
             floors.append(self._reference.accuracy - limits["accuracy_drop"] * abs(self._reference.accuracy))
         return max(floors, default=None)
+
+    def _places(self) -> int:
+        """Return how many candidates may be submitted: more than there are workers if they would wait for the driver.
+
+        One worker that takes its time gets none ahead: the sampler had better know the last result first.
+        """
+        slots = self._pool.slots
+        return slots + min(slots, round(slots * self._driver_s / self._budget.trial_s))
 
     def _budget_left(self) -> bool:
         return self._budget.allows_search(len(self._pending), self._searched_s())

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState as OptunaState
 
 from autotune.expectations import Expectations
@@ -29,8 +30,11 @@ from search_spaces.space import SearchSpace
 _REPEATS = 10
 #: Neighbours drawn, each farther away on average, before the space is searched in order.
 _NEIGHBOURS = 200
-#: Key under which NSGA-II keeps a trial's generation; it writes none for trials it did not sample.
-_GENERATION = "NSGAIISampler:generation"
+#: Keys under which genetic algorithms keep a trial's generation; they write none for trials they did not sample.
+_GENERATIONS: dict[type[BaseSampler], str] = {
+    NSGAIISampler: "NSGAIISampler:generation",
+    NSGAIIISampler: "NSGAIIISampler:generation",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +71,14 @@ class Study:
         self._objectives = Objectives.named(objectives)
         # Samplers tell constraints apart by position, so every trial gets all of them in one order.
         self._constraints = sorted(constraint.metric for constraint in constraints)
-        self._distributions: dict[str, BaseDistribution] = {
-            group.name: CategoricalDistribution(group.choices) for group in space.free_groups
-        }
+        self._distributions = _Shared((group.name, _Choices(group.choices)) for group in space.free_groups)
         # A resumed job draws new numbers instead of repeating those of its start.
         self._seed = (seed + 1_000_003 * len(history)) % 2**32
         self._random = random.Random(self._seed)
         self._known: dict[str, TrialRecord | None] = {}
+        self._storage = _Storage()
         self._study = optuna.create_study(
-            storage=None,
+            storage=self._storage,
             sampler=self._sampler(sampler, constraints, expectations, trials, slots),
             directions=["minimize"] * len(objectives),
         )
@@ -97,7 +100,7 @@ class Study:
             distributions=self._distributions,
             constraints=self._violations(trial),
             user_attrs={FIGURES: figures_attribute(trial.figures)},
-            system_attrs={_GENERATION: 0} | dict(trial.sampler_state),
+            system_attrs=dict.fromkeys(_GENERATIONS.values(), 0) | dict(trial.sampler_state),
         )
         self._study.add_trial(frozen)
 
@@ -115,8 +118,8 @@ class Study:
             return None
         assignment: dict[str, str] = {}
         for _ in range(_REPEATS):
-            trial = self._study.ask(self._distributions)
-            assignment = dict(trial.params)
+            trial = self._study.ask()
+            assignment = self._draw(trial)
             key = self._key(assignment)
             if key not in self._known:
                 return self._take(trial, assignment, key)
@@ -131,8 +134,8 @@ class Study:
 
     def sampler_state(self, proposal: Proposal) -> dict[str, int]:
         """Return what must be recorded with the trial for the sampler to go on after a restart."""
-        attributes = self._study._storage.get_trial_system_attrs(proposal.trial._trial_id)
-        return {_GENERATION: attributes[_GENERATION]} if _GENERATION in attributes else {}
+        attributes = self._storage.get_trial_system_attrs(proposal.trial._trial_id)
+        return {key: attributes[key] for key in _GENERATIONS.values() if key in attributes}
 
     @property
     def spent(self) -> bool:
@@ -154,16 +157,31 @@ class Study:
 
     def _fixed(self, assignment: Mapping[str, str]) -> Proposal:
         """Propose a map the sampler did not choose."""
-        self._study.enqueue_trial(dict(assignment))
-        trial = self._study.ask(self._distributions)
-        if isinstance(self._study.sampler, NSGAIISampler):
-            # NSGA-II overlooks trials it did not sample unless they belong to a generation.
-            self._study._storage.set_trial_system_attr(trial._trial_id, _GENERATION, self._generation())
+        trial = self._study.ask()
+        self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
+        key = _GENERATIONS.get(type(self._study.sampler))
+        if key:
+            # These samplers overlook trials they did not sample unless they belong to a generation.
+            self._storage.set_trial_system_attr(trial._trial_id, key, self._generation(key))
         return self._take(trial, assignment, self._key(assignment))
 
-    def _generation(self) -> int:
+    def _draw(self, trial: optuna.Trial) -> dict[str, str]:
+        """Return the map that the sampler proposes, and make it the trial's."""
+        together = trial.relative_params
+        frozen = self._storage.get_trial(trial._trial_id)
+        sampler = self._study.sampler
+        assignment: dict[str, str] = {
+            name: together[name]
+            if name in together
+            else sampler.sample_independent(self._study, frozen, name, distribution)
+            for name, distribution in self._distributions.items()
+        }
+        self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
+        return assignment
+
+    def _generation(self, key: str) -> int:
         trials = self._study._get_trials(deepcopy=False)
-        return max((trial.system_attrs.get(_GENERATION, 0) for trial in trials), default=0)
+        return max((trial.system_attrs.get(key, 0) for trial in trials), default=0)
 
     def _take(self, trial: optuna.Trial, assignment: Mapping[str, str], key: str) -> Proposal:
         self._known[key] = None
@@ -215,3 +233,32 @@ class Study:
             if self._key(assignment) not in self._known:
                 return assignment
         return None
+
+
+class _Choices(CategoricalDistribution):
+    """The choices of a group, shared by all trials: Optuna copies and compares a trial's at every step."""
+
+    def __deepcopy__(self, memo: object) -> "_Choices":
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
+
+    __hash__ = CategoricalDistribution.__hash__
+
+
+class _Shared(dict[str, BaseDistribution]):
+    """The choices of all groups, of which no trial needs a copy of its own."""
+
+    def __deepcopy__(self, memo: object) -> "_Shared":
+        return self
+
+
+class _Storage(InMemoryStorage):
+    """Optuna's storage in memory, which takes all parameters of a trial at once instead of copying it for each."""
+
+    def set_trial_params(self, trial_id: int, params: Mapping[str, str], distributions: _Shared) -> None:
+        """Give a running trial its parameters."""
+        trial = self._get_trial(trial_id)
+        trial.params.update(params)
+        trial.distributions = distributions

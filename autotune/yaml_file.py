@@ -1,5 +1,6 @@
-"""YAML from people: plain data, nothing that expands, nothing that is said twice."""
+"""YAML and JSON from people: plain data, nothing that expands, nothing that is said twice."""
 
+import json
 from typing import Any
 
 import yaml
@@ -54,7 +55,53 @@ def load_yaml(text: bytes) -> Any:
     """Return the data in a YAML text.
 
     Raises:
-        yaml.YAMLError: if it is no YAML, has aliases, tags, repeated keys or more than 20 levels.
+        yaml.YAMLError: if it is no YAML, has aliases, tags, repeated keys, NUL characters or more than 20 levels.
         UnicodeDecodeError: if it is no text.
     """
-    return yaml.load(text, Loader=_Loader)
+    data = yaml.load(text, Loader=_Loader)
+    _check(data)
+    return data
+
+
+def load_json(text: bytes) -> Any:
+    """Return the data in a JSON text.
+
+    Raises:
+        yaml.YAMLError: if it is no JSON, has repeated keys, numbers that are none or more than 20 levels.
+        UnicodeDecodeError: if it is no text.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_mapping, parse_constant=_refuse)
+    except RecursionError:
+        raise yaml.YAMLError(f"at most {_DEEPEST} levels are allowed") from None
+    except ValueError as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise yaml.YAMLError(str(error)) from None
+    _check(data)
+    return data
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(f"a key may be given once, but {key!r} is there again; delete one")
+        mapping[key] = value
+    return mapping
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"a number must be finite, but got {constant}")
+
+
+def _check(data: Any, depth: int = 0) -> None:
+    """Refuse what goes too deep, and text that databases refuse."""
+    if isinstance(data, str) and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in data):
+        raise yaml.YAMLError(f"text must hold no NUL characters and no halves of characters, but got {data[:80]!r}")
+    if not isinstance(data, dict | list):
+        return
+    if depth == _DEEPEST:
+        raise yaml.YAMLError(f"at most {_DEEPEST} levels are allowed")
+    for part in [*data.keys(), *data.values()] if isinstance(data, dict) else data:
+        _check(part, depth + 1)

@@ -1,46 +1,32 @@
-"""From records to data frames: one row a job, a candidate or a layer. Pure functions of their arguments."""
+"""From trials to data frames: one row a candidate or a metric. Pure functions of their arguments."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
+import numpy as np
 import pandas as pd
 
-from autotune.budget import searched
 from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS, Constraint
+from autotune.metrics import METRICS, Constraint, Figure
+from autotune.objectives import minimised
+from autotune.pareto import non_dominated
 from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
 from dashboard.text import (
     ABSENT,
-    bytes_text,
     cause_text,
-    duration,
+    change_text,
     figure_text,
+    interval_text,
     label_in_sentence,
     one_line,
-    state_text,
     value_text,
 )
-from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, choice_named
-from search_spaces.layer import Layer
-from workers.setup import ModelDescription
+from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
 
 #: More points than this make clicks slow; the front and the baselines are always among them.
 MOST_POINTS = 2000
-
-#: Readable without colour: how a quantized layer treats its input.
-LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: "W"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSummary:
-    """A job with what the list of jobs says about its trials."""
-
-    job: JobRecord
-    trials: Sequence[TrialRecord]
-    #: Maps on the current front.
-    front_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,103 +63,116 @@ def full_precision(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     return None
 
 
-def best_feasible(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """Return the feasible trial with the best ``metric``; None if none is feasible."""
-    feasible = [trial for trial in trials if trial.feasible and metric in trial.figures]
-    sign = -1 if METRICS[metric].maximise else 1
-    return min(feasible, key=lambda trial: sign * trial.figures[metric].value, default=None)
-
-
 def misses_text(trial: TrialRecord, constraints: Sequence[Constraint]) -> str:
     """Return which limits a candidate breaks and by how much; empty if it breaks none."""
-    broken = []
-    for constraint in constraints:
-        violation = trial.violations.get(constraint.metric, 0.0)
-        if violation > 0:
-            figure = figure_text(constraint.metric, trial.figures.get(constraint.metric))
-            limit = value_text(constraint.metric, constraint.limit)
-            broken.append(f"{label_in_sentence(constraint.metric)} {figure} (limit {limit})")
-    return "; ".join(broken)
+    known = {limit: trial.figures[limit.metric].value for limit in constraints if limit.metric in trial.figures}
+    return "; ".join(miss_text(limit, value) for limit, value in known.items() if limit.violation(value) > 0)
 
 
-def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
-    """Return the seconds a live job has left at its pace so far; None before it has a pace."""
-    if not job.state.is_live or done == 0:
-        return None
-    left = job.elapsed_s / done * max(0, spec.search.trials - done)
-    if spec.search.time_limit_s is not None:
-        left = min(left, max(0.0, spec.search.time_limit_s - job.elapsed_s))
-    return left
+def miss_text(constraint: Constraint, value: float) -> str:
+    """Return in words that ``value`` breaks a limit."""
+    found, limit = value_text(constraint.metric, value), value_text(constraint.metric, constraint.limit)
+    return f"{label_in_sentence(constraint.metric)} {found} (limit {limit})"
 
 
-def jobs_frame(summaries: Sequence[JobSummary], now: datetime) -> pd.DataFrame:
-    """Return one row a job, as the list of jobs shows it."""
-    return pd.DataFrame([_job_row(summary, now) for summary in summaries])
+def trial_frame(trials: Sequence[TrialRecord]) -> pd.DataFrame:
+    """Return one row a trial with every metric and its interval (``_low``, ``_high``; NaN if unknown).
 
-
-def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
-    job, spec, done = summary.job, spec_of(summary.job), searched(summary.trials)
-    left = remaining_seconds(job, spec, done)
-    return {
-        "name": one_line(job.name),
-        "state": state_text(job.state),
-        "progress": round(min(1.0, done / spec.search.trials), 2),
-        "trials": f"{done} of {spec.search.trials}",
-        "left": duration(left) if left is not None else ABSENT,
-        "best": _best_text(summary.trials, spec.objectives[0]),
-        "front": summary.front_size,
-        "task": one_line(job.task),
-        "age": duration((now - job.created_at).total_seconds()),
-        "hardware": one_line(job.description.environment.hardware) if job.description else ABSENT,
-        "id": job.id,
-    }
-
-
-def _best_text(trials: Sequence[TrialRecord], metric: str) -> str:
-    best = best_feasible(trials, metric)
-    if best is None:
-        return "none feasible" if trials else ABSENT
-    return f"{METRICS[metric].label} {figure_text(metric, best.figures[metric])}"
-
-
-def trial_frame(
-    trials: Sequence[TrialRecord], members: Collection[int], constraints: Sequence[Constraint]
-) -> pd.DataFrame:
-    """Return one row a trial with every metric, its interval (``_low``, ``_high``; NaN if unknown) and its standing.
-
-    Args:
-        trials: the job's trials.
-        members: numbers of the trials on the front.
-        constraints: the job's limits.
+    ``static`` is the share of static ones among the layers with quantized activations, NaN if there are none.
     """
-    columns = ["number", "name", "baseline", "feasible", "on_front", "misses"]
     metrics = [f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high")]
-    rows = [_trial_row(trial, members, constraints) for trial in trials]
+    rows = [_trial_row(trial) for trial in trials]
     # An empty frame would have columns of objects, which pandas takes for labels instead of a mask.
-    types = {**dict.fromkeys(("baseline", "feasible", "on_front"), bool), **dict.fromkeys(metrics, float)}
-    return pd.DataFrame(rows, columns=[*columns, *metrics]).astype(types)
+    types = {"baseline": bool, **dict.fromkeys(("static", *metrics), float)}
+    return pd.DataFrame(rows, columns=["number", "name", "baseline", "static", *metrics]).astype(types)
 
 
-def _trial_row(trial: TrialRecord, members: Collection[int], constraints: Sequence[Constraint]) -> dict[str, object]:
+def _trial_row(trial: TrialRecord) -> dict[str, object]:
     row: dict[str, object] = {
         "number": trial.number,
         "name": candidate_name(trial),
         "baseline": trial.label is not None,  # one measured again keeps its label
-        "feasible": trial.feasible,
-        "on_front": trial.number in members,
-        "misses": misses_text(trial, constraints),
+        "static": static_share(trial.choices),
     }
-    for metric in METRICS:
-        # The latency of a rejected candidate was not measured to the end.
-        figure = trial.figures.get(metric) if trial.state is TrialState.COMPLETE else None
-        row[metric] = figure.value if figure else math.nan
-        row[f"{metric}_low"] = figure.low if figure and figure.low is not None else math.nan
-        row[f"{metric}_high"] = figure.high if figure and figure.high is not None else math.nan
+    # The latency of a rejected candidate was not measured to the end.
+    figures = trial.figures if trial.state is TrialState.COMPLETE else {}
+    for metric, figure in figures.items():
+        row |= {metric: figure.value, f"{metric}_low": figure.low, f"{metric}_high": figure.high}
     return row
 
 
+def static_share(choices: Mapping[str, str]) -> float:
+    """Return the share of static ones among the layers with quantized activations; NaN if there are none."""
+    modes: Counter[ActivationMode] = Counter()
+    for name, count in Counter(choices.values()).items():
+        modes[choice_named(name).activation] += count
+    static, dynamic = modes[ActivationMode.STATIC], modes[ActivationMode.DYNAMIC]
+    return static / (static + dynamic) if static + dynamic else math.nan
+
+
+def metrics_frame(first: TrialRecord, second: TrialRecord) -> pd.DataFrame:
+    """Return one row a metric that both trials have, in words: their figures with intervals, and the change."""
+    shared = [metric for metric in METRICS if metric in first.figures and metric in second.figures]
+    rows = [_metric_row(metric, first.figures[metric], second.figures[metric]) for metric in shared]
+    return pd.DataFrame(rows, columns=["metric", "first", "second", "change", "certain"])
+
+
+def _metric_row(metric: str, first: Figure, second: Figure) -> dict[str, str]:
+    sampled = first.low is not None or second.low is not None
+    overlap = _low(first) <= _high(second) and _low(second) <= _high(first)
+    return {
+        "metric": METRICS[metric].label,
+        "first": _with_interval(metric, first),
+        "second": _with_interval(metric, second),
+        "change": change_text(second.value, first.value),
+        "certain": ABSENT if not sampled else "no" if overlap else "yes",
+    }
+
+
+def _with_interval(metric: str, figure: Figure) -> str:
+    interval = interval_text(metric, figure)
+    return figure_text(metric, figure) + (f" ({interval})" if interval else "")
+
+
+def _low(figure: Figure) -> float:
+    return figure.value if figure.low is None else figure.low
+
+
+def _high(figure: Figure) -> float:
+    return figure.value if figure.high is None else figure.high
+
+
+def full_precision_row(frame: pd.DataFrame) -> pd.Series | None:
+    """Return the row of ``trial_frame`` of the map that leaves every layer as it is; None before it is measured."""
+    found = frame[frame["baseline"] & (frame["name"] == FULL_PRECISION.name) & frame["accuracy"].notna()]
+    return found.iloc[0] if len(found) else None
+
+
+def judged(frame: pd.DataFrame, constraints: Sequence[Constraint], objectives: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of ``trial_frame`` with what they are worth under limits: ``feasible`` and ``on_front``."""
+    feasible = frame["latency_p50_ms"].notna()
+    for constraint in constraints:
+        # A metric that was not measured breaks nothing: NaN is not above 0.
+        feasible &= ~(constraint.violation(frame[constraint.metric].to_numpy()) > 0)
+    able = frame[feasible]
+    points = np.column_stack([minimised(METRICS[metric], able[metric].to_numpy()) for metric in objectives])
+    on_front = feasible.copy()
+    on_front[feasible] = non_dominated(points)
+    return frame.assign(feasible=feasible, on_front=on_front)
+
+
+def with_misses(points: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.DataFrame:
+    """Return the points with the limits each breaks, in words, as ``misses``."""
+    misses = pd.Series("", index=points.index)
+    for constraint in constraints:
+        values = points[constraint.metric]
+        for at in points.index[constraint.violation(values.to_numpy()) > 0]:
+            misses[at] += ("; " if misses[at] else "") + miss_text(constraint, values[at])
+    return points.assign(misses=misses)
+
+
 def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.DataFrame:
-    """Return the rows that have both metrics, at most ``most``: the front, the baselines, then the newest."""
+    """Return the rows of ``judged`` that have both metrics, at most ``most``: front, baselines, then the newest."""
     known = frame.dropna(subset=[x, y])
     if len(known) <= most:
         return known
@@ -201,58 +200,10 @@ def _why_left_out(trial: TrialRecord) -> str:
     return "One of the two figures was not measured, or there are too many points"
 
 
-def limits_on(metric: str, constraints: Sequence[Constraint], reference_accuracy: float | None) -> tuple[Limit, ...]:
-    """Return the limits that are lines across the axis of ``metric``.
-
-    Args:
-        metric: what the axis shows.
-        constraints: the job's limits.
-        reference_accuracy: full precision's accuracy, which turns a relative drop into an accuracy.
-    """
-    limits = []
-    for constraint in constraints:
-        bound = value_text(constraint.metric, constraint.limit)
-        if constraint.metric == metric:
-            limits.append(Limit(value=constraint.limit, at_most=constraint.at_most, label=f"limit {bound}"))
-        elif constraint.metric == "accuracy_drop" and metric == "accuracy" and reference_accuracy is not None:
-            floor = reference_accuracy - constraint.limit * abs(reference_accuracy)
-            limits.append(Limit(value=floor, at_most=False, label=f"limit: {bound} below fp32"))
-    return tuple(limits)
-
-
-def layer_frame(description: ModelDescription, choices: Mapping[str, str]) -> pd.DataFrame:
-    """Return one row a layer in execution order: what it is, what it takes, and what it may not take."""
-    total = sum(layer.flops for layer in description.layers)
-    return pd.DataFrame([_layer_row(layer, description, choices, total) for layer in description.layers])
-
-
-def _layer_row(
-    layer: Layer, description: ModelDescription, choices: Mapping[str, str], total_flops: int
-) -> dict[str, object]:
-    choice = choice_named(choices[layer.name])
-    sizes = description.layer_bytes.get(layer.name, {})
-    found = description.calibration.ranges.get(layer.name)
-    return {
-        "layer": layer.name,
-        "kind": layer.kind.value,
-        "shape": " x ".join(map(str, layer.weight_shape)),
-        "choice": choice.name,
-        "precision": choice.precision.value,
-        "letter": letter(choice),
-        "bytes": bytes_text(sizes.get(choice.name, layer.weight_bytes)),
-        "flops_share": layer.flops / total_flops if total_flops else 0.0,
-        "range": f"{found.low:.4g} to {found.high:.4g}" if found else ABSENT,
-        "refused": "; ".join(f"{name}: {why}" for name, why in refusals(layer, description).items()),
-    }
-
-
-def letter(choice: LayerChoice) -> str:
-    """Return S, D or W for a quantized layer, and nothing for a floating-point one."""
-    return LETTERS[choice.activation] if choice.precision.is_quantized else ""
-
-
-def refusals(layer: Layer, description: ModelDescription) -> dict[str, str]:
-    """Return choice name -> why the layer cannot take it; one entry for all if it is frozen."""
-    if layer.frozen_reason:
-        return {"every quantized choice": layer.frozen_reason}
-    return dict(description.refusals.get(layer.name, {}))
+def limits_on(metric: str, constraints: Sequence[Constraint]) -> tuple[Limit, ...]:
+    """Return the limits that are lines across the axis of ``metric``."""
+    return tuple(
+        Limit(value=limit.limit, at_most=limit.at_most, label=f"limit {value_text(metric, limit.limit)}")
+        for limit in constraints
+        if limit.metric == metric
+    )

@@ -9,7 +9,8 @@ import streamlit as st
 from autotune.store.clock import now
 from autotune.store.records import JobRecord, JobState
 from dashboard import reading
-from dashboard.frames import remaining_seconds, spec_of
+from dashboard.frames import spec_of
+from dashboard.job_frames import remaining_seconds
 from dashboard.text import constraint_text, duration, in_markdown, moment, one_line, state_text
 from search_spaces.errors import AutotuneError
 
@@ -80,6 +81,30 @@ def choose(label: str, options: Sequence[str], *, parameter: str, default: str, 
         st.query_params.from_dict({**_kept(parameter), parameter: st.session_state[key]})
 
     return st.selectbox(label, options, key=key, format_func=lambda option: names[option], on_change=follow)
+
+
+def choose_many(
+    label: str, options: Sequence[str], *, parameter: str, default: Sequence[str], names: Mapping[str, str], most: int
+) -> list[str]:
+    """Return the options the reader chose, the first ``most`` of them; the URL's ``parameter`` holds them."""
+    asked = [value for value in st.query_params.get_all(parameter) if value in options]
+    key = f"choose-{parameter}"
+    st.session_state[key] = asked or list(default)
+
+    def follow() -> None:
+        st.query_params[parameter] = st.session_state[key]
+
+    chosen = st.pills(
+        label,
+        options,
+        selection_mode="multi",
+        key=key,
+        format_func=lambda option: in_markdown(names[option], longest=60),
+        on_change=follow,
+    )
+    if len(chosen) > most:
+        st.caption(f"The first {most} of {len(chosen)} are shown.")
+    return list(chosen)[:most]
 
 
 def _kept(parameter: str) -> dict[str, str]:

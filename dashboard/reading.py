@@ -1,18 +1,28 @@
 """Reads of the store, each kept until the job's version moves. Opens the database read-only."""
 
 import re
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import streamlit as st
 
+from autotune.front import standing
+from autotune.probing import probes_of
 from autotune.store.base import ReadStore
 from autotune.store.open import default_url, open_store
-from autotune.store.records import FrontRecord, JobRecord, TrialRecord
+from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord
+from dashboard.frames import trial_frame
 from workers.measurement import LatencySamples
+from workers.setup import Probes
+
+#: Share of the time at most that is spent on reading one running job, however many people watch it.
+_READING_SHARE = 0.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Progress:
     """What a job has found so far."""
 
@@ -20,6 +30,10 @@ class Progress:
     trials: Sequence[TrialRecord]
     #: Every revision of the front, oldest first.
     fronts: Sequence[FrontRecord]
+    #: ``dashboard.frames.trial_frame`` of the trials that count.
+    frame: pd.DataFrame
+    #: What was expected of every layer before any map was measured; None if nothing was probed.
+    probes: Probes | None
 
     @property
     def members(self) -> frozenset[int]:
@@ -47,8 +61,11 @@ def job(job_id: str) -> JobRecord:
 
 
 def progress(record: JobRecord) -> Progress:
-    """Return the trials and fronts of ``record``, from memory unless its version moved."""
-    return _progress(default_url(), record.id, record.version)
+    """Return the trials and fronts of ``record``, from memory unless its version moved.
+
+    Those of a running job may be a little older, so that watching it does not keep the machine busy.
+    """
+    return _watched(default_url(), record.id).progress(record)
 
 
 def latency(record: JobRecord, number: int) -> tuple[LatencySamples, ...]:
@@ -56,9 +73,50 @@ def latency(record: JobRecord, number: int) -> tuple[LatencySamples, ...]:
     return _latency(default_url(), record.id, number)
 
 
+def events(record: JobRecord) -> list[EventRecord]:
+    """Return what happened to a job, oldest first."""
+    return _events(default_url(), record.id, record.version)
+
+
 def place() -> str:
     """Return where the database is, without user name and password."""
     return re.sub(r"(?<=://)[^/@][^@]*@", "", default_url())
+
+
+class _Watched:
+    """The progress of one job, shared by everybody who looks at it."""
+
+    def __init__(self, store: ReadStore) -> None:
+        self._store = store
+        self._reading = threading.Lock()
+        self._read: tuple[int, Progress] | None = None
+        self._next_at = 0.0
+
+    def progress(self, record: JobRecord) -> Progress:
+        """Return the progress as of ``record``; an older one if that is being read, or was a moment ago."""
+        read = self._read
+        if read and record.state.is_live:
+            recent = read[0] >= record.version or time.monotonic() < self._next_at
+            if recent or self._reading.locked():
+                return read[1]
+        with self._reading:
+            return self._renew(record)
+
+    def _renew(self, record: JobRecord) -> Progress:
+        if self._read and self._read[0] >= record.version:  # read while this one waited
+            return self._read[1]
+        began = time.monotonic()
+        trials = self._store.trials(record.id)
+        found = Progress(
+            trials=trials,
+            fronts=self._store.fronts(record.id),
+            frame=trial_frame(standing(trials)),
+            probes=self._read[1].probes if self._read and self._read[1].probes else probes_of(self._store, record),
+        )
+        ended = time.monotonic()
+        self._next_at = ended + (ended - began) * (1.0 / _READING_SHARE - 1.0)
+        self._read = record.version, found
+        return found
 
 
 # Records are frozen and shared as they are: ``cache_data`` would pickle and copy them on every read.
@@ -69,12 +127,16 @@ def _store(url: str) -> ReadStore:
     return open_store(url, read_only=True)
 
 
-@st.cache_resource(max_entries=256, show_spinner=False)
-def _progress(url: str, job_id: str, version: int) -> Progress:
-    store = _store(url)
-    return Progress(trials=store.trials(job_id), fronts=store.fronts(job_id))
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _watched(url: str, job_id: str) -> _Watched:
+    return _Watched(_store(url))
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _latency(url: str, job_id: str, number: int) -> tuple[LatencySamples, ...]:
     return _store(url).latency(job_id, number)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _events(url: str, job_id: str, version: int) -> list[EventRecord]:
+    return _store(url).events(job_id)

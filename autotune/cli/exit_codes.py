@@ -1,6 +1,7 @@
 """Exit codes of the command line, one for each kind of error."""
 
 from autotune.errors import (
+    AccessError,
     ConflictError,
     JobSpecError,
     LeaseLostError,
@@ -25,13 +26,14 @@ EXIT_CODES: dict[type[AutotuneError], tuple[int, str]] = {
     TaskError: (2, "the job file or an argument is wrong"),
     NotFoundError: (3, "no such job, trial or file"),
     NoFeasibleMapError: (4, "no map satisfies the constraints"),
-    MapError: (5, "the map cannot be read, or does not keep its promise"),
+    MapError: (5, "the map cannot be read or exported, or does not keep its promise"),
     BackendError: (6, "workers or their hardware cannot do it"),
     PoolError: (6, "workers or their hardware cannot do it"),
-    StoreError: (7, "the database cannot be opened, read or written"),
+    StoreError: (7, "the database or the service cannot be reached, read or written"),
     ConflictError: (8, "the job's present state does not allow it"),
     LeaseLostError: (8, "the job's present state does not allow it"),
     OrderedError: (9, "the job was paused or cancelled by its user"),
+    AccessError: (10, "the service refuses it: no token, a wrong one, or one that does not allow it"),
 }
 
 

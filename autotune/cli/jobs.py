@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.budget import searched
-from autotune.cli.options import AsJson, Database, JobReference, TaskFile
+from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, reader
 from autotune.cli.output import (
     LEGEND,
     figure_text,
@@ -27,11 +28,11 @@ from autotune.cli.output import (
 from autotune.cli.progress import ConsoleListener
 from autotune.front import nearest, standing
 from autotune.job_spec import JobSpec
-from autotune.jobs import find_job, find_trial, submit
+from autotune.jobs import find_trial, submit
 from autotune.metrics import METRICS
 from autotune.store.base import ReadStore, Store
 from autotune.store.open import open_store
-from autotune.store.records import JobRecord, TrialKind, TrialRecord
+from autotune.store.records import JobRecord, Tally, TrialKind, TrialRecord
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,35 +60,46 @@ def run(
         store.close()
 
 
-def resume(job: JobReference, database: Database, task_file: TaskFile = None, as_json: AsJson = False) -> None:
-    """Go on with a job that was stopped; finished trials are kept."""
-    store = open_store(database)
-    try:
-        _drive(store, find_job(store, job), task_file, as_json)
-    finally:
-        store.close()
+def resume(
+    job: JobReference,
+    database: Database,
+    url: Url = None,
+    token: Token = None,
+    task_file: TaskFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a job that was stopped; finished trials are kept.
+
+    A job that was submitted goes back into the queue; a job of 'autotune run' goes on in this process.
+    """
+    with closing(client(database, url, token)) as jobs:
+        record = jobs.find(job)
+        if url or record.served:
+            tell(jobs.resume(record.id), as_json)
+            return
+    with closing(open_store(database)) as store:
+        _drive(store, record, task_file, as_json)
 
 
-def jobs(database: Database, as_json: AsJson = False) -> None:
+def jobs(database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """List all jobs, newest first."""
-    store = open_store(database, read_only=True)
-    try:
-        rows = [(job, searched(store.trials(job.id)), front_members(store, job)) for job in store.jobs()]
-    finally:
-        store.close()
+    with closing(reader(database, url, token)) as client:
+        found = client.jobs()
+        tallies = client.tallies([job.id for job in found])
     if as_json:
-        print_json({"jobs": [job_json(job, trials, members) for job, trials, members in rows]})
+        print_json({"jobs": [job_json(job, tallies[job.id].searched, tallies[job.id].front) for job in found]})
         return
-    if not rows:
+    if not found:
         say("No jobs yet. Start one with: autotune run job.yaml")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("job", "name", "task", "state", "trials", "front", "created"):
         table.add_column(heading, overflow="fold")
-    for job, trials, members in rows:
+    for job in found:
+        tally = tallies[job.id]
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        budget = f"{trials}/{job.spec['search']['trials']}"
-        cells = (job.id, job.name, job.task, job.state.value, budget, str(len(members)), created)
+        budget = f"{tally.searched}/{job.spec['search']['trials']}"
+        cells = (job.id, job.name, job.task, job.state.value, budget, str(len(tally.front)), created)
         table.add_row(*map(Text, cells))
     out.print(table)
 
@@ -96,29 +108,25 @@ def show(
     job: JobReference,
     database: Database,
     trial: Annotated[int | None, typer.Argument(help="Trial to show layer by layer.")] = None,
+    url: Url = None,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one job, or one trial of it layer by layer."""
-    store = open_store(database, read_only=True)
-    try:
-        record = find_job(store, job)
-        members = front_members(store, record)
-        trials = store.trials(record.id)
+    with closing(reader(database, url, token)) as client:
+        record = client.find(job)
+        tally = client.tallies([record.id])[record.id]
         if trial is not None:
-            _show_trial(record, find_trial(trials, trial), members, as_json)
+            found = find_trial(client.trials(record.id, numbers=[trial]), trial)
+            _show_trial(record, found, tally.front, as_json)
         else:
-            _show_job(store, record, trials, members, as_json)
-    finally:
-        store.close()
+            _show_job(client, record, tally, as_json)
 
 
-def front(job: JobReference, database: Database, as_json: AsJson = False) -> None:
+def front(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """Print the Pareto front beside full precision and the uniform maps."""
-    store = open_store(database, read_only=True)
-    try:
-        _print_front(store, find_job(store, job), as_json)
-    finally:
-        store.close()
+    with closing(reader(database, url, token)) as client:
+        print_front(client, client.find(job), as_json)
 
 
 def _override(spec: JobSpec, trials: int | None, ray_address: str | None) -> JobSpec:
@@ -142,7 +150,7 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
     except KeyboardInterrupt:
         say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}")
         raise
-    _print_front(store, store.job(job.id), as_json)
+    print_front(store, store.job(job.id), as_json)
 
 
 def front_members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
@@ -151,7 +159,15 @@ def front_members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
     return fronts[-1].members if fronts else ()
 
 
-def _print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
+def tell(job: JobRecord, as_json: bool, tally: Tally | None = None) -> None:
+    """Say how a job is now, after it was changed."""
+    say(f"Job {job.id} ({job.name}) is {f'to be {job.order.state}' if job.order else job.state}.")
+    if as_json:
+        print_json({"job": job_json(job, tally.searched if tally else 0, tally.front if tally else ())})
+
+
+def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
+    """Print a job's front and its baselines."""
     trials = store.trials(job.id)
     members = front_members(store, job)
     on_front = [trial for trial in trials if trial.number in members]
@@ -183,20 +199,18 @@ def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]
 
 
-def _show_job(
-    store: ReadStore, job: JobRecord, trials: list[TrialRecord], members: tuple[int, ...], as_json: bool
-) -> None:
+def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> None:
     events = store.events(job.id)
     if as_json:
-        data: dict[str, Any] = {"job": job_json(job, searched(trials), members), "spec": dict(job.spec)}
+        data: dict[str, Any] = {"job": job_json(job, tally.searched, tally.front), "spec": dict(job.spec)}
         data["events"] = [{"at": e.at.isoformat(), "kind": e.kind, "message": e.message} for e in events]
         print_json(data)
         return
     facts = {
         "job": f"{job.id} ({job.name})",
         "state": job.state.value + (f": {job.error}" if job.error else ""),
-        "trials": f"{searched(trials)} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
-        "front": f"{len(members)} maps",
+        "trials": f"{tally.searched} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
+        "front": f"{len(tally.front)} maps",
         "hardware": job.description.environment.hardware if job.description else "not known yet",
         "spec": json.dumps({key: value for key, value in job.spec.items() if key not in ("schema", "name")}),
     }

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
+from autotune.client.base import Client
+from autotune.client.connect import connect, connect_to_service
 from autotune.store.open import default_url
+
+
+def _unless_database(context: typer.Context, url: str | None) -> str | None:
+    """Return the URL of a service, None if it comes from the environment but a database was named here."""
+    sources = [context.get_parameter_source(name) for name in ("url", "database")]
+    named = [source and source.name for source in sources]
+    return None if named == ["ENVIRONMENT", "COMMANDLINE"] else url
+
 
 Database = Annotated[
     str,
@@ -18,9 +28,34 @@ Database = Annotated[
         show_default="sqlite:///autotune.db",
     ),
 ]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar="AUTOTUNE_URL", callback=_unless_database, help="http://HOST:PORT of a service, instead of a database."
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="AUTOTUNE_TOKEN", help="Access token of that service; better kept in the variable."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 TaskFile = Annotated[
     Path | None,
     typer.Option("--task-file", help="A Python file that registers tasks. It runs as you, on every worker."),
 ]
 JobReference = Annotated[str, typer.Argument(metavar="JOB", help="Id, start of an id, name, or 'last'.")]
+
+
+def reader(database: str, url: str | None, token: str | None) -> Client:
+    """Return a client that only reads."""
+    return connect_to_service(url, token) if url else connect(database, read_only=True)
+
+
+def client(database: str, url: str | None, token: str | None) -> Client:
+    """Return a client that can change jobs."""
+    return connect_to_service(url, token) if url else connect(database)
+
+
+def path_text(path: Path | None) -> str | None:
+    """Return a path that other processes understand too, or None if there is none."""
+    return str(path.resolve()) if path else None

@@ -1,6 +1,7 @@
 """The command ``sensitivity``: what each layer is expected to cost, before any map is measured."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autotune.budget import searched
-from autotune.cli.jobs import front_members
-from autotune.cli.options import AsJson, Database, JobReference
+from autotune.cli.options import AsJson, Database, JobReference, Token, Url, reader
 from autotune.cli.output import LEGEND, job_json, out, print_json, say, short_choice
 from autotune.errors import ConflictError
 from autotune.job_spec import JobSpec, SamplerName
-from autotune.jobs import find_job
 from autotune.probing import probes_of
 from autotune.store.base import ReadStore
-from autotune.store.open import open_store
 from autotune.store.records import JobRecord
 from search_spaces.choice import FULL_PRECISION
 from workers.setup import Estimator, LayerProbe, Probes
@@ -39,17 +36,17 @@ def add_to(app: typer.Typer) -> None:
     app.command()(sensitivity)
 
 
-def sensitivity(job: JobReference, database: Database, as_json: AsJson = False) -> None:
+def sensitivity(
+    job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False
+) -> None:
     """Print what every layer is expected to lose and save by each choice, most sensitive first."""
-    store = open_store(database, read_only=True)
-    try:
-        record = find_job(store, job)
-        probes = probes_of(store, record)
+    with closing(reader(database, url, token)) as client:
+        record = client.find(job)
+        probes = probes_of(client, record)
         if probes is None:
-            raise ConflictError(_why_not(store, record))
-        about = job_json(record, searched(store.trials(record.id)), front_members(store, record))
-    finally:
-        store.close()
+            raise ConflictError(_why_not(client, record))
+        tally = client.tallies([record.id])[record.id]
+        about = job_json(record, tally.searched, tally.front)
     choices = [name for name in JobSpec.parse(record.spec).search.choices if name != FULL_PRECISION.name]
     layers = _ranked(probes, choices)
     if as_json:

@@ -1,22 +1,34 @@
-"""Commands about the service: serve, submit, watch, pause, cancel, clone, plan."""
+"""Commands that run the service: serve, api."""
 
 import signal
-from pathlib import Path
+import threading
+from collections.abc import Callable
+from contextlib import closing
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune import jobs
-from autotune.cli.options import AsJson, Database, TaskFile
-from autotune.cli.output import job_json, print_json, say
-from autotune.job_spec import JobSpec
+from autotune.cli.options import Database, TaskFile
+from autotune.cli.output import say
+from autotune.store.base import Store
 from autotune.store.open import open_store
+
+if TYPE_CHECKING:
+    from autotune.api.server import ApiServer
+
+HostName = Annotated[
+    list[str] | None, typer.Option("--host-name", help="Name that callers may use for this service; may be repeated.")
+]
+NoAuthentication = Annotated[
+    bool, typer.Option("--no-authentication", help="Let everyone on this machine call without a token.")
+]
+JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Write logs as JSON, one object a line.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (serve, submit):
+    for command in (serve, api):
         app.command()(command)
 
 
@@ -28,7 +40,12 @@ def serve(
     ] = None,
     task_file: TaskFile = None,
     lease: Annotated[float, typer.Option(min=1.0, help="Seconds after which a silent controller is replaced.")] = 30.0,
-    json_logs: Annotated[bool, typer.Option("--json-logs", help="Write logs as JSON, one object a line.")] = False,
+    listen: Annotated[
+        str | None, typer.Option(help="ADDRESS:PORT to answer the HTTP API at, such as 127.0.0.1:8123.")
+    ] = None,
+    host_name: HostName = None,
+    no_authentication: NoAuthentication = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Run the jobs in the queue until it is stopped; any number of these may share a database."""
     from autotune.service import logs
@@ -44,33 +61,57 @@ def serve(
         lease_s=lease,
         json_logs=json_logs,
     )
-    store = open_store(database)
-    controller = Controller(store, settings)
+    with closing(open_store(database)) as store:
+        server = listen and _api_server(store, database, listen, host_name, no_authentication)
+        controller = Controller(store, settings)
+        _on_stop(controller.stop)
+        if server:
+            server.start()
+        controller.run()
+        if server:
+            server.stop()
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        controller.stop()
+
+def api(
+    database: Database,
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT to answer at.")] = "127.0.0.1:8123",
+    host_name: HostName = None,
+    no_authentication: NoAuthentication = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Answer the HTTP API until it is stopped."""
+    from autotune.service import logs
+
+    logs.configure(as_json=json_logs)
+    ended = threading.Event()
+    with closing(open_store(database)) as store:
+        server = _api_server(store, database, listen, host_name, no_authentication)
+        _on_stop(ended.set)
+        server.start()
+        ended.wait()
+        server.stop()
+
+
+def _api_server(
+    store: Store, database: str, listen: str, host_names: list[str] | None, no_authentication: bool
+) -> "ApiServer":
+    from autotune.api.server import ApiServer
+    from autotune.api.settings import ApiSettings, parse_listen
+
+    address, port = parse_listen(listen)
+    settings = ApiSettings(
+        address=address, port=port, host_names=tuple(host_names or ()), authentication=not no_authentication
+    )
+    if settings.authentication and not store.tokens():
+        say("There are no tokens yet; make one by: autotune token add NAME")
+    return ApiServer(store, database, settings)
+
+
+def _on_stop(stop: Callable[[], None]) -> None:
+    """Call ``stop`` when this process is told to end."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        controller.run()
-    finally:
-        store.close()
-
-
-def submit(
-    job_file: Annotated[Path, typer.Argument(help="Job file in YAML; 'autotune init' writes one.")],
-    database: Database,
-    key: Annotated[str | None, typer.Option(help="Submitting again with the same key makes no second job.")] = None,
-    priority: Annotated[int, typer.Option(help="Jobs of higher priority are started first.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Queue a tuning job for 'autotune serve' to run."""
-    store = open_store(database)
-    try:
-        job = jobs.submit(store, JobSpec.load(job_file), key=key, priority=priority)
-        say(f"Job {job.id} ({job.name}) is {job.state}.")
-        if as_json:
-            print_json({"job": job_json(job, 0)})
-    finally:
-        store.close()
+        signal.signal(number, handle)

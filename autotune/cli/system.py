@@ -2,9 +2,11 @@
 
 import importlib.resources
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +15,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.options import AsJson, Database, TaskFile
+from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
 from autotune.cli.output import out, print_json, say
+from autotune.client.connect import connect_to_service
 from autotune.doctor import Finding, examine
 from autotune.errors import ConflictError, JobSpecError
+from autotune.job_spec import JobSpec
 from autotune.store.open import migrate
-from workers.tasks import load_task_file, task_info, task_names
+from workers.tasks import list_tasks, load_task_file, task_info
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -26,6 +30,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(tasks)
+    app.command()(schema)
     app.command()(init)
     app.command()(doctor)
     app.command()(dashboard)
@@ -34,11 +39,15 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(database, name="db")
 
 
-def tasks(task_file: TaskFile = None, as_json: AsJson = False) -> None:
+def tasks(task_file: TaskFile = None, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """List the registered tasks with their parameters."""
     if task_file:
         load_task_file(str(task_file))
-    infos = [task_info(name) for name in task_names()]
+    if url:
+        with closing(connect_to_service(url, token)) as client:
+            infos = client.tasks()
+    else:
+        infos = list_tasks()
     if as_json:
         print_json({"tasks": [{"name": i.name, "summary": i.summary, "parameters": dict(i.parameters)} for i in infos]})
         return
@@ -49,6 +58,11 @@ def tasks(task_file: TaskFile = None, as_json: AsJson = False) -> None:
         parameters = "\n".join(f"{name}={default}" for name, default in info.parameters.items())
         table.add_row(Text(info.name), Text(info.summary), Text(parameters))
     out.print(table)
+
+
+def schema() -> None:
+    """Print the JSON schema of job files, for editors and programs."""
+    print(json.dumps(JobSpec.json_schema(), indent=2))
 
 
 def init(

@@ -51,7 +51,7 @@ class Controller:
         self._head = RayHead() if settings.ray_address is None else None
         self._children: list[_Child] = []
         self._stopped = threading.Event()
-        self._cluster_away_until = 0.0
+        self._cluster_is_missed, self._look_for_cluster_at = False, 0.0
         self._context = multiprocessing.get_context("forkserver")
 
     def run(self) -> None:
@@ -85,8 +85,10 @@ class Controller:
         empty.join()
 
     def _start_jobs(self) -> None:
-        """Claim jobs while there is room for them."""
-        while len(self._children) < self._settings.jobs and time.monotonic() >= self._cluster_away_until:
+        """Claim jobs while there is room for them and a cluster, if one was missed."""
+        if self._cluster_is_missed and not self._cluster_is_back():
+            return
+        while len(self._children) < self._settings.jobs and not self._cluster_is_missed:
             claim = lifecycle.claimed(driver.this_driver(), self._settings.lease_s)
             job = self._store.claim_next(claim)
             if job is None:
@@ -106,7 +108,7 @@ class Controller:
                 _log.warning("%s", error, extra={"job": job.id})
                 return
             except ClusterLostError as error:
-                self._cluster_away_until = time.monotonic() + _CLUSTER_PAUSE_S
+                self._miss_cluster()
                 self._release(job.id, job.epoch, f"Waits for a Ray cluster: {error}")
                 return
         process = self._context.Process(target=child.main, args=(self._settings, job.id, job.epoch, address))
@@ -126,6 +128,21 @@ class Controller:
             self._head.start()
         return self._head.address
 
+    def _miss_cluster(self) -> None:
+        self._cluster_is_missed, self._look_for_cluster_at = True, time.monotonic() + _CLUSTER_PAUSE_S
+
+    def _cluster_is_back(self) -> bool:
+        """Look for the cluster that was missed, now and then; until it is back no job is claimed in vain."""
+        if time.monotonic() < self._look_for_cluster_at:
+            return False
+        try:
+            self._cluster()
+        except ClusterLostError:
+            self._miss_cluster()
+        else:
+            self._cluster_is_missed = False
+        return not self._cluster_is_missed
+
     def _look_after_children(self) -> None:
         if any(one.on_cluster for one in self._children) and not self._cluster_is_up():
             self._end_children_on_the_cluster()
@@ -139,7 +156,7 @@ class Controller:
         assert code is not None
         one.process.close()
         if code == Ended.CLUSTER_LOST:
-            self._cluster_away_until = time.monotonic() + _CLUSTER_PAUSE_S
+            self._miss_cluster()
             self._release(one.job_id, one.epoch, "Its workers were lost with the Ray cluster")
         elif code == Ended.STOPPED:
             self._release(one.job_id, one.epoch, "Its controller was stopped")

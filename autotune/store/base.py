@@ -4,7 +4,7 @@ A database that is down for a moment is waited for, as long as the store was tol
 raises ``StoreUnavailableError``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from autotune.lifecycle import Transition
@@ -14,7 +14,11 @@ from autotune.store.records import (
     FrontRecord,
     HeldJob,
     JobRecord,
+    JobState,
+    Statistics,
     Submission,
+    Tally,
+    TokenRecord,
     TrialRecord,
     TrialResult,
 )
@@ -25,8 +29,19 @@ from workers.setup import Probes
 class ReadStore(Protocol):
     """What dashboards and reports need."""
 
-    def jobs(self) -> list[JobRecord]:
-        """Return all jobs, newest first."""
+    def jobs(
+        self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[JobRecord]:
+        """Return jobs, newest first.
+
+        Args:
+            state: leaves out jobs in other states.
+            after: id of a job; it and newer ones are left out.
+            limit: jobs at most.
+
+        Raises:
+            NotFoundError: if there is no job ``after``.
+        """
         ...
 
     def job(self, job_id: str) -> JobRecord:
@@ -37,8 +52,24 @@ class ReadStore(Protocol):
         """
         ...
 
-    def trials(self, job_id: str) -> list[TrialRecord]:
-        """Return a job's trials by ascending number, choices included."""
+    def trials(
+        self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
+    ) -> list[TrialRecord]:
+        """Return a job's trials by ascending number, choices included.
+
+        Args:
+            job_id: the job.
+            numbers: leaves out other trials.
+            after: leaves out this number and lower ones.
+            limit: trials at most.
+
+        Raises:
+            NotFoundError: if there is no such job.
+        """
+        ...
+
+    def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
+        """Return how far jobs have come, by id; unknown ids have a tally of nothing."""
         ...
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
@@ -49,8 +80,8 @@ class ReadStore(Protocol):
         """Return every revision of a job's front, oldest first; the last one is current."""
         ...
 
-    def events(self, job_id: str) -> list[EventRecord]:
-        """Return a job's events, oldest first."""
+    def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
+        """Return a job's events, oldest first, without the first ``start`` ones."""
         ...
 
     def probes(self, key: str) -> Probes | None:
@@ -132,4 +163,32 @@ class Store(ReadStore, Protocol):
 
     def record_probes(self, key: str, probes: Probes) -> None:
         """Keep probes for every job they serve; the first ones recorded under a key stay."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """Return figures over all jobs."""
+        ...
+
+    def add_token(self, token: TokenRecord, secret_hash: str) -> None:
+        """Record a token with the hash of its secret.
+
+        Raises:
+            ConflictError: if its id is taken.
+        """
+        ...
+
+    def tokens(self) -> list[TokenRecord]:
+        """Return all tokens, oldest first."""
+        ...
+
+    def token(self, token_id: str) -> tuple[TokenRecord, str] | None:
+        """Return a token and the hash of its secret, None if there is none."""
+        ...
+
+    def revoke_token(self, token_id: str) -> TokenRecord:
+        """Make a token invalid from now on; one that is revoked already stays as it is.
+
+        Raises:
+            NotFoundError: if there is none.
+        """
         ...

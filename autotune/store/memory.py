@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from autotune import lifecycle
@@ -18,7 +19,10 @@ from autotune.store.records import (
     HeldJob,
     JobRecord,
     JobState,
+    Statistics,
     Submission,
+    Tally,
+    TokenRecord,
     TrialKind,
     TrialRecord,
     TrialResult,
@@ -42,21 +46,34 @@ class MemoryStore:
         self._jobs: dict[str, _Job] = {}
         self._submissions: dict[tuple[str, str], tuple[Submission, str]] = {}
         self._probes: dict[str, Probes] = {}
+        self._tokens: dict[str, tuple[TokenRecord, str]] = {}
         self._lock = threading.RLock()
 
-    def jobs(self) -> list[JobRecord]:
+    def jobs(
+        self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[JobRecord]:
         """See ``ReadStore.jobs``."""
-        newest_first = sorted(self._records(), key=lambda job: (job.created_at, job.id), reverse=True)
-        return copy.deepcopy(newest_first)
+        found = sorted(self._records(), key=_age, reverse=True)
+        if after is not None:
+            newer = _age(self._job(after).record)
+            found = [job for job in found if _age(job) < newer]
+        return copy.deepcopy([job for job in found if state in (None, job.state)][:limit])
 
     def job(self, job_id: str) -> JobRecord:
         """See ``ReadStore.job``."""
         return copy.deepcopy(self._job(job_id).record)
 
-    def trials(self, job_id: str) -> list[TrialRecord]:
+    def trials(
+        self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
+    ) -> list[TrialRecord]:
         """See ``ReadStore.trials``."""
         results = self._job(job_id).results
-        return [copy.deepcopy(results[number].trial) for number in sorted(results)]
+        wanted = [number for number in sorted(results) if number > after and (numbers is None or number in numbers)]
+        return [copy.deepcopy(results[number].trial) for number in wanted[:limit]]
+
+    def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
+        """See ``ReadStore.tallies``."""
+        return {job_id: _tally(self._jobs.get(job_id)) for job_id in job_ids}
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
         """See ``ReadStore.latency``."""
@@ -67,9 +84,9 @@ class MemoryStore:
         """See ``ReadStore.fronts``."""
         return list(self._job(job_id).fronts)
 
-    def events(self, job_id: str) -> list[EventRecord]:
+    def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
         """See ``ReadStore.events``."""
-        return list(self._job(job_id).events)
+        return self._job(job_id).events[start:]
 
     def probes(self, key: str) -> Probes | None:
         """See ``ReadStore.probes``."""
@@ -151,6 +168,40 @@ class MemoryStore:
         """See ``Store.record_probes``."""
         self._probes.setdefault(key, probes)
 
+    def statistics(self) -> Statistics:
+        """See ``Store.statistics``."""
+        jobs = list(self._jobs.values())
+        waiting = [job.record.created_at for job in jobs if job.record.state is JobState.QUEUED]
+        return Statistics(
+            jobs=Counter(job.record.state for job in jobs),
+            trials=Counter(result.trial.state for job in jobs for result in job.results.values()),
+            takeovers=sum(event.kind == "taken_over" for job in jobs for event in job.events),
+            oldest_wait_s=(now() - min(waiting)).total_seconds() if waiting else 0.0,
+        )
+
+    def add_token(self, token: TokenRecord, secret_hash: str) -> None:
+        """See ``Store.add_token``."""
+        if token.id in self._tokens:
+            raise ConflictError(f"there is a token {token.id!r} already; add another one")
+        self._tokens[token.id] = token, secret_hash
+
+    def tokens(self) -> list[TokenRecord]:
+        """See ``Store.tokens``."""
+        return sorted((token for token, _ in self._tokens.values()), key=lambda token: (token.created_at, token.id))
+
+    def token(self, token_id: str) -> tuple[TokenRecord, str] | None:
+        """See ``Store.token``."""
+        return self._tokens.get(token_id)
+
+    def revoke_token(self, token_id: str) -> TokenRecord:
+        """See ``Store.revoke_token``."""
+        if token_id not in self._tokens:
+            raise NotFoundError(f"no token {token_id!r}; 'autotune token list' has them all")
+        token, secret_hash = self._tokens[token_id]
+        revoked = dataclasses.replace(token, revoked_at=token.revoked_at or now())
+        self._tokens[token_id] = revoked, secret_hash
+        return revoked
+
     def close(self) -> None:
         """See ``ReadStore.close``."""
 
@@ -185,6 +236,17 @@ class MemoryStore:
             job.events.extend(result.events)
         elapsed_s = job.record.elapsed_s + sum(result.elapsed_s for result in results)
         job.record = _counted(dataclasses.replace(job.record, elapsed_s=elapsed_s, crashes=0))
+
+
+def _age(job: JobRecord) -> tuple[datetime, str]:
+    return job.created_at, job.id
+
+
+def _tally(job: _Job | None) -> Tally:
+    if job is None:
+        return Tally()
+    searched = sum(result.trial.kind is not TrialKind.FINAL for result in job.results.values())
+    return Tally(searched=searched, front=job.fronts[-1].members if job.fronts else ())
 
 
 def _is_expired(job: JobRecord, at: datetime) -> bool:

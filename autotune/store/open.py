@@ -60,6 +60,15 @@ def attach_store(url: str, *, patience_s: float) -> Store:
     return SqlStore(make_engine(parse_url(url), read_only=False), patience_s=patience_s)
 
 
+def check(url: str) -> None:
+    """Return if the database at ``url`` can be read and its tables are those of this version.
+
+    Raises:
+        StoreError: if not.
+    """
+    open_store(url, read_only=True).close()
+
+
 def migrate(url: str) -> str:
     """Create or upgrade the tables at ``url`` and return their revision.
 

@@ -50,6 +50,22 @@ class Order(enum.StrEnum):
         return f"{self.state.capitalize()} by its user"
 
 
+class Scope(enum.StrEnum):
+    """What the holder of a token may do; each scope includes the ones before it."""
+
+    #: Look at everything.
+    VIEWER = "viewer"
+    #: Submit jobs, and steer one's own.
+    SUBMITTER = "submitter"
+    #: Steer everybody's jobs, and hand out tokens.
+    ADMIN = "admin"
+
+    def includes(self, needed: "Scope") -> bool:
+        """Return whether a token of this scope may do what ``needed`` is for."""
+        order = list(Scope)
+        return order.index(self) >= order.index(needed)
+
+
 class TrialKind(enum.StrEnum):
     """Why a candidate was measured."""
 
@@ -150,6 +166,49 @@ class HeldJob:
     cpus: float | None
     #: GPUs of each worker.
     gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How far a job has come, without its trials."""
+
+    #: Trials the search itself took.
+    searched: int = 0
+    #: Numbers of the trials on the front, ascending.
+    front: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Figures over all jobs, for those who watch the service."""
+
+    #: State -> jobs in it.
+    jobs: Mapping[JobState, int]
+    #: State -> trials in it.
+    trials: Mapping["TrialState", int]
+    #: Times that a driver was lost and another one took its job over.
+    takeovers: int
+    #: Seconds that the longest waiting job is in the queue; 0 if none waits.
+    oldest_wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRecord:
+    """An access token, without its secret: only the hash of that is kept."""
+
+    #: Short unique id.
+    id: str
+    #: Who holds it; the jobs submitted with it belong to that name.
+    name: str
+    scope: Scope
+    created_at: datetime
+    #: None if it is valid until it is revoked.
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    def is_valid(self, at: datetime) -> bool:
+        """Return whether the token is accepted at that time."""
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from autotune.errors import ConflictError, StoreUnavailableError
 from autotune.lifecycle import Transition
-from autotune.store import rows, statements
+from autotune.store import rows, statements, summaries
 from autotune.store.failures import store_error
 from autotune.store.records import (
     Directions,
@@ -19,7 +19,11 @@ from autotune.store.records import (
     FrontRecord,
     HeldJob,
     JobRecord,
+    JobState,
+    Statistics,
     Submission,
+    Tally,
+    TokenRecord,
     TrialRecord,
     TrialResult,
 )
@@ -46,17 +50,25 @@ class SqlStore:
         #: Lists of layers known to be recorded.
         self._layer_lists: set[str] = set()
 
-    def jobs(self) -> list[JobRecord]:
+    def jobs(
+        self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[JobRecord]:
         """See ``ReadStore.jobs``."""
-        return self._read(statements.jobs)
+        return self._read(lambda connection: statements.jobs(connection, state, after, limit))
 
     def job(self, job_id: str) -> JobRecord:
         """See ``ReadStore.job``."""
         return self._read(lambda connection: statements.job(connection, job_id))
 
-    def trials(self, job_id: str) -> list[TrialRecord]:
+    def trials(
+        self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
+    ) -> list[TrialRecord]:
         """See ``ReadStore.trials``. Four queries, whatever the number of trials."""
-        return self._read(lambda connection: statements.trials(connection, job_id))
+        return self._read(lambda connection: statements.trials(connection, job_id, numbers, after, limit))
+
+    def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
+        """See ``ReadStore.tallies``."""
+        return self._read(lambda connection: summaries.tallies(connection, job_ids))
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
         """See ``ReadStore.latency``."""
@@ -66,9 +78,9 @@ class SqlStore:
         """See ``ReadStore.fronts``."""
         return self._read(lambda connection: statements.fronts(connection, job_id))
 
-    def events(self, job_id: str) -> list[EventRecord]:
+    def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
         """See ``ReadStore.events``."""
-        return self._read(lambda connection: statements.events(connection, job_id))
+        return self._read(lambda connection: statements.events(connection, job_id, start))
 
     def probes(self, key: str) -> Probes | None:
         """See ``ReadStore.probes``."""
@@ -132,6 +144,29 @@ class SqlStore:
         """See ``Store.record_probes``."""
         with suppress(_Duplicate):
             self._run(lambda connection: statements.add_probes(connection, key, probes))
+
+    def statistics(self) -> Statistics:
+        """See ``Store.statistics``."""
+        return self._read(summaries.statistics)
+
+    def add_token(self, token: TokenRecord, secret_hash: str) -> None:
+        """See ``Store.add_token``."""
+        try:
+            self._run(lambda connection: summaries.add_token(connection, token, secret_hash))
+        except _Duplicate:
+            raise ConflictError(f"there is a token {token.id!r} already; add another one") from None
+
+    def tokens(self) -> list[TokenRecord]:
+        """See ``Store.tokens``."""
+        return self._read(summaries.tokens)
+
+    def token(self, token_id: str) -> tuple[TokenRecord, str] | None:
+        """See ``Store.token``."""
+        return self._read(lambda connection: summaries.token(connection, token_id))
+
+    def revoke_token(self, token_id: str) -> TokenRecord:
+        """See ``Store.revoke_token``."""
+        return self._run(lambda connection: summaries.revoke_token(connection, token_id))
 
     def close(self) -> None:
         """See ``Store.close``."""

@@ -37,10 +37,18 @@ _jobs = tables.jobs.c
 _BY_RANK = (_jobs.priority.desc(), _jobs.created_at, _jobs.id)
 
 
-def jobs(connection: Connection) -> list[JobRecord]:
-    """Return all jobs, newest first."""
-    newest_first = sa.select(tables.jobs).order_by(_jobs.created_at.desc(), _jobs.id.desc())
-    return [rows.job_record(row) for row in connection.execute(newest_first).mappings()]
+def jobs(
+    connection: Connection, state: JobState | None = None, after: str | None = None, limit: int | None = None
+) -> list[JobRecord]:
+    """Return jobs, newest first."""
+    wanted = sa.select(tables.jobs).order_by(_jobs.created_at.desc(), _jobs.id.desc()).limit(limit)
+    if state is not None:
+        wanted = wanted.where(_jobs.state == state.value)
+    if after is not None:
+        newer = job(connection, after)
+        older = (_jobs.created_at == newer.created_at) & (_jobs.id < newer.id)
+        wanted = wanted.where((_jobs.created_at < newer.created_at) | older)
+    return [rows.job_record(row) for row in connection.execute(wanted).mappings()]
 
 
 def job(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord:
@@ -52,10 +60,18 @@ def job(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord
     return rows.job_record(row)
 
 
-def trials(connection: Connection, job_id: str) -> list[TrialRecord]:
+def trials(
+    connection: Connection, job_id: str, numbers: Sequence[int] | None, after: int, limit: int | None
+) -> list[TrialRecord]:
     """Return a job's trials by ascending number."""
-    found = _of_job(connection, tables.trials, job_id, "number")
-    figures = _figures(connection, job_id)
+
+    def among(column: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+        return (column > after) & (sa.true() if numbers is None else column.in_(numbers))
+
+    found = _of_job(connection, tables.trials, job_id, "number", where=among(tables.trials.c.number), limit=limit)
+    last = found[-1]["number"] if found else after
+    measured = tables.measurements.c.number
+    figures = _figures(connection, job_id, among(measured) & (measured <= last))
     layers = _layer_lists(connection, {row["layers_key"] for row in found})
     return [rows.trial_record(row, layers[row["layers_key"]], figures[row["number"]]) for row in found]
 
@@ -80,9 +96,9 @@ def fronts(connection: Connection, job_id: str) -> list[FrontRecord]:
     ]
 
 
-def events(connection: Connection, job_id: str) -> list[EventRecord]:
-    """Return a job's events, oldest first."""
-    found = _of_job(connection, tables.events, job_id, "position")
+def events(connection: Connection, job_id: str, start: int = 0) -> list[EventRecord]:
+    """Return a job's events, oldest first, without the first ``start`` ones."""
+    found = _of_job(connection, tables.events, job_id, "position", where=tables.events.c.position >= start)
     return [EventRecord(at=row["at"], kind=row["kind"], message=row["message"]) for row in found]
 
 
@@ -251,19 +267,28 @@ def _check_exists(connection: Connection, job_id: str) -> None:
         raise NotFoundError(f"no job {job_id!r} in this database")
 
 
-def _of_job(connection: Connection, table: sa.Table, job_id: str, *order: str) -> list[Mapping[str, Any]]:
-    query = sa.select(table).where(table.c.job_id == job_id).order_by(*(table.c[name] for name in order))
+def _of_job(
+    connection: Connection,
+    table: sa.Table,
+    job_id: str,
+    *order: str,
+    where: sa.ColumnElement[bool] | None = None,
+    limit: int | None = None,
+) -> list[Mapping[str, Any]]:
+    query = sa.select(table).where(table.c.job_id == job_id).order_by(*(table.c[name] for name in order)).limit(limit)
+    if where is not None:
+        query = query.where(where)
     found: list[Mapping[str, Any]] = [dict(row) for row in connection.execute(query).mappings()]
     if not found:
         _check_exists(connection, job_id)
     return found
 
 
-def _figures(connection: Connection, job_id: str) -> dict[int, dict[str, Figure]]:
+def _figures(connection: Connection, job_id: str, where: sa.ColumnElement[bool]) -> dict[int, dict[str, Figure]]:
     table = tables.measurements
     wanted = sa.select(table.c.number, table.c.metric, table.c.value, table.c.low, table.c.high)
     figures: dict[int, dict[str, Figure]] = defaultdict(dict)
-    for number, metric, value, low, high in connection.execute(wanted.where(table.c.job_id == job_id)):
+    for number, metric, value, low, high in connection.execute(wanted.where(table.c.job_id == job_id, where)):
         figures[number][metric] = Figure(value=value, low=low, high=high)
     return figures
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,17 @@ from autotune.metrics import METRICS, Figure
 from autotune.store.records import FrontRecord
 from dashboard.figures.labels import sides
 from dashboard.figures.layout import finish
-from dashboard.figures.palette import BASELINE, FAINT, LIMIT, QUIET, STRONG
+from dashboard.figures.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
 from dashboard.frames import Limit
 from dashboard.text import axis_title, figure_text, in_chart, interval_text
 
 #: Diameter in pixels of the candidate with the most weight memory, and of the smallest marker drawn.
 _LARGEST, _SMALLEST = 22.0, 8.0
 _HOVERED = ("latency_p50_ms", "latency_p95_ms", "latency_ratio", "accuracy", "divergence", "weight_memory_mib")
+#: Spans of the axis that the shade of a limit goes on for, so that zooming out does not end it.
+_SHADE_SPANS = 20.0
+#: Share of the axis left of the fastest map, where it is named.
+_ROOM_FOR_WORDS = 0.15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +31,21 @@ class _Group:
     """Points drawn alike."""
 
     name: str
-    color: str
-    symbol: str = "circle"
     opacity: float = 1.0
+    #: Width of the outline.
+    outline: float = 0.0
+    #: Symbol of every point; None lets the activations decide.
+    symbol: str | None = None
+    #: Whether intervals are drawn; of hundreds of points they would hide the rest.
+    bars: bool = False
     #: Whether the points' names stand beside them.
     named: bool = False
 
 
-_DOMINATED = _Group(name="Dominated", color=FAINT, opacity=0.5)
-_INFEASIBLE = _Group(name="Breaks a limit (hollow)", color=FAINT, symbol="circle-open", opacity=0.9)
-_FRONT = _Group(name="On the front", color=STRONG)
-_BASELINE = _Group(name="Baseline", color=BASELINE, symbol="diamond", named=True)
+_DOMINATED = _Group(name="Dominated", opacity=0.4)
+_INFEASIBLE = _Group(name="Breaks a limit (hollow)", opacity=0.7)
+_FRONT = _Group(name="On the front", outline=1.5, bars=True)
+_BASELINE = _Group(name="Baseline", outline=1.5, symbol="diamond", bars=True, named=True)
 
 
 def front_figure(
@@ -48,27 +56,33 @@ def front_figure(
     revision: str,
     x_limits: Sequence[Limit] = (),
     y_limits: Sequence[Limit] = (),
+    marked: Mapping[int, str] | None = None,
 ) -> go.Figure:
     """Return the front of ``x`` against ``y``.
 
-    Each point's ``customdata`` is its trial number and its hover text.
+    Each point's ``customdata`` is its trial number and its hover text. Area is weight memory, colour the share
+    of static activations, squares quantize no activations, hollow points break a limit.
 
     Args:
-        points: rows of ``dashboard.frames.trial_frame`` that have both metrics.
+        points: rows of ``dashboard.frames.with_misses`` that have both metrics.
         x: metric across, on a linear axis.
         y: metric up, on a logarithmic axis if its differences are ratios.
         revision: see ``layout.finish``.
         x_limits: limits on ``x``.
-        y_limits: limits on ``y``; only drawn on a linear axis.
+        y_limits: limits on ``y``.
+        marked: number -> word written at that point, inside a ring.
     """
     placed = _placed(points, x, y)
     logarithmic = METRICS[y].logarithmic
-    x_range = _range(placed["x"], x_limits)
-    y_range = _range(np.log10(placed["y"]), ()) if logarithmic else _range(placed["y"], y_limits)
+    x_range = _range(placed["x"], x_limits, left=_ROOM_FOR_WORDS)
+    y_range = _range(np.log10(placed["y"]) if logarithmic else placed["y"], _scaled(y_limits, logarithmic))
     placed["side"] = sides(_shares(placed["x"], x_range), _shares(placed["y"], y_range, logarithmic))
     figure = go.Figure(_front_line(placed[placed["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(placed[placed["group"] == group.name], group))
+    # Towards the corner that no map reaches, where words cover nothing.
+    figure.add_trace(_rings(placed, marked or {}, "top left" if METRICS[y].maximise else "bottom left"))
+    figure.add_trace(_color_key())
     figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False)
     figure.update_yaxes(
         title=axis_title(y),
@@ -79,8 +93,11 @@ def front_figure(
         dtick=1 if logarithmic else None,
         exponentformat="power",
     )
-    _draw_limits(figure, x_limits, () if logarithmic else y_limits, x_range, y_range)
-    return finish(figure, height=460, revision=revision)
+    for limit in x_limits:
+        _draw_limit(figure, limit, "x", x_range, logarithmic=False)
+    for limit in y_limits:
+        _draw_limit(figure, limit, "y", y_range, logarithmic=logarithmic)
+    return finish(figure, height=520, revision=revision)
 
 
 def hypervolume_figure(fronts: Sequence[FrontRecord], trials: int, revision: str) -> go.Figure:
@@ -100,7 +117,7 @@ def hypervolume_figure(fronts: Sequence[FrontRecord], trials: int, revision: str
 
 
 def _placed(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Return the points with where and how each is drawn: x, y, error bars, size, group and hover."""
+    """Return the points with where and how each is drawn: x, y, error bars, size, colour, group and hover."""
     placed = points.copy()
     for axis, metric in (("x", x), ("y", y)):
         values = points[metric]
@@ -113,8 +130,10 @@ def _placed(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     most = memory.max()
     # Area, not diameter, stands for memory.
     placed["size"] = (_LARGEST * (memory / most) ** 0.5).fillna(_SMALLEST).clip(lower=_SMALLEST)
-    placed["group"] = [_group_of(row).name for row in points.to_dict("records")]
-    placed["hover"] = [_hover(row) for row in points.to_dict("records")]
+    placed["color"] = [static_color(share) for share in points["static"]]
+    rows = points.to_dict("records")
+    placed["group"] = [_group_of(row).name for row in rows]
+    placed["hover"] = [_hover(row) for row in rows]
     return placed
 
 
@@ -142,6 +161,8 @@ def _hover(row: Mapping[Hashable, Any]) -> str:
         figure = Figure(value=value, low=low if sampled else None, high=high if sampled else None)
         interval = interval_text(metric, figure)
         lines.append(f"{METRICS[metric].label}: {figure_text(metric, figure)}" + (f" ({interval})" if interval else ""))
+    if not math.isnan(row["static"]):
+        lines.append(f"Quantized activations: {100 * row['static']:.0f} % static")
     if row["misses"]:
         lines.append(f"Breaks: {in_chart(row['misses'])}")
     return "<br>".join(lines)
@@ -157,15 +178,15 @@ def _front_line(front: pd.DataFrame, maximise: bool) -> go.Scatter:
         y=steps["y"].tolist(),
         mode="lines",
         name="Front",
-        line={"color": STRONG, "width": 1.5, "shape": "hv"},
+        line={"color": GUIDE, "width": 1.5, "shape": "hv"},
         hoverinfo="skip",
         showlegend=False,
     )
 
 
 def _markers(points: pd.DataFrame, group: _Group) -> go.Scatter:
+    shapes = [group.symbol or ("square" if math.isnan(share) else "circle") for share in points["static"]]
     hollow = ~points["feasible"].astype(bool)
-    symbols = [f"{group.symbol.removesuffix('-open')}{'-open' if h else ''}" for h in hollow]
     return go.Scatter(
         x=points["x"].tolist(),
         y=points["y"].tolist(),
@@ -173,18 +194,82 @@ def _markers(points: pd.DataFrame, group: _Group) -> go.Scatter:
         name=group.name,
         showlegend=len(points) > 0,
         opacity=group.opacity,
-        marker={"color": group.color, "symbol": symbols, "size": points["size"].tolist(), "line": {"width": 1.5}},
+        marker={
+            "color": points["color"].tolist(),
+            "symbol": [f"{shape}-open" if open_ else shape for shape, open_ in zip(shapes, hollow, strict=True)],
+            "size": points["size"].tolist(),
+            "line": {"width": [1.5 if open_ else group.outline for open_ in hollow], "color": _outlines(points)},
+        },
         text=[in_chart(str(name).removeprefix("uniform ")) for name in points["name"]] if group.named else None,
         textposition=points["side"].tolist() if group.named else None,
         cliponaxis=False,
-        error_x=_bars(points, "x", group.color),
-        error_y=_bars(points, "y", group.color),
+        error_x=_bars(points, "x") if group.bars else None,
+        error_y=_bars(points, "y") if group.bars else None,
         customdata=points[["number", "hover"]].to_numpy(dtype=object).tolist(),
         hovertemplate="%{customdata[1]}<extra></extra>",
     )
 
 
-def _bars(points: pd.DataFrame, axis: str, color: str) -> dict[str, object] | None:
+def _outlines(points: pd.DataFrame) -> list[str]:
+    """Return the colour of each outline: a hollow point is drawn by its outline alone."""
+    return [GUIDE if feasible else color for feasible, color in zip(points["feasible"], points["color"], strict=True)]
+
+
+def _rings(points: pd.DataFrame, marked: Mapping[int, str], side: str) -> go.Scatter:
+    """Return a ring and a word around each point that is marked."""
+    picked = points[points["number"].isin(list(marked))]
+    return go.Scatter(
+        x=picked["x"].tolist(),
+        y=picked["y"].tolist(),
+        mode="markers+text",
+        name="Picked",
+        marker={
+            "symbol": "circle-open",
+            "color": GUIDE,
+            "size": [size + 10 for size in picked["size"]],
+            "line": {"width": 2.5},
+        },
+        text=[f"<b>{marked[number]}</b>" for number in picked["number"]],
+        textposition=side,
+        cliponaxis=False,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _color_key() -> go.Scatter:
+    """Return a trace without points that brings the scale of colours, below the plot."""
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        name="Colours",
+        showlegend=False,
+        hoverinfo="skip",
+        marker={
+            "color": [0.0],
+            "cmin": 0.0,
+            "cmax": 1.0,
+            "colorscale": [(at, static_color(at)) for at, _ in STATIC_SCALE],
+            "showscale": True,
+            "colorbar": {
+                "orientation": "h",
+                "thickness": 9,
+                "len": 0.55,
+                "x": 0.0,
+                "xanchor": "left",
+                "y": -0.16,
+                "yanchor": "top",
+                "outlinewidth": 0,
+                "tickvals": [0.0, 0.5, 1.0],
+                "ticktext": ["dynamic", "half", "static"],
+                "title": {"text": "Quantized activations (squares: none)", "side": "top"},
+            },
+        },
+    )
+
+
+def _bars(points: pd.DataFrame, axis: str) -> dict[str, object] | None:
     above, below = points[f"{axis}_above"], points[f"{axis}_below"]
     if above.isna().all():
         return None
@@ -192,18 +277,23 @@ def _bars(points: pd.DataFrame, axis: str, color: str) -> dict[str, object] | No
         "type": "data",
         "array": above.fillna(0).tolist(),
         "arrayminus": below.fillna(0).tolist(),
-        "color": color,
+        "color": FAINT,
         "thickness": 1,
         "width": 3,
     }
 
 
-def _range(values: pd.Series, limits: Sequence[Limit]) -> tuple[float, float]:
+def _range(values: pd.Series, limits: Sequence[Limit], left: float = 0.1) -> tuple[float, float]:
     """Return an axis range that holds all points and limits with some air."""
     held = [*values.tolist(), *(limit.value for limit in limits)] or [0.0, 1.0]
     low, high = min(held), max(held)
-    air = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
-    return low - air, high + air
+    span = high - low or abs(high) or 10.0
+    return low - left * span, high + 0.1 * span
+
+
+def _scaled(limits: Sequence[Limit], logarithmic: bool) -> list[Limit]:
+    """Return the limits where a logarithmic axis has them."""
+    return [replace(limit, value=math.log10(limit.value)) for limit in limits] if logarithmic else list(limits)
 
 
 def _shares(values: pd.Series, span: tuple[float, float], logarithmic: bool = False) -> list[float]:
@@ -212,22 +302,18 @@ def _shares(values: pd.Series, span: tuple[float, float], logarithmic: bool = Fa
     return [(value - span[0]) / (span[1] - span[0]) for value in scaled.tolist()]
 
 
-def _draw_limits(
-    figure: go.Figure,
-    x_limits: Sequence[Limit],
-    y_limits: Sequence[Limit],
-    x_range: tuple[float, float],
-    y_range: tuple[float, float],
-) -> None:
-    """Draw each limit as a dashed line and shade the side that breaks it."""
-    line = {"color": LIMIT, "width": 1.5, "dash": "dash"}
-    shade = {"fillcolor": LIMIT, "opacity": 0.07, "line_width": 0, "layer": "below"}
-    note = {"annotation_font": {"color": LIMIT, "size": 12}}
-    for limit in x_limits:
-        text = in_chart(limit.label)
-        figure.add_vline(x=limit.value, line=line, annotation_text=text, annotation_position="top left", **note)
-        figure.add_vrect(x0=limit.value, x1=x_range[1] if limit.at_most else x_range[0], **shade)
-    for limit in y_limits:
-        text = in_chart(limit.label)
-        figure.add_hline(y=limit.value, line=line, annotation_text=text, annotation_position="bottom left", **note)
-        figure.add_hrect(y0=limit.value, y1=y_range[1] if limit.at_most else y_range[0], **shade)
+def _draw_limit(figure: go.Figure, limit: Limit, axis: str, span: tuple[float, float], logarithmic: bool) -> None:
+    """Draw a limit as a dashed line and shade the side that breaks it."""
+    far = _SHADE_SPANS * (span[1] - span[0])
+    end = span[1] + far if limit.at_most else span[0] - far
+    lengthwise = {f"{axis}0": limit.value, f"{axis}1": 10.0**end if logarithmic else end}
+    shade = {"fillcolor": LIMIT, "opacity": 0.08, "line_width": 0, "layer": "below"}
+    line = {"line": {"color": LIMIT, "width": 1.5, "dash": "dash"}}
+    note = {"annotation_text": in_chart(limit.label), "annotation_font_size": 12}
+    if axis == "x":
+        figure.add_vline(x=limit.value, annotation_position="top left", **line, **note)
+    else:
+        figure.add_hline(y=limit.value, annotation_position="bottom left", **line, **note)
+    if logarithmic:  # plotly places lines by value, notes by logarithm
+        figure.layout.annotations[-1].y = math.log10(limit.value)
+    (figure.add_vrect if axis == "x" else figure.add_hrect)(**lengthwise, **shade)

@@ -1,4 +1,4 @@
-"""Where the names of points stand, so that they cover as little as possible."""
+"""Names in figures: short ones, and where they stand so that they cover as little as possible."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,20 @@ _SIDES = {
     "middle right": (0.08, 0.0),
     "middle left": (-0.08, 0.0),
 }
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return the names of layers from their last number on; whole ones if that does not tell them apart.
+
+    >>> short_names(["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"])
+    ['0.output.dense', '1.output.dense']
+    """
+    short = []
+    for name in names:
+        parts = name.split(".")
+        last = max((at for at, part in enumerate(parts) if part.isdigit()), default=0)
+        short.append(".".join(parts[last:]))
+    return short if len(set(short)) == len(set(names)) else list(names)
 
 
 def sides(xs: Sequence[float], ys: Sequence[float]) -> list[str]:

@@ -1,44 +1,63 @@
 """Latency of one candidate beside the interleaved full-precision model, as a histogram."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 
+from autotune.metrics import METRICS
 from dashboard.figures.layout import finish
-from dashboard.figures.palette import BASELINE, QUIET, STRONG
+from dashboard.figures.palette import BASELINE, LIMIT, QUIET, STRONG
+from dashboard.frames import Limit
+from dashboard.text import in_chart
 from workers.measurement import LatencySamples, Samples
 
 _BINS = 60
 #: The slowest few samples would squeeze all others into a few bins.
 _SHOWN_PERCENT = 99.5
+#: Percentile -> where its name stands; only those the samples suffice for.
+_PERCENTILES = {50: "top left", 95: "top right", 99: "top right"}
 
 
-def latency_figure(latency: LatencySamples, revision: str) -> go.Figure:
-    """Return both histograms over the same bins, as shares of the samples of each."""
-    edges = _edges(latency)
+def latency_figure(
+    latency: LatencySamples, revision: str, *, drift: float = 1.0, limits: Sequence[Limit] = ()
+) -> go.Figure:
+    """Return both histograms over the same bins, as shares of the samples of each.
+
+    Args:
+        latency: raw samples.
+        revision: see ``layout.finish``.
+        drift: factor that takes out how fast the machine was, so that times compare with figures and limits.
+        limits: on any percentile, each a line with its label.
+    """
+    edges = _edges(latency) * drift
     figure = go.Figure()
     for name, samples, color in (
-        ("Full precision", latency.reference_ms, BASELINE),
-        ("This map", latency.candidate_ms, STRONG),
+        ("Full precision", latency.reference_ms * drift, BASELINE),
+        ("This map", latency.candidate_ms * drift, STRONG),
     ):
         if samples.size:
             figure.add_trace(_outline(name, samples, edges, color))
-    if latency.candidate_ms.size:
-        for percent, side in ((50, "top left"), (95, "top right")):
-            figure.add_vline(
-                x=float(np.percentile(latency.candidate_ms, percent)),
-                line={"color": STRONG, "width": 1, "dash": "dot"},
-                annotation={"text": f"p{percent}", "font": {"color": STRONG, "size": 12}},
-                annotation_position=side,
-            )
+    for percent, side in _PERCENTILES.items():
+        if latency.candidate_ms.size > METRICS[f"latency_p{percent}_ms"].min_repeats:
+            value = float(np.percentile(latency.candidate_ms, percent)) * drift
+            _line(figure, value, f"p{percent}", side, {"color": STRONG, "width": 1, "dash": "dot"})
+    for limit in limits:
+        _line(figure, limit.value, limit.label, "bottom left", {"color": LIMIT, "width": 1.5, "dash": "dash"})
     figure.update_xaxes(title="Latency of one pass (ms)", gridcolor=QUIET, zeroline=False)
     figure.update_yaxes(title="Share of passes", gridcolor=QUIET, zeroline=False, tickformat=".0%", rangemode="tozero")
-    return finish(figure, height=300, revision=revision)
+    return finish(figure, height=320, revision=revision)
 
 
 def hidden_samples(latency: LatencySamples) -> int:
     """Return how many passes are slower than the histogram shows."""
     last = _edges(latency)[-1]
     return int((latency.candidate_ms > last).sum() + (latency.reference_ms > last).sum())
+
+
+def _line(figure: go.Figure, value: float, label: str, side: str, line: dict[str, object]) -> None:
+    note = {"text": in_chart(label), "font": {"size": 12}}
+    figure.add_vline(x=value, line=line, annotation=note, annotation_position=side)
 
 
 def _edges(latency: LatencySamples) -> Samples:

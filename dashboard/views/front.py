@@ -8,7 +8,7 @@ from streamlit import Page
 
 from autotune.budget import searched
 from autotune.front import nearest_trial, standing
-from autotune.metrics import METRICS
+from autotune.metrics import METRICS, Constraint
 from autotune.store.records import JobRecord, TrialRecord
 from dashboard import reading
 from dashboard.figures.front import front_figure, hypervolume_figure
@@ -16,14 +16,16 @@ from dashboard.figures.layout import CONFIG
 from dashboard.frames import (
     candidate_name,
     drawn,
-    full_precision,
+    judged,
     left_out,
     limits_on,
     misses_text,
     spec_of,
-    trial_frame,
+    with_misses,
 )
+from dashboard.limits import limit_sliders
 from dashboard.parts import choose_job, job_facts, live
+from dashboard.picks import Pick, picks
 from dashboard.text import in_markdown
 
 _LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
@@ -49,19 +51,22 @@ def show(map_page: Page) -> None:
 
 
 def _front(job: JobRecord, map_page: Page) -> None:
-    progress = reading.progress(job)
+    progress, spec = reading.progress(job), spec_of(job)
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = standing(progress.trials)
-    frame = trial_frame(trials, progress.members, spec_of(job).constraints.constraints())
     _verdict(job, trials)
-    latencies = [metric for metric in _LATENCIES if frame[metric].notna().any()]
+    latencies = [metric for metric in _LATENCIES if progress.frame[metric].notna().any()]
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
-        _not_drawn(trials, frame.iloc[:0])
+        _not_drawn(trials, progress.frame)
         return
     x, y = _axes(job, latencies)
-    points = drawn(frame, x, y)
-    chosen = _chart(job, points, x, y, full_precision(progress.trials))
+    limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
+    frame = judged(progress.frame, limits, spec.objectives)
+    found = picks(frame, x, y, spec.objectives)
+    points = with_misses(drawn(frame, x, y), limits)
+    chosen = _chart(job, points, x, y, limits, found)
+    _picks(job, found, map_page)
     chosen = _opener(points, _table(job, points)) or chosen
     if chosen is not None:
         st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
@@ -109,17 +114,22 @@ def _axes(job: JobRecord, latencies: list[str]) -> tuple[str, str]:
     return x or latencies[0], y or _QUALITIES[0]
 
 
-def _chart(job: JobRecord, points: pd.DataFrame, x: str, y: str, reference: TrialRecord | None) -> int | None:
+def _chart(
+    job: JobRecord, points: pd.DataFrame, x: str, y: str, limits: Sequence[Constraint], found: Sequence[Pick]
+) -> int | None:
     """Draw the front and return the number of the trial that was clicked."""
-    constraints = spec_of(job).constraints.constraints()
-    accuracy = reference.figures["accuracy"].value if reference else None
+    marked: dict[int, str] = {}
+    for pick in found:
+        title = pick.title.lower()
+        marked[pick.number] = f"{marked[pick.number]}<br>{title}" if pick.number in marked else title
     figure = front_figure(
         points,
         x=x,
         y=y,
         revision=f"{job.id} {x} {y}",
-        x_limits=limits_on(x, constraints, accuracy),
-        y_limits=limits_on(y, constraints, accuracy),
+        x_limits=limits_on(x, limits),
+        y_limits=limits_on(y, limits),
+        marked=marked,
     )
     event = st.plotly_chart(
         figure,
@@ -132,16 +142,29 @@ def _chart(job: JobRecord, points: pd.DataFrame, x: str, y: str, reference: Tria
     count = "1 map" if len(points) == 1 else f"{len(points)} maps"
     edge = " Full precision does not diverge from itself; it stands at the lower edge." if y == "divergence" else ""
     st.caption(
-        f"{count} shown. Marker area is weight memory; bars are 95 % confidence intervals; hollow markers break a "
-        f"limit. Click a point to see its map.{edge}"
+        f"{count} shown. Marker area is weight memory; colour is how activations are quantized, squares quantize "
+        "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map."
+        f"{edge}"
     )
     return next((int(point["customdata"][0]) for point in event.selection.points), None)
+
+
+def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
+    """Show which maps to take within the limits, each with the reason."""
+    if not found:
+        st.info("No measured map is within these limits; loosen one of them.")
+        return
+    for column, pick in zip(st.columns(len(found)), found, strict=True):
+        with column.container(border=True, height="stretch"):
+            st.markdown(f"**{pick.title}: {in_markdown(pick.name)}**")
+            st.caption(in_markdown(f"{pick.figures}. {pick.reason}", longest=400))
+            st.page_link(map_page, label="Open its map", query_params={"job": job.id, "trial": str(pick.number)})
 
 
 def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
     """Show the points drawn as a table and return the number of the trial whose row was chosen."""
     event = st.dataframe(
-        points[["name", "on_front", *_COLUMNS, "misses"]],
+        points[["name", "on_front", *_COLUMNS, "static", "misses"]].assign(static=100 * points["static"]),
         hide_index=True,
         key=f"points-{job.id}",
         on_select="rerun",
@@ -151,6 +174,9 @@ def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
             "name": st.column_config.TextColumn("Map", pinned=True),
             "on_front": st.column_config.CheckboxColumn("On front"),
             **{m: st.column_config.NumberColumn(head, format=digits) for m, (head, digits) in _COLUMNS.items()},
+            "static": st.column_config.NumberColumn(
+                "Static", format="%.0f %%", help="Of the layers with quantized activations; the rest are dynamic"
+            ),
             "misses": st.column_config.TextColumn("Breaks"),
         },
     )
@@ -186,7 +212,7 @@ def _not_drawn(trials: Sequence[TrialRecord], points: pd.DataFrame) -> None:
 def _history(job: JobRecord, progress: reading.Progress) -> None:
     if len(progress.fronts) < 2:
         return
-    st.subheader("Progress of the search")
+    st.header("Progress of the search")
     st.plotly_chart(
         hypervolume_figure(progress.fronts, len(progress.trials), job.id),
         key=f"hypervolume-{job.id}",

@@ -1,26 +1,40 @@
-"""Page: all jobs with their progress."""
+"""Page: all jobs with their progress, and what can be done to them."""
+
+from collections.abc import Callable
+from functools import partial
 
 import streamlit as st
 from streamlit import Page
 
+from autotune import jobs as service
+from autotune.store.base import Store
 from autotune.store.clock import now
-from autotune.store.records import JobRecord
+from autotune.store.records import JobRecord, JobState
 from dashboard import reading
-from dashboard.frames import JobSummary, jobs_frame
+from dashboard.acting import act, tell_outcome
+from dashboard.frames import spec_of
+from dashboard.job_frames import JobSummary, jobs_frame, selected
 from dashboard.parts import REFRESH_S, guarded, how_to_begin, job_names
+from dashboard.text import in_markdown, state_text
 
 #: Older jobs are read only when asked for.
 _NEWEST = 50
+_ANY_TASK = "any task"
+#: States from which a job can be paused, and cancelled.
+_PAUSABLE = (JobState.QUEUED, JobState.RUNNING)
+_CANCELLABLE = (*_PAUSABLE, JobState.PAUSED, JobState.FAILED)
 
 
 def show(front: Page) -> None:
     """Show the page; ``front`` is where a chosen job leads."""
     st.title("Jobs")
+    tell_outcome()
     jobs = reading.jobs()
     if not jobs:
         st.info("There are no jobs yet.")
         how_to_begin()
         return
+    states, task, text = _filters(jobs)
     everything = len(jobs) > _NEWEST and st.toggle(f"Show all {len(jobs)} jobs, not only the newest {_NEWEST}")
     alive = any(job.state.is_live for job in jobs)
 
@@ -29,13 +43,33 @@ def show(front: Page) -> None:
         current = reading.jobs()
         if alive and not any(job.state.is_live for job in current):
             st.rerun()
-        _table(current if everything else current[:_NEWEST], front)
+        shown = selected(current, states=states, task=task, text=text)
+        _table(shown if everything else shown[:_NEWEST], front)
 
     st.fragment(look, run_every=REFRESH_S if alive else None)()
-    _opener(jobs, front)
+    _deeds(selected(jobs, states=states, task=task, text=text), front)
+
+
+def _filters(jobs: list[JobRecord]) -> tuple[list[str], str | None, str]:
+    """Return the states, the task and the text that jobs must have; the URL holds them."""
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+        states = st.pills(
+            "State",
+            [state.value for state in JobState],
+            selection_mode="multi",
+            key="state",
+            bind="query-params",
+        )
+        tasks = [_ANY_TASK, *sorted({job.task for job in jobs})]
+        task = st.selectbox("Task", tasks, key="task", bind="query-params", width=200)
+        text = st.text_input("Search", key="search", bind="query-params", placeholder="Name or id", width=200)
+    return list(states), None if task == _ANY_TASK else task, text or ""
 
 
 def _table(jobs: list[JobRecord], front: Page) -> None:
+    if not jobs:
+        st.info("No job is like that; change the filters above.")
+        return
     summaries = []
     for job in jobs:
         progress = reading.progress(job)
@@ -72,11 +106,49 @@ def _table(jobs: list[JobRecord], front: Page) -> None:
         st.switch_page(front, query_params={"job": frame["id"].iloc[picked[0]]})
 
 
-def _opener(jobs: list[JobRecord], front: Page) -> None:
-    """Offer the way to a job that needs no mouse."""
+def _deeds(jobs: list[JobRecord], front: Page) -> None:
+    """Offer what can be done to a job, its front first; this needs no mouse."""
+    by_id = {job.id: job for job in jobs}
     names = job_names(jobs)
     chosen = st.selectbox(
-        "Open a job", list(names), index=None, format_func=names.__getitem__, placeholder="Choose a job"
+        "Open or change a job", list(names), index=None, format_func=names.__getitem__, placeholder="Choose a job"
     )
-    if chosen:
-        st.switch_page(front, query_params={"job": chosen})
+    if not chosen:
+        return
+    job = by_id[chosen]
+    st.caption(in_markdown(f"{names[chosen]} is {state_text(job.state)}."))
+    with st.container(horizontal=True, gap="small"):
+        st.page_link(front, label="Open its front", query_params={"job": job.id})
+        _button("Pause", job.state in _PAUSABLE, partial(service.pause, job_id=job.id), "Paused")
+        _button("Resume", job.state not in _PAUSABLE, partial(service.resume, job_id=job.id), "Queued to go on")
+        _button("Clone", True, lambda store: service.clone(store, job), "Cloned")
+        with st.popover("Cancel", disabled=job.state not in _CANCELLABLE):
+            st.markdown("What the job found is kept. It can be resumed later.")
+            _button("Cancel the job", True, partial(service.cancel, job_id=job.id), "Cancelled")
+        with st.popover("Change the budget"):
+            _budget(job)
+
+
+def _button(label: str, enabled: bool, deed: Callable[[Store], JobRecord], told: str) -> None:
+    def press() -> None:  # before the page looks again: what the click meant counts, even if the job has changed
+        act(deed, told)
+
+    st.button(label, disabled=not enabled, on_click=press)
+
+
+def _budget(job: JobRecord) -> None:
+    search = spec_of(job).search
+    with st.form(f"budget-{job.id}", border=False):
+        trials = st.number_input("Trials", min_value=1, value=search.trials, step=10)
+        limit_s = st.number_input(
+            "Time limit (s)", min_value=1.0, value=search.time_limit_s, placeholder="no limit", step=60.0
+        )
+        priority = st.number_input("Priority", value=job.priority, step=1, help="Higher ones are started first.")
+        if st.form_submit_button("Change"):
+            act(
+                lambda store: service.change_plan(
+                    store, job.id, priority=priority, trials=trials, time_limit_s=limit_s
+                ),
+                "Changed",
+            )
+            st.rerun()

@@ -1,176 +1,115 @@
-"""Page: the quantization map of one candidate, layer by layer."""
+"""Page: the layers of a job's model: how sensitive they are, and what the front makes of them."""
 
+import pandas as pd
 import streamlit as st
-from streamlit import Page
 
-from autotune.errors import ConflictError
-from autotune.map_file import dump, map_document
-from autotune.metrics import METRICS, Figure
-from autotune.store.records import JobRecord, TrialRecord, TrialState
+from autotune.store.records import JobRecord
 from dashboard import reading
-from dashboard.figures.latency import hidden_samples, latency_figure
+from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
 from dashboard.figures.layout import CONFIG
-from dashboard.figures.strip import strip_figure
-from dashboard.frames import candidate_name, full_precision, layer_frame, misses_text, spec_of
-from dashboard.parts import choose, choose_job
-from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment
+from dashboard.layer_frames import choice_frame, most_disputed, role_frame, sensitivity_frame
+from dashboard.parts import choose_job
+from workers.setup import Estimator, ModelDescription, Probes
 
-#: Metrics in the header, in reading order, by their short names.
-_HEADLINES = {
-    "latency_p50_ms": "Latency p50",
-    "latency_p95_ms": "Latency p95",
-    "latency_ratio": "Latency ratio",
-    "accuracy": "Accuracy",
-    "divergence": "Divergence",
-    "weight_memory_mib": "Weight memory",
+_METHODS = {
+    Estimator.GRADIENT: "a gradient sketch",
+    Estimator.LOCAL: "the layers' local errors, scaled to the uniform maps,",
 }
-#: Of these, a change from full precision means something.
-_COMPARED = ("latency_p50_ms", "latency_p95_ms", "accuracy", "weight_memory_mib")
+#: Layers drawn until more are asked for.
+_MOST_DRAWN = 30
 
 
-def show(front: Page) -> None:
-    """Show the page; ``front`` is the way back."""
-    st.title("Map")
+def show() -> None:
+    """Show the page."""
+    st.title("Layers")
     job = choose_job()
     if job is None:
         return
-    progress = reading.progress(job)
-    if not progress.trials:
-        st.info("This job has no candidates yet." if job.state.is_live else "This job ended without a candidate.")
-        return
-    trial = _choose_trial(progress)
-    st.page_link(front, label="← Back to the front", query_params={"job": job.id})
-    _standing(job, trial, trial.number in progress.members)
-    _headlines(trial, full_precision(progress.trials))
-    _layers(job, trial)
-    _latency(job, trial)
-    _download(job, trial)
-
-
-def _choose_trial(progress: reading.Progress) -> TrialRecord:
-    trials = {str(trial.number): trial for trial in progress.trials}
-    asked = st.query_params.get("trial")
-    if asked is not None and asked not in trials:
-        st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
-    default = str(max(progress.members, default=progress.trials[-1].number))
-    names = {number: candidate_name(trial) for number, trial in trials.items()}
-    return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=names)]
-
-
-def _standing(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
-    facts = ["on the front" if on_front else "not on the front"] if trial.feasible else []
-    facts += [f"trial {trial.number}", f"measured {moment(trial.finished_at, st.context.timezone)}"]
-    hardware = trial.environment.get("hardware")
-    facts += [str(hardware)] if hardware else []
-    st.caption(" · ".join(in_markdown(fact) for fact in facts))
-    misses = misses_text(trial, spec_of(job).constraints.constraints())
-    if misses:
-        st.warning(in_markdown(f"This map misses {misses}.", longest=400))
-    if trial.state is TrialState.FAILED:
-        st.error("This candidate could not be measured: " + (cause_text(trial.failure) if trial.failure else "unknown"))
-    if trial.state is TrialState.REJECTED:
-        st.info("This candidate was ruled out before it was measured in full.")
-    if trial.message:
-        st.text(trial.message)
-
-
-def _headlines(trial: TrialRecord, reference: TrialRecord | None) -> None:
-    measured = [metric for metric in _HEADLINES if metric in trial.figures]
-    if not measured:
-        return
-    with st.container(horizontal=True, gap="small"):
-        for metric in measured:
-            _headline(metric, trial.figures[metric], reference.figures.get(metric) if reference else None)
-    intervals = {_HEADLINES[metric]: interval_text(metric, trial.figures[metric]) for metric in measured}
-    known = "; ".join(f"{label} {interval}" for label, interval in intervals.items() if interval)
-    st.caption("Changes are against full precision." + (f" 95 % intervals: {known}." if known else ""))
-
-
-def _headline(metric: str, figure: Figure, reference: Figure | None) -> None:
-    compared = reference is not None and metric in _COMPARED and figure.value != reference.value
-    st.metric(
-        _HEADLINES[metric],
-        figure_text(metric, figure),
-        change_text(figure.value, reference.value) if compared and reference else None,
-        delta_color="normal" if METRICS[metric].maximise else "inverse",
-        border=True,
-        width=165,
-        height="stretch",
-        help=METRICS[metric].label,
-    )
-
-
-def _layers(job: JobRecord, trial: TrialRecord) -> None:
     if job.description is None:
+        st.info("The workers have not described this job's model" + (" yet." if job.state.is_live else "."))
         return
-    st.subheader("Layers")
-    frame = layer_frame(job.description, trial.choices)
+    progress, layers = reading.progress(job), len(job.description.layers)
+    everything = layers > _MOST_DRAWN and st.toggle(
+        f"Draw all {layers} layers, not only {_MOST_DRAWN}", key="all_layers", bind="query-params"
+    )
+    most = layers if everything else _MOST_DRAWN
+    _sensitivity(job, job.description, progress.probes, most)
+    _front(job, job.description, progress, most)
+
+
+def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes | None, most: int) -> None:
+    st.header("Sensitivity")
+    if probes is None:
+        st.info("This job's layers were not probed, so how sensitive each is, is not known.")
+        return
+    frame = sensitivity_frame(description, probes)
+    ranked = list(dict.fromkeys(frame["layer"]))
     st.plotly_chart(
-        strip_figure(frame, f"{job.id} {trial.number}"),
-        key="strip",
+        sensitivity_figure(frame[frame["layer"].isin(ranked[:most])], job.id),
+        key="sensitivity",
         config=CONFIG,
-        alt=f"Choices of {len(frame)} layers in execution order; the table below has the same content",
+        alt=f"Expected divergence of {len(ranked[:most])} layers by choice, most sensitive first; the table has all",
     )
     st.caption(
-        "Each cell is a layer, in execution order. S: activations quantized statically, D: dynamically, "
-        "W: only weights are quantized; no letter: floating point."
+        f"Estimated by {_METHODS[probes.estimator]} from {probes.samples} samples in {probes.seconds:.1f} s, before "
+        "any map was measured. Colour is precision; circles quantize activations statically, diamonds dynamically, "
+        "squares weights only. A choice without a loss has no point."
     )
     st.dataframe(
-        frame.drop(columns=["precision", "letter"]),
+        frame[["layer", "role", "choice", "divergence", "saved_ms"]],
         hide_index=True,
-        key="layers-table",
-        alt="The layers in execution order, one a row",
+        key="sensitivities",
+        alt="Every layer and choice with its expected divergence and the time it saves, most sensitive layer first",
         column_config={
             "layer": st.column_config.TextColumn("Layer", pinned=True),
-            "kind": "Kind",
-            "shape": "Weight shape",
-            "choice": st.column_config.TextColumn("Choice", width=140),
-            "bytes": "Size",
-            "flops_share": st.column_config.NumberColumn("Share of FLOPs", format="percent"),
-            "range": st.column_config.TextColumn("Input range", help="Calibrated; static quantization uses it"),
-            "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
+            "role": "Type",
+            "choice": "Choice",
+            "divergence": st.column_config.NumberColumn("Divergence", format="%.1e"),
+            "saved_ms": st.column_config.NumberColumn("Saves (ms)", format="%.3f", help="Against full precision"),
         },
     )
 
 
-def _latency(job: JobRecord, trial: TrialRecord) -> None:
-    """Show the raw latencies beside the interleaved full-precision model's."""
-    runs = reading.latency(job, trial.number)
-    if not runs:
+def _front(job: JobRecord, description: ModelDescription, progress: reading.Progress, most: int) -> None:
+    st.header("Choices on the front")
+    maps = [trial.choices for trial in progress.trials if trial.number in progress.members]
+    if not maps:
+        st.info("No map is on the front" + (" yet." if job.state.is_live else ": none meets every limit."))
         return
-    st.subheader("Latency")
-    sizes = {str(run.batch_size): run for run in runs}
-    size = next(iter(sizes))
-    if len(sizes) > 1:
-        size = st.segmented_control("Batch size", list(sizes), default=size, required=True, key="batch") or size
-    run = sizes[size]
-    st.plotly_chart(
-        latency_figure(run, f"{job.id} {trial.number} {size}"),
-        key="latencies",
-        config=CONFIG,
-        alt=f"Histogram of {run.candidate_ms.size} passes of this map and {run.reference_ms.size} of full precision",
-    )
-    hidden = hidden_samples(run)
+    count = "1 map" if len(maps) == 1 else f"{len(maps)} maps"
+    choices = choice_frame(description, maps)
     st.caption(
-        f"{run.candidate_ms.size} passes of this map, {run.reference_ms.size} of full precision in between, batch size "
-        f"{size}. Raw times; the figures above are corrected for how fast the machine was at that moment."
-        + (f" Slower passes not shown: {hidden}." if hidden else "")
+        f"What {count} on the front choose for each layer"
+        + (f", for the {most} on which they agree least" if most < len(description.layers) else "")
+        + ". Colour is precision; hatched: activations quantized dynamically; dotted: only weights are quantized."
     )
+    st.plotly_chart(
+        choices_figure(most_disputed(choices, most), job.id),
+        key="choices",
+        config=CONFIG,
+        alt=f"How often each layer takes each choice in {count}; the table below has the same shares by type",
+    )
+    st.header("Static or dynamic, by type of layer")
+    roles = role_frame(choices)
+    st.plotly_chart(
+        roles_figure(roles, job.id),
+        key="roles",
+        config=CONFIG,
+        alt="Shares of static, dynamic, weight-only and floating-point layers by type; the table has the same",
+    )
+    _roles(roles)
 
 
-def _download(job: JobRecord, trial: TrialRecord) -> None:
-    st.subheader("Take it with you")
-    try:
-        text = dump(map_document(job, trial))
-    except ConflictError:
-        st.caption("Only a measured map can be exported.")
-        return
-    st.download_button(
-        "Download the map (JSON)",
-        text,
-        file_name=f"map-{job.id}-{trial.number}.json",
-        mime="application/json",
-        on_click="ignore",
+def _roles(roles: pd.DataFrame) -> None:
+    shares = [column for column in roles.columns if column not in ("role", "layers")]
+    st.dataframe(
+        roles[["role", "layers"]].join(100 * roles[shares]),
+        hide_index=True,
+        key="role-shares",
+        alt="One row a type of layer with the shares drawn above",
+        column_config={
+            "role": st.column_config.TextColumn("Type", pinned=True),
+            "layers": "Layers",
+            **{name: st.column_config.NumberColumn(name.capitalize(), format="%.0f %%") for name in shares},
+        },
     )
-    st.markdown("The same from the command line:")
-    st.code(f"autotune export {job.id} --pick {trial.number} -o map.json", language="bash")

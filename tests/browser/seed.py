@@ -6,6 +6,7 @@ Figures come from a small deterministic cost model of a sentence encoder; nothin
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from autotune.job_spec import JobSpec
 from autotune.lifecycle import held
 from autotune.metrics import METRICS, Figure
+from autotune.probing import obtain_probes
+from autotune.progress import Silent
 from autotune.store.base import Store
 from autotune.store.records import (
     EventRecord,
@@ -28,7 +31,7 @@ from search_spaces.fusion import fusion_group
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
 from workers.measurement import Environment, FailureCause, LatencySamples
-from workers.setup import Calibration, ModelDescription
+from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
 #: Choice -> time, loss and bytes relative to fp32, on layers that dominate.
@@ -52,6 +55,11 @@ class Scenario:
     error: str | None = None
     described: bool = True
     name: str = "MiniLM for the search service"
+    #: Whether its layers were probed.
+    probed: bool = True
+    #: Of the job file; what is not said is as it comes.
+    measurement: dict[str, Any] | None = None
+    hardware: str = _HARDWARE
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -67,9 +75,19 @@ SCENARIOS: dict[str, Scenario] = {
         name="Mistyped",
     ),
     "failed_late": Scenario(state=JobState.FAILED, trials=9, error="PoolError: no worker is left", name="Workers died"),
-    "interrupted": Scenario(state=JobState.PAUSED, trials=12, budget=60, name="Stopped by hand"),
-    "created": Scenario(state=JobState.QUEUED, trials=0, described=False, name="Waiting"),
+    "paused": Scenario(state=JobState.PAUSED, trials=12, budget=60, name="Stopped by hand"),
+    "queued": Scenario(state=JobState.QUEUED, trials=0, described=False, name="Waiting"),
+    "cancelled": Scenario(state=JobState.CANCELLED, trials=14, budget=60, name="Given up"),
     "hostile": Scenario(name=HOSTILE, trials=8, budget=8),
+    # On hardware of its own, or the other jobs' probes would serve it.
+    "unprobed": Scenario(trials=20, budget=20, probed=False, name="Without probes", hardware="Arm Neoverse, 4 cores"),
+    "elsewhere": Scenario(
+        trials=30,
+        budget=30,
+        name="MiniLM on the edge box",
+        measurement={"batch_sizes": [8], "repeats": 300},
+        hardware="AMD EPYC 7B13, 8 cores",
+    ),
 }
 
 
@@ -96,7 +114,11 @@ def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> s
     )
     store.create_job(job)
     if scenario.described:
-        store.change_job(job_id, held(0, state=JobState.RUNNING, description=describe(), driver="host:1:2:"))
+        described = store.change_job(
+            job_id, held(0, state=JobState.RUNNING, description=describe(scenario.hardware), driver="host:1:2:")
+        )
+        if scenario.probed:
+            obtain_probes(store, described, SimpleNamespace(probe=probes), Silent())
     store.record([result for result, _ in zip(results(spec, job_id), range(scenario.trials), strict=False)], epoch=0)
     said = EventRecord(at=at, kind="state", message=f"The job is {scenario.state}.")
     store.change_job(job_id, held(0, said, state=scenario.state, error=scenario.error))
@@ -134,9 +156,32 @@ def results(spec: JobSpec, job_id: str) -> Iterator[TrialResult]:
         front = newest or front
 
 
-def describe(layers: Sequence[Layer] | None = None) -> ModelDescription:
+def probes() -> Probes:
+    """Return what the cost model says of every layer and choice."""
+    layers = _layers()
+    flops = sum(layer.flops for layer in layers)
+    return Probes(
+        layers=tuple(
+            LayerProbe(
+                layer=layer.name,
+                choice=choice,
+                divergence=_sensitivity(layer) * _LOSS[choice] / len(layers) / 8,
+                latency_ms=24.0 * layer.flops / flops * _SPEED[choice],
+            )
+            for layer in layers
+            for choice in CHOICES
+            if choice not in _refusals(layer)
+        ),
+        pass_ms=27.0,
+        estimator=Estimator.GRADIENT,
+        samples=64,
+        seconds=3.2,
+    )
+
+
+def describe(hardware: str = _HARDWARE) -> ModelDescription:
     """Return what a worker would say about the model."""
-    layers = tuple(layers or _layers())
+    layers = tuple(_layers())
     rng = np.random.default_rng(3)
     return ModelDescription(
         fingerprint="5e" * 32,
@@ -155,7 +200,7 @@ def describe(layers: Sequence[Layer] | None = None) -> ModelDescription:
             samples=250,
             seconds=2.5,
         ),
-        environment=_environment(),
+        environment=_environment(hardware),
     )
 
 
@@ -166,12 +211,13 @@ def _spec(scenario: Scenario) -> JobSpec:
             "task": {"name": "minilm-lee"},
             "constraints": scenario.constraints or {},
             "search": {"trials": scenario.budget},
+            "measurement": scenario.measurement or {},
         }
     )
 
 
-def _environment() -> Environment:
-    return Environment(hardware=_HARDWARE, backend="x86", threads=2, load=0.4, versions={"torch": "2.13.0"})
+def _environment(hardware: str) -> Environment:
+    return Environment(hardware=hardware, backend="x86", threads=2, load=0.4, versions={"torch": "2.13.0"})
 
 
 def _layers() -> list[Layer]:

@@ -176,15 +176,17 @@ def test_full_precision_outside_the_space_is_digested(sampler: SamplerName) -> N
     assert len(search(study, space, trials=50)) == space.size == 8
 
 
-def test_genetic_search_keeps_its_generations_over_a_restart() -> None:
+@pytest.mark.parametrize("name", [SamplerName.NSGA2, SamplerName.NSGA3])
+def test_genetic_search_keeps_its_generations_over_a_restart(name: SamplerName) -> None:
     space = make_space(12)
-    history = search(make_study(space, SamplerName.NSGA2, trials=72), space, trials=60)
-    generations = [record.sampler_state["NSGAIISampler:generation"] for record in history]
+    history = search(make_study(space, name, trials=72), space, trials=60)
+    (key,) = {key for record in history for key in record.sampler_state}
+    generations = [record.sampler_state[key] for record in history]
     assert max(generations) >= 3
-    resumed = make_study(space, SamplerName.NSGA2, trials=72, history=history)
+    resumed = make_study(space, name, trials=72, history=history)
     proposal = resumed.ask()
     assert proposal is not None
-    assert resumed.sampler_state(proposal)["NSGAIISampler:generation"] >= max(generations)
+    assert resumed.sampler_state(proposal)[key] >= max(generations)
 
 
 def baselines(study: Study, space: SearchSpace) -> list[TrialRecord]:

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,47 +69,69 @@ def replace(word: str, replacements: dict[str, str]) -> str:
     return word
 
 
-def test_compose_commands_run_a_job_on_postgresql_and_ray(postgres_url: str, tmp_path: Path) -> None:
-    ray_port, web_port = free_port(), free_port()
+def test_compose_commands_run_a_job_that_is_submitted_over_http(postgres_url: str, tmp_path: Path) -> None:
+    ray_port, web_port, api_port, health_port = (free_port() for _ in range(4))
     address = f"127.0.0.1:{ray_port}"
-    swap = {"ray-head:6379": address, "--port=6379": f"--port={ray_port}", "0.0.0.0": "127.0.0.1", "$$": "$"}
+    swap = {
+        "ray-head:6379": address,
+        "--port=6379": f"--port={ray_port}",
+        "0.0.0.0:8123": f"127.0.0.1:{api_port}",
+        "127.0.0.1:8123": f"127.0.0.1:{health_port}",
+        "0.0.0.0": "127.0.0.1",
+    }
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "AUTOTUNE_DATABASE": postgres_url,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "AUTOTUNE_JOB": "job.yaml",
     }
     write_job(tmp_path)
+    logs = {name: tmp_path / f"{name}.log" for name in COMPOSE["services"]}
 
     subprocess.run(command_of("migrate", swap), env=environment, check=True, capture_output=True, timeout=60)
-
-    head_log, worker_log, web_log = (tmp_path / f"{name}.log" for name in ("head", "worker", "web"))
     worker = [*command_of("ray-worker", swap), "--num-cpus=2", "--num-gpus=1"]
     health = [replace(word, swap) for word in COMPOSE["services"]["ray-head"]["healthcheck"]["test"][1:]]
+    # The controller joins from the head's node here; in a container it first becomes a node of its own.
+    controller = shlex.split(command_of("controller", swap)[-1].rpartition("exec ")[2])
+    controller += ["--task-file", str(TASK_FILE)]
 
     def ray_is_healthy() -> bool:
         return subprocess.run(health, env=environment, capture_output=True, check=False).returncode == 0
 
-    with running(command_of("ray-head", swap), environment, head_log):
-        wait_for(ray_is_healthy, 60, "Ray's head", head_log)
-        with running(worker, environment, worker_log):
-            wait_for(lambda: "Ray runtime started" in worker_log.read_text(), 60, "Ray's worker", worker_log)
-            # The driver joins from the head's node here; in a container it first becomes a node of its own.
-            driver = shlex.split(command_of("service", swap)[-1].rpartition("exec ")[2])
-            driver = [word.replace("/jobs/$AUTOTUNE_JOB", str(tmp_path / "job.yaml")) for word in driver]
-            driver += ["--task-file", str(TASK_FILE), "--json"]
-            done = subprocess.run(driver, env=environment, capture_output=True, text=True, timeout=200, check=False)
-            assert done.returncode == 0, done.stderr + worker_log.read_text()[-2000:]
-            front = json.loads(done.stdout)
-            assert front["job"]["state"] == "finished"
-            assert front["job"]["trials"] == 10
+    with ExitStack() as started:
+        started.enter_context(running(command_of("ray-head", swap), environment, logs["ray-head"]))
+        wait_for(ray_is_healthy, 60, "Ray's head", logs["ray-head"])
+        started.enter_context(running(worker, environment, logs["ray-worker"]))
+        wait_for(lambda: "Ray runtime started" in logs["ray-worker"].read_text(), 60, "worker", logs["ray-worker"])
+        started.enter_context(running(controller, environment, logs["controller"]))
+        started.enter_context(running(command_of("api", swap), environment, logs["api"]))
+        for name, port in (("controller", health_port), ("api", api_port)):
+            ready = f"http://127.0.0.1:{port}/readyz"
+            wait_for(lambda ready=ready: answers(ready), 60, name, logs[name])
+
+        token = json.loads(autotune(environment, "token", "add", "ann", "--json"))["text"]
+        remote = environment | {"AUTOTUNE_URL": f"http://127.0.0.1:{api_port}", "AUTOTUNE_TOKEN": token}
+        del remote["AUTOTUNE_DATABASE"]
+        front = json.loads(autotune(remote, "submit", str(tmp_path / "job.yaml"), "--watch", "--json"))
+        assert front["job"]["state"] == "finished", logs["controller"].read_text()[-3000:]
+        assert front["job"]["trials"] == 10
+        autotune(remote, "export", "last", "--pick", "fastest", "--output", str(tmp_path / "map.json"))
+        assert json.loads((tmp_path / "map.json").read_text())["provenance"]["job"] == front["job"]["id"]
 
     web = [*command_of("dashboard", swap), "--port", str(web_port)]
-    with running(web, environment, web_log):
+    with running(web, environment, logs["dashboard"]):
         url = f"http://127.0.0.1:{web_port}/_stcore/health"
-        wait_for(lambda: answers(url), 60, "the dashboard", web_log)
+        wait_for(lambda: answers(url), 60, "the dashboard", logs["dashboard"])
+
+
+def autotune(environment: dict[str, str], *arguments: str) -> str:
+    """Run the command line and return what it prints."""
+    done = subprocess.run(
+        ["autotune", *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def write_job(folder: Path) -> None:

@@ -25,10 +25,28 @@ DOORS = {
     "streamlit": ("dashboard/",),
     "plotly": ("dashboard/",),
     "typer": ("autotune/cli/",),
+    "fastapi": ("autotune/api/",),
+    "starlette": ("autotune/api/",),
+    "uvicorn": ("autotune/api/",),
+    "prometheus_client": ("autotune/api/",),
+    "httpx2": ("autotune/client/remote.py",),
+    "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
+    "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
     "transformers": ("workers/tasks/minilm_lee.py",),
     "sklearn": ("workers/tasks/digits.py",),
 }
-HEAVY = ("torch", "ray", "optuna", "streamlit", "transformers")
+HEAVY = (
+    "torch",
+    "ray",
+    "optuna",
+    "streamlit",
+    "transformers",
+    "fastapi",
+    "uvicorn",
+    "httpx2",
+    "onnx",
+    "onnxruntime",
+)
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (
     "search_spaces.quantization_map",
@@ -40,7 +58,9 @@ LIGHT = (
     "autotune.job_spec",
     "autotune.store.base",
     "autotune.store.records",
+    "autotune.client.connect",
     "autotune.cli.main",
+    "autotune.exporters",
     "dashboard",
 )
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 #: They end by themselves; all others run until they are stopped.
-ONE_SHOT = {"migrate", "service"}
+ONE_SHOT = {"migrate"}
+NODES = {"ray-head", "ray-worker", "ray-worker-gpu", "controller"}
 DAEMONS = sorted(SERVICES.keys() - ONE_SHOT)
 
 each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
@@ -33,15 +34,6 @@ def commands(service: dict[str, Any]) -> list[list[str]]:
         return [words] if words else []
     programs = [shlex.split(part) for part in words[2].split("&&")]
     return [program[program[0] == "exec" :] for program in programs]
-
-
-def on_the_host(service: dict[str, Any], word: str) -> str:
-    """The word with the job variable filled in and mounted folders replaced by their sources."""
-    default = re.search(r":-(.+)}", service.get("environment", {}).get("AUTOTUNE_JOB", ""))
-    word = word.replace("$$AUTOTUNE_JOB", default[1] if default else "")
-    for source, target, _ in (volume.split(":") for volume in service.get("volumes", ()) if volume.startswith(".")):
-        word = word.replace(f"{target}/", f"{source}/")
-    return word
 
 
 def parse(command: Any, words: list[str]) -> None:
@@ -59,7 +51,8 @@ def test_file_follows_the_compose_specification() -> None:
 
 
 def test_services_are_those_the_documentation_names() -> None:
-    assert set(SERVICES) == {"db", "migrate", "ray-head", "ray-worker", "service", "dashboard"}
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    assert re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE) == list(SERVICES)
 
 
 @each_service
@@ -79,15 +72,16 @@ def test_service_writes_to_memory_or_named_volumes_only(service: dict[str, Any])
         assert source in COMPOSE["volumes"] or mode == ["ro"]
 
 
-def test_only_the_dashboard_is_published_and_to_loopback_only() -> None:
+def test_only_api_and_dashboard_are_published_and_to_loopback_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"dashboard": ["127.0.0.1:8501:8501"]}
+    assert published == {"api": ["127.0.0.1:8123:8123"], "dashboard": ["127.0.0.1:8501:8501"]}
+    assert "--no-authentication" not in SERVICES["api"]["command"]
 
 
 def test_database_and_cluster_have_no_way_out() -> None:
     assert COMPOSE["networks"]["internal"]["internal"] is True
     outside = {name for name, service in SERVICES.items() if service["networks"] != ["internal"]}
-    assert outside == {"dashboard"}
+    assert outside == {"api", "dashboard"}
 
 
 @pytest.mark.parametrize("name", DAEMONS)
@@ -115,7 +109,7 @@ def test_service_waits_until_what_it_needs_is_ready(service: dict[str, Any]) -> 
 
 def test_whoever_opens_the_database_waits_for_its_migration() -> None:
     users = {name for name, service in SERVICES.items() if "AUTOTUNE_DATABASE" in service.get("environment", {})}
-    assert users == {"migrate", "service", "dashboard"}
+    assert users == {"migrate", "controller", "api", "dashboard"}
     assert all("migrate" in SERVICES[name]["depends_on"] for name in users - {"migrate"})
 
 
@@ -148,7 +142,7 @@ def test_credentials_are_named_by_their_file_only(service: dict[str, Any]) -> No
 
 
 def test_cluster_asks_every_node_for_its_token() -> None:
-    for name in ("ray-head", "ray-worker", "service"):
+    for name in NODES:
         assert SERVICES[name]["environment"]["RAY_AUTH_MODE"] == "token"
         assert "ray_token" in SERVICES[name]["secrets"]
 
@@ -159,10 +153,10 @@ def test_programs_know_their_options(service: dict[str, Any], monkeypatch: pytes
     programs = {"autotune": typer.main.get_command(app), "ray": ray_cli}
     health = service.get("healthcheck", {}).get("test", ["CMD"])[1:]
     for words in [*commands(service), *([health] if health[:1] == ["ray"] else [])]:
-        parse(programs[words[0]], [on_the_host(service, word) for word in words])
+        parse(programs[words[0]], words)
 
 
-def test_service_tunes_a_job_file_that_exists() -> None:
-    service = SERVICES["service"]
-    (run,) = [words for words in commands(service) if words[:2] == ["autotune", "run"]]
-    assert (ROOT / on_the_host(service, run[2])).is_file()
+def test_gpus_are_given_to_the_workers_of_one_profile_only() -> None:
+    with_gpus = {name for name, service in SERVICES.items() if "deploy" in service}
+    assert with_gpus == {"ray-worker-gpu"}
+    assert SERVICES["ray-worker-gpu"]["profiles"] == ["gpu"]

@@ -1,18 +1,20 @@
 import runpy
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
+from autotune.front import compute_front
 from autotune.job_spec import JobSpec
 from autotune.metrics import Constraint, Figure
 from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState, TrialRecord
-from dashboard import frames
-from search_spaces.choice import CHOICES
+from autotune.store.records import EventRecord, JobRecord, JobState, Order, TrialRecord
+from dashboard import frames, job_frames
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -49,8 +51,8 @@ def _job(**changes: object) -> JobRecord:
 
 
 def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
-    summary = frames.JobSummary(job=_job(), trials=trials[:20], front_size=4)
-    (row,) = frames.jobs_frame([summary], now()).to_dict("records")
+    summary = job_frames.JobSummary(job=_job(), trials=trials[:20], front_size=4)
+    (row,) = job_frames.jobs_frame([summary], now()).to_dict("records")
     best = min(t.figures["latency_p50_ms"].value for t in trials[:20] if t.feasible)
     assert row["name"] == "a job"
     assert row["state"] == "▶ running"
@@ -61,25 +63,25 @@ def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
 
 
 def test_a_job_without_trials_has_no_estimate_and_no_best() -> None:
-    summary = frames.JobSummary(job=_job(description=None), trials=[], front_size=0)
-    (row,) = frames.jobs_frame([summary], now()).to_dict("records")
+    summary = job_frames.JobSummary(job=_job(description=None), trials=[], front_size=0)
+    (row,) = job_frames.jobs_frame([summary], now()).to_dict("records")
     assert (row["left"], row["hardware"], row["best"]) == ("-", "-", "-")
 
 
 def test_time_left_ends_with_the_time_limit_and_with_the_job() -> None:
     limited = SPEC.model_copy(update={"search": SPEC.search.model_copy(update={"time_limit_s": 75.0})})
-    assert frames.remaining_seconds(_job(), SPEC, 10) == pytest.approx(180.0)
-    assert frames.remaining_seconds(_job(), limited, 10) == pytest.approx(15.0)
-    assert frames.remaining_seconds(_job(), SPEC, 50) == 0.0
-    assert frames.remaining_seconds(_job(state=JobState.FINISHED), SPEC, 10) is None
+    assert job_frames.remaining_seconds(_job(), SPEC, 10) == pytest.approx(180.0)
+    assert job_frames.remaining_seconds(_job(), limited, 10) == pytest.approx(15.0)
+    assert job_frames.remaining_seconds(_job(), SPEC, 50) == 0.0
+    assert job_frames.remaining_seconds(_job(state=JobState.FINISHED), SPEC, 10) is None
 
 
 def test_best_feasible_follows_the_direction_of_the_metric(trials: list[TrialRecord]) -> None:
     feasible = [trial for trial in trials if trial.feasible]
-    best = frames.best_feasible(trials, "accuracy")
+    best = job_frames.best_feasible(trials, "accuracy")
     assert best is not None
     assert best.figures["accuracy"].value == max(t.figures["accuracy"].value for t in feasible)
-    assert frames.best_feasible([t for t in trials if not t.feasible], "accuracy") is None
+    assert job_frames.best_feasible([t for t in trials if not t.feasible], "accuracy") is None
 
 
 def test_full_precision_is_the_baseline_that_changes_nothing(trials: list[TrialRecord]) -> None:
@@ -95,19 +97,57 @@ def test_broken_limits_are_named_with_figure_and_bound(trials: list[TrialRecord]
     assert frames.misses_text(trials[1], LIMITS) == ""
 
 
+def _judged(trials: list[TrialRecord], limits: Sequence[Constraint] = LIMITS) -> pd.DataFrame:
+    return frames.judged(frames.trial_frame(trials), limits, SPEC.objectives)
+
+
 def test_every_trial_is_one_row_with_its_figures(trials: list[TrialRecord]) -> None:
-    frame = frames.trial_frame(trials, {1, 3}, LIMITS)
+    frame = frames.trial_frame(trials)
     assert frame["number"].tolist() == [trial.number for trial in trials]
-    assert frame["number"][frame["on_front"]].tolist() == [1, 3]
     assert frame["latency_p95_ms"][0] == trials[0].figures["latency_p95_ms"].value
     assert frame["latency_p95_ms_low"][0] == trials[0].figures["latency_p95_ms"].low
     assert frame["accuracy_low"].isna().all()
     assert frame["latency_p99_ms"].isna().all()
-    assert frames.trial_frame([], (), LIMITS).empty
+    assert frames.trial_frame([]).empty
+
+
+def test_under_the_jobs_limits_standing_is_what_the_driver_recorded(trials: list[TrialRecord]) -> None:
+    frame = _judged(trials)
+    front = compute_front(trials, SPEC.objectives)
+    assert frame["number"][frame["on_front"]].tolist() == list(front.members)
+    assert frame["feasible"].tolist() == [trial.feasible for trial in trials]
+
+
+def test_other_limits_make_another_front(trials: list[TrialRecord]) -> None:
+    tight = [Constraint(metric="latency_p50_ms", limit=10.4, at_most=True)]
+    frame = _judged(trials, tight)
+    assert 0 < frame["feasible"].sum() < len(trials)
+    assert (frame["latency_p50_ms"][frame["feasible"]] <= 10.4).all()
+    assert frame["on_front"].any()
+    assert not (frame["on_front"] & ~frame["feasible"]).any()
+    none = _judged(trials, [Constraint(metric="latency_p50_ms", limit=1.0, at_most=True)])
+    assert not none["on_front"].any()
+    assert not _judged([])["on_front"].any()
+
+
+def test_points_say_what_they_break(trials: list[TrialRecord]) -> None:
+    strict = [*LIMITS, Constraint(metric="weight_memory_mib", limit=50.0, at_most=True)]
+    misses = frames.with_misses(_judged(trials, strict), strict)["misses"]
+    assert misses[0] == "latency p95 29.6 ms (limit 22.0 ms); weight memory 86.6 MiB (limit 50.0 MiB)"
+    assert misses[1] == ""
+
+
+def test_the_share_of_static_activations_leaves_out_the_rest(trials: list[TrialRecord]) -> None:
+    frame = frames.trial_frame(trials)
+    assert frame["static"][2:4].tolist() == [1.0, 0.0]  # the uniform maps
+    assert frame["static"][[0, 1, 4, 5]].isna().all()
+    names = list(trials[20].choices.values())
+    static, dynamic = names.count("int8_static"), names.count("int8_dynamic")
+    assert frame["static"][20] == static / (static + dynamic)
 
 
 def test_points_without_both_figures_are_left_out_with_the_reason(trials: list[TrialRecord]) -> None:
-    frame = frames.drawn(frames.trial_frame(trials, (), LIMITS), "latency_p50_ms", "accuracy")
+    frame = frames.drawn(_judged(trials), "latency_p50_ms", "accuracy")
     missing = frames.left_out(trials, set(frame["number"]))
     reasons = dict(zip(missing["number"], missing["why"], strict=True))
     assert len(frame) + len(missing) == len(trials)
@@ -116,44 +156,70 @@ def test_points_without_both_figures_are_left_out_with_the_reason(trials: list[T
 
 
 def test_too_many_points_keep_the_front_the_baselines_and_the_newest(trials: list[TrialRecord]) -> None:
-    frame = frames.trial_frame(trials, {8}, LIMITS)
+    frame = frames.trial_frame(trials).assign(on_front=[trial.number == 8 for trial in trials])
     kept = frames.drawn(frame, "latency_p50_ms", "accuracy", most=9)["number"].tolist()
     assert kept == [0, 1, 2, 3, 4, 5, 8, 28, 29]
 
 
-def test_a_relative_drop_becomes_an_accuracy() -> None:
-    drop, latency = LIMITS
-    (limit,) = frames.limits_on("accuracy", LIMITS, 0.8)
-    assert limit.value == pytest.approx(0.8 - drop.limit * 0.8)
-    assert not limit.at_most
-    assert frames.limits_on("accuracy", LIMITS, None) == ()
-    (line,) = frames.limits_on("latency_p95_ms", LIMITS, None)
-    assert (line.value, line.at_most, line.label) == (latency.limit, True, "limit 22.0 ms")
+def test_a_limit_is_a_line_on_its_own_axis_only() -> None:
+    (line,) = frames.limits_on("latency_p95_ms", LIMITS)
+    assert (line.value, line.at_most, line.label) == (22.0, True, "limit 22.0 ms")
+    assert frames.limits_on("latency_p50_ms", LIMITS) == ()
     floor = Constraint(metric="accuracy", limit=0.7, at_most=False)
-    assert [limit.at_most for limit in frames.limits_on("accuracy", [floor], None)] == [False]
-
-
-def test_layers_are_listed_in_execution_order_with_what_they_take(trials: list[TrialRecord]) -> None:
-    description = seed.describe()
-    frame = frames.layer_frame(description, trials[3].choices)
-    assert frame["layer"].tolist() == [layer.name for layer in description.layers]
-    assert dict(zip(frame["layer"], frame["choice"], strict=True)) == trials[3].choices
-    assert frame["flops_share"].sum() == pytest.approx(1.0)
-    pooler = frame.iloc[-1]
-    assert pooler["refused"] == "every quantized choice: never ran on the example batch"
-    assert frame["refused"][0].startswith("int8_static: an embedding has no input activations")
-
-
-def test_letters_tell_activation_modes_apart() -> None:
-    letters = {name: frames.letter(choice) for name, choice in CHOICES.items()}
-    assert letters["int8_static"] == "S"
-    assert letters["int8_dynamic"] == "D"
-    assert letters["int8_weight_only"] == letters["int4_weight_only"] == "W"
-    assert letters["fp32"] == letters["bf16"] == letters["fp16"] == ""
+    assert [limit.at_most for limit in frames.limits_on("accuracy", [floor])] == [False]
 
 
 def test_a_figure_without_an_interval_stays_without_one(trials: list[TrialRecord]) -> None:
     bare = replace(trials[0], figures={"latency_p50_ms": Figure(value=3.0)})
-    frame = frames.trial_frame([bare], (), LIMITS)
+    frame = frames.trial_frame([bare])
     assert frame["latency_p50_ms"][0] == 3.0
     assert frame["latency_p50_ms_high"].isna().all()
+
+
+def test_figures_of_two_maps_say_whether_their_intervals_tell_them_apart(trials: list[TrialRecord]) -> None:
+    rows = {row["metric"]: row for row in frames.metrics_frame(trials[0], trials[3]).to_dict("records")}
+    assert rows["Latency p50"]["first"].startswith("26.9 ms (26.5 to")
+    assert rows["Latency p50"]["certain"] == "yes"
+    assert rows["Weight memory"]["certain"] == "-"
+    assert rows["Accuracy"]["change"] == "-1.1 %"
+    same = frames.metrics_frame(trials[0], trials[0])
+    assert set(same["certain"]) == {"no", "-"}
+    assert frames.metrics_frame(trials[0], trials[10]).empty
+
+
+def test_the_queue_is_in_the_order_in_which_jobs_are_taken() -> None:
+    at = now()
+    jobs = [
+        _job(id="late", state=JobState.QUEUED, created_at=at),
+        _job(id="early", state=JobState.QUEUED, created_at=at - timedelta(hours=1)),
+        _job(id="urgent", state=JobState.QUEUED, priority=3, created_at=at),
+        _job(id="held", driver="box:42:7:x", leased_until=at + timedelta(seconds=20), order=Order.CANCEL, served=True),
+        _job(id="lost", driver="box:43:7:x", leased_until=at - timedelta(seconds=90), created_at=at),
+        _job(id="done", state=JobState.FINISHED),
+    ]
+    frame = job_frames.queue_frame(jobs, at)
+    assert [name.split("(")[1] for name in frame["job"]] == ["held)", "lost)", "urgent)", "early)", "late)"]
+    held = frame.iloc[0]
+    assert (held["state"], held["driver"], held["lease"]) == ("▶ running, to be cancelled", "box:42", "20 s left")
+    assert (held["served"], held["workers"]) == ("a controller", "1 x shared CPUs")
+    assert frame["lease"][1] == "ran out 2 min ago"
+    assert job_frames.queue_frame(jobs[-1:], at).empty
+
+
+def test_jobs_are_selected_by_state_task_and_text() -> None:
+    jobs = [_job(id="aa", name="Edge box"), _job(id="bb", name="Cloud", task="other", state=JobState.FAILED)]
+
+    def ids(**wanted: object) -> list[str]:
+        return [job.id for job in job_frames.selected(jobs, **{"states": (), "task": None, "text": "", **wanted})]
+
+    assert ids() == ["aa", "bb"]
+    assert ids(states=["failed"]) == ["bb"]
+    assert ids(task="minilm-lee") == ["aa"]
+    assert ids(text=" eDGE ") == ids(text="aa") == ["aa"]
+    assert ids(states=["failed"], text="edge") == []
+
+
+def test_events_carry_their_job_and_their_time() -> None:
+    event = EventRecord(at=datetime(2026, 1, 5, 23, 30, tzinfo=UTC), kind="taken_over", message="a\nb")
+    (row,) = job_frames.events_frame([(_job(), event)], None).to_dict("records")
+    assert row == {"at": "5 Jan 2026, 23:30 UTC", "job": "a job (0001)", "kind": "taken_over", "message": "a b"}

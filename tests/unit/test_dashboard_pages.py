@@ -7,9 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import streamlit as st
+import yaml
 from streamlit.testing.v1 import AppTest
 
+from autotune.job_spec import JobSpec
+from autotune.lifecycle import held
+from autotune.store.base import Store
 from autotune.store.open import open_store
+from autotune.store.records import JobState
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -17,12 +22,18 @@ APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 #: One page alone; what it leads to says that it was reached.
 PAGE = """
 import streamlit as st
+import yaml
 from dashboard.parts import guarded
 from dashboard.views import {page}
-here = st.Page(lambda: {page}.show(there), title="Here", default=True)
+here = st.Page(lambda: {page}.show(*[there] * {pages}), title="Here", default=True)
 there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), title="There", url_path="there")
 guarded(st.navigation([here, there]).run)()
 """
+#: Page -> how many pages it leads to.
+PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1, "layers": 0, "compare": 0, "submit": 1, "system": 0}
+each_page = pytest.mark.parametrize("name", PAGES)
+#: Pages that show nothing without jobs.
+each_reading_page = pytest.mark.parametrize("name", sorted({*PAGES} - {"submit", "system"}))
 SHAPES = (
     "finished",
     "running",
@@ -30,9 +41,12 @@ SHAPES = (
     "infeasible",
     "failed",
     "failed_late",
-    "interrupted",
-    "created",
+    "paused",
+    "queued",
+    "cancelled",
     "hostile",
+    "unprobed",
+    "elsewhere",
 )
 
 
@@ -51,12 +65,14 @@ def page(database: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch):
     url, jobs = database
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
 
-    def show(name: str, job: str | None = None, trial: int | None = None) -> AppTest:
-        app = AppTest.from_string(PAGE.format(page=name), default_timeout=20)
+    def show(name: str, job: str | None = None, trial: int | None = None, **link: str | list[str]) -> AppTest:
+        app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20)
         if job is not None:
             app.query_params["job"] = jobs.get(job, job)
         if trial is not None:
             app.query_params["trial"] = str(trial)
+        for parameter, value in link.items():
+            app.query_params[parameter] = value
         return app.run()
 
     return show
@@ -71,7 +87,7 @@ def test_all_shapes_are_seeded() -> None:
     assert set(SHAPES) == set(seed.SCENARIOS)
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+@each_page
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> None:  # type: ignore[no-untyped-def]
     app = page(name, shape)
@@ -80,24 +96,24 @@ def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> Non
     assert "cannot be read" not in _texts(app)
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+@each_reading_page
 def test_without_a_database_every_page_says_how_to_begin(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOTUNE_DATABASE", f"sqlite:///{tmp_path / 'none.db'}")
-    app = AppTest.from_string(PAGE.format(page=name), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20).run()
     assert not app.exception
     assert "autotune run job.yaml" in _texts(app)
     assert f"Database: sqlite:///{tmp_path / 'none.db'}" in _texts(app)
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize("name", ["jobs", "front", "layers"])
+@each_reading_page
 def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'empty.db'}"
     open_store(url).close()
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
-    app = AppTest.from_string(PAGE.format(page=name), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20).run()
     assert not app.exception
     assert app.info[0].value == "There are no jobs yet."
     assert "autotune run job.yaml" in _texts(app)
@@ -105,7 +121,7 @@ def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, mo
 
 def test_a_password_in_the_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTUNE_DATABASE", "postgresql+psycopg://tuner:canary@127.0.0.1:1/jobs")
-    app = AppTest.from_string(PAGE.format(page="jobs"), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
     assert not app.exception
     assert app.warning[0].value == "The jobs cannot be read."
     assert "Database: postgresql+psycopg://127.0.0.1:1/jobs" in _texts(app)
@@ -122,8 +138,10 @@ def test_the_whole_app_opens_on_the_jobs(database, monkeypatch: pytest.MonkeyPat
 
 def test_a_job_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("jobs")
-    app.selectbox[0].set_value(database[1]["running"]).run()
-    assert app.text[0].value == f"there: {{'job': '{database[1]['running']}'}}"
+    _box(app, "Open or change a job").set_value(database[1]["running"]).run()
+    (link,) = app.get("page_link")
+    assert link.proto.label == "Open its front"
+    assert database[1]["running"] in link.proto.query_string
 
 
 def test_a_map_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
@@ -154,7 +172,7 @@ def test_failures_are_listed_with_their_reason(page) -> None:  # type: ignore[no
     assert app.expander[0].label == f"Candidates not drawn: {len(missing)}"
 
 
-@pytest.mark.parametrize("shape", ["failed", "failed_late", "interrupted"])
+@pytest.mark.parametrize("shape", ["failed", "failed_late", "paused", "cancelled"])
 def test_a_stopped_job_says_how_to_go_on(page, database, shape: str) -> None:  # type: ignore[no-untyped-def]
     app = page("front", shape)
     assert app.code[0].value == f"autotune resume {database[1][shape]}"
@@ -166,7 +184,7 @@ def test_a_job_that_fell_silent_says_so(page, monkeypatch: pytest.MonkeyPatch) -
     assert "No news" not in _texts(page("front", "running"))
     monkeypatch.setattr("dashboard.parts.now", lambda: datetime.now(UTC) + timedelta(hours=5))
     app = page("front", "running")
-    assert app.warning[0].value.startswith("No news for 5 h 00 min")
+    assert app.warning[0].value.startswith("No news for 5 h")
     assert app.code[0].value.startswith("autotune resume")
 
 
@@ -178,16 +196,16 @@ def test_only_a_live_job_can_be_paused(page) -> None:  # type: ignore[no-untyped
 def test_a_link_to_a_job_that_is_gone_shows_the_newest_and_says_so(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("front", "![x](https://evil.invalid)")
     assert r"no job \!\[x\]\(https" in app.warning[0].value
-    assert app.selectbox[0].value == database[1]["hostile"]
+    assert app.selectbox[0].value == database[1]["elsewhere"]
 
 
 def test_a_link_to_a_trial_that_is_gone_says_so(page) -> None:  # type: ignore[no-untyped-def]
-    app = page("layers", "finished", 999)
+    app = page("candidate", "finished", 999)
     assert "no trial 999" in app.warning[0].value
 
 
 def test_another_job_starts_with_its_own_trial(page, database) -> None:  # type: ignore[no-untyped-def]
-    app = page("layers", "finished", 20)  # the other job has eight trials
+    app = page("candidate", "finished", 20)  # the other job has eight trials
     app.selectbox[0].set_value(database[1]["hostile"]).run()
     assert not app.exception
     assert not app.warning
@@ -195,7 +213,7 @@ def test_another_job_starts_with_its_own_trial(page, database) -> None:  # type:
 
 
 def test_hostile_names_are_never_markup(page) -> None:  # type: ignore[no-untyped-def]
-    for name in ("jobs", "front", "layers"):
+    for name in PAGES:
         app = page(name, "hostile")
         shown = "\n".join(str(element.value) for kind in (app.markdown, app.caption, app.title) for element in kind)
         assert "![x]" not in shown
@@ -203,15 +221,297 @@ def test_hostile_names_are_never_markup(page) -> None:  # type: ignore[no-untype
 
 
 def test_the_map_page_leads_with_figures_against_full_precision(page) -> None:  # type: ignore[no-untyped-def]
-    metrics = {metric.label: metric for metric in page("layers", "finished", 3).metric}
+    metrics = {metric.label: metric for metric in page("candidate", "finished", 3).metric}
     assert list(metrics)[:2] == ["Latency p50", "Latency p95"]
     assert metrics["Accuracy"].value == "0.7137"
     assert metrics["Weight memory"].delta.startswith("-")
 
 
 def test_a_failed_candidate_says_why_and_cannot_be_exported(page) -> None:  # type: ignore[no-untyped-def]
-    app = page("layers", "finished", 10)
+    app = page("candidate", "finished", 10)
     assert "its worker died" in app.error[0].value
     assert "worker died with signal 9" in _texts(app)
     assert "Only a measured map can be exported" in _texts(app)
     assert not app.get("download_button")
+
+
+def _box(app: AppTest, label: str):  # type: ignore[no-untyped-def]
+    (box,) = [box for box in app.selectbox if box.label == label]
+    return box
+
+
+def _slider(app: AppTest, label: str):  # type: ignore[no-untyped-def]
+    (slider,) = [slider for slider in app.slider if slider.label == label]
+    return slider
+
+
+def test_sliders_start_at_the_jobs_limits_and_pick_again_at_once(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    floor = _slider(app, "Accuracy at least")
+    assert floor.value == pytest.approx(0.98 * 0.7213)
+    before = [text for text in _texts(app).splitlines() if text.startswith("**Fastest")]
+    app = floor.set_value(0.7185).run()
+    assert not app.exception
+    table = app.dataframe[0].value
+    assert table["misses"].str.contains("accuracy").sum() == (table["accuracy"] < 0.7185).sum() > 5
+    after = [text for text in _texts(app).splitlines() if text.startswith("**Fastest")]
+    assert before != after
+    app = _slider(app, "Latency p50 at most").set_value(1.0).run()
+    assert "No measured map is within these limits" in _texts(app)
+
+
+def test_the_end_of_a_slider_is_no_limit(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    floor = _slider(app, "Accuracy at least")
+    app = floor.set_value(floor.min).run()
+    assert not app.dataframe[0].value["misses"].str.contains("accuracy").any()
+
+
+def test_a_block_is_shown_alone_and_stays_in_the_link(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("candidate", "finished", 3)
+    (chooser,) = [box for box in app.selectbox if box.label == "Layers shown"]
+    assert chooser.options[:3] == ["All 40 layers", "1: embeddings (3)", "2: layer.0 (6)"]
+    app = chooser.set_value("2").run()
+    assert app.query_params["block"] == "2"
+    figure = json.loads(app.get("plotly_chart")[1].proto.spec)
+    assert len(figure["data"][-1]["x"]) == 6
+
+
+def test_without_probes_the_map_says_what_is_not_known(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("candidate", "unprobed", 3)
+    assert "were not probed" in _texts(app)
+    assert "latency_ms" not in app.dataframe[0].value
+    assert "latency_ms" in page("candidate", "finished", 3).dataframe[0].value
+
+
+def test_a_map_comes_with_the_code_that_applies_it(page, database) -> None:  # type: ignore[no-untyped-def]
+    job = database[1]["finished"]
+    code = page("candidate", "finished", 3).code[1].value
+    assert f'autotune.load_map("map-{job}-3.json").apply(model)' in code
+
+
+def test_a_diff_shows_only_what_differs_and_what_explains_it(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("diff", "finished", first="8", second="9")
+    figures, layers = (element.value for element in app.dataframe)
+    assert (layers["first"] != layers["second"]).all()
+    assert f"{len(layers)} of 40 layers differ" in _texts(app)
+    assert "Latency p50" in figures["metric"].tolist()
+    assert len(app.get("plotly_chart")) == 2
+    assert r"as measured\; the layers explain" in _texts(app)
+    assert "by a curve fitted" in _texts(app)
+
+
+def test_a_diff_starts_at_full_precision_and_the_knee(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("diff", "finished")
+    assert (app.query_params["first"], app.query_params["second"]) == ("0", "24")
+
+
+def test_a_diff_of_a_map_with_itself_says_so(page) -> None:  # type: ignore[no-untyped-def]
+    assert "Both maps make the same choices." in _texts(page("diff", "finished", first="3", second="3"))
+
+
+def test_a_diff_without_probes_explains_nothing(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("diff", "unprobed", first="2", second="3")
+    assert "were not probed" in _texts(app)
+    assert not app.get("plotly_chart")
+
+
+def test_the_layers_page_draws_thirty_layers_until_asked_for_all(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("layers", "finished")
+    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert len(figure["layout"]["yaxis"]["ticktext"]) == 30
+    app = app.toggle[0].set_value(True).run()
+    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert len(figure["layout"]["yaxis"]["ticktext"]) == 39  # the pooler can only stay as it is
+
+
+def test_the_layers_page_says_what_is_missing(page) -> None:  # type: ignore[no-untyped-def]
+    assert "were not probed" in _texts(page("layers", "unprobed"))
+    assert "No map is on the front: none meets every limit." in _texts(page("layers", "infeasible"))
+    assert "have not described this job's model yet" in _texts(page("layers", "queued"))
+
+
+def test_jobs_are_compared_with_a_warning_if_measured_differently(page, database) -> None:  # type: ignore[no-untyped-def]
+    jobs = database[1]
+    app = page("compare", jobs=[jobs["finished"], jobs["elsewhere"]])
+    assert not app.exception
+    assert r"measured differently\: batch sizes\, repeats\, hardware\." in app.warning[0].value
+    assert app.dataframe[0].value["setting"].tolist() == ["Batch sizes", "Repeats", "Hardware"]
+    figure = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert len(figure["data"]) == 2
+    alike = page("compare", jobs=[jobs["finished"], jobs["running"]])
+    assert alike.success[0].value == "All of them were measured in the same way."
+
+
+def test_a_comparison_can_be_chosen_and_linked(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("compare")
+    assert len(app.pills[0].value) == 2  # the two newest
+    app = app.pills[0].set_value([database[1]["finished"]]).run()
+    assert database[1]["finished"] in app.query_params["jobs"]
+    assert "Choose at least two jobs" in app.info[0].value
+
+
+def test_a_job_without_a_feasible_map_is_named_in_the_comparison(page, database) -> None:  # type: ignore[no-untyped-def]
+    jobs = database[1]
+    app = page("compare", jobs=[jobs["finished"], jobs["infeasible"]])
+    assert "has no feasible map" in app.info[0].value
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, dict[str, str]]]:
+    """Yield a database that the test may change, and its jobs."""
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    store = open_store(url)
+    yield store, seed.seed(store, "queued", "running", "finished")
+    store.close()
+
+
+def _jobs_page(job: str) -> AppTest:
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
+    return _box(app, "Open or change a job").set_value(job).run()
+
+
+def _press(app: AppTest, label: str) -> AppTest:
+    (button,) = [button for button in app.button if button.label == label]
+    assert not button.disabled
+    app = button.click().run()
+    assert not app.exception
+    return app
+
+
+def test_jobs_are_filtered_by_state_task_and_text(own) -> None:  # type: ignore[no-untyped-def]
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
+    app = app.pills[0].set_value(["running", "queued"]).run()
+    assert set(app.dataframe[0].value["name"]) == {"Waiting", "MiniLM, nightly"}
+    app = app.text_input[0].set_value("NIGHTLY").run()
+    assert app.dataframe[0].value["name"].tolist() == ["MiniLM, nightly"]
+    app = app.text_input[0].set_value("nothing").run()
+    assert "No job is like that" in app.info[0].value
+
+
+def test_a_waiting_job_is_paused_and_resumed(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _press(_jobs_page(jobs["queued"]), "Pause")
+    assert store.job(jobs["queued"]).state is JobState.PAUSED
+    assert app.success[0].value.startswith(r"Paused\: Waiting")
+    assert [button.label for button in app.button if button.disabled] == ["Pause"]
+    _press(app, "Resume")
+    assert store.job(jobs["queued"]).state is JobState.QUEUED
+
+
+def test_a_job_is_cancelled_after_a_second_look(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    _press(_jobs_page(jobs["running"]), "Cancel the job")
+    job = store.job(jobs["running"])
+    assert job.state is JobState.CANCELLED
+    assert len(store.trials(job.id)) == 17
+
+
+def test_a_job_is_cloned(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    _press(_jobs_page(jobs["finished"]), "Clone")
+    newest, *others = store.jobs()
+    assert len(others) == 3
+    assert newest.spec == store.job(jobs["finished"]).spec
+    assert newest.state is JobState.QUEUED
+
+
+def test_a_budget_is_changed(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _jobs_page(jobs["running"])
+    fields = {field.label: field for field in app.number_input}
+    fields["Trials"].set_value(90)
+    fields["Time limit (s)"].set_value(600.0)
+    fields["Priority"].set_value(5)
+    _press(app, "Change")
+    job = store.job(jobs["running"])
+    assert (job.spec["search"]["trials"], job.spec["search"]["time_limit_s"], job.priority) == (90, 600.0, 5)
+
+
+def test_what_the_state_forbids_is_said_in_words(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _jobs_page(jobs["queued"])
+    store.change_job(jobs["queued"], held(0, state=JobState.FINISHED))  # meanwhile, by somebody else
+    app = _press(app, "Pause")
+    assert app.error[0].value == "That could not be done."
+    assert f"job {jobs['queued']} is finished already, so it cannot be paused" in _texts(app)
+
+
+def _submit_page() -> AppTest:
+    return AppTest.from_string(PAGE.format(page="submit", pages=1), default_timeout=20).run()
+
+
+def _field(app: AppTest, kind: str, label: str):  # type: ignore[no-untyped-def]
+    (field,) = [field for field in getattr(app, kind) if field.label == label]
+    return field
+
+
+def test_a_form_is_submitted_as_the_job_file_it_shows(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _submit_page()
+    assert "Measured\\: fp32 29\\.6 ms\\, uniform int8\\_static 10\\.5 ms" in _texts(app)
+    _field(app, "text_input", "Name").set_value("from the page")
+    _field(app, "number_input", "Latency p95 (ms) at most").set_value(14.0)
+    app = _field(app, "number_input", "Trials").set_value(25).run()
+    shown = app.code[0].value
+    assert "max: 14.0" in shown
+    app = _press(app, "Submit the job")
+    (job,) = [job for job in store.jobs() if job.id not in jobs.values()]
+    assert job.spec == JobSpec.parse(yaml.safe_load(shown)).dump()
+    assert (job.name, job.state, job.served) == ("from the page", JobState.QUEUED, True)
+    assert app.success[0].value.startswith(r"Submitted\: from the page")
+
+
+def test_a_form_with_mistakes_cannot_be_submitted(own) -> None:  # type: ignore[no-untyped-def]
+    app = _submit_page()
+    app = _field(app, "number_input", "Latency p99 (ms) at most").set_value(14.0).run()
+    assert app.error[0].value == "This job cannot be submitted."
+    assert "latency_p99_ms needs measurement.repeats >= 500, but got 100" in _texts(app)
+    (button,) = [button for button in app.button if button.label == "Submit the job"]
+    assert button.disabled
+    app = _field(app, "text_area", "Rules for layers").set_value("- {").run()
+    assert "layer rules: not valid YAML" in _texts(app)
+
+
+def test_a_job_can_be_submitted_before_there_is_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    _press(_submit_page(), "Submit the job")
+    store = open_store(url, read_only=True)
+    assert [job.name for job in store.jobs()] == ["my-first-job"]
+    store.close()
+
+
+def test_a_job_file_is_uploaded_and_submitted(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    app = _submit_page()
+    app = app.segmented_control[0].set_value("by a job file").run()
+    assert not [button for button in app.button if button.label == "Submit the job"]
+    app = app.file_uploader[0].upload("job.yaml", b"name: x\ntask: {name: minilm-lee}\nsurch: 1", "text/yaml").run()
+    assert "surch: unknown key; did you mean 'search'?" in _texts(app)
+    app = app.file_uploader[0].upload("job.yaml", b"name: uploaded\ntask: {name: minilm-lee}", "text/yaml").run()
+    _press(app, "Submit the job")
+    assert [job.name for job in store.jobs() if job.id not in jobs.values()] == ["uploaded"]
+
+
+def test_the_system_page_lists_queue_errors_and_events(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = page("system")
+    queue, events = (element.value for element in app.dataframe)
+    assert [name.split(" (")[0] for name in queue["job"]] == ["MiniLM, nightly", "Just begun", "Waiting"]
+    assert "The job is cancelled." in events["message"].tolist()
+    assert seed.SCENARIOS["failed"].error in _texts(app)
+    assert "Database: sqlite:///" in _texts(app)
+    assert "quant-autotune" in _texts(app)
+
+
+def test_the_system_page_needs_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    open_store(url).close()
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    app = AppTest.from_string(PAGE.format(page="system", pages=0), default_timeout=20).run()
+    assert [info.value for info in app.info] == [
+        "No job waits or runs.",
+        "No job has failed.",
+        "Nothing has happened yet.",
+    ]

@@ -1,3 +1,4 @@
+import math
 import runpy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,11 +13,23 @@ import pytest
 from autotune.job_spec import JobSpec
 from autotune.store.records import FrontRecord, TrialRecord
 from dashboard import frames
+from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.front import front_figure, hypervolume_figure
-from dashboard.figures.labels import sides
+from dashboard.figures.gap import gap_figure
+from dashboard.figures.labels import short_names, sides
 from dashboard.figures.latency import hidden_samples, latency_figure
-from dashboard.figures.palette import PRECISIONS
+from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
+from dashboard.figures.palette import PRECISIONS, static_color
 from dashboard.figures.strip import blocks, strip_figure
+from dashboard.frames import Limit
+from dashboard.layer_frames import (
+    choice_frame,
+    diff_frame,
+    latency_gap,
+    layer_frame,
+    role_frame,
+    sensitivity_frame,
+)
 from search_spaces.choice import Precision
 from workers.measurement import LatencySamples
 
@@ -35,13 +48,15 @@ def results() -> list[SimpleNamespace]:
 
 
 def _points(trials: Sequence[TrialRecord], members: Sequence[int], x: str = "latency_p50_ms", y: str = "accuracy"):  # type: ignore[no-untyped-def]
-    return frames.drawn(frames.trial_frame(trials, members, LIMITS), x, y)
+    frame = frames.judged(frames.trial_frame(trials), LIMITS, SPEC.objectives)
+    frame["on_front"] = frame["number"].isin(members)
+    return frames.with_misses(frames.drawn(frame, x, y), LIMITS)
 
 
 def _front(results: Sequence[SimpleNamespace], x: str = "latency_p50_ms", y: str = "accuracy") -> go.Figure:
     trials = [result.trial for result in results]
     members = [result.front for result in results if result.front][-1].members
-    limits = frames.limits_on(x, LIMITS, None)
+    limits = frames.limits_on(x, LIMITS)
     return front_figure(_points(trials, members, x, y), x=x, y=y, revision="r", x_limits=limits)
 
 
@@ -69,8 +84,8 @@ def test_baselines_are_named_and_have_their_own_mark(results: list[SimpleNamespa
 def test_hollow_means_that_a_limit_is_broken(results: list[SimpleNamespace]) -> None:
     figure = _front(results)
     feasible = {r.trial.number: r.trial.feasible for r in results}
-    for trace in figure.data[1:]:
-        for number, symbol in zip(_numbers(trace), trace.marker.symbol or (), strict=True):
+    for trace in figure.data:
+        for number, symbol in zip(_numbers(trace), trace.marker.symbol, strict=True) if trace.customdata else ():
             assert symbol.endswith("-open") is not feasible[number]
     assert _numbers(_trace(figure, "Breaks a limit")) == [
         number for number, fits in feasible.items() if not fits and number > 5 and number not in (10, 12, 21, 25)
@@ -122,7 +137,8 @@ def test_limits_are_lines_with_the_broken_side_shaded(results: list[SimpleNamesp
     figure = _front(results, x="latency_p95_ms")
     line, shade = figure.layout.shapes
     assert (line.x0, line.x1) == (22.0, 22.0)
-    assert (shade.x0, shade.x1) == (22.0, figure.layout.xaxis.range[1])
+    assert shade.x0 == 22.0
+    assert shade.x1 > figure.layout.xaxis.range[1]
     (note,) = figure.layout.annotations
     assert note.text == "limit 22.0 ms"
 
@@ -131,7 +147,44 @@ def test_an_accuracy_floor_is_shaded_below(results: list[SimpleNamespace]) -> No
     floor = frames.Limit(value=0.71, at_most=False, label="limit")
     points = _points([r.trial for r in results], ())
     figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", y_limits=[floor])
-    assert (figure.layout.shapes[1].y0, figure.layout.shapes[1].y1) == (0.71, figure.layout.yaxis.range[0])
+    assert figure.layout.shapes[1].y0 == 0.71
+    assert figure.layout.shapes[1].y1 < figure.layout.yaxis.range[0]
+
+
+def test_a_limit_on_a_logarithmic_axis_is_where_it_belongs(results: list[SimpleNamespace]) -> None:
+    limit = frames.Limit(value=1e-3, at_most=True, label="limit")
+    points = _points([r.trial for r in results], (), y="divergence")
+    figure = front_figure(points, x="latency_p50_ms", y="divergence", revision="r", y_limits=[limit])
+    line, shade = figure.layout.shapes
+    low, high = figure.layout.yaxis.range
+    assert line.y0 == shade.y0 == 1e-3
+    assert shade.y1 > 10**high
+    assert figure.layout.annotations[0].y == pytest.approx(-3)
+    assert low < -3 < high
+
+
+def test_picked_maps_have_a_ring_and_a_word(results: list[SimpleNamespace]) -> None:
+    points = _points([r.trial for r in results], ())
+    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked={7: "knee"})
+    ring = _trace(figure, "Picked")
+    assert list(ring.x) == [results[7].trial.figures["latency_p50_ms"].value]
+    assert list(ring.text) == ["<b>knee</b>"]
+
+
+def test_colour_says_static_or_dynamic_and_shape_neither(results: list[SimpleNamespace]) -> None:
+    figure = _front(results)
+    baselines = _trace(figure, "Baseline").marker.color
+    assert baselines[2] == static_color(1.0)
+    assert baselines[3] == static_color(0.0)
+    assert {baselines[0], baselines[1], baselines[4], baselines[5]} == {static_color(math.nan)}
+    weights_only = replace(results[7].trial, choices=dict.fromkeys(results[7].trial.choices, "int8_weight_only"))
+    shapes = [
+        t.marker.symbol
+        for t in front_figure(_points([weights_only], ()), x="latency_p50_ms", y="accuracy", revision="r").data
+        if t.customdata
+    ]
+    assert shapes == [("square",)]
+    assert static_color(0.25) not in (static_color(0.0), static_color(0.5))
 
 
 def test_divergence_is_logarithmic_and_full_precision_stays_on_it(results: list[SimpleNamespace]) -> None:
@@ -140,7 +193,7 @@ def test_divergence_is_logarithmic_and_full_precision_stays_on_it(results: list[
     low, high = figure.layout.yaxis.range
     assert figure.layout.yaxis.type == "log"
     assert 0 < baselines.y[0] < min(baselines.y[1:])
-    assert all(low < np.log10(value) < high for trace in figure.data for value in trace.y)
+    assert all(low < np.log10(value) < high for trace in figure.data for value in trace.y if value)
     assert list(figure.data[0].y) == sorted(figure.data[0].y, reverse=True)
 
 
@@ -165,11 +218,11 @@ def test_one_point_and_no_point_can_be_drawn(results: list[SimpleNamespace]) -> 
             figure = front_figure(points, x="latency_p50_ms", y=y, revision="r")
             low, high = figure.layout.yaxis.range
             assert low < high
-            assert sum(len(trace.x) for trace in figure.data) == count
+            assert sum(len(trace.customdata or ()) for trace in figure.data) == count
 
 
 def test_figures_are_svg_and_keep_the_readers_zoom(results: list[SimpleNamespace]) -> None:
-    layers = frames.layer_frame(seed.describe(), results[0].trial.choices)
+    layers = layer_frame(seed.describe(), results[0].trial.choices)
     fronts = [result.front for result in results if result.front]
     for figure in (_front(results), strip_figure(layers, "r"), hypervolume_figure(fronts, 30, "r")):
         assert {trace.type for trace in figure.data} <= {"scatter", "bar"}
@@ -185,7 +238,7 @@ def test_hypervolume_reaches_the_last_trial() -> None:
 
 def test_the_strip_has_one_cell_a_layer_with_its_colour_and_letter(results: list[SimpleNamespace]) -> None:
     trial = results[9].trial
-    layers = frames.layer_frame(seed.describe(), trial.choices)
+    layers = layer_frame(seed.describe(), trial.choices)
     figure = strip_figure(layers, "r")
     cells = {}
     for trace in figure.data:
@@ -199,7 +252,7 @@ def test_the_strip_has_one_cell_a_layer_with_its_colour_and_letter(results: list
 
 
 def test_no_two_cells_of_the_strip_share_a_place(results: list[SimpleNamespace]) -> None:
-    layers = frames.layer_frame(seed.describe(), results[9].trial.choices)
+    layers = layer_frame(seed.describe(), results[9].trial.choices)
     figure = strip_figure(layers, "r")
     places = [place for trace in figure.data for place in zip(trace.y, trace.base, strict=True)]
     assert len(set(places)) == len(layers)
@@ -210,7 +263,7 @@ def test_a_cell_says_shape_share_range_and_refusals(results: list[SimpleNamespac
     hostile = replace(
         description, refusals={**description.refusals, description.layers[0].name: {"int8_static": "<i>no</i>"}}
     )
-    figure = strip_figure(frames.layer_frame(hostile, results[0].trial.choices), "r")
+    figure = strip_figure(layer_frame(hostile, results[0].trial.choices), "r")
     hover = figure.data[0].customdata[0][1]
     assert "embedding, 30522 x 384" in hover
     assert "Calibrated input range -1.685 to 2.894" in hover
@@ -251,3 +304,110 @@ def test_names_stand_where_they_cover_nothing() -> None:
     assert sides([0.5, 0.5], [0.5, 0.56]) == ["bottom center", "top center"]
     assert sides([0.01], [0.5]) == ["middle right"]
     assert sides([0.99], [0.5]) == ["middle left"]
+
+
+def _aligned(results: Sequence[SimpleNamespace], probes: object, layers: slice = slice(None)) -> go.Figure:
+    return aligned_figure(layer_frame(seed.describe(), results[9].trial.choices, probes)[layers], "r")
+
+
+def test_strips_are_aligned_over_the_layers_in_execution_order(results: list[SimpleNamespace]) -> None:
+    figure = _aligned(results, seed.probes())
+    bars = [trace for trace in figure.data if trace.yaxis != "y"]
+    assert [len(trace.x) for trace in bars] == [40] * 4
+    assert all(list(trace.x) == list(range(40)) for trace in bars)
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles[1:4] == [
+        "Share of the time of a pass, as probed",
+        "Weight memory (MiB)",
+        "Share of the expected divergence, as probed",
+    ]
+    choices = {place: trace.customdata[i][1] for trace in figure.data[:-4] for i, place in enumerate(trace.x)}
+    assert [choices[place] for place in range(40)] == list(results[9].trial.choices.values())
+    assert sum(bars[2].y) == pytest.approx(1.0)
+    assert max(bars[0].y) == pytest.approx(max(bars[0].y[4:]))
+
+
+def test_without_probes_the_strips_say_less(results: list[SimpleNamespace]) -> None:
+    titles = [note.text for note in _aligned(results, None).layout.annotations]
+    assert titles[1:3] == ["Share of the multiplications", "Weight memory (MiB)"]
+    assert len(titles) == 4
+
+
+def test_ranges_of_static_layers_stand_out(results: list[SimpleNamespace]) -> None:
+    ranges = _aligned(results, seed.probes()).data[-1]
+    static = [name == "int8_static" for name in results[9].trial.choices.values()]
+    assert len(set(ranges.marker.color)) == 2
+    assert [color == ranges.marker.color[static.index(True)] for color in ranges.marker.color] == static
+    found = seed.describe().calibration.ranges["pooler.dense"]
+    assert (ranges.base[-1], ranges.base[-1] + ranges.y[-1]) == (found.low, pytest.approx(found.high))
+
+
+def test_a_block_names_its_layers(results: list[SimpleNamespace]) -> None:
+    figure = _aligned(results, seed.probes(), slice(3, 9))
+    assert list(figure.layout.xaxis5.ticktext) == [
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ]
+    assert _aligned(results, seed.probes()).layout.xaxis5.ticktext is None
+
+
+def test_the_histogram_has_percentiles_and_limits_on_the_scale_of_the_figures() -> None:
+    rng = np.random.default_rng(0)
+    latency = LatencySamples(batch_size=1, candidate_ms=rng.gamma(9, 1, 600), reference_ms=rng.gamma(20, 1, 400))
+    limit = Limit(value=12.0, at_most=True, label="limit of p95")
+    figure = latency_figure(latency, "r", drift=2.0, limits=[limit])
+    places = dict(zip((n.text for n in figure.layout.annotations), (s.x0 for s in figure.layout.shapes), strict=True))
+    assert places == {
+        **{f"p{p}": pytest.approx(2 * np.percentile(latency.candidate_ms, p)) for p in (50, 95, 99)},
+        "limit of p95": 12.0,
+    }
+    assert figure.data[1].x[0] == pytest.approx(2 * min(latency.candidate_ms.min(), latency.reference_ms.min()))
+    few = LatencySamples(batch_size=1, candidate_ms=latency.candidate_ms[:100], reference_ms=latency.reference_ms)
+    assert "p99" not in [note.text for note in latency_figure(few, "r").layout.annotations]
+
+
+def test_a_gap_is_split_into_layers_the_rest_and_what_is_not_explained(results: list[SimpleNamespace]) -> None:
+    pair = results[0].trial, results[3].trial
+    diff = diff_frame(seed.describe(), pair[0].choices, pair[1].choices, seed.probes())
+    gap = latency_gap(diff, seed.probes(), pair)
+    (bars,) = gap_figure(diff, "latency_ms", gap, title="ms", revision="r").data
+    assert sum(bars.x) == pytest.approx(gap.measured)
+    assert list(bars.customdata[-2:]) == [f"{len(diff) - 12} other layers", "Not explained by layers"]
+    assert list(bars.x[:12]) == sorted(bars.x[:12])  # all save time; the largest first
+    unmeasured = gap_figure(diff, "latency_ms", replace(gap, measured=None), title="ms", revision="r")
+    assert sum(unmeasured.data[0].x) == pytest.approx(gap.predicted)
+
+
+def test_every_choice_with_a_loss_is_a_point_of_the_sensitivities() -> None:
+    frame = sensitivity_frame(seed.describe(), seed.probes())
+    figure = sensitivity_figure(frame, "r")
+    drawn = {
+        (point[0], trace.name): x for trace in figure.data for point, x in zip(trace.customdata, trace.x, strict=True)
+    }
+    assert drawn == {(p.layer, p.choice): p.divergence for p in seed.probes().layers if p.divergence > 0}
+    assert figure.layout.xaxis.type == "log"
+    assert figure.layout.yaxis.ticktext[0] == "0.output.dense"
+    assert len({trace.marker.symbol for trace in figure.data}) > 2  # told apart without colour
+
+
+def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) -> None:
+    choices = choice_frame(seed.describe(), [result.trial.choices for result in results[6:10]])
+    figure = choices_figure(choices, "r")
+    sums: dict[int, float] = {}
+    for trace in figure.data:
+        for row, share in zip(trace.y, trace.x, strict=True):
+            sums[row] = sums.get(row, 0.0) + share
+    assert sums == dict.fromkeys(range(40), pytest.approx(1.0))
+    patterns = {trace.name: trace.marker.pattern.shape for trace in figure.data}
+    assert patterns["int8_static"] != patterns["int8_dynamic"]
+    roles = roles_figure(role_frame(choices), "r")
+    assert [sum(column) for column in zip(*(trace.x for trace in roles.data), strict=True)] == pytest.approx([1.0] * 10)
+
+
+def test_names_of_layers_are_short_where_that_tells_them_apart() -> None:
+    assert short_names(["encoder.0.q", "encoder.1.q", "pooler.dense"]) == ["0.q", "1.q", "pooler.dense"]
+    assert short_names(["encoder.0.q", "decoder.0.q"]) == ["encoder.0.q", "decoder.0.q"]

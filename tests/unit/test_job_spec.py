@@ -115,7 +115,10 @@ def test_a_long_value_is_shown_in_part() -> None:
         ({"search": {"layers": [{"pattern": "x", "alow": []}]}}, "layers.0.alow: unknown key; did you mean 'allow'?"),
         ({"search": {"layers": [{"pin": "fp32"}]}}, "search.layers.0.pattern: is required"),
         ({"search": {"layers": [{"pattern": "x", "allow": ["int8"]}]}}, "unknown choice 'int8'. Known: bf16"),
-        ({"search": {"sampler": "nsga3"}}, "must be 'sensitivity', 'nsga2', 'tpe', 'gp' or 'random', but got 'nsga3'"),
+        (
+            {"search": {"sampler": "nsga4"}},
+            "must be 'sensitivity', 'nsga2', 'nsga3', 'tpe', 'gp' or 'random', but got 'nsga4'",
+        ),
         ({"search": {"time_limit_s": 0}}, "search.time_limit_s: must be greater than 0, but got 0"),
         ({"search": {"trials": "ten"}}, "search.trials: must be a valid integer, "),
         ({"search": None}, "search: must be a mapping of keys to values, but is empty"),

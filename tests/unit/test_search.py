@@ -51,6 +51,9 @@ class ScriptedPool:
         self, slots: int = 1, luck: float = 0.05, fails: Callable[[Candidate], bool] = lambda _: False
     ) -> None:
         self.slots, self.luck, self.fails = slots, luck, fails
+        self.trial_s = 1.0
+        #: Candidates that were there at each wait.
+        self.waiting: list[int] = []
         self.gives_up = False
         self.candidates: list[Candidate] = []
         self._done: list[Outcome] = []
@@ -64,6 +67,7 @@ class ScriptedPool:
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         done, self._done = self._done, []
+        self.waiting.append(len(done))
         return done
 
     def measure(self, candidate: Candidate) -> Measurement:
@@ -79,7 +83,8 @@ class ScriptedPool:
         return Measurement(
             accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
             latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
-            gave_up=self.gives_up and candidate.rivals != (), seconds=1.0, forward_seconds=0.9, environment=ENVIRONMENT,
+            gave_up=self.gives_up and candidate.rivals != (), seconds=self.trial_s, forward_seconds=0.9,
+            environment=ENVIRONMENT,
         )  # fmt: skip
 
     def _draw(self, choices: Mapping[str, str]) -> float:
@@ -197,3 +202,11 @@ def test_fronts_kept_up_to_date_are_the_fronts_of_all_trials(constraints: dict[s
     trials = store.trials(job.id)
     for front in store.fronts(job.id):
         assert front == compute_front(trials[: front.trials], ("latency_p50_ms", "divergence"))
+
+
+@pytest.mark.parametrize(("trial_s", "most"), [(1000.0, 4), (1e-9, 8)])
+def test_candidates_are_kept_ready_if_workers_would_wait_for_the_driver(trial_s: float, most: int) -> None:
+    pool = ScriptedPool(slots=4)
+    pool.trial_s = trial_s
+    searched_job(pool, sampler="random", trials=60)
+    assert max(pool.waiting) == most

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import unknown
 from workers.errors import TaskError
+from workers.secret_values import resolved
 
 if TYPE_CHECKING:
     from workers.task import Task
@@ -77,18 +78,23 @@ def task_info(name: str) -> TaskInfo:
     return TaskInfo(name=name, summary=summary, parameters=parameters)
 
 
+def list_tasks() -> list[TaskInfo]:
+    """Return what users are told about all registered tasks, by name."""
+    return [task_info(name) for name in task_names()]
+
+
 def build_task(name: str, parameters: Mapping[str, Any]) -> "Task":
-    """Return the task called ``name`` with the given parameters.
+    """Return the task called ``name`` with the given parameters, and the secrets that they refer to.
 
     Raises:
-        TaskError: if no task has that name, or it has no such parameter.
+        TaskError: if no task has that name, it has no such parameter, or a secret is not known here.
     """
     factory = _factory(name)
     known = inspect.signature(factory).parameters
     for parameter in parameters:
         if parameter not in known:
             raise TaskError(unknown(f"parameter of task {name!r}", parameter, known))
-    return factory(**parameters)
+    return factory(**resolved(dict(parameters)))
 
 
 def load_task_file(path: str) -> None:

@@ -1,0 +1,132 @@
+"""The application: routes behind a guard, with errors and a description of their own."""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+
+import autotune
+from autotune import wire
+from autotune.api import progress, reading, steering
+from autotune.api.answers import STATUSES, answer, problem, refusal
+from autotune.api.guard import Guard
+from autotune.api.metrics import Metrics
+from autotune.api.session import PREFIX, check_scope, needs
+from autotune.api.settings import ApiSettings
+from autotune.job_spec import JobSpec
+from autotune.store.base import Store
+from autotune.store.records import Scope
+from search_spaces.errors import AutotuneError
+
+_TITLE = "quant-autotune"
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": wire.ErrorAnswer, "description": "What is wrong, and the way out"}
+    for status in sorted({*STATUSES.values()})
+}
+
+_service = APIRouter()
+
+
+def create_app(store: Store, settings: ApiSettings, check_database: Callable[[], None]) -> FastAPI:
+    """Return the API of a store.
+
+    Args:
+        store: where jobs are recorded.
+        settings: who may call.
+        check_database: raises an error unless the database can be used by this version.
+    """
+    app = FastAPI(
+        title=_TITLE,
+        version=autotune.__version__,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(check_scope)],
+        responses=_REFUSALS,
+    )
+    app.state.store, app.state.settings, app.state.check_database = store, settings, check_database
+    app.state.metrics = Metrics(store)
+    #: Set when streams should end.
+    app.state.stopping = threading.Event()
+    for router in (_service, reading.router, steering.router, progress.router):
+        app.include_router(router)
+    app.add_middleware(GZipMiddleware, minimum_size=1000)
+    app.add_middleware(Guard, store=store, settings=settings, metrics=app.state.metrics)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    return app
+
+
+@_service.get("/healthz", summary="Whether the process answers", response_model=dict[str, str])
+def is_alive() -> Response:
+    """Answer."""
+    return answer(dict[str, str], {"status": "ok"})
+
+
+@_service.get("/readyz", summary="Whether the database can be used", response_model=dict[str, str])
+def is_ready(request: Request) -> Response:
+    """Look whether the database is reached, and its tables are those of this version."""
+    try:
+        request.app.state.check_database()
+    except AutotuneError:
+        # Whoever asks has no token, so that it is not told where the database is.
+        return problem("StoreUnavailableError", "the database cannot be used; its service's log says why", 503)
+    return answer(dict[str, str], {"status": "ok"})
+
+
+@_service.get("/metrics", summary="Figures for Prometheus", openapi_extra=needs(Scope.VIEWER))
+def show_metrics(request: Request) -> Response:
+    """Return figures in Prometheus' text format."""
+    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+@_service.get(f"{PREFIX}/openapi.json", summary="Describe the API", openapi_extra=needs(Scope.VIEWER))
+def show_description(request: Request) -> Response:
+    """Return this description."""
+    return answer(dict[str, Any], describe(request.app))
+
+
+@functools.cache
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the API's OpenAPI document."""
+    document = get_openapi(title=_TITLE, version=app.version, routes=app.routes)
+    components = document["components"]
+    for model in (JobSpec, steering.Plan, steering.TokenRequest):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        components["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
+    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"token": []}]
+    return document
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AutotuneError)
+    return refusal(error)
+
+
+def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = "no such route; see /v1/openapi.json" if error.status_code == 404 else str(error.detail)
+    answered = problem("NotFoundError" if error.status_code == 404 else "AutotuneError", known, error.status_code)
+    answered.headers.update(error.headers or {})
+    return answered
+
+
+def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    lines = [f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+    return problem("JobSpecError", "the request is not valid:\n" + "\n".join(lines), 422)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    # The traceback goes to the log; whoever asks learns nothing of the inside.
+    return problem("AutotuneError", "the service failed; its log says why", 500)
+
+
+_HANDLERS = {AutotuneError: _refused, HTTPException: _unknown, RequestValidationError: _malformed, Exception: _failed}

@@ -1,0 +1,157 @@
+"""What stands before every route: hosts, tokens, a cap on bodies, headers, counting."""
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from autotune import access
+from autotune.api.answers import refusal
+from autotune.api.metrics import Metrics
+from autotune.api.settings import ApiSettings
+from autotune.errors import (
+    ForbiddenError,
+    JobSpecError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnauthenticatedError,
+)
+from autotune.job_spec import MAX_BYTES
+from autotune.store import records
+from autotune.store.base import Store
+from autotune.store.clock import now
+from autotune.store.records import TokenRecord
+from search_spaces.errors import AutotuneError
+
+#: The only paths that need no token: whether the service is there.
+OPEN = ("/healthz", "/readyz")
+#: Where the guard leaves the token of a request.
+HOLDER = "autotune.holder"
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Guard:
+    """Lets requests through to the routes."""
+
+    def __init__(self, app: ASGIApp, *, store: Store, settings: ApiSettings, metrics: Metrics) -> None:
+        self._app, self._store, self._settings, self._metrics = app, store, settings, metrics
+        self._failures = _Failures()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        try:
+            await self._admit(scope)
+            await self._app(scope, _capped(receive), answer)
+        except AutotuneError as error:
+            await refusal(error)(scope, receive, answer)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.count(scope["method"], route, status, time.monotonic() - started)
+
+    async def _admit(self, scope: MutableMapping[str, Any]) -> None:
+        if scope["path"] in OPEN:
+            return
+        headers = Headers(scope=scope)
+        self._check_host(headers)
+        if b"%00" in scope["raw_path"] + scope["query_string"]:
+            raise JobSpecError("a URL must hold no NUL characters, which databases refuse")
+        if int(headers.get("Content-Length", 0)) > MAX_BYTES:
+            raise _too_large()
+        if not self._settings.authentication:
+            scope[HOLDER] = TokenRecord(id="", name="local", scope=records.Scope.ADMIN, created_at=now())
+            return
+        address = (scope.get("client") or ("unknown",))[0]
+        try:
+            scope[HOLDER] = await self._holder(headers)
+        except UnauthenticatedError:
+            self._failures.count(address)
+            raise
+
+    async def _holder(self, headers: Headers) -> TokenRecord:
+        kind, _, text = headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            raise UnauthenticatedError("a token is needed; send it as the header 'Authorization: Bearer TOKEN'")
+        return await run_in_threadpool(access.holder, self._store, text.strip())
+
+    def _check_host(self, headers: Headers) -> None:
+        """Refuse names and pages of others, by which a browser could be made to call this service."""
+        named = {"Host": f"//{headers.get('Host', '')}", "Origin": headers.get("Origin", "//localhost")}
+        for header, url in named.items():
+            if _host(url) not in self._settings.hosts:
+                raise ForbiddenError(
+                    f"this service does not answer to {header} {headers.get(header, '')!r}; "
+                    "if it should, start it with --host-name"
+                )
+
+
+class _Failures:
+    """Requests with wrong tokens lately, by the address they came from. Right tokens are never slowed down."""
+
+    _MOST, _WINDOW_S, _ADDRESSES = 20, 60.0, 10_000
+
+    def __init__(self) -> None:
+        self._times: dict[str, deque[float]] = {}
+
+    def count(self, address: str) -> None:
+        """Count one more.
+
+        Raises:
+            TooManyRequestsError: if there were too many.
+        """
+        if len(self._times) >= self._ADDRESSES:
+            self._times.clear()
+        at = time.monotonic()
+        times = self._times.setdefault(address, deque(maxlen=self._MOST))
+        if len(times) == self._MOST and at - times[0] < self._WINDOW_S:
+            raise TooManyRequestsError("too many requests without a valid token; wait a minute")
+        times.append(at)
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _capped(receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """Return ``receive`` for bodies of a limited size, whatever their header says."""
+    read = 0
+
+    async def receive_some() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > MAX_BYTES:
+            raise _too_large()
+        return message
+
+    return receive_some
+
+
+def _too_large() -> TooLargeError:
+    return TooLargeError(f"a request must have at most {MAX_BYTES} bytes, but this one has more")

@@ -1,0 +1,76 @@
+"""Jobs beside one another: fronts relative to each job's full precision, and whether they may be compared."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from autotune.metrics import METRICS
+from autotune.store.records import JobRecord
+from dashboard.frames import full_precision_row, spec_of
+from dashboard.text import ABSENT, one_line
+
+
+def relative_front(judged: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Return the front's rows with ``x``, ``y`` and ``memory`` relative to full precision, by ascending ``x``.
+
+    A metric whose differences are ratios already, such as divergence, stays as it is. Only rows that no other
+    one beats on both axes are kept; none before full precision was measured.
+    """
+    full = full_precision_row(judged)
+    if full is None:
+        return pd.DataFrame(columns=["number", "name", "x", "y", "memory"])
+    front = judged[judged["on_front"]].dropna(subset=[x, y])
+    quality = front[y] if METRICS[y].logarithmic else front[y] / full[y]
+    relative = front[["number", "name"]].assign(
+        x=front[x] / full[x], y=quality, memory=front["weight_memory_mib"] / full["weight_memory_mib"]
+    )
+    ordered = relative.sort_values(["x", "y"], ascending=[True, not METRICS[y].maximise])
+    best = ordered["y"].cummax() if METRICS[y].maximise else ordered["y"].cummin()
+    return ordered[best.ne(best.shift())].reset_index(drop=True)
+
+
+def protocol(job: JobRecord) -> dict[str, str]:
+    """Return everything about how a job measures that its figures depend on, in words."""
+    spec, described = spec_of(job), job.description
+    settings = {
+        "Task": spec.task.name,
+        "Task parameters": ", ".join(f"{name}={value}" for name, value in spec.task.parameters.items()) or ABSENT,
+        "Batch sizes": ", ".join(map(str, spec.measurement.batch_sizes)),
+        "Repeats": str(spec.measurement.repeats),
+        "Final repeats": str(spec.measurement.final_repeats),
+        "Warm-up": f"{spec.measurement.warmup_s:g} s",
+        "Calibration": f"{spec.calibration.observer}, {spec.calibration.percentile:g} %",
+    }
+    if described is not None:
+        environment = described.environment
+        settings |= {
+            "Model": described.fingerprint[:12],
+            "Hardware": environment.hardware,
+            "Backend": environment.backend,
+            "Threads": str(environment.threads),
+            **{f"Version of {name}": version for name, version in environment.versions.items()},
+        }
+    return {name: one_line(value) for name, value in settings.items()}
+
+
+def differences(protocols: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """Return one row a setting in which jobs differ, one column a job.
+
+    Args:
+        protocols: job -> its ``protocol``.
+    """
+    names = list(dict.fromkeys(name for settings in protocols.values() for name in settings))
+    rows = [
+        {"setting": name, **{job: settings.get(name, ABSENT) for job, settings in protocols.items()}} for name in names
+    ]
+    differing = [row for row in rows if len({value for key, value in row.items() if key != "setting"}) > 1]
+    return pd.DataFrame(differing, columns=["setting", *protocols])
+
+
+def warning(settings: Sequence[str]) -> str:
+    """Return in a sentence what differences mean for the comparison."""
+    listed = ", ".join(name[0].lower() + name[1:] for name in settings)
+    return (
+        f"These jobs were measured differently: {listed}. Each front is relative to its own full precision, but a "
+        "ratio on one hardware, batch size or model promises nothing on another."
+    )

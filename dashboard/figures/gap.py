@@ -1,0 +1,60 @@
+"""Which layers explain what two maps differ by."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dashboard.figures.labels import short_names
+from dashboard.figures.layout import finish
+from dashboard.figures.palette import BASELINE, FAINT, QUIET, STRONG
+from dashboard.layer_frames import Gap
+from dashboard.text import in_chart
+
+#: Layers named, those with the largest part; the rest is one bar.
+_MOST_NAMED = 12
+_ROW_PIXELS, _AROUND_PIXELS = 24, 70
+_REST, _UNEXPLAINED = "{} other layers", "Not explained by layers"
+
+
+def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revision: str) -> go.Figure:
+    """Return one bar a layer that differs: what it adds, or below 0 saves; last what the measurement says besides.
+
+    Args:
+        diff: ``dashboard.layer_frames.diff_frame``.
+        column: of it, what is explained.
+        gap: the same in sum.
+        title: of the axis, with the unit.
+        revision: see ``layout.finish``.
+    """
+    parts = _parts(diff, column)
+    names, values = [in_chart(name) for name in parts], list(parts.values())
+    colors = [STRONG if value < 0 else BASELINE for value in values]
+    if gap.measured is not None:
+        names.append(_UNEXPLAINED)
+        values.append(gap.measured - gap.predicted)
+        colors.append(FAINT)
+    bars = go.Bar(
+        x=values,
+        y=list(range(len(names))),
+        orientation="h",
+        marker={"color": colors},
+        customdata=names,
+        hovertemplate="<b>%{customdata}</b><br>%{x:+.3~g}<extra></extra>",
+    )
+    figure = go.Figure(bars)
+    figure.update_xaxes(title=title, gridcolor=QUIET, zeroline=True, zerolinecolor=FAINT, nticks=5, exponentformat="e")
+    figure.update_yaxes(
+        autorange="reversed",
+        tickvals=list(range(len(names))),
+        ticktext=short_names(names),
+        automargin=True,
+        showgrid=False,
+    )
+    return finish(figure, height=_ROW_PIXELS * len(names) + _AROUND_PIXELS, revision=revision, legend=False)
+
+
+def _parts(diff: pd.DataFrame, column: str) -> dict[str, float]:
+    """Return layer -> its part, the largest first, and the rest in sum."""
+    largest = diff.sort_values(column, key=lambda values: -values.abs(), kind="stable")
+    named, rest = largest[:_MOST_NAMED], largest[_MOST_NAMED:]
+    parts = {str(layer): float(value) for layer, value in zip(named["layer"], named[column], strict=True)}
+    return parts | ({_REST.format(len(rest)): float(rest[column].sum())} if len(rest) else {})

@@ -1,0 +1,118 @@
+"""From what is filled in to a job file, and from a job file to a job. Pure functions of their arguments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from autotune.errors import JobSpecError
+from autotune.job_spec import MAX_BYTES, ConstraintSection, JobSpec
+from autotune.metrics import METRICS
+from autotune.yaml_file import load_yaml
+from dashboard.frames import full_precision_row
+from dashboard.text import value_text
+
+#: Metrics that a job can limit, in reading order.
+LIMITED = tuple(name for name in METRICS if name in ConstraintSection.model_fields)
+#: Metrics that a job can trade off.
+OBJECTIVES = tuple(name for name, metric in METRICS.items() if not metric.final)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobForm:
+    """What a reader filled in."""
+
+    name: str
+    task: str
+    #: The task's parameters as YAML; empty for none.
+    parameters: str = ""
+    objectives: Sequence[str]
+    #: Metric -> limit; what is not limited is None.
+    limits: Mapping[str, float | None]
+    choices: Sequence[str]
+    #: Rules for layers as YAML; empty for none.
+    layers: str = ""
+    sampler: str
+    trials: int
+    #: None is without a limit.
+    time_limit_s: float | None = None
+    repeats: int
+    #: Comma-separated.
+    batch_sizes: str = "1"
+
+
+def document(form: JobForm) -> dict[str, Any]:
+    """Return the job file as plain data, without what is left empty.
+
+    Raises:
+        JobSpecError: if a part written as YAML is none.
+    """
+    search: dict[str, Any] = {"choices": list(form.choices), "sampler": form.sampler, "trials": form.trials}
+    if form.time_limit_s is not None:
+        search["time_limit_s"] = form.time_limit_s
+    if form.layers.strip():
+        search["layers"] = _plain(form.layers.encode(), "layer rules")
+    task: dict[str, Any] = {"name": form.task}
+    if form.parameters.strip():
+        task["parameters"] = _plain(form.parameters.encode(), "task parameters")
+    limits = {
+        metric: {"min" if METRICS[metric].maximise else "max": limit}
+        for metric, limit in form.limits.items()
+        if limit is not None
+    }
+    return {
+        "schema": "autotune.job/v1",
+        "name": form.name,
+        "task": task,
+        "objectives": list(form.objectives),
+        **({"constraints": limits} if limits else {}),
+        "search": search,
+        "measurement": {
+            "batch_sizes": _plain(f"[{form.batch_sizes}]".encode(), "batch sizes"),
+            "repeats": form.repeats,
+        },
+    }
+
+
+def as_text(data: Mapping[str, Any]) -> str:
+    """Return a job file."""
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
+
+
+def read_job(raw: bytes) -> JobSpec:
+    """Return the job in a file.
+
+    Raises:
+        JobSpecError: if it is too large, no YAML, or breaks the schema; names every error at once.
+    """
+    if len(raw) > MAX_BYTES:
+        raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but this one has {len(raw)}")
+    return JobSpec.parse(_plain(raw, "this file"), source="this file")
+
+
+def baselines_text(frame: pd.DataFrame | None, metric: str) -> str:
+    """Return what full precision and the best other baseline measured, empty if nothing is known.
+
+    Args:
+        frame: ``dashboard.frames.trial_frame`` of a job of the same task; None if there is none.
+        metric: what is to be limited.
+    """
+    if frame is None or frame[metric].isna().all():
+        return ""
+    known = frame[frame["baseline"] & frame[metric].notna()]
+    full = full_precision_row(frame)
+    others = known[known.index != (-1 if full is None else full.name)]
+    parts = [] if full is None else [f"fp32 {value_text(metric, full[metric])}"]
+    if len(others):
+        best = others.sort_values(metric, ascending=not METRICS[metric].maximise, kind="stable").iloc[0]
+        parts.append(f"{best['name']} {value_text(metric, best[metric])}")
+    return ", ".join(parts)
+
+
+def _plain(text: bytes, what: str) -> Any:
+    try:
+        return load_yaml(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobSpecError(f"{what}: not valid YAML: {error}") from None

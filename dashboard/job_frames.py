@@ -1,0 +1,123 @@
+"""From jobs to data frames: one row a job or an event. Pure functions of their arguments."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pandas as pd
+
+from autotune.budget import searched
+from autotune.job_spec import JobSpec
+from autotune.metrics import METRICS
+from autotune.store.records import EventRecord, JobRecord, JobState, TrialRecord
+from dashboard.frames import spec_of
+from dashboard.text import ABSENT, duration, figure_text, moment, one_line, state_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A job with what the list of jobs says about its trials."""
+
+    job: JobRecord
+    trials: Sequence[TrialRecord]
+    #: Maps on the current front.
+    front_size: int
+
+
+def selected(jobs: Sequence[JobRecord], *, states: Collection[str], task: str | None, text: str) -> list[JobRecord]:
+    """Return the jobs in one of ``states``, of ``task``, whose name or id holds ``text``; what is empty selects all."""
+    wanted = text.strip().casefold()
+    return [
+        job
+        for job in jobs
+        if (not states or job.state.value in states)
+        and (task is None or job.task == task)
+        and wanted in f"{job.name} {job.id}".casefold()
+    ]
+
+
+def jobs_frame(summaries: Sequence[JobSummary], now: datetime) -> pd.DataFrame:
+    """Return one row a job, as the list of jobs shows it."""
+    return pd.DataFrame([_job_row(summary, now) for summary in summaries])
+
+
+def queue_frame(jobs: Sequence[JobRecord], at: datetime) -> pd.DataFrame:
+    """Return one row a job that waits or runs: running ones first, then in the order in which they are taken."""
+    live = [job for job in jobs if job.state.is_live]
+    live.sort(key=lambda job: (job.state is JobState.QUEUED, -job.priority, job.created_at))
+    return pd.DataFrame([_queue_row(job, at) for job in live])
+
+
+def events_frame(events: Sequence[tuple[JobRecord, EventRecord]], zone: str | None) -> pd.DataFrame:
+    """Return one row an event, in the order given."""
+    return pd.DataFrame(
+        [
+            {
+                "at": moment(event.at, zone),
+                "job": f"{one_line(job.name)} ({job.id})",
+                "kind": one_line(event.kind),
+                "message": one_line(event.message, 400),
+            }
+            for job, event in events
+        ]
+    )
+
+
+def best_feasible(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
+    """Return the feasible trial with the best ``metric``; None if none is feasible."""
+    feasible = [trial for trial in trials if trial.feasible and metric in trial.figures]
+    sign = -1 if METRICS[metric].maximise else 1
+    return min(feasible, key=lambda trial: sign * trial.figures[metric].value, default=None)
+
+
+def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
+    """Return the seconds a live job has left at its pace so far; None before it has a pace."""
+    if not job.state.is_live or done == 0:
+        return None
+    left = job.elapsed_s / done * max(0, spec.search.trials - done)
+    if spec.search.time_limit_s is not None:
+        left = min(left, max(0.0, spec.search.time_limit_s - job.elapsed_s))
+    return left
+
+
+def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
+    job, spec, done = summary.job, spec_of(summary.job), searched(summary.trials)
+    left = remaining_seconds(job, spec, done)
+    return {
+        "name": one_line(job.name),
+        "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),
+        "progress": round(min(1.0, done / spec.search.trials), 2),
+        "trials": f"{done} of {spec.search.trials}",
+        "left": duration(left) if left is not None else ABSENT,
+        "best": _best_text(summary.trials, spec.objectives[0]),
+        "front": summary.front_size,
+        "task": one_line(job.task),
+        "age": duration((now - job.created_at).total_seconds()),
+        "hardware": one_line(job.description.environment.hardware) if job.description else ABSENT,
+        "id": job.id,
+    }
+
+
+def _best_text(trials: Sequence[TrialRecord], metric: str) -> str:
+    best = best_feasible(trials, metric)
+    if best is None:
+        return "none feasible" if trials else ABSENT
+    return f"{METRICS[metric].label} {figure_text(metric, best.figures[metric])}"
+
+
+def _queue_row(job: JobRecord, at: datetime) -> dict[str, object]:
+    workers, lease = spec_of(job).workers, ABSENT
+    if job.leased_until is not None:
+        left_s = (job.leased_until - at).total_seconds()
+        lease = f"{duration(left_s)} left" if left_s > 0 else f"ran out {duration(-left_s)} ago"
+    return {
+        "job": f"{one_line(job.name)} ({job.id})",
+        "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),
+        "priority": job.priority,
+        "owner": one_line(job.owner),
+        "served": "a controller" if job.served else "its own process",
+        "workers": f"{workers.count} x {'shared CPUs' if workers.cpus is None else f'{workers.cpus:g} CPUs'}",
+        "driver": ":".join(one_line(job.driver).split(":")[:2]) if job.driver else ABSENT,
+        "lease": lease,
+        "crashes": job.crashes,
+    }

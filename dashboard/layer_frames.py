@@ -1,0 +1,219 @@
+"""From maps and probes to data frames: one row a layer. Pure functions of their arguments."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from autotune.accuracy_link import AccuracyLink
+from autotune.store.records import TrialRecord, TrialState
+from dashboard.text import ABSENT, bytes_text
+from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, choice_named
+from search_spaces.layer import Layer
+from workers.setup import ModelDescription, Probes
+
+#: Readable without colour: how a quantized layer treats its input.
+LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: "W"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """How much of the measured difference between two maps their layers explain."""
+
+    #: The second map's figure minus the first's, as measured; None if it was not.
+    measured: float | None
+    #: The sum of what the layers that differ are expected to change.
+    predicted: float
+
+
+def layer_frame(
+    description: ModelDescription, choices: Mapping[str, str], probes: Probes | None = None
+) -> pd.DataFrame:
+    """Return one row a layer in execution order: what it is, what it takes and costs, and what it may not take.
+
+    ``latency_ms`` and ``divergence`` are what probes expect of the layer alone; ``time_share`` and
+    ``divergence_share`` their shares of the whole map. All are NaN without probes.
+    """
+    total = sum(layer.flops for layer in description.layers)
+    frame = pd.DataFrame([_layer_row(layer, description, choices, total) for layer in description.layers])
+    latency, divergence = _expected(probes, choices)
+    frame["latency_ms"] = frame["layer"].map(latency).astype(float)
+    frame["divergence"] = frame["layer"].map(divergence).astype(float)
+    whole = _pass_ms(probes, choices) if probes else np.nan
+    frame["time_share"] = frame["latency_ms"] / whole
+    lost = frame["divergence"].sum()
+    frame["divergence_share"] = frame["divergence"] / lost if lost > 0 else frame["divergence"]
+    return frame
+
+
+def diff_frame(
+    description: ModelDescription, first: Mapping[str, str], second: Mapping[str, str], probes: Probes | None
+) -> pd.DataFrame:
+    """Return one row a layer that takes another choice in the second map, and what that is expected to change.
+
+    ``latency_ms``, ``divergence`` and ``bytes`` are the second map's minus the first's.
+    """
+    one, other = (layer_frame(description, choices, probes) for choices in (first, second))
+    differs = one["choice"] != other["choice"]
+    one, other = one[differs], other[differs]
+    return pd.DataFrame(
+        {
+            "layer": one["layer"],
+            "kind": one["kind"],
+            "first": one["choice"],
+            "second": other["choice"],
+            "latency_ms": other["latency_ms"] - one["latency_ms"],
+            "divergence": other["divergence"] - one["divergence"],
+            "bytes": other["weight_bytes"] - one["weight_bytes"],
+        }
+    )
+
+
+def latency_gap(diff: pd.DataFrame, probes: Probes, pair: tuple[TrialRecord, TrialRecord]) -> Gap:
+    """Return the gap in milliseconds of a pass on the scale of the probes, by the interleaved latency ratios."""
+    ratios = [trial.figures.get("latency_ratio") for trial in pair]
+    measured = None
+    if ratios[0] and ratios[1]:
+        measured = (ratios[1].value - ratios[0].value) * probes.pass_ms
+    return Gap(measured=measured, predicted=float(diff["latency_ms"].sum()))
+
+
+def divergence_gap(diff: pd.DataFrame, pair: tuple[TrialRecord, TrialRecord]) -> Gap:
+    """Return the gap in divergence from full precision."""
+    figures = [trial.figures.get("divergence") for trial in pair]
+    measured = figures[1].value - figures[0].value if figures[0] and figures[1] else None
+    return Gap(measured=measured, predicted=float(diff["divergence"].sum()))
+
+
+def accuracy_drops(
+    trials: Sequence[TrialRecord], pair: tuple[Mapping[str, str], Mapping[str, str]], probes: Probes
+) -> tuple[float, float] | None:
+    """Return the relative accuracy drops that the probes expect of two maps; None before anything was measured.
+
+    How accuracy follows from divergence is fitted to the job's measured maps.
+    """
+    known = [trial for trial in trials if trial.state is TrialState.COMPLETE and "accuracy_drop" in trial.figures]
+    if not known:
+        return None
+    measured = (np.array([trial.figures[name].value for trial in known]) for name in ("divergence", "accuracy_drop"))
+    link = AccuracyLink.fitted(*measured)
+    sums = np.array([sum(_expected(probes, choices)[1].values()) for choices in pair])
+    first, second = link.drop(sums)
+    return float(first), float(second)
+
+
+def sensitivity_frame(description: ModelDescription, probes: Probes) -> pd.DataFrame:
+    """Return one row a layer and choice other than full precision, the most sensitive layer first.
+
+    ``worst`` is the largest divergence of any choice of the layer, ``saved_ms`` the time against full precision.
+    """
+    roles = {layer.name: role_of(layer) for layer in description.layers}
+    full = {probe.layer: probe.latency_ms for probe in probes.layers if probe.choice == FULL_PRECISION.name}
+    rows = [
+        {
+            "layer": probe.layer,
+            "role": roles.get(probe.layer, ABSENT),
+            "choice": probe.choice,
+            "divergence": probe.divergence,
+            "saved_ms": full[probe.layer] - probe.latency_ms,
+        }
+        for probe in probes.layers
+        if probe.choice != FULL_PRECISION.name
+    ]
+    frame = pd.DataFrame(rows, columns=["layer", "role", "choice", "divergence", "saved_ms"])
+    frame["worst"] = frame.groupby("layer")["divergence"].transform("max")
+    return frame.sort_values(["worst", "layer"], ascending=[False, True], kind="stable").reset_index(drop=True)
+
+
+def choice_frame(description: ModelDescription, maps: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """Return one row a layer and choice it takes in ``maps``, with the share of the maps that agree."""
+    rows = [
+        {"layer": layer.name, "role": role_of(layer), "choice": choice, "share": count / len(maps)}
+        for layer in description.layers
+        for choice, count in sorted(Counter(names[layer.name] for names in maps).items())
+    ]
+    return pd.DataFrame(rows, columns=["layer", "role", "choice", "share"])
+
+
+def most_disputed(choices: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return the rows of ``choice_frame`` of the layers on which the maps agree least, in execution order."""
+    agreed = choices.groupby("layer", sort=False)["share"].max().sort_values(kind="stable")
+    return choices[choices["layer"].isin(agreed.index[:most])]
+
+
+def role_frame(choices: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a layer type: its layers, and the mean shares of ``choice_frame`` by activation mode."""
+    modes = choices.assign(mode=[mode_of(choice_named(name)) for name in choices["choice"]])
+    shares = modes.pivot_table(index="role", columns="mode", values="share", aggfunc="sum", sort=False).fillna(0.0)
+    layers = choices.groupby("role", sort=False)["layer"].nunique()
+    shares = shares.reindex(columns=list(MODES), fill_value=0.0).div(layers, axis=0)
+    return shares.assign(layers=layers).reset_index()
+
+
+#: How layers treat their input, in the order shown.
+MODES = ("static", "dynamic", "weights only", "floating point")
+
+
+def mode_of(choice: LayerChoice) -> str:
+    """Return how a choice treats the layer's input, one of ``MODES``."""
+    if not choice.precision.is_quantized:
+        return "floating point"
+    return "weights only" if choice.activation is ActivationMode.NONE else choice.activation.value
+
+
+def role_of(layer: Layer) -> str:
+    """Return the layer's type: what follows the last number in its name, the last part if there is no number."""
+    parts = layer.name.split(".")
+    last = max((at for at, part in enumerate(parts) if part.isdigit()), default=None)
+    if last is None:
+        return parts[-1]
+    return ".".join(parts[last + 1 :]) or layer.kind.value  # a bare sequence says no more than its kind
+
+
+def letter(choice: LayerChoice) -> str:
+    """Return S, D or W for a quantized layer, and nothing for a floating-point one."""
+    return LETTERS[choice.activation] if choice.precision.is_quantized else ""
+
+
+def refusals(layer: Layer, description: ModelDescription) -> dict[str, str]:
+    """Return choice name -> why the layer cannot take it; one entry for all if it is frozen."""
+    if layer.frozen_reason:
+        return {"every quantized choice": layer.frozen_reason}
+    return dict(description.refusals.get(layer.name, {}))
+
+
+def _layer_row(
+    layer: Layer, description: ModelDescription, choices: Mapping[str, str], total_flops: int
+) -> dict[str, object]:
+    choice = choice_named(choices[layer.name])
+    size = description.layer_bytes.get(layer.name, {}).get(choice.name, layer.weight_bytes)
+    found = description.calibration.ranges.get(layer.name)
+    return {
+        "layer": layer.name,
+        "kind": layer.kind.value,
+        "shape": " x ".join(map(str, layer.weight_shape)),
+        "choice": choice.name,
+        "precision": choice.precision.value,
+        "letter": letter(choice),
+        "weight_bytes": size,
+        "bytes": bytes_text(size),
+        "flops_share": layer.flops / total_flops if total_flops else 0.0,
+        "low": found.low if found else np.nan,
+        "high": found.high if found else np.nan,
+        "range": f"{found.low:.4g} to {found.high:.4g}" if found else ABSENT,
+        "refused": "; ".join(f"{name}: {why}" for name, why in refusals(layer, description).items()),
+    }
+
+
+def _expected(probes: Probes | None, choices: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return layer -> latency in ms and layer -> divergence of what each layer takes, as probes expect it."""
+    taken = [probe for probe in probes.layers if choices.get(probe.layer) == probe.choice] if probes else []
+    return {probe.layer: probe.latency_ms for probe in taken}, {probe.layer: probe.divergence for probe in taken}
+
+
+def _pass_ms(probes: Probes, choices: Mapping[str, str]) -> float:
+    """Return what a pass of the map is expected to take: full precision's, changed by what its layers change."""
+    full = dict.fromkeys(choices, FULL_PRECISION.name)
+    return probes.pass_ms + sum(_expected(probes, choices)[0].values()) - sum(_expected(probes, full)[0].values())

@@ -1,0 +1,242 @@
+"""Page: the quantization map of one candidate, layer by layer."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from streamlit import Page
+
+from autotune.errors import ConflictError
+from autotune.map_file import dump, map_document
+from autotune.metrics import METRICS, Figure
+from autotune.store.records import JobRecord, TrialRecord, TrialState
+from dashboard import reading
+from dashboard.figures.aligned import aligned_figure
+from dashboard.figures.latency import hidden_samples, latency_figure
+from dashboard.figures.layout import CONFIG
+from dashboard.figures.strip import blocks, strip_figure
+from dashboard.frames import Limit, candidate_name, full_precision, misses_text, spec_of
+from dashboard.layer_frames import layer_frame
+from dashboard.parts import choose, choose_job
+from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
+from workers.setup import Probes
+
+#: Metrics in the header, in reading order, by their short names.
+_HEADLINES = {
+    "latency_p50_ms": "Latency p50",
+    "latency_p95_ms": "Latency p95",
+    "latency_ratio": "Latency ratio",
+    "accuracy": "Accuracy",
+    "divergence": "Divergence",
+    "held_out_accuracy": "Held-out accuracy",
+    "weight_memory_mib": "Weight memory",
+    "peak_memory_mib": "Peak memory",
+}
+#: Of these, a change from full precision means something.
+_COMPARED = ("latency_p50_ms", "latency_p95_ms", "accuracy", "weight_memory_mib", "peak_memory_mib")
+#: Columns of the table of layers; those that nothing is known of are left out.
+_COLUMNS = (
+    "layer",
+    "kind",
+    "shape",
+    "choice",
+    "bytes",
+    "flops_share",
+    "latency_ms",
+    "divergence",
+    "range",
+    "refused",
+)
+#: All layers at once.
+_EVERYTHING = "all"
+
+
+def show(front: Page, diff: Page) -> None:
+    """Show the page; ``front`` is the way back, ``diff`` compares the map with another."""
+    st.title("Map")
+    job = choose_job()
+    if job is None:
+        return
+    progress = reading.progress(job)
+    if not progress.trials:
+        st.info("This job has no candidates yet." if job.state.is_live else "This job ended without a candidate.")
+        return
+    trial = _choose_trial(progress)
+    with st.container(horizontal=True, gap="medium"):
+        st.page_link(front, label="← Back to the front", query_params={"job": job.id})
+        st.page_link(diff, label="Compare with another map", query_params={"job": job.id, "second": str(trial.number)})
+    _standing(job, trial, trial.number in progress.members)
+    _headlines(trial, full_precision(progress.trials))
+    _layers(job, trial, progress.probes)
+    _latency(job, trial)
+    _download(job, trial)
+
+
+def _choose_trial(progress: reading.Progress) -> TrialRecord:
+    trials = {str(trial.number): trial for trial in progress.trials}
+    asked = st.query_params.get("trial")
+    if asked is not None and asked not in trials:
+        st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
+    default = str(max(progress.members, default=progress.trials[-1].number))
+    names = {number: candidate_name(trial) for number, trial in trials.items()}
+    return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=names)]
+
+
+def _standing(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
+    facts = ["on the front" if on_front else "not on the front"] if trial.feasible else []
+    facts += [f"trial {trial.number}", f"measured {moment(trial.finished_at, st.context.timezone)}"]
+    hardware = trial.environment.get("hardware")
+    facts += [str(hardware)] if hardware else []
+    st.caption(" · ".join(in_markdown(fact) for fact in facts))
+    misses = misses_text(trial, spec_of(job).constraints.constraints())
+    if misses:
+        st.warning(in_markdown(f"This map misses {misses}.", longest=400))
+    if trial.state is TrialState.FAILED:
+        st.error("This candidate could not be measured: " + (cause_text(trial.failure) if trial.failure else "unknown"))
+    if trial.state is TrialState.REJECTED:
+        st.info("This candidate was ruled out before it was measured in full.")
+    if trial.message:
+        st.text(trial.message)
+
+
+def _headlines(trial: TrialRecord, reference: TrialRecord | None) -> None:
+    measured = [metric for metric in _HEADLINES if metric in trial.figures]
+    if not measured:
+        return
+    with st.container(horizontal=True, gap="small"):
+        for metric in measured:
+            _headline(metric, trial.figures[metric], reference.figures.get(metric) if reference else None)
+    intervals = {_HEADLINES[metric]: interval_text(metric, trial.figures[metric]) for metric in measured}
+    known = "; ".join(f"{label} {interval}" for label, interval in intervals.items() if interval)
+    st.caption("Changes are against full precision." + (f" 95 % intervals: {known}." if known else ""))
+
+
+def _headline(metric: str, figure: Figure, reference: Figure | None) -> None:
+    compared = reference is not None and metric in _COMPARED and figure.value != reference.value
+    st.metric(
+        _HEADLINES[metric],
+        figure_text(metric, figure),
+        change_text(figure.value, reference.value) if compared and reference else None,
+        delta_color="normal" if METRICS[metric].maximise else "inverse",
+        border=True,
+        width=165,
+        height="stretch",
+        help=METRICS[metric].label,
+    )
+
+
+def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
+    if job.description is None:
+        return
+    st.header("Layers")
+    frame = layer_frame(job.description, trial.choices, probes)
+    st.plotly_chart(
+        strip_figure(frame, f"{job.id} {trial.number}"),
+        key="strip",
+        config=CONFIG,
+        alt=f"Choices of {len(frame)} layers in execution order; the table below has the same content",
+    )
+    st.caption(
+        "Each cell is a layer, in execution order. S: activations quantized statically, D: dynamically, "
+        "W: only weights are quantized; no letter: floating point."
+    )
+    _costs(job, trial, frame)
+    _table(frame)
+
+
+def _costs(job: JobRecord, trial: TrialRecord, frame: pd.DataFrame) -> None:
+    """Show what the layers cost, all or those of one block."""
+    rows = blocks(frame["layer"].tolist())
+    starts = list(itertools.accumulate((count for _, count in rows), initial=0))
+    names = {_EVERYTHING: f"All {len(frame)} layers"}
+    names |= {str(at): f"{at}: {one_line(label)} ({count})" for at, (label, count) in enumerate(rows, start=1)}
+    block = choose("Layers shown", list(names), parameter="block", default=_EVERYTHING, names=names)
+    shown = frame if block == _EVERYTHING else frame.iloc[starts[int(block) - 1] : starts[int(block)]]
+    st.plotly_chart(
+        aligned_figure(shown, f"{job.id} {trial.number} {block}"),
+        key="costs",
+        config=CONFIG,
+        alt=f"Time, memory, expected divergence and input range of {len(shown)} layers; the table has the same figures",
+    )
+    if frame["latency_ms"].isna().all():
+        st.caption("This job's layers were not probed, so nothing is known of the time and the divergence of each.")
+
+
+def _table(frame: pd.DataFrame) -> None:
+    st.dataframe(
+        frame[[column for column in _COLUMNS if frame[column].notna().any()]],
+        hide_index=True,
+        key="layers-table",
+        alt="The layers in execution order, one a row",
+        column_config={
+            "layer": st.column_config.TextColumn("Layer", pinned=True),
+            "kind": "Kind",
+            "shape": "Weight shape",
+            "choice": st.column_config.TextColumn("Choice", width=140),
+            "bytes": "Size",
+            "flops_share": st.column_config.NumberColumn("Share of FLOPs", format="percent"),
+            "latency_ms": st.column_config.NumberColumn("Time (ms)", format="%.3f", help="As probed, inside the layer"),
+            "divergence": st.column_config.NumberColumn(
+                "Divergence", format="%.1e", help="As probed, if this layer alone took its choice"
+            ),
+            "range": st.column_config.TextColumn("Input range", help="Calibrated; static quantization uses it"),
+            "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
+        },
+    )
+
+
+def _latency(job: JobRecord, trial: TrialRecord) -> None:
+    """Show the raw latencies beside the interleaved full-precision model's."""
+    runs = reading.latency(job, trial.number)
+    if not runs:
+        return
+    st.header("Latency")
+    sizes = {str(run.batch_size): run for run in runs}
+    size = next(iter(sizes))
+    if len(sizes) > 1:
+        size = st.segmented_control("Batch size", list(sizes), default=size, required=True, key="batch") or size
+    run = sizes[size]
+    # The figures above are of the first batch size, and corrected; so are the limits.
+    first = size == next(iter(sizes)) and "latency_p50_ms" in trial.figures
+    drift = trial.figures["latency_p50_ms"].value / float(np.median(run.candidate_ms)) if first else 1.0
+    limits = [
+        Limit(value=limit.limit, at_most=True, label=f"limit of {METRICS[limit.metric].label.split()[-1]}")
+        for limit in spec_of(job).constraints.constraints()
+        if first and limit.metric.startswith("latency")
+    ]
+    st.plotly_chart(
+        latency_figure(run, f"{job.id} {trial.number} {size}", drift=drift, limits=limits),
+        key="latencies",
+        config=CONFIG,
+        alt=f"Histogram of {run.candidate_ms.size} passes of this map and {run.reference_ms.size} of full precision",
+    )
+    hidden = hidden_samples(run)
+    corrected = f" Times are multiplied by {drift:.3f} for how fast the machine was at that moment." if first else ""
+    st.caption(
+        f"{run.candidate_ms.size} passes of this map, {run.reference_ms.size} of full precision in between, batch size "
+        f"{size}.{corrected}" + (f" Slower passes not shown: {hidden}." if hidden else "")
+    )
+
+
+def _download(job: JobRecord, trial: TrialRecord) -> None:
+    st.header("Take it with you")
+    try:
+        text = dump(map_document(job, trial))
+    except ConflictError:
+        st.caption("Only a measured map can be exported.")
+        return
+    st.download_button(
+        "Download the map (JSON)",
+        text,
+        file_name=f"map-{job.id}-{trial.number}.json",
+        mime="application/json",
+        on_click="ignore",
+    )
+    st.markdown("The same from the command line:")
+    st.code(f"autotune export {job.id} --pick {trial.number} -o map.json", language="bash")
+    st.markdown("Apply it in Python to the full-precision model of the task:")
+    st.code(
+        f'import autotune\n\nmodel = autotune.load_map("map-{job.id}-{trial.number}.json").apply(model)',
+        language="python",
+    )

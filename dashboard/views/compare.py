@@ -1,0 +1,114 @@
+"""Page: the fronts of several jobs over one another."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from autotune.metrics import METRICS
+from autotune.store.records import JobRecord
+from dashboard import reading
+from dashboard.comparing import differences, protocol, relative_front, warning
+from dashboard.figures.compare import MOST_JOBS, compare_figure
+from dashboard.figures.layout import CONFIG
+from dashboard.frames import judged, spec_of
+from dashboard.parts import choose_many, how_to_begin, job_names
+from dashboard.text import in_markdown
+
+_LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
+_QUALITIES = ("accuracy", "divergence")
+#: Newest jobs that can be chosen; a link can name others.
+_OFFERED = 30
+
+
+def show() -> None:
+    """Show the page."""
+    st.title("Compare")
+    everything = reading.jobs()
+    if not everything:
+        st.info("There are no jobs yet.")
+        how_to_begin()
+        return
+    jobs = [job for job in everything if job.description is not None]
+    names, default = job_names(jobs), [job.id for job in jobs[:2]]
+    asked = st.query_params.get_all("jobs")
+    offered = [job.id for place, job in enumerate(jobs) if place < _OFFERED or job.id in asked]
+    chosen = choose_many("Jobs", offered, parameter="jobs", default=default, names=names, most=MOST_JOBS)
+    compared = [job for job in jobs if job.id in chosen]
+    if len(compared) < 2:
+        st.info("Choose at least two jobs to compare.")
+        return
+    _protocols(compared, names)
+    _fronts(compared, names)
+
+
+def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
+    differing = differences({names[job.id]: protocol(job) for job in jobs})
+    if differing.empty:
+        st.success("All of them were measured in the same way.")
+        return
+    st.warning(in_markdown(warning(differing["setting"].tolist()), longest=600))
+    with st.expander(f"Settings that differ: {len(differing)}"):
+        st.dataframe(
+            differing,
+            hide_index=True,
+            alt="One row a setting in which the jobs differ, one column a job",
+            column_config={"setting": st.column_config.TextColumn("Setting", pinned=True)},
+        )
+
+
+def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
+    with st.container(horizontal=True, gap="medium"):
+        x = _control("Latency", _LATENCIES, "latency")
+        y = _control("Quality", _QUALITIES, "quality")
+    fronts = {}
+    for job in jobs:
+        spec = spec_of(job)
+        frame = judged(reading.progress(job).frame, spec.constraints.constraints(), spec.objectives)
+        fronts[names[job.id]] = relative_front(frame, x, y)
+    empty = [name for name, front in fronts.items() if front.empty]
+    if len(empty) < len(fronts):
+        st.plotly_chart(
+            compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"),
+            key="compare",
+            config=CONFIG,
+            alt=f"Fronts of {len(fronts)} jobs relative to full precision; the table below has what each front reaches",
+        )
+        st.caption("Marker area is weight memory relative to full precision; a job's own limits hold for its front.")
+    for name in empty:
+        st.info(in_markdown(f"{name} has no feasible map with these figures.", longest=200))
+    st.dataframe(
+        [{"job": name, "maps": len(front), **_reach(front, y)} for name, front in fronts.items()],
+        hide_index=True,
+        key="reach",
+        alt="One row a job: maps drawn, and the least latency, memory and the best quality among them",
+        column_config={
+            "job": st.column_config.TextColumn("Job", pinned=True),
+            "maps": "Maps drawn",
+            "latency": st.column_config.NumberColumn("Least latency", format="%.1f %%"),
+            "memory": st.column_config.NumberColumn("Least weight memory", format="%.1f %%"),
+            "quality": st.column_config.NumberColumn(
+                f"Best {METRICS[y].label.lower()}", format="%.1e" if METRICS[y].logarithmic else "%.2f %%"
+            ),
+        },
+    )
+
+
+def _reach(front: pd.DataFrame, y: str) -> dict[str, float | None]:
+    if front.empty:
+        return {"latency": None, "memory": None, "quality": None}
+    best = front["y"].min() if METRICS[y].logarithmic else 100 * front["y"].max()
+    return {"latency": 100 * front["x"].min(), "memory": 100 * front["memory"].min(), "quality": best}
+
+
+def _control(label: str, metrics: Sequence[str], key: str) -> str:
+    chosen = st.segmented_control(
+        label,
+        metrics,
+        default=metrics[0],
+        required=True,
+        format_func=lambda metric: METRICS[metric].label.removeprefix("Latency ").partition(" ")[0],
+        key=key,
+        bind="query-params",
+    )
+    return chosen or metrics[0]

@@ -1,0 +1,163 @@
+"""Page: what two maps of one job differ in, and which layers explain it."""
+
+import pandas as pd
+import streamlit as st
+from streamlit import Page
+
+from autotune.errors import NoFeasibleMapError
+from autotune.front import pick
+from autotune.store.records import JobRecord, TrialRecord
+from dashboard import reading
+from dashboard.figures.gap import gap_figure
+from dashboard.figures.layout import CONFIG
+from dashboard.frames import candidate_name, metrics_frame, spec_of
+from dashboard.layer_frames import Gap, accuracy_drops, diff_frame, divergence_gap, latency_gap
+from dashboard.parts import choose, choose_job
+from dashboard.text import in_markdown, value_text
+from workers.setup import Probes
+
+Pair = tuple[TrialRecord, TrialRecord]
+
+
+def show(map_page: Page) -> None:
+    """Show the page; ``map_page`` shows one of the maps."""
+    st.title("Diff")
+    job = choose_job()
+    if job is None:
+        return
+    progress = reading.progress(job)
+    if len(progress.trials) < 2 or job.description is None:
+        st.info("This job has no two candidates to compare" + (" yet." if job.state.is_live else "."))
+        return
+    pair = _choose_pair(job, progress)
+    with st.container(horizontal=True, gap="medium"):
+        for word, trial in zip(("first", "second"), pair, strict=True):
+            st.page_link(
+                map_page, label=f"Open the {word} map", query_params={"job": job.id, "trial": str(trial.number)}
+            )
+    diff = diff_frame(job.description, pair[0].choices, pair[1].choices, progress.probes)
+    _metrics(pair)
+    _layers(diff, len(job.description.layers))
+    if len(diff):
+        _explained(progress, diff, pair)
+
+
+def _choose_pair(job: JobRecord, progress: reading.Progress) -> Pair:
+    """Return the maps in the URL: without any full precision, and the one people would take."""
+    trials = {str(trial.number): trial for trial in progress.trials}
+    names = {number: candidate_name(trial) for number, trial in trials.items()}
+    try:
+        best = pick(progress.trials, "knee", spec_of(job).objectives).number
+    except NoFeasibleMapError:
+        best = progress.trials[-1].number
+    defaults = {"first": str(progress.trials[0].number), "second": str(best)}
+    chosen = []
+    for column, (parameter, default) in zip(st.columns(2), defaults.items(), strict=True):
+        asked = st.query_params.get(parameter)
+        if asked is not None and asked not in trials:
+            st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
+        with column:
+            label = f"{parameter.capitalize()} map"
+            chosen.append(trials[choose(label, list(trials), parameter=parameter, default=default, names=names)])
+    return chosen[0], chosen[1]
+
+
+def _metrics(pair: Pair) -> None:
+    frame = metrics_frame(*pair)
+    if frame.empty:
+        st.info("At least one of the two maps was not measured, so figures cannot be compared.")
+        return
+    st.header("Figures")
+    st.dataframe(
+        frame,
+        hide_index=True,
+        key="figures",
+        alt="Figures of both maps with 95 % intervals, and the change from the first to the second",
+        column_config={
+            "metric": st.column_config.TextColumn("Figure", pinned=True),
+            "first": "First map",
+            "second": "Second map",
+            "change": "Change",
+            "certain": st.column_config.TextColumn("Told apart", help="Whether the 95 % intervals do not overlap"),
+        },
+    )
+
+
+def _layers(diff: pd.DataFrame, layers: int) -> None:
+    st.header("Layers that differ")
+    if diff.empty:
+        st.info("Both maps make the same choices.")
+        return
+    st.caption(f"{len(diff)} of {layers} layers differ; the others are left out. Changes are from first to second.")
+    known = [column for column in ("latency_ms", "divergence") if diff[column].notna().any()]
+    st.dataframe(
+        diff[["layer", "kind", "first", "second", *known, "bytes"]]
+        .assign(kib=diff["bytes"] / 1024)
+        .drop(columns="bytes"),
+        hide_index=True,
+        key="diff",
+        alt="The layers that differ in execution order, one a row, with both choices and the expected change",
+        column_config={
+            "layer": st.column_config.TextColumn("Layer", pinned=True),
+            "kind": "Kind",
+            "first": "First map",
+            "second": "Second map",
+            "latency_ms": st.column_config.NumberColumn("Time (ms)", format="%+.3f", help="As probed"),
+            "divergence": st.column_config.NumberColumn("Divergence", format="%+.1e", help="As probed"),
+            "kib": st.column_config.NumberColumn("Weights (KiB)", format="%+.1f"),
+        },
+    )
+
+
+def _explained(progress: reading.Progress, diff: pd.DataFrame, pair: Pair) -> None:
+    """Show which layers explain the gaps, as expected and as measured."""
+    probes = progress.probes
+    if probes is None:
+        st.caption("This job's layers were not probed, so what each contributes is not known.")
+        return
+    st.header("What explains the gap")
+    revision = f"{pair[0].job_id} {pair[0].number} {pair[1].number}"
+    latency, divergence = latency_gap(diff, probes, pair), divergence_gap(diff, pair)
+    parts = (
+        ("latency_ms", latency, "Latency (ms)", "latency_p50_ms"),
+        ("divergence", divergence, "Divergence", "divergence"),
+    )
+    for place, (column, gap, title, metric) in zip(st.columns(2), parts, strict=True):
+        with place:
+            st.markdown(in_markdown(_sentence(title, gap, metric), longest=300))
+            st.plotly_chart(
+                gap_figure(diff, column, gap, title=title, revision=revision),
+                key=f"gap-{column}",
+                config=CONFIG,
+                alt=f"What each layer changes of: {title}; the table above has the same figures",
+            )
+    _accuracy(progress, probes, pair)
+
+
+def _sentence(title: str, gap: Gap, metric: str) -> str:
+    expected = f"the layers explain {_signed(metric, gap.predicted)}"
+    if gap.measured is None:
+        return f"{title}: {expected}; it was not measured."
+    rest = gap.measured - gap.predicted
+    said = (
+        "which is all of it"
+        if abs(rest) < 0.01 * abs(gap.measured)
+        else f"and {_signed(metric, rest)} is not explained"
+    )
+    return f"{title}: {_signed(metric, gap.measured)} as measured; {expected}, {said}."
+
+
+def _accuracy(progress: reading.Progress, probes: Probes, pair: Pair) -> None:
+    drops = accuracy_drops(progress.trials, (pair[0].choices, pair[1].choices), probes)
+    figures = [trial.figures.get("accuracy_drop") for trial in pair]
+    if drops is None or figures[0] is None or figures[1] is None:
+        return
+    expected, measured = 100 * (drops[0] - drops[1]), 100 * (figures[0].value - figures[1].value)
+    st.caption(
+        f"Accuracy changes by {measured:+.2f} % of full precision's as measured, by {expected:+.2f} % as expected from "
+        "the divergence, by a curve fitted to this job's measured maps."
+    )
+
+
+def _signed(metric: str, value: float) -> str:
+    return ("+" if value >= 0 else "-") + value_text(metric, abs(value))

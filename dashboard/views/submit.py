@@ -1,0 +1,181 @@
+"""Page: submit a job by a form or by a job file."""
+
+import secrets
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+from streamlit import Page
+from streamlit.delta_generator import DeltaGenerator
+
+from autotune import jobs as service
+from autotune.job_spec import JobSpec, SamplerName
+from autotune.metrics import METRICS
+from autotune.store.records import JobRecord
+from dashboard import reading
+from dashboard.acting import act, tell_outcome
+from dashboard.job_form import LIMITED, OBJECTIVES, JobForm, as_text, baselines_text, document, read_job
+from dashboard.text import in_markdown
+from search_spaces.choice import CHOICES
+from search_spaces.errors import AutotuneError
+from workers.tasks import task_names
+
+_FORM, _FILE = "by a form", "by a job file"
+#: Names the submission, so that pressing twice is submitting once.
+_KEY = "submission"
+_DEFAULTS = JobSpec.parse({"name": "default", "task": {"name": "default"}})
+#: Smallest change of a limit by the field's buttons.
+_STEPS = {"accuracy": 0.005, "accuracy_drop": 0.005}
+
+
+def show(jobs_page: Page) -> None:
+    """Show the page; ``jobs_page`` is where the submitted job appears."""
+    st.title("Submit")
+    tell_outcome()
+    how = st.segmented_control("Submit a job", [_FORM, _FILE], default=_FORM, required=True, key="how")
+    try:
+        spec = _from_file() if how == _FILE else _from_form()
+    except AutotuneError as error:
+        st.error("This job cannot be submitted.")
+        st.text(str(error))
+        spec = None
+    if how == _FORM or spec is not None:
+        _submit(spec, jobs_page)
+
+
+def _from_file() -> JobSpec | None:
+    uploaded = st.file_uploader("Job file", type=["yaml", "yml", "json"], max_upload_size=1)
+    if uploaded is None:
+        st.caption("The command autotune init writes one to start from.")
+        return None
+    spec = read_job(uploaded.getvalue())
+    st.code(as_text(spec.dump()), language=None)
+    return spec
+
+
+def _from_form() -> JobSpec:
+    form, file = st.columns([3, 2], gap="large")
+    with form:
+        filled = _fields()
+    with file:
+        st.header("Job file")
+        data = document(filled)
+        text = as_text(data)
+        st.code(text, language=None)
+        st.download_button("Download the job file", text, file_name="job.yaml", on_click="ignore")
+    return JobSpec.parse(data, source="this form")
+
+
+def _fields() -> JobForm:
+    name = st.text_input("Name", value="my-first-job", max_chars=100)
+    jobs = _known_jobs()
+    tasks = sorted({*task_names(), *(job.task for job in jobs)})
+    task = st.selectbox(
+        "Task",
+        tasks,
+        index=tasks.index(jobs[0].task) if jobs else 0,
+        accept_new_options=True,
+        help="Registered with the controllers; autotune tasks lists them.",
+    )
+    parameters = st.text_input("Task parameters", placeholder="key: value", help="YAML; autotune tasks lists them.")
+    objectives = st.pills(
+        "Objectives, two or three", OBJECTIVES, default=_DEFAULTS.objectives, selection_mode="multi", format_func=_label
+    )
+    limits = _limits(_measured(jobs, task))
+    st.header("Search")
+    choices = st.pills("Choices", list(CHOICES), default=_DEFAULTS.search.choices, selection_mode="multi")
+    layers = st.text_area(
+        "Rules for layers", placeholder='- {pattern: "*.embeddings.*", pin: fp32}', help="A YAML list; see the manual."
+    )
+    sampler, trials, time_limit_s = _budget()
+    repeats, batch_sizes = _measurement()
+    return JobForm(
+        name=name,
+        task=task or "",
+        parameters=parameters,
+        objectives=objectives,
+        limits=limits,
+        choices=choices,
+        layers=layers,
+        sampler=sampler,
+        trials=trials,
+        time_limit_s=time_limit_s,
+        repeats=repeats,
+        batch_sizes=batch_sizes,
+    )
+
+
+def _limits(frame: pd.DataFrame | None) -> dict[str, float | None]:
+    """Show a field for every limit, beside what the baselines of the same task measured."""
+    st.header("Limits")
+    if frame is None:
+        st.caption("No job of this task was measured yet, so there are no baselines to compare with.")
+    columns = st.columns(2)
+    return {metric: _limit(columns[place % 2], metric, frame) for place, metric in enumerate(LIMITED)}
+
+
+def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> float | None:
+    bound = "at least" if METRICS[metric].maximise else "at most"
+    limit = column.number_input(
+        f"{_label(metric)} {bound}",
+        value=None,
+        placeholder="no limit",
+        step=_STEPS.get(metric, 1.0),
+        format="%.4g",
+        key=f"limit-{metric}",
+        help="0.01 is one percent of full precision's." if metric == "accuracy_drop" else None,
+    )
+    known = baselines_text(frame, metric)
+    if known:
+        column.caption(in_markdown(f"Measured: {known}"))
+    return limit
+
+
+def _budget() -> tuple[str, int, float | None]:
+    sampler = st.selectbox("Sampler", [name.value for name in SamplerName])
+    left, right = st.columns(2)
+    trials = left.number_input("Trials", min_value=1, value=_DEFAULTS.search.trials, step=10)
+    limit_s = right.number_input("Time limit (s)", min_value=1.0, value=None, placeholder="no limit", step=60.0)
+    return sampler, trials, limit_s
+
+
+def _measurement() -> tuple[int, str]:
+    left, right = st.columns(2)
+    repeats = left.number_input("Timed passes of a map", min_value=1, value=_DEFAULTS.measurement.repeats, step=50)
+    return repeats, right.text_input("Batch sizes", value="1", help="Comma-separated; limits are on the first one.")
+
+
+def _submit(spec: JobSpec | None, jobs_page: Page) -> None:
+    priority = st.number_input("Priority", value=0, step=1, help="Jobs of higher priority are started first.")
+    key = st.session_state.setdefault(_KEY, secrets.token_hex(8))
+
+    def press() -> None:
+        if spec and act(lambda store: service.submit(store, spec, key=key, priority=priority), "Submitted"):
+            del st.session_state[_KEY]
+
+    st.button("Submit the job", type="primary", disabled=spec is None, on_click=press)
+    st.caption("It waits until a controller takes it: autotune serve runs one.")
+    st.page_link(jobs_page, label="See all jobs")
+
+
+def _known_jobs() -> Sequence[JobRecord]:
+    """Return the jobs recorded so far; none if there is no database yet, which submitting makes."""
+    try:
+        return reading.jobs()
+    except AutotuneError:
+        return ()
+
+
+def _measured(jobs: Sequence[JobRecord], task: str | None) -> pd.DataFrame | None:
+    """Return the trials of the newest job of a task that has its baselines, as a frame."""
+    for job in jobs:
+        if job.task == task and job.description is not None:
+            frame = reading.progress(job).frame
+            if frame["latency_p50_ms"].notna().any():
+                return frame
+    return None
+
+
+def _label(metric: str) -> str:
+    unit = METRICS[metric].unit
+    return f"{METRICS[metric].label} ({unit})" if unit else METRICS[metric].label

@@ -1,0 +1,100 @@
+"""Page: who runs what, in which versions, and what went wrong lately."""
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+
+import streamlit as st
+
+from autotune.store.clock import now
+from autotune.store.records import EventRecord, JobRecord, JobState
+from dashboard import reading
+from dashboard.job_frames import events_frame, queue_frame
+from dashboard.parts import REFRESH_S, guarded
+from dashboard.text import in_markdown, moment, one_line
+
+_PACKAGES = ("quant-autotune", "streamlit", "plotly", "sqlalchemy")
+#: Jobs whose events are looked at, and events shown.
+_RECENT_JOBS, _MOST_EVENTS = 20, 100
+
+
+def show() -> None:
+    """Show the page."""
+    st.title("System")
+    st.fragment(guarded(_look), run_every=REFRESH_S)()
+
+
+def _look() -> None:
+    jobs = reading.jobs()
+    _queue(jobs)
+    _errors(jobs)
+    _events(jobs)
+    _versions()
+
+
+def _queue(jobs: Sequence[JobRecord]) -> None:
+    st.header("Queue")
+    frame = queue_frame(jobs, now())
+    if frame.empty:
+        st.info("No job waits or runs.")
+        return
+    st.dataframe(
+        frame,
+        hide_index=True,
+        key="queue",
+        alt="Jobs that wait or run, in the order in which controllers take them",
+        column_config={
+            "job": st.column_config.TextColumn("Job", pinned=True),
+            "state": "State",
+            "priority": "Priority",
+            "owner": "Owner",
+            "served": st.column_config.TextColumn("Runs in", help="A controller, or the process of autotune run"),
+            "workers": st.column_config.TextColumn("Workers", help="At most, as the job file says"),
+            "driver": st.column_config.TextColumn("Driver", help="Host and process that hold the job"),
+            "lease": st.column_config.TextColumn("Lease", help="A driver that does not renew it is replaced"),
+            "crashes": st.column_config.NumberColumn("Crashes", help="Drivers in a row that died without a trial"),
+        },
+    )
+
+
+def _errors(jobs: Sequence[JobRecord]) -> None:
+    st.header("Last errors")
+    failed = [job for job in jobs if job.state is JobState.FAILED and job.error]
+    if not failed:
+        st.info("No job has failed.")
+        return
+    for job in failed[:5]:
+        at = moment(job.updated_at, st.context.timezone)
+        with st.expander(in_markdown(f"{job.name} ({job.id}), {at}", longest=160)):
+            st.text(job.error)
+    if len(failed) > 5:
+        st.caption(f"{len(failed) - 5} older ones are on the page of jobs.")
+
+
+def _events(jobs: Sequence[JobRecord]) -> None:
+    st.header("Last events")
+    recent = sorted(jobs, key=lambda job: job.updated_at, reverse=True)[:_RECENT_JOBS]
+    found: list[tuple[JobRecord, EventRecord]] = [(job, event) for job in recent for event in reading.events(job)]
+    found.sort(key=lambda pair: pair[1].at, reverse=True)
+    if not found:
+        st.info("Nothing has happened yet.")
+        return
+    st.dataframe(
+        events_frame(found[:_MOST_EVENTS], st.context.timezone),
+        hide_index=True,
+        key="events",
+        alt="The newest events of the jobs that changed last, newest first",
+        column_config={
+            "at": "When",
+            "job": "Job",
+            "kind": "Kind",
+            "message": st.column_config.TextColumn("What", width="large"),
+        },
+    )
+
+
+def _versions() -> None:
+    st.header("Versions")
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    st.text(" · ".join(f"{name} {version}" for name, version in versions.items()))
+    st.text(f"Database: {one_line(reading.place(), 300)}")

@@ -1,0 +1,310 @@
+"""The contract of ``autotune.client.base.Client``: the same calls on a database and through the HTTP API."""
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotune import lifecycle
+from autotune.access import add_token
+from autotune.api.server import ApiServer
+from autotune.api.settings import ApiSettings
+from autotune.client.base import Client
+from autotune.client.connect import connect
+from autotune.client.local import LocalClient
+from autotune.errors import ConflictError, JobSpecError, NotFoundError
+from autotune.job_spec import JobSpec
+from autotune.metrics import Figure
+from autotune.store.base import Store
+from autotune.store.clock import event
+from autotune.store.open import open_store
+from autotune.store.records import (
+    FrontRecord,
+    JobRecord,
+    JobState,
+    Scope,
+    Tally,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import ActivationRange
+from workers.measurement import Environment, FailureCause, LatencySamples
+from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+
+AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+NASTY = "<script>alert('é')</script>; DROP TABLE jobs; -- / \U0001f600"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    opened = open_store(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["local", "http"])
+def client(request: pytest.FixtureRequest, store: Store) -> Iterator[Client]:
+    if request.param == "local":
+        yield LocalClient(store)
+        return
+    token = add_token(store, "local", scope=Scope.ADMIN).text
+    server = ApiServer(store, "sqlite:///unused", ApiSettings(port=0))
+    server.start()
+    opened = connect(server.url, token=token)
+    yield opened
+    opened.close()
+    server.stop()
+
+
+def spec(**changes: Any) -> JobSpec:
+    return JobSpec.parse({"name": NASTY, "task": {"name": "digits-cnn"}, "search": {"trials": 9}} | changes)
+
+
+def description() -> ModelDescription:
+    layer = Layer(
+        name="fc", kind=LayerKind.LINEAR, weight_shape=(4, 3), has_bias=True, weight_bytes=64, input_shape=(2, 3),
+        flops=48, calls=1, order=0, group="fc",
+    )  # fmt: skip
+    return ModelDescription(
+        fingerprint="f" * 64,
+        layers=(layer,),
+        refusals={"fc": {"fp16": "no kernel"}},
+        layer_bytes={"fc": {"fp32": 64}},
+        other_bytes=8,
+        calibration=Calibration(ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5),
+        environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
+    )
+
+
+def trial(job_id: str, number: int, **changes: Any) -> TrialRecord:
+    fields: dict[str, Any] = {
+        "job_id": job_id,
+        "number": number,
+        "kind": TrialKind.SEARCH,
+        "label": None,
+        "state": TrialState.COMPLETE,
+        "choices": {"fc": "int8_static", NASTY: "fp32"},
+        "key": f"{number:032x}",
+        "figures": {
+            "accuracy": Figure(value=0.1 + 0.2),
+            "latency_p50_ms": Figure(value=1 / (number + 3), low=0.3, high=None),
+        },
+        "violations": {"latency_p50_ms": -0.25},
+        "sampler_state": {"NSGAIISampler:generation": [3, None]},
+        "environment": {"hardware": "cpu", "versions": {"torch": "2"}},
+        "worker": "inline:1",
+        "seconds": 1.5,
+        "forward_seconds": 1 / 3,
+        "finished_at": AT + timedelta(seconds=number),
+    }
+    return TrialRecord(**fields | changes)
+
+
+def samples() -> tuple[LatencySamples, ...]:
+    generator = np.random.default_rng(0)
+    return tuple(
+        LatencySamples(batch_size=size, candidate_ms=generator.random(100), reference_ms=generator.random(20))
+        for size in (8, 1)
+    )
+
+
+def claim(store: Store, job: JobRecord) -> JobRecord:
+    return store.change_job(job.id, lifecycle.claimed("h:1:2:x"))
+
+
+def running_job(client: Client, store: Store, trials: int = 3) -> JobRecord:
+    """A job with a description, trials, latencies, fronts and events."""
+    job = claim(store, client.submit(spec()))
+    store.change_job(job.id, lifecycle.held(job.epoch, event("probed", NASTY), description=description()))
+    results = [
+        TrialResult(
+            trial=trial(job.id, number),
+            latency=samples() if number == 0 else (),
+            front=FrontRecord(trials=number + 1, members=tuple(range(number + 1)), hypervolume=number / 3),
+            elapsed_s=0.5,
+        )
+        for number in range(trials)
+    ]
+    store.record(results, epoch=job.epoch)
+    return store.job(job.id)
+
+
+def test_records_are_the_stored_ones(client: Client, store: Store) -> None:
+    job = running_job(client, store)
+    failed = trial(
+        job.id, 7, kind=TrialKind.BASELINE, label="uniform", state=TrialState.FAILED, figures={}, violations={},
+        failure=FailureCause.CRASH, message=NASTY,
+    )  # fmt: skip
+    store.record([TrialResult(trial=failed)], epoch=job.epoch)
+    assert client.job(job.id) == store.job(job.id)
+    assert client.jobs() == store.jobs()
+    assert client.trials(job.id) == store.trials(job.id)
+    assert client.trials(job.id)[-1] == failed
+    assert client.fronts(job.id) == store.fronts(job.id)
+    assert client.events(job.id) == store.events(job.id)
+    assert client.tallies([job.id, "gone"]) == {job.id: Tally(searched=4, front=(0, 1, 2)), "gone": Tally()}
+
+
+def test_latencies_keep_every_bit(client: Client, store: Store) -> None:
+    job = running_job(client, store)
+    for found, expected in zip(client.latency(job.id, 0), samples(), strict=True):
+        assert found.batch_size == expected.batch_size
+        np.testing.assert_array_equal(found.candidate_ms, expected.candidate_ms)
+        np.testing.assert_array_equal(found.reference_ms, expected.reference_ms)
+    assert client.latency(job.id, 1) == ()
+
+
+def test_probes_come_by_key(client: Client, store: Store) -> None:
+    probes = Probes(
+        layers=(
+            LayerProbe(layer="fc", choice="fp32", divergence=1 / 3, latency_ms=0.1),
+            LayerProbe(layer="fc", choice="int8_static", divergence=math.inf, latency_ms=0.1),
+        ),
+        pass_ms=0.1 + 0.2,
+        estimator=Estimator.LOCAL,
+        samples=12,
+        seconds=1 / 3,
+    )
+    store.record_probes("key", probes)
+    assert client.probes("key") == probes
+    assert client.probes("other") is None
+
+
+def test_jobs_are_paged_and_filtered(client: Client) -> None:
+    ids = [client.submit(spec(name=f"job {number}")).id for number in range(52)][::-1]
+    client.cancel(ids[3])
+    assert [job.id for job in client.jobs()] == ids
+    assert [job.id for job in client.jobs(limit=2)] == ids[:2]
+    assert [job.id for job in client.jobs(after=ids[1], limit=3)] == ids[2:5]
+    assert [job.id for job in client.jobs(state=JobState.CANCELLED)] == [ids[3]]
+    with pytest.raises(NotFoundError):
+        client.jobs(after="gone")
+
+
+def test_trials_are_paged_and_chosen(client: Client, store: Store) -> None:
+    job = running_job(client, store, trials=230)
+
+    def numbers(**choice: Any) -> list[int]:
+        return [trial.number for trial in client.trials(job.id, **choice)]
+
+    assert numbers() == list(range(230))
+    assert numbers(after=100, limit=3) == [101, 102, 103]
+    assert numbers(numbers=[5, 2, 999]) == [2, 5]
+    assert numbers(numbers=range(229, -1, -1)) == list(range(230))
+    assert numbers(numbers=[]) == []
+    assert [event.kind for event in client.events(job.id, start=1)] == ["probed"]
+
+
+@pytest.mark.parametrize("call", ["job", "trials", "fronts", "events", "pause", "cancel", "resume", "clone", "find"])
+def test_unknown_job_is_not_found(client: Client, call: str) -> None:
+    with pytest.raises(NotFoundError, match="'gone'"):
+        getattr(client, call)("gone")
+
+
+def test_jobs_are_found_by_name(client: Client) -> None:
+    first, second = client.submit(spec()), client.submit(spec(name="other"))
+    assert client.find(NASTY) == first
+    assert client.find("last") == second
+    assert client.find(second.id[:7]) == second
+
+
+def test_the_same_key_is_the_same_job(client: Client) -> None:
+    job = client.submit(spec(), key="é 1/2", priority=3)
+    assert client.submit(spec(), key="é 1/2", priority=3) == job
+    assert (job.priority, job.served, job.owner) == (3, True, "local")
+    with pytest.raises(ConflictError, match="the key 'é 1/2' was used"):
+        client.submit(spec(name="other"), key="é 1/2")
+    assert client.clone(job.id, key="c") == client.clone(job.id, key="c") != job
+    assert len({client.submit(spec()).id for _ in range(3)}) == 3
+
+
+def test_a_key_from_32_threads_is_one_job(client: Client) -> None:
+    barrier = threading.Barrier(32)
+
+    def submit(number: int) -> str:
+        barrier.wait()
+        return client.submit(spec(), key="shared").id
+
+    with ThreadPoolExecutor(32) as threads:
+        ids = set(threads.map(submit, range(32)))
+    assert ids == {job.id for job in client.jobs()}
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"key": ""}, {"key": "k" * 256}, {"key": "a\nb"}, {"priority": 2000}])
+def test_wrong_submission_is_refused(client: Client, wrong: dict[str, Any]) -> None:
+    with pytest.raises(JobSpecError):
+        client.submit(spec(), **wrong)
+    assert client.jobs() == []
+
+
+def test_jobs_are_steered(client: Client, store: Store) -> None:
+    job = client.submit(spec())
+    assert client.pause(job.id).state is JobState.PAUSED
+    assert client.resume(job.id).state is JobState.QUEUED
+    claim(store, job)
+    assert client.pause(job.id).state is JobState.RUNNING
+    assert client.cancel(job.id) == client.cancel(job.id) == store.job(job.id)
+    with pytest.raises(ConflictError, match="is being cancelled"):
+        client.pause(job.id)
+
+
+def test_plans_change(client: Client) -> None:
+    job = client.submit(spec())
+    changed = client.change_plan(job.id, priority=5, trials=20, time_limit_s=1.5)
+    assert (changed.priority, changed.spec["search"]["trials"], changed.spec["search"]["time_limit_s"]) == (5, 20, 1.5)
+    assert client.change_plan(job.id, time_limit_s=None).spec["search"]["time_limit_s"] is None
+    with pytest.raises(JobSpecError, match=r"search\.trials: must be greater than or equal to 1, but got 0"):
+        client.change_plan(job.id, trials=0)
+    assert client.change_plan(job.id).version == 2
+
+
+def test_following_ends_with_the_job(client: Client, store: Store) -> None:
+    job = running_job(client, store)
+
+    def end() -> None:
+        time.sleep(0.5)
+        store.change_job(job.id, lifecycle.settled(job.epoch, JobState.FINISHED, "Search finished"))
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    first, *_, last = client.follow(job.id)
+    ending.join()
+    assert (first.state, first.progress.done, first.progress.budget) == (JobState.RUNNING, 3, 9)
+    assert first.progress.front_size == 3
+    assert first.progress.best == store.trials(job.id)[2]
+    assert first.position == 2
+    assert last.state is JobState.FINISHED
+    assert [event.kind for event in (*first.events, *last.events)] == ["started", "probed", "finished"]
+    (again,) = client.follow(job.id, position=2)
+    assert [event.kind for event in again.events] == ["finished"]
+    with pytest.raises(NotFoundError):
+        list(client.follow("gone"))
+
+
+def test_tasks_are_listed(client: Client) -> None:
+    assert {"digits-cnn", "minilm-lee"} <= {task.name for task in client.tasks()}
+
+
+def test_tokens_are_administered(client: Client, store: Store) -> None:
+    made = client.add_token("ann", scope=Scope.VIEWER, days=1)
+    assert made.text.startswith(f"autotune_{made.token.id}_")
+    assert made.token in client.tokens()
+    revoked = client.revoke_token(made.token.id)
+    assert revoked.revoked_at is not None
+    assert client.revoke_token(made.token.id) == revoked
+    assert dataclasses.replace(revoked, revoked_at=None) == made.token
+    with pytest.raises(JobSpecError, match="name"):
+        client.add_token("")
+    with pytest.raises(NotFoundError):
+        client.revoke_token("gone")

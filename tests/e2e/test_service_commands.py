@@ -1,0 +1,269 @@
+"""The service by its commands: the same ones on the database and through the HTTP API."""
+
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import autotune
+from autotune.cli.main import main
+from autotune.client.remote import RemoteClient
+from autotune.errors import StoreUnavailableError
+from autotune.job_spec import JobSpec
+from autotune.store.records import JobState
+
+ROOT = Path(__file__).parents[2]
+COMMAND = str(Path(sys.executable).with_name("autotune"))
+STUB = str(ROOT / "tests" / "data" / "stub_task.py")
+
+Run = Callable[..., "Done"]
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {
+        "schema": "autotune.job/v1",
+        "name": "queued",
+        "task": {"name": "stub", "parameters": {"layers": 4}},
+        "objectives": ["latency_p50_ms", "divergence"],
+        "search": {"trials": 8, "sampler": "random", "choices": ["fp32", "bf16", "int8_dynamic"]},
+        "measurement": {"repeats": 20, "warmup_s": 0.0, "threads": 1},
+        "workers": {"pool": "inline"},
+    } | changes
+
+
+def environment(**more: str) -> dict[str, str]:
+    return (
+        {key: value for key, value in os.environ.items() if not key.startswith("AUTOTUNE_")} | {"COLUMNS": "80"} | more
+    )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def invoke(*arguments: str, code: int = 0, **variables: str) -> Done:
+    """Run a command as its process would, without the seconds that a process takes to start."""
+    out, err, ended = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in [name for name in os.environ if name.startswith("AUTOTUNE_")]:
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["autotune", *arguments])
+        try:
+            main()
+        except SystemExit as end:
+            ended = int(end.code or 0)
+    assert ended == code, f"{arguments} ended with {ended}\n{out.getvalue()}\n{err.getvalue()}"
+    return Done(out.getvalue(), err.getvalue())
+
+
+class Service:
+    """``autotune serve --listen`` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "serve.log"
+        self.database = f"sqlite:///{folder / 'autotune.db'}"
+        scopes = ("viewer", "submitter", "admin")
+        self.tokens = {scope: self.run("token", "add", scope, "--scope", scope).stdout.strip() for scope in scopes}
+        self.url = f"http://127.0.0.1:{free_port()}"
+        command = [COMMAND, "serve", "--listen", self.url.removeprefix("http://"), "--task-file", STUB]
+        with self.log.open("w") as log:
+            variables = environment(AUTOTUNE_DATABASE=self.database)
+            self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while "the API answers" not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def run(self, *arguments: str, code: int = 0, token: str | None = None) -> Done:
+        """Run a command on the database; with a token, on the API."""
+        place = {} if token is None else {"AUTOTUNE_URL": self.url, "AUTOTUNE_TOKEN": token}
+        return invoke(*arguments, code=code, AUTOTUNE_DATABASE=self.database, **place)
+
+    def file(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "job.yaml").write_text(yaml.safe_dump(job()))
+    slow = job(
+        name="slow", task={"name": "stub", "parameters": {"seconds": 0.2}}, search={"trials": 900, "sampler": "random"}
+    )
+    (folder / "slow.yaml").write_text(yaml.safe_dump(slow))
+    started = Service(folder)
+    yield started
+    assert started.stop() == 0, started.log.read_text()
+    log = started.log.read_text()
+    assert "Traceback" not in log
+    assert "Warning" not in log
+    assert not any(token in log for token in started.tokens.values())
+
+
+@pytest.fixture(params=["database", "api"])
+def run(request: pytest.FixtureRequest, service: Service) -> Run:
+    token = service.tokens["submitter"] if request.param == "api" else None
+    return lambda *arguments, code=0: service.run(*arguments, code=code, token=token)
+
+
+def data_of(done: Done) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(done.stdout)
+    assert data.pop("schema") == "autotune.cli/v1"
+    return data
+
+
+def test_a_job_is_submitted_watched_and_read(run: Run, service: Service) -> None:
+    watched = run("submit", service.file("job.yaml"), "--watch")
+    assert "Pareto front of queued" in watched.stdout
+    assert "Search started" in watched.stderr
+    assert "8/8 · best" in watched.stderr
+    assert max(map(len, watched.stdout.splitlines())) <= 80
+    front = data_of(run("front", "last", "--json"))
+    assert (front["job"]["state"], front["job"]["trials"]) == ("finished", 8)
+    again = run("watch", "last")
+    assert again.stdout == watched.stdout
+    assert data_of(run("jobs", "--json"))["jobs"][0] == front["job"]
+    assert data_of(run("show", "last", "0", "--json"))["trial"]["label"] == "fp32"
+    run("export", "last", "--output", service.file("map.json"))
+    assert json.loads((service.folder / "map.json").read_text())["provenance"]["job"] == front["job"]["id"]
+    run("sensitivity", "last", code=8)
+    run("show", "last", "99", code=3)
+    run("front", "nothing", code=3)
+
+
+def test_a_running_job_is_steered(run: Run, service: Service) -> None:
+    submitted = data_of(run("submit", service.file("slow.yaml"), "--key", f"{id(run)}", "--priority", "2", "--json"))[
+        "job"
+    ]
+    assert (
+        data_of(run("submit", service.file("slow.yaml"), "--key", f"{id(run)}", "--priority", "2", "--json"))["job"][
+            "id"
+        ]
+        == submitted["id"]
+    )
+    run("submit", service.file("job.yaml"), "--key", f"{id(run)}", code=8)
+    client = autotune.connect(service.url, token=service.tokens["viewer"])
+    updates = client.follow(submitted["id"])
+    assert next(update for update in updates if update.progress.done >= 2).state is JobState.RUNNING
+    changed = data_of(run("plan", submitted["id"], "--trials", "800", "--priority", "-1", "--json"))["job"]
+    assert (changed["budget"], changed["priority"]) == (800, -1)
+    run("plan", submitted["id"], code=2)
+    run("pause", submitted["id"])
+    *_, paused = updates
+    assert paused.state is JobState.PAUSED
+    assert "paused by its user" in run("watch", submitted["id"], code=9).stderr
+    assert "is queued" in run("resume", submitted["id"]).stderr
+    run("cancel", submitted["id"])
+    *_, last = client.follow(submitted["id"])
+    assert last.state is JobState.CANCELLED
+    run("watch", submitted["id"], code=9)
+    run("pause", submitted["id"], code=8)
+    clone = data_of(run("clone", submitted["id"], "--json"))["job"]
+    assert clone["id"] != submitted["id"]
+    run("cancel", clone["id"])
+    client.close()
+
+
+def test_a_job_that_fails_is_told(run: Run, service: Service) -> None:
+    (service.folder / "bad.yaml").write_text(yaml.safe_dump(job(task={"name": "stub", "parameters": {"size": 1}})))
+    told = run("submit", service.file("bad.yaml"), "--wait", code=1).stderr
+    assert "the job failed: unknown parameter of task 'stub' 'size'" in told
+
+
+def test_the_service_refuses_whom_it_should(service: Service) -> None:
+    service.run("submit", service.file("job.yaml"), code=10, token=service.tokens["viewer"])
+    service.run("jobs", code=10, token="wrong")
+    error = json.loads(service.run("token", "list", "--json", code=10, token=service.tokens["submitter"]).stderr)
+    assert error["error"]["kind"] == "ForbiddenError"
+    service.run("token", "list", token=service.tokens["admin"])
+    # A database that is named counts more than the variable of a service.
+    service.run("jobs", "--database", service.database, token="wrong")
+    service.run("jobs", "--url", "ftp://host", code=2)
+    with pytest.raises(StoreUnavailableError, match="cannot be reached: .*; start it with: autotune serve"):
+        RemoteClient("http://127.0.0.1:9", patience_s=0.0).jobs()
+
+
+def test_the_examples_of_the_page_work(service: Service) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    (shell,) = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    client = autotune.connect(service.url, token=service.tokens["admin"])
+    example = client.submit(JobSpec.parse(job(name="example", search={"trials": 8, "sampler": "random"})))
+    variables = environment(URL=service.url, TOKEN=service.tokens["admin"], JOB=example.id)
+    for line in shell.splitlines():
+        assert shlex.split(line)[0] == "curl"
+        done = subprocess.run(
+            ["sh", "-c", line], env=variables, cwd=service.folder, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert done.stdout
+    (python,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    code = python.replace("http://127.0.0.1:8123", service.url).replace('"..."', repr(service.tokens["viewer"]))
+    client.cancel(client.find("last").id)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    client.close()
+
+
+def test_the_api_alone_ends_cleanly(tmp_path: Path) -> None:
+    port = free_port()
+    command = [COMMAND, "api", "--listen", f"127.0.0.1:{port}", "--no-authentication", "--json-logs"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    first = json.loads(process.stderr.readline())
+    assert first["message"] == f"the API answers at http://127.0.0.1:{port}; NO token is needed"
+    client = autotune.connect(f"http://127.0.0.1:{port}")
+    assert client.jobs() == []
+    queued = client.submit(JobSpec.parse(job()))
+    assert next(client.follow(queued.id)).state is JobState.QUEUED
+    busy = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert busy.returncode == 2
+    assert "cannot listen on 127.0.0.1" in busy.stderr
+    open_to_all = [COMMAND, "api", "--listen", "0.0.0.0:1", "--no-authentication"]
+    refused = subprocess.run(
+        open_to_all, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (refused.returncode, "listens on loopback only" in refused.stderr) == (2, True)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    assert "Traceback" not in process.stderr.read()
+    client.close()
+
+
+def test_the_schema_describes_the_job_files(service: Service) -> None:
+    import jsonschema
+
+    schema = json.loads(service.run("schema").stdout)
+    jsonschema.Draft202012Validator(schema).validate(job())
