@@ -78,7 +78,7 @@ def test_controllers_killed_at_random_lose_nothing(pair: Any, tmp_path: Path, ro
         holder(pair, witness).kill()
         killed_at = time.monotonic()
         pair.controllers()
-        until(partial(has_another_driver, witness, old), 60.0, f"another driver goes on\n{pair.tail()}")
+        until(partial(has_another_driver, witness, old), 120.0, f"another driver goes on\n{pair.tail()}")
         away_s.append(time.monotonic() - killed_at)
         assert has_ended(orphan), "a driver outlived its controller"
     pair.settle(witness, seconds=300.0)
@@ -117,7 +117,7 @@ def freeze(pair: Any, until: Any) -> None:
     child = driver_of(pair, witness)
     for process in (child, zombie):
         process.suspend()
-    until(partial(has_another_driver, witness, old), 60.0, f"another driver goes on\n{pair.tail()}")
+    until(partial(has_another_driver, witness, old), 120.0, f"another driver goes on\n{pair.tail()}")
     written = sum(trial.worker == old for trial in witness.seen.values())
     for process in (child, zombie):
         process.resume()
