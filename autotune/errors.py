@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from search_spaces.errors import AutotuneError
+from search_spaces.errors import AutotuneError, MapError
 
 if TYPE_CHECKING:
     from autotune.store.records import Order
@@ -70,3 +70,7 @@ class OrderedError(AutotuneError):
 
 class Stopped(BaseException):
     """This process was told to end. Like ``KeyboardInterrupt``, it is nothing that code should handle on its way."""
+
+
+class ExportError(MapError):
+    """A map that a format cannot express, a format whose library is missing, or an export that is damaged."""

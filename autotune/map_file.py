@@ -142,15 +142,23 @@ def write(document: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         MapError: if the file cannot be written.
     """
-    path = Path(path)
+    write_text(Path(path), dump(document))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        MapError: if the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             staged = Path(folder, path.name)
-            staged.write_text(dump(document), encoding="utf-8")
+            staged.write_text(text, encoding="utf-8")
             staged.replace(path)
     except OSError as error:
-        raise MapError(f"cannot write the map to {str(path)!r}: {error.strerror}") from None
+        raise MapError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
 def read(path: str | Path) -> MapFile:

@@ -86,17 +86,25 @@ def choose(label: str, options: Sequence[str], *, parameter: str, default: str, 
 def choose_many(
     label: str, options: Sequence[str], *, parameter: str, default: Sequence[str], names: Mapping[str, str], most: int
 ) -> list[str]:
-    """Return the options the reader chose, at most ``most``; the URL's ``parameter`` holds them."""
-    asked = [value for value in st.query_params.get_all(parameter) if value in options][:most]
+    """Return the options the reader chose, the first ``most`` of them; the URL's ``parameter`` holds them."""
+    asked = [value for value in st.query_params.get_all(parameter) if value in options]
     key = f"choose-{parameter}"
     st.session_state[key] = asked or list(default)
 
     def follow() -> None:
         st.query_params[parameter] = st.session_state[key]
 
-    return st.multiselect(
-        label, options, key=key, format_func=lambda option: names[option], on_change=follow, max_selections=most
+    chosen = st.pills(
+        label,
+        options,
+        selection_mode="multi",
+        key=key,
+        format_func=lambda option: in_markdown(names[option], longest=60),
+        on_change=follow,
     )
+    if len(chosen) > most:
+        st.caption(f"The first {most} of {len(chosen)} are shown.")
+    return list(chosen)[:most]
 
 
 def _kept(parameter: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ EXIT_CODES: dict[type[AutotuneError], tuple[int, str]] = {
     TaskError: (2, "the job file or an argument is wrong"),
     NotFoundError: (3, "no such job, trial or file"),
     NoFeasibleMapError: (4, "no map satisfies the constraints"),
-    MapError: (5, "the map cannot be read, or does not keep its promise"),
+    MapError: (5, "the map cannot be read or exported, or does not keep its promise"),
     BackendError: (6, "workers or their hardware cannot do it"),
     PoolError: (6, "workers or their hardware cannot do it"),
     StoreError: (7, "the database or the service cannot be reached, read or written"),

@@ -1,19 +1,29 @@
 """Commands about maps: export and verify."""
 
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
 from autotune import map_file
-from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, reader
+from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, path_text, reader
 from autotune.cli.output import figure_text, mix, out, print_json, say
+from autotune.errors import ExportError
+from autotune.exporters import exporter_names
 from autotune.front import pick
 from autotune.metrics import METRICS
+from search_spaces.errors import unknown
 
+if TYPE_CHECKING:
+    from autotune.exporters.verify import ExportCheck
+
+#: What ``--format`` takes; the first is the native map.
+FORMATS = ("map", *exporter_names())
 #: Exit code of a verification that found a broken promise; the code of ``MapError``.
 _BROKEN = 5
 
@@ -27,44 +37,70 @@ def add_to(app: typer.Typer) -> None:
 def export(
     job: JobReference,
     database: Database,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("map.json"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write for a map, else the folder.")
+    ] = None,
     choose: Annotated[
         str, typer.Option("--pick", help="knee, fastest, smallest, most-accurate, or a trial number.")
     ] = "knee",
+    format_name: Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}.")] = "map",
+    task_file: TaskFile = None,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one map of a job to a file, with its ranges and promised figures."""
+    """Write one map of a job to a file, with its ranges and promised figures, or in a runtime's format."""
+    if format_name not in FORMATS:
+        raise ExportError(unknown("format", format_name, FORMATS))
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
         trial = pick(client.trials(record.id), choose, tuple(record.spec["objectives"]))
     document = map_file.map_document(record, trial)
-    map_file.write(document, output)
+    output = output or Path("map.json" if format_name == "map" else format_name)
+    result = {"path": str(output), "trial": trial.number, "format": format_name, "map": document}
+    if format_name == "map":
+        map_file.write(document, output)
+    else:
+        result["export"] = _export(document, format_name, output, task_file)
     if as_json:
-        print_json({"path": str(output), "trial": trial.number, "map": document})
+        print_json(result)
     else:
         ratio = trial.figures["latency_ratio"].value if "latency_ratio" in trial.figures else None
         speedup = f", {1 / ratio:.2f}x as fast as full precision" if ratio else ""
         say(f"Wrote trial {trial.number} ({mix(trial.choices)}{speedup}) to {output}.")
 
 
+def _export(document: Mapping[str, Any], format_name: str, folder: Path, task_file: Path | None) -> dict[str, Any]:
+    """Write a map in a runtime's format and return what was written."""
+    # Imported here: it brings torch, which commands that only read do not need.
+    from autotune.exporters.export import export as write
+
+    say(f"Building the model of {document['task']} to export it ...")
+    manifest = write(document, format_name, folder, task_file=path_text(task_file))
+    return manifest.model_dump(mode="json", by_alias=True)
+
+
 def verify(
-    path: Annotated[Path, typer.Argument(help="Map file to verify.")],
+    path: Annotated[Path, typer.Argument(help="Map file, or folder of an export, to verify.")],
     task_file: TaskFile = None,
     repeats: Annotated[int, typer.Option(min=20, help="Timed passes.")] = 300,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference of latency allowed.")] = 0.05,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild the quantized model from a map file alone and measure it again."""
+    """Measure a map or an export again: rebuilt from the file alone, or loaded in its own runtime."""
+    show = _verify_export if path.is_dir() else _verify_map
+    if not show(path, repeats, tolerance, path_text(task_file), as_json):
+        raise typer.Exit(_BROKEN)
+
+
+def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
+    """Rebuild the quantized model from a map file alone, measure it again, and return whether promises hold."""
     # Imported here: it brings torch, which commands that only read do not need.
     from autotune.verify import verify as verify_map
 
     file = map_file.read(path)
     say(f"Rebuilding {file.task} from {path} and measuring it again ...")
-    report = verify_map(
-        file, repeats=repeats, tolerance=tolerance, task_file=str(task_file.resolve()) if task_file else None
-    )
+    report = verify_map(file, repeats=repeats, tolerance=tolerance, task_file=task_file)
     if as_json:
         checks = [
             {
@@ -98,5 +134,35 @@ def verify(
             f"On held-out data: accuracy {report.held_out_accuracy:.4f}, "
             f"full precision {report.held_out_reference:.4f} (drop {100 * drop:+.2f} %)."
         )
-    if not report.holds:
-        raise typer.Exit(_BROKEN)
+    return report.holds
+
+
+def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
+    """Load an export in its own runtime, write a report beside it, and return whether promises hold."""
+    # Imported here: it brings torch, which commands that only read do not need.
+    from autotune.exporters.verify import REPORT, verify_export
+
+    say(f"Loading {path} in its own runtime, in a fresh process, and measuring it again ...")
+    report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file)
+    document = report.document()
+    map_file.write_text(Path(path, REPORT), json.dumps(document, indent=2) + "\n")
+    if as_json:
+        print_json({"verification": document})
+    else:
+        out.print(_export_table(report.checks))
+        say(f"Outputs may differ by rounding: {report.rounding}.")
+        if not report.timed:
+            say(f"Latency was not measured: {report.format} has no kernels of its own on this machine.")
+        say(f"Wrote {Path(path, REPORT)}.")
+    return report.holds
+
+
+def _export_table(checks: "Iterable[ExportCheck]") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "expected", "measured", "limit", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    for check in checks:
+        numbers = ("" if value is None else f"{value:.4g}" for value in (check.expected, check.measured, check.limit))
+        verdict = "" if check.limit is None else "holds" if check.holds else "BROKEN"
+        table.add_row(check.name.replace("_", " "), *numbers, verdict)
+    return table

@@ -54,3 +54,8 @@ def reader(database: str, url: str | None, token: str | None) -> Client:
 def client(database: str, url: str | None, token: str | None) -> Client:
     """Return a client that can change jobs."""
     return connect_to_service(url, token) if url else connect(database)
+
+
+def path_text(path: Path | None) -> str | None:
+    """Return a path that other processes understand too, or None if there is none."""
+    return str(path.resolve()) if path else None

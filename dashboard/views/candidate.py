@@ -129,7 +129,7 @@ def _headline(metric: str, figure: Figure, reference: Figure | None) -> None:
 def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     if job.description is None:
         return
-    st.subheader("Layers")
+    st.header("Layers")
     frame = layer_frame(job.description, trial.choices, probes)
     st.plotly_chart(
         strip_figure(frame, f"{job.id} {trial.number}"),
@@ -191,7 +191,7 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     runs = reading.latency(job, trial.number)
     if not runs:
         return
-    st.subheader("Latency")
+    st.header("Latency")
     sizes = {str(run.batch_size): run for run in runs}
     size = next(iter(sizes))
     if len(sizes) > 1:
@@ -220,7 +220,7 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
 
 
 def _download(job: JobRecord, trial: TrialRecord) -> None:
-    st.subheader("Take it with you")
+    st.header("Take it with you")
     try:
         text = dump(map_document(job, trial))
     except ConflictError:

@@ -17,6 +17,8 @@ from dashboard.text import in_markdown
 
 _LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
 _QUALITIES = ("accuracy", "divergence")
+#: Newest jobs that can be chosen; a link can name others.
+_OFFERED = 30
 
 
 def show() -> None:
@@ -28,9 +30,10 @@ def show() -> None:
         how_to_begin()
         return
     jobs = [job for job in everything if job.description is not None]
-    names = job_names(jobs)
-    default = [job.id for job in jobs[:2]]
-    chosen = choose_many("Jobs", list(names), parameter="jobs", default=default, names=names, most=MOST_JOBS)
+    names, default = job_names(jobs), [job.id for job in jobs[:2]]
+    asked = st.query_params.get_all("jobs")
+    offered = [job.id for place, job in enumerate(jobs) if place < _OFFERED or job.id in asked]
+    chosen = choose_many("Jobs", offered, parameter="jobs", default=default, names=names, most=MOST_JOBS)
     compared = [job for job in jobs if job.id in chosen]
     if len(compared) < 2:
         st.info("Choose at least two jobs to compare.")

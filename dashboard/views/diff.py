@@ -67,7 +67,7 @@ def _metrics(pair: Pair) -> None:
     if frame.empty:
         st.info("At least one of the two maps was not measured, so figures cannot be compared.")
         return
-    st.subheader("Figures")
+    st.header("Figures")
     st.dataframe(
         frame,
         hide_index=True,
@@ -84,7 +84,7 @@ def _metrics(pair: Pair) -> None:
 
 
 def _layers(diff: pd.DataFrame, layers: int) -> None:
-    st.subheader("Layers that differ")
+    st.header("Layers that differ")
     if diff.empty:
         st.info("Both maps make the same choices.")
         return
@@ -115,7 +115,7 @@ def _explained(progress: reading.Progress, diff: pd.DataFrame, pair: Pair) -> No
     if probes is None:
         st.caption("This job's layers were not probed, so what each contributes is not known.")
         return
-    st.subheader("What explains the gap")
+    st.header("What explains the gap")
     revision = f"{pair[0].job_id} {pair[0].number} {pair[1].number}"
     latency, divergence = latency_gap(diff, probes, pair), divergence_gap(diff, pair)
     parts = (

@@ -212,7 +212,7 @@ def _not_drawn(trials: Sequence[TrialRecord], points: pd.DataFrame) -> None:
 def _history(job: JobRecord, progress: reading.Progress) -> None:
     if len(progress.fronts) < 2:
         return
-    st.subheader("Progress of the search")
+    st.header("Progress of the search")
     st.plotly_chart(
         hypervolume_figure(progress.fronts, len(progress.trials), job.id),
         key=f"hypervolume-{job.id}",

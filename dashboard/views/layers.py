@@ -38,7 +38,7 @@ def show() -> None:
 
 
 def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes | None, most: int) -> None:
-    st.subheader("Sensitivity")
+    st.header("Sensitivity")
     if probes is None:
         st.info("This job's layers were not probed, so how sensitive each is, is not known.")
         return
@@ -71,7 +71,7 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
 
 
 def _front(job: JobRecord, description: ModelDescription, progress: reading.Progress, most: int) -> None:
-    st.subheader("Choices on the front")
+    st.header("Choices on the front")
     maps = [trial.choices for trial in progress.trials if trial.number in progress.members]
     if not maps:
         st.info("No map is on the front" + (" yet." if job.state.is_live else ": none meets every limit."))
@@ -89,7 +89,7 @@ def _front(job: JobRecord, description: ModelDescription, progress: reading.Prog
         config=CONFIG,
         alt=f"How often each layer takes each choice in {count}; the table below has the same shares by type",
     )
-    st.subheader("Static or dynamic, by type of layer")
+    st.header("Static or dynamic, by type of layer")
     roles = role_frame(choices)
     st.plotly_chart(
         roles_figure(roles, job.id),

@@ -49,7 +49,7 @@ def _from_file() -> JobSpec | None:
         st.caption("The command autotune init writes one to start from.")
         return None
     spec = read_job(uploaded.getvalue())
-    st.code(as_text(spec.dump()), language="yaml")
+    st.code(as_text(spec.dump()), language=None)
     return spec
 
 
@@ -58,10 +58,10 @@ def _from_form() -> JobSpec:
     with form:
         filled = _fields()
     with file:
-        st.subheader("Job file")
+        st.header("Job file")
         data = document(filled)
         text = as_text(data)
-        st.code(text, language="yaml")
+        st.code(text, language=None)
         st.download_button("Download the job file", text, file_name="job.yaml", on_click="ignore")
     return JobSpec.parse(data, source="this form")
 
@@ -78,12 +78,12 @@ def _fields() -> JobForm:
         help="Registered with the controllers; autotune tasks lists them.",
     )
     parameters = st.text_input("Task parameters", placeholder="key: value", help="YAML; autotune tasks lists them.")
-    objectives = st.multiselect(
-        "Objectives", OBJECTIVES, default=list(_DEFAULTS.objectives), max_selections=3, format_func=_label
+    objectives = st.pills(
+        "Objectives, two or three", OBJECTIVES, default=_DEFAULTS.objectives, selection_mode="multi", format_func=_label
     )
     limits = _limits(_measured(jobs, task))
-    st.subheader("Search")
-    choices = st.multiselect("Choices", list(CHOICES), default=list(_DEFAULTS.search.choices))
+    st.header("Search")
+    choices = st.pills("Choices", list(CHOICES), default=_DEFAULTS.search.choices, selection_mode="multi")
     layers = st.text_area(
         "Rules for layers", placeholder='- {pattern: "*.embeddings.*", pin: fp32}', help="A YAML list; see the manual."
     )
@@ -107,7 +107,7 @@ def _fields() -> JobForm:
 
 def _limits(frame: pd.DataFrame | None) -> dict[str, float | None]:
     """Show a field for every limit, beside what the baselines of the same task measured."""
-    st.subheader("Limits")
+    st.header("Limits")
     if frame is None:
         st.caption("No job of this task was measured yet, so there are no baselines to compare with.")
     columns = st.columns(2)

@@ -33,7 +33,7 @@ def _look() -> None:
 
 
 def _queue(jobs: Sequence[JobRecord]) -> None:
-    st.subheader("Queue")
+    st.header("Queue")
     frame = queue_frame(jobs, now())
     if frame.empty:
         st.info("No job waits or runs.")
@@ -58,7 +58,7 @@ def _queue(jobs: Sequence[JobRecord]) -> None:
 
 
 def _errors(jobs: Sequence[JobRecord]) -> None:
-    st.subheader("Last errors")
+    st.header("Last errors")
     failed = [job for job in jobs if job.state is JobState.FAILED and job.error]
     if not failed:
         st.info("No job has failed.")
@@ -72,7 +72,7 @@ def _errors(jobs: Sequence[JobRecord]) -> None:
 
 
 def _events(jobs: Sequence[JobRecord]) -> None:
-    st.subheader("Last events")
+    st.header("Last events")
     recent = sorted(jobs, key=lambda job: job.updated_at, reverse=True)[:_RECENT_JOBS]
     found: list[tuple[JobRecord, EventRecord]] = [(job, event) for job in recent for event in reading.events(job)]
     found.sort(key=lambda pair: pair[1].at, reverse=True)
@@ -94,7 +94,7 @@ def _events(jobs: Sequence[JobRecord]) -> None:
 
 
 def _versions() -> None:
-    st.subheader("Versions")
+    st.header("Versions")
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
     st.text(" · ".join(f"{name} {version}" for name, version in versions.items()))
     st.text(f"Database: {one_line(reading.place(), 300)}")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ def rounds() -> Callable[[int, int], int]:
     return lambda short, long: long if LONG else short
 
 
-@pytest.fixture(autouse=True)
-def _patience(request: pytest.FixtureRequest) -> None:
-    if LONG:
-        request.node.add_marker(pytest.mark.timeout(3600))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(3600 if LONG else 300))
 
 
 def wait_for(check: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -183,32 +185,62 @@ class Service:
             assert "Traceback" not in text, text[-4000:]
             assert "database is locked" not in text, text[-4000:]
 
+    def check_output(self) -> None:
+        for log in self.logs:
+            text = log.read_text(errors="replace")
+            assert "Traceback" not in text, text[-4000:]
+            assert "database is locked" not in text, text[-4000:]
+
+    def controllers(self) -> list[psutil.Popen]:
+        """Return two controllers, after starting those that are missing."""
+        alive = [process for process in self._processes if process.is_running() and process.poll() is None]
+        return [*alive, *(self.serve("--jobs", "2") for _ in range(2 - len(alive)))]
+
+    def kill(self) -> None:
+        """Leave nothing behind."""
+        for process in self._processes:
+            for one in [*children_of(process), process]:
+                if one.is_running():
+                    one.kill()
+
+
+@contextmanager
+def serving(url: str, folder: Path) -> Iterator[Service]:
+    folder.mkdir(parents=True)
+    service = Service(url, folder)
+    try:
+        yield service
+        service.end()
+        service.check_output()
+    finally:
+        service.kill()
+
 
 @pytest.fixture
 def start_service(tmp_path: Path) -> Iterator[Callable[[str], Service]]:
-    services: list[Service] = []
-
-    def start(url: str) -> Service:
-        folder = tmp_path / f"logs{len(services)}"
-        folder.mkdir()
-        services.append(Service(url, folder))
-        return services[-1]
-
-    yield start
-    try:
-        for service in services:
-            service.end()
-    finally:
-        for service in services:
-            for process in service._processes:
-                for one in [*children_of(process), process]:
-                    if one.is_running():
-                        one.kill()
+    """Return what opens a database for a test of its own, without controllers at first."""
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(serving(url, tmp_path / "logs"))
 
 
 @pytest.fixture
 def service(start_service: Callable[[str], Service], sqlite_url: str) -> Service:
     return start_service(sqlite_url)
+
+
+@pytest.fixture(scope="session")
+def _pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("pair")
+    with serving(f"sqlite:///{folder / 'autotune.db'}", folder / "logs") as service:
+        yield service
+
+
+@pytest.fixture
+def pair(_pair: Service) -> Iterator[Service]:
+    """A database with two controllers, which tests share because they take seconds to start."""
+    _pair.controllers()
+    yield _pair
+    _pair.check_output()
 
 
 def children_of(process: psutil.Process) -> list[psutil.Process]:

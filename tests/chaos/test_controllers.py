@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 HERE = Path(__file__).parent
 STUB = str(HERE.parent / "data" / "stub_task.py")
 Rounds = Callable[[int, int], int]
 
-pytestmark = pytest.mark.slow
 
-
-def drivers_of(controller: psutil.Process, workers: set[str]) -> list[psutil.Process]:
-    """The children of a controller that recorded trials in process."""
-    return [child for child in controller.children(recursive=True) if f"inline:{child.pid}" in workers]
-
-
-def holders(controllers: list[psutil.Process], witness: Any) -> list[psutil.Process]:
+def holder(pair: Any, witness: Any) -> psutil.Process:
     """The controller that holds a job."""
-    return [one for one in controllers if f":{one.pid}:" in witness.job().driver]
+    (found,) = (one for one in pair.controllers() if f":{one.pid}:" in witness.job().driver)
+    return found
+
+
+def driver_of(pair: Any, witness: Any) -> psutil.Process:
+    """The process that recorded the last trial."""
+    return psutil.Process(int(worker_of(witness).removeprefix("inline:")))
 
 
 def worker_of(witness: Any) -> str:
@@ -40,7 +38,7 @@ def executions(diary: Path) -> int:
 def test_a_driver_killed_between_commit_and_tell_repeats_nothing(
     service: Any, sqlite_url: str, tmp_path: Path, rounds: Rounds
 ) -> None:
-    generator, deaths = random.Random(2), rounds(3, 25)
+    generator, deaths = random.Random(2), rounds(2, 25)
     witness = service.submit(trials=12 + 6 * deaths, diary=str(tmp_path / "diary"))
     command = [sys.executable, str(HERE / "driver.py"), sqlite_url, witness.job_id, STUB]
     for _ in range(deaths):
@@ -53,58 +51,65 @@ def test_a_driver_killed_between_commit_and_tell_repeats_nothing(
     assert executions(tmp_path / "diary") == len(witness.seen), "a recorded trial was measured again"
 
 
-def test_controllers_killed_at_random_lose_nothing(service: Any, tmp_path: Path, rounds: Rounds) -> None:
-    generator, kills = random.Random(3), rounds(2, 25)
-    witness = service.submit(trials=40 + 20 * kills, seconds=0.1, diary=str(tmp_path / "diary"))
-    controllers = [service.serve(), service.serve()]
+def test_controllers_killed_at_random_lose_nothing(pair: Any, tmp_path: Path, rounds: Rounds) -> None:
+    generator, kills = random.Random(3), rounds(1, 25)
+    witness = pair.submit(trials=20 + 20 * kills, seconds=0.1, diary=str(tmp_path / "diary"))
     away_s = []
     for _ in range(kills):
-        service.progress(witness, more=generator.randint(1, 8))
+        pair.progress(witness, more=generator.randint(1, 8))
         time.sleep(generator.uniform(0.0, 0.3))
-        (holder,) = holders(controllers, witness)
-        holder.kill()
+        holder(pair, witness).kill()
         killed_at = time.monotonic()
-        controllers = [*(one for one in controllers if one is not holder), service.serve()]
+        pair.controllers()
         witness.look()
-        service.progress(witness)
+        pair.progress(witness)
         away_s.append(time.monotonic() - killed_at)
-    service.settle(witness, seconds=300.0)
+    pair.settle(witness, seconds=300.0)
     witness.judge()
     repeated = executions(tmp_path / "diary") - len(witness.seen)
     assert 0 <= repeated <= kills, "more was measured again than was under way"
     print(f"\n{kills} controllers killed, {repeated} trials repeated; the job went on within {max(away_s):.1f} s")
 
 
-def test_drivers_killed_at_random_are_replaced(service: Any, tmp_path: Path, rounds: Rounds) -> None:
+def test_drivers_killed_at_random_are_replaced(pair: Any, tmp_path: Path, rounds: Rounds) -> None:
     generator, kills = random.Random(4), rounds(2, 25)
-    witness = service.submit(trials=30 + 10 * kills, seconds=0.1, diary=str(tmp_path / "diary"))
-    controller = service.serve()
+    witness = pair.submit(trials=20 + 10 * kills, seconds=0.1, diary=str(tmp_path / "diary"))
+    away_s = []
     for _ in range(kills):
-        service.progress(witness, more=generator.randint(1, 6))
-        (driver,) = drivers_of(controller, {worker_of(witness)})
-        driver.kill()
-    service.settle(witness, seconds=300.0)
+        pair.progress(witness, more=generator.randint(1, 6))
+        driver_of(pair, witness).kill()
+        killed_at = time.monotonic()
+        witness.look()
+        pair.progress(witness)
+        away_s.append(time.monotonic() - killed_at)
+    pair.settle(witness, seconds=300.0)
     witness.judge()
-    assert executions(tmp_path / "diary") - len(witness.seen) <= kills
-    kinds = [told.kind for told in service.store.events(witness.job_id)]
+    repeated = executions(tmp_path / "diary") - len(witness.seen)
+    assert 0 <= repeated <= kills, "more was measured again than was under way"
+    kinds = [told.kind for told in pair.store.events(witness.job_id)]
     assert kinds.count("released") == kills
+    print(f"\n{kills} drivers killed, {repeated} trials repeated; the job went on within {max(away_s):.1f} s")
 
 
-def test_a_frozen_controller_wakes_up_and_writes_nothing(service: Any, rounds: Rounds, until: Any) -> None:
-    controllers = [service.serve(), service.serve()]
+def test_a_frozen_controller_wakes_up_and_writes_nothing(pair: Any, rounds: Rounds, until: Any) -> None:
     for _ in range(rounds(1, 10)):
-        witness = service.submit(trials=50, seconds=0.15)
-        service.progress(witness, more=3)
-        (zombie,), old = holders(controllers, witness), worker_of(witness)
-        (child,) = drivers_of(zombie, {old})
-        for process in (child, zombie):
-            process.suspend()
-        until(lambda: worker_of(witness) != old, 60.0, f"another driver goes on\n{service.tail()}")
-        written = sum(trial.worker == old for trial in witness.seen.values())
-        for process in (child, zombie):
-            process.resume()
-        until(lambda: not child.is_running(), 20.0, f"the driver that woke up ends\n{service.tail()}")
-        service.settle(witness)
-        witness.judge()
-        assert sum(trial.worker == old for trial in witness.seen.values()) == written, "a zombie wrote"
-        assert "taken_over" in [told.kind for told in service.store.events(witness.job_id)]
+        freeze(pair, until)
+
+
+def freeze(pair: Any, until: Any) -> None:
+    """Freeze the controller of a new job with its driver until another one goes on with the job."""
+    witness = pair.submit(trials=40, seconds=0.15)
+    pair.progress(witness, more=3)
+    old, zombie = worker_of(witness), holder(pair, witness)
+    child = driver_of(pair, witness)
+    for process in (child, zombie):
+        process.suspend()
+    until(lambda: worker_of(witness) != old, 60.0, f"another driver goes on\n{pair.tail()}")
+    written = sum(trial.worker == old for trial in witness.seen.values())
+    for process in (child, zombie):
+        process.resume()
+    until(lambda: not child.is_running(), 20.0, f"the driver that woke up ends\n{pair.tail()}")
+    pair.settle(witness)
+    witness.judge()
+    assert sum(trial.worker == old for trial in witness.seen.values()) == written, "a zombie wrote"
+    assert "taken_over" in [told.kind for told in pair.store.events(witness.job_id)]

@@ -10,15 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from autotune.store.open import open_store
 
 HERE = Path(__file__).parent
 STUB = str(HERE.parent / "data" / "stub_task.py")
 Rounds = Callable[[int, int], int]
-
-pytestmark = pytest.mark.slow
 
 
 def integrity(url: str) -> list[Any]:
@@ -28,7 +24,7 @@ def integrity(url: str) -> list[Any]:
 
 def test_a_sqlite_writer_killed_at_any_point_leaves_whole_trials(service: Any, sqlite_url: str, rounds: Rounds) -> None:
     generator, job_id, count = random.Random(0), service.submit().job_id, 0
-    for _ in range(rounds(8, 200)):
+    for _ in range(rounds(6, 200)):
         command = [sys.executable, str(HERE / "writer.py"), sqlite_url, job_id, str(count)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
@@ -71,8 +67,8 @@ def test_a_full_disk_pauses_a_job_that_then_goes_on(service: Any, sqlite_url: st
 
 def test_postgresql_is_killed_again_and_again(start_service: Any, mortal_postgres: Any, rounds: Rounds) -> None:
     service = start_service(mortal_postgres.url)
-    generator, seconds = random.Random(1), rounds(12, 300)
-    witnesses = [service.submit(trials=rounds(60, 1200), seconds=0.2) for _ in range(2)]
+    generator, seconds = random.Random(1), rounds(6, 300)
+    witnesses = [service.submit(trials=rounds(40, 1200), seconds=0.2) for _ in range(2)]
     service.serve("--jobs", "2")
     service.progress(witnesses[0])
     ends_at, kills, away_s = time.monotonic() + seconds, 0, []

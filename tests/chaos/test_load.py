@@ -4,8 +4,9 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,12 @@ from autotune.store.records import JobState
 HERE = Path(__file__).parent
 Rounds = Callable[[int, int], int]
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(("database", "clients", "jobs"), [("sqlite_url", 16, 25), ("postgres_url", 50, 20)])
 def test_clients_that_submit_at_once_are_all_served(
     request: pytest.FixtureRequest, database: str, clients: int, jobs: int, tmp_path: Path, rounds: Rounds
 ) -> None:
-    url, clients, jobs = request.getfixturevalue(database), rounds(4, clients), rounds(5, jobs)
+    url, clients, jobs = request.getfixturevalue(database), rounds(3, clients), rounds(5, jobs)
     store, go = open_store(url), tmp_path / "go"
     with ExitStack() as stack:
         processes = [
@@ -55,40 +54,33 @@ def test_clients_that_submit_at_once_are_all_served(
     print(f"\n{clients} clients x {jobs} jobs on {database}: p50 {p50:.0f} ms, p99 {p99:.0f} ms a submission")
 
 
-def test_a_cancel_that_races_with_the_end_has_one_winner(service: Any, rounds: Rounds, until: Any) -> None:
-    generator, outcomes = random.Random(6), {"finished": 0, "cancelled": 0, "refused": 0}
-    service.serve("--jobs", "2")
-    for _ in range(rounds(6, 200)):
-        witness = service.submit(trials=6, seconds=0.05)
-        until(lambda witness=witness: witness.job().state is not JobState.QUEUED, 60.0, "the job starts")
-        time.sleep(generator.uniform(0.0, 1.5))
+def test_a_cancel_that_races_with_the_end_has_one_winner(pair: Any, rounds: Rounds) -> None:
+    generator, outcomes = random.Random(6), Counter[str]()
+    for _ in range(rounds(4, 200)):
+        witness = pair.submit(trials=6, seconds=0.05)
+        pair.progress(witness, more=generator.randint(1, 14))
+        time.sleep(generator.uniform(0.0, 0.1))
         accepted = True
         try:
-            cancel(service.store, witness.job_id)
+            cancel(pair.store, witness.job_id)
         except ConflictError:
             accepted = False
-        cancelled_at, before = time.monotonic(), witness.look()
-        service.settle(witness, seconds=60.0)
+        pair.settle(witness, seconds=60.0)
         state = witness.job().state
-        if state is JobState.CANCELLED:
-            assert accepted, "a cancel that was refused was carried out"
-            # Two seconds to look, during which trials of 0.05 s may end.
-            assert time.monotonic() - cancelled_at < 10.0
-            assert len(witness.seen) - before <= 2.0 / 0.05
+        assert accepted or state is JobState.FINISHED, "a cancel that was refused was carried out"
         witness.judge(state=state)
-        with suppress(ConflictError):
-            assert cancel(service.store, witness.job_id).state is state, "cancelling twice gave another answer"
-        outcomes["refused" if not accepted else state.value] += 1
-    print(f"\nraced cancels: {outcomes}")
+        if state is JobState.CANCELLED:
+            assert cancel(pair.store, witness.job_id).state is state, "cancelling twice gave another answer"
+        outcomes[state.value if accepted else "refused"] += 1
+    print(f"\nraced cancels: {dict(outcomes)}")
 
 
-def test_no_trial_starts_two_seconds_after_a_cancel(service: Any, tmp_path: Path, until: Any) -> None:
+def test_no_trial_starts_two_seconds_after_a_cancel(pair: Any, tmp_path: Path, until: Any) -> None:
     diary = tmp_path / "diary"
-    witness = service.submit(trials=2000, seconds=0.05, diary=str(diary))
-    service.serve()
-    service.progress(witness, more=5)
-    cancel(service.store, witness.job_id)
-    time.sleep(2.0)  # the promise
+    witness = pair.submit(trials=2000, seconds=0.05, diary=str(diary))
+    pair.progress(witness, more=5)
+    cancel(pair.store, witness.job_id)
+    time.sleep(2.0)  # what is promised
     started = len(diary.read_text().splitlines())
     until(lambda: not witness.job().state.is_live, 10.0, "the job is cancelled")
     assert len(diary.read_text().splitlines()) - started <= 1
@@ -96,11 +88,11 @@ def test_no_trial_starts_two_seconds_after_a_cancel(service: Any, tmp_path: Path
 
 
 def test_a_controller_that_runs_many_jobs_keeps_its_size(start_service: Any, postgres_url: str, rounds: Rounds) -> None:
-    service, count, most = start_service(postgres_url), rounds(8, 2000), rounds(60, 1500)
+    service, count, most = start_service(postgres_url), rounds(4, 2000), rounds(60, 1200)
     controller = service.serve("--jobs", "2")
     ends_at, done, sizes = time.monotonic() + most, 0, []
     while done < count and time.monotonic() < ends_at:
-        batch = [service.submit(trials=4) for _ in range(4)]
+        batch = [service.submit(trials=4) for _ in range(2)]
         service.settle(*batch)
         for witness in batch:
             witness.judge()

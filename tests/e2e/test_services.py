@@ -110,7 +110,7 @@ def test_compose_commands_run_a_job_that_is_submitted_over_http(postgres_url: st
             ready = f"http://127.0.0.1:{port}/readyz"
             wait_for(lambda ready=ready: answers(ready), 60, name, logs[name])
 
-        token = json.loads(autotune(environment, "token", "add", "ann", "--json"))["token"]
+        token = json.loads(autotune(environment, "token", "add", "ann", "--json"))["text"]
         remote = environment | {"AUTOTUNE_URL": f"http://127.0.0.1:{api_port}", "AUTOTUNE_TOKEN": token}
         del remote["AUTOTUNE_DATABASE"]
         front = json.loads(autotune(remote, "submit", str(tmp_path / "job.yaml"), "--watch", "--json"))

@@ -30,10 +30,23 @@ DOORS = {
     "uvicorn": ("autotune/api/",),
     "prometheus_client": ("autotune/api/",),
     "httpx2": ("autotune/client/remote.py",),
+    "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
+    "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
     "transformers": ("workers/tasks/minilm_lee.py",),
     "sklearn": ("workers/tasks/digits.py",),
 }
-HEAVY = ("torch", "ray", "optuna", "streamlit", "transformers", "fastapi", "uvicorn", "httpx2")
+HEAVY = (
+    "torch",
+    "ray",
+    "optuna",
+    "streamlit",
+    "transformers",
+    "fastapi",
+    "uvicorn",
+    "httpx2",
+    "onnx",
+    "onnxruntime",
+)
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (
     "search_spaces.quantization_map",
@@ -47,6 +60,7 @@ LIGHT = (
     "autotune.store.records",
     "autotune.client.connect",
     "autotune.cli.main",
+    "autotune.exporters",
     "dashboard",
 )
 

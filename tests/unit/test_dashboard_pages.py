@@ -345,8 +345,8 @@ def test_jobs_are_compared_with_a_warning_if_measured_differently(page, database
 
 def test_a_comparison_can_be_chosen_and_linked(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("compare")
-    assert len(app.multiselect[0].value) == 2  # the two newest
-    app = app.multiselect[0].set_value([database[1]["finished"]]).run()
+    assert len(app.pills[0].value) == 2  # the two newest
+    app = app.pills[0].set_value([database[1]["finished"]]).run()
     assert database[1]["finished"] in app.query_params["jobs"]
     assert "Choose at least two jobs" in app.info[0].value
 

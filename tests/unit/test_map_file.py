@@ -135,9 +135,9 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
         write({"no JSON": object()}, path)
     assert path.read_text() == "old"
     (tmp_path / "folder").mkdir()
-    with pytest.raises(MapError, match=r"cannot write the map to '.*folder': Is a directory"):
+    with pytest.raises(MapError, match=r"cannot write '.*folder': Is a directory"):
         write(document(), tmp_path / "folder")
-    with pytest.raises(MapError, match=r"cannot write the map to '.*map.json/x': "):
+    with pytest.raises(MapError, match=r"cannot write '.*map.json/x': "):
         write(document(), path / "x")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "map.json"]
     with path.open() as reader:

@@ -1,4 +1,4 @@
-"""Weights to integers: per-channel symmetric int8 and per-group asymmetric int4."""
+"""Weights to integers: per-channel symmetric int8, per-group asymmetric int4, per-row affine embeddings."""
 
 import torch
 
@@ -46,6 +46,25 @@ def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     steps = (groups - zeros[..., None].float()) / scales[..., None].float()
     values = torch.clamp(torch.round(steps) + 8, 0, 15)
     return values.flatten(1).to(torch.int32), scales, zeros
+
+
+def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the rows of an embedding as asymmetric integers, with one scale and offset for each row.
+
+    The formula is that of PyTorch's ``torch.per_channel_affine_float_qparams``.
+
+    Args:
+        weight: shape ``(rows, features)``.
+        bits: 8 or 4.
+
+    Returns:
+        a PyTorch quantized tensor of the same shape, whose bytes hold one or two integers, and fp32 scales and
+        offsets of shape ``(rows,)``; ``weight`` is about ``integers * scale + offset``.
+    """
+    low, high = weight.amin(dim=1), weight.amax(dim=1)
+    scales = torch.clamp((high - low) / (2**bits - 1), min=1e-8)
+    storage = torch.quint8 if bits == 8 else torch.quint4x2
+    return torch.quantize_per_channel(weight, scales, -low / scales, 0, storage), scales, low
 
 
 def _usable(scales: torch.Tensor) -> torch.Tensor:

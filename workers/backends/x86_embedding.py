@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from workers.backends.packed import PackedLayer
+from workers.backends.weight_quantization import affine_per_row
 
 
 class Bf16Embedding(PackedLayer):
@@ -21,18 +22,11 @@ class Bf16Embedding(PackedLayer):
 
 
 class RowwiseEmbedding(PackedLayer):
-    """Rows in asymmetric 8-bit or 4-bit integers with a floating-point scale and offset each.
-
-    The formula is that of PyTorch's ``torch.per_channel_affine_float_qparams``.
-    """
+    """Rows in asymmetric 8-bit or 4-bit integers with a floating-point scale and offset each."""
 
     def __init__(self, embedding: nn.Embedding, bits: int) -> None:
         super().__init__(embedding)
-        low, high = embedding.weight.amin(dim=1), embedding.weight.amax(dim=1)
-        scales = torch.clamp((high - low) / (2**bits - 1), min=1e-8)
-        storage = torch.quint8 if bits == 8 else torch.quint4x2
-        quantized = torch.quantize_per_channel(embedding.weight, scales, -low / scales, 0, storage)
-        self._packed = torch.ops.quantized.embedding_bag_prepack(quantized)
+        self._packed = torch.ops.quantized.embedding_bag_prepack(affine_per_row(embedding.weight, bits)[0])
         self._lookup = torch.ops.quantized.embedding_byte if bits == 8 else torch.ops.quantized.embedding_4bit
         self._features = embedding.embedding_dim
         # Each packed row ends with its scale and offset, fp32 for 8 bits and fp16 for 4.

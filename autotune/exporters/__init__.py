@@ -1,0 +1,91 @@
+"""Exporters: a map and its model -> files that another runtime deploys."""
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from autotune.errors import ExportError
+from search_spaces.choice import LayerChoice
+from search_spaces.errors import unknown
+from search_spaces.layer import Layer
+
+if TYPE_CHECKING:
+    from autotune.exporters.base import Exporter
+
+#: Format -> where its exporter is. Resolved on use, so that listing formats stays light.
+_EXPORTERS = {
+    "onnxruntime": "autotune.exporters.onnx_exporter:OnnxExporter",
+}
+#: Layers named in a refusal; more are counted.
+_NAMED = 5
+
+
+def exporter_names() -> tuple[str, ...]:
+    """Return the names of all formats."""
+    return tuple(_EXPORTERS)
+
+
+def build_exporter(name: str) -> "Exporter":
+    """Return the exporter of the format called ``name``.
+
+    Raises:
+        ExportError: if there is no such format.
+    """
+    if name not in _EXPORTERS:
+        raise ExportError(unknown("format", name, _EXPORTERS))
+    module, _, attribute = _EXPORTERS[name].partition(":")
+    exporter: Exporter = getattr(importlib.import_module(module), attribute)()
+    return exporter
+
+
+def check(exporter: "Exporter", wanted: Iterable[tuple[Layer, LayerChoice]]) -> None:
+    """Check that a format can express every layer's choice.
+
+    Raises:
+        ExportError: if it cannot; names the layers and the formats that can.
+    """
+    wanted = list(wanted)
+    refusals = dict(_refusals(exporter, wanted))
+    if not refusals:
+        return
+    shown = [f"  {name}: {reason}" for name, reason in list(refusals.items())[:_NAMED]]
+    if len(refusals) > _NAMED:
+        shown.append(f"  ... and {len(refusals) - _NAMED} more")
+    able = [name for name in _EXPORTERS if not any(_refusals(build_exporter(name), wanted))]
+    others = f"formats that can: {', '.join(able)}, map" if able else "only the format map can"
+    raise ExportError(
+        f"the format {exporter.name} cannot express {len(refusals)} of {len(wanted)} layers; {others}. "
+        "Or run a job without these choices:\n" + "\n".join(shown)
+    )
+
+
+@contextmanager
+def libraries() -> Iterator[None]:
+    """Import and call packages of the ``export`` extra inside this context, without what they log and warn of.
+
+    Raises:
+        ExportError: if one is not installed.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError as error:
+        raise ExportError(
+            f"this format needs the package {error.name or str(error)!r}, which is not installed; "
+            "install what the formats need with: pip install 'quant-autotune[export]'"
+        ) from None
+    finally:
+        logging.disable(level)
+
+
+def _refusals(exporter: "Exporter", wanted: Iterable[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:
+    for layer, choice in wanted:
+        reason = exporter.refuses(layer, choice)
+        if reason is not None:
+            yield layer.name, f"{choice.name}: {reason}"

@@ -1,0 +1,69 @@
+"""The ``Exporter`` seam: one format that a map can be deployed in."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from autotune.map_file import MapFile
+from search_spaces.choice import LayerChoice
+from search_spaces.layer import Layer
+from workers.task import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A map and the full-precision model it was made for."""
+
+    file: MapFile
+    task: Task
+    #: The exporter's own copy, in evaluation mode on the CPU; it may change it.
+    model: nn.Module
+    #: Every mapped layer of the model, in execution order.
+    layers: tuple[Layer, ...]
+
+
+class Exporter(Protocol):
+    """Writes a map in one format, and loads it again with that format's own library."""
+
+    #: Name on the command line.
+    name: str
+    #: What the folder holds, for people.
+    summary: str
+    #: How far outputs may differ from our own backend's, and why, for people.
+    rounding: str
+    #: Distribution names of the libraries that write and load the format.
+    libraries: tuple[str, ...]
+    #: Whether a loaded artefact runs on the format's own kernels, so that its latency means something.
+    has_kernels: bool
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """Return why the format cannot express ``choice`` for ``layer``, or None if it can.
+
+        Brings no heavy library.
+        """
+        ...
+
+    def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
+        """Write the artefact into the empty ``folder``; return JSON-ready data that ``load`` needs.
+
+        Args:
+            source: a map none of whose choices the format refuses.
+            folder: an empty folder.
+
+        Raises:
+            ExportError: if the model cannot be brought into the format.
+        """
+        ...
+
+    def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return the artefact as a module that takes and returns what the model does.
+
+        Args:
+            folder: what ``write`` filled.
+            details: what ``write`` returned.
+            build_model: builds the full-precision model, for formats that hold weights only.
+        """
+        ...

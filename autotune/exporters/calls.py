@@ -1,0 +1,125 @@
+"""How a task calls its model: inputs, which of their sizes vary, and the form of the output."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autotune.errors import ExportError
+from workers.task import Batch, Task
+
+
+class _Caught(Exception):
+    """Ends a forward pass whose inputs are known."""
+
+
+#: Arguments of one call, by position and by name.
+Arguments = dict[int | str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """How a model is called: with tensors that vary, and with all else as in the first call."""
+
+    #: The arguments of the first call.
+    arguments: Arguments
+    #: Position or name of each tensor -> dimensions whose size varies.
+    varying: Mapping[int | str, tuple[int, ...]]
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors of the first call, in the order of ``varying``."""
+        return tuple(self.arguments[key] for key in self.varying)
+
+    def call(self, model: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return what ``model`` returns for ``tensors``, given in the order of ``varying``."""
+        arguments = self.arguments | dict(zip(self.varying, tensors, strict=True))
+        args = [value for key, value in arguments.items() if isinstance(key, int)]
+        return model(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
+
+
+def signature(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Signature:
+    """Return how ``task`` calls ``model``, from the arguments it passes for ``batches``; runs no layer.
+
+    The first dimension counts samples and always varies, others do if the batches differ in them.
+
+    Raises:
+        ExportError: if tensors hide in containers, or batches pass different arguments.
+    """
+    seen = [_arguments(task, model, batch) for batch in batches]
+    varying: dict[int | str, tuple[int, ...]] = {}
+    for key, value in seen[0].items():
+        if isinstance(value, list | tuple | dict):
+            raise ExportError(f"the model's argument {key!r} is a {type(value).__name__}; only tensors can be exported")
+        if isinstance(value, torch.Tensor):
+            varying[key] = _varying(key, [arguments.get(key) for arguments in seen])
+    return Signature(arguments=seen[0], varying=varying)
+
+
+def _varying(key: int | str, values: Sequence[Any]) -> tuple[int, ...]:
+    shapes = {tuple(value.shape) for value in values if isinstance(value, torch.Tensor)}
+    if not all(isinstance(value, torch.Tensor) for value in values) or len({len(shape) for shape in shapes}) > 1:
+        raise ExportError(f"the model's argument {key!r} is not the same kind of tensor for every batch of the task")
+    return tuple(dim for dim, sizes in enumerate(zip(*shapes, strict=True)) if dim == 0 or len(set(sizes)) > 1)
+
+
+def _arguments(task: Task, model: nn.Module, batch: Batch) -> Arguments:
+    caught: list[Arguments] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(dict([*enumerate(args), *kwargs.items()]))
+        raise _Caught
+
+    handle = model.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        task.forward(model, batch)
+    except _Caught:
+        return caught[0]
+    finally:
+        handle.remove()
+    raise ExportError("the task's forward never calls its model, so there is nothing to export")
+
+
+class Outputs(dict[str, torch.Tensor]):
+    """A model's outputs by name, read by key, by attribute or by position."""
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the exported model has no output {name!r}; it has {', '.join(self)}") from None
+
+    def __getitem__(self, key: str | int) -> torch.Tensor:
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+def named_outputs(result: Any) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return the form of a model's result and its tensors by name.
+
+    Forms are ``tensor``, ``sequence`` and ``mapping``; entries of a mapping that are no tensor, such as caches, are
+    left out.
+
+    Raises:
+        ExportError: if the result has no such form.
+    """
+    if isinstance(result, torch.Tensor):
+        return "tensor", {"output": result}
+    if isinstance(result, Mapping):
+        tensors = {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return "mapping", tensors
+    if isinstance(result, tuple | list) and result and all(isinstance(value, torch.Tensor) for value in result):
+        return "sequence", {f"output_{number}": value for number, value in enumerate(result)}
+    raise ExportError(f"the model returns a {type(result).__name__}, but only tensors by position or name are exported")
+
+
+def in_form(form: str, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return named tensors in the form of the model's result."""
+    match form:
+        case "tensor":
+            return next(iter(tensors.values()))
+        case "sequence":
+            return tuple(tensors.values())
+    return Outputs(tensors)

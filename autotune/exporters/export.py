@@ -1,0 +1,94 @@
+"""Export a map: check, build the model, write into a folder that appears whole or not at all."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from autotune import exporters, map_file
+from autotune.errors import ConflictError, ExportError
+from autotune.exporters.base import Exporter, Source
+from autotune.exporters.manifest import MANIFEST, MAP, Manifest, describe
+from autotune.map_file import MapFile
+from search_spaces.discovery import discover
+from workers.fingerprint import fingerprint
+from workers.task import Split
+from workers.tasks import build_task, load_task_file
+
+
+def export(document: Mapping[str, Any], format_name: str, folder: Path, *, task_file: str | None = None) -> Manifest:
+    """Write the map ``document`` in a format into ``folder`` and return its manifest.
+
+    An earlier export in the folder is replaced; nothing remains of one that fails.
+
+    Raises:
+        ExportError: if the format cannot express the map or the model, or the folder cannot be written.
+        ConflictError: if the folder holds anything but an export.
+        TaskError: if the map's task is not known.
+    """
+    exporter = exporters.build_exporter(format_name)
+    file = MapFile.model_validate(document)
+    _check_target(folder)
+    source = read_source(file, task_file=task_file)
+    choices = file.quantization_map().choices
+    exporters.check(exporter, [(layer, choices[layer.name]) for layer in source.layers])
+    with _staged(folder) as stage:
+        details = exporter.write(source, stage)
+        map_file.write(document, stage / MAP)
+        manifest = _manifest(exporter, stage, details)
+        manifest.write(stage)
+    return manifest
+
+
+def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
+    """Return the map with the model that its task builds.
+
+    Raises:
+        ExportError: if that is not the model the map was made for.
+        TaskError: if the task is not known.
+    """
+    if task_file is not None:
+        load_task_file(task_file)
+    task = build_task(file.task, file.task_parameters)
+    model = task.build_model().eval()
+    if fingerprint(model) != file.model_fingerprint:
+        raise ExportError(
+            f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
+        )
+    batch = task.evaluation(Split.EVALUATION)[0]
+    found = {layer.name: layer for layer in discover(model, lambda m: task.forward(m, batch))}
+    return Source(file=file, task=task, model=model, layers=tuple(found[name] for name in file.layers))
+
+
+def _check_target(folder: Path) -> None:
+    if folder.exists() and not Path(folder, MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConflictError(f"{str(folder)!r} exists and is no export; name another folder with --output")
+
+
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``folder`` when the context ends well."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            stage, old = Path(scratch, "new"), Path(scratch, "old")
+            stage.mkdir()
+            yield stage
+            if folder.exists():
+                folder.replace(old)
+            stage.replace(folder)
+    except OSError as error:
+        raise ExportError(f"cannot write the export to {str(folder)!r}: {error.strerror or error}") from None
+
+
+def _manifest(exporter: Exporter, stage: Path, details: Mapping[str, Any]) -> Manifest:
+    written = sorted(path for path in stage.rglob("*") if path.is_file())
+    return Manifest(
+        format=exporter.name,
+        rounding=exporter.rounding,
+        libraries={name: metadata.version(name) for name in exporter.libraries},
+        files={path.relative_to(stage).as_posix(): describe(path) for path in written},
+        details=dict(details),
+    )

@@ -1,0 +1,102 @@
+"""Run an export in its own runtime: ``python -m autotune.exporters.runtime``, a process that loads nothing of ours.
+
+The backend that the search measured with is never built here, so nothing but the folder and the task decides the
+outputs.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from autotune import map_file
+from autotune.exporters import build_exporter, libraries
+from autotune.exporters.manifest import MAP, Manifest
+from autotune.map_file import MapFile
+from workers import device_lock, environment, latency
+from workers.estimates import latency_ratio
+from workers.latency import Contender
+from workers.measurement import LatencySamples
+from workers.quality import outputs
+from workers.task import Split, Task
+from workers.tasks import build_task, load_task_file
+
+#: Times the latency is measured at most, and seconds between them: other processes can put a series off.
+_TRIES, _PAUSE_S = 3, 5.0
+#: Keys of the result beside the splits: milliseconds of the export, and of the full-precision PyTorch model.
+CANDIDATE_MS, REFERENCE_MS = "candidate_ms", "reference_ms"
+
+
+def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: str | None) -> None:
+    """Load the export in ``folder`` and write its outputs and latencies to the safetensors file ``result``.
+
+    Args:
+        folder: an export.
+        result: file to write: outputs of each split, and latencies if the format has kernels of its own.
+        repeats: timed passes.
+        slowest: latency ratio to full precision above which the series is measured again.
+        task_file: a Python file that registers the task.
+    """
+    manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
+    exporter = build_exporter(manifest.format)
+    if task_file is not None:
+        load_task_file(task_file)
+    task = build_task(file.task, file.task_parameters)
+    threads = file.provenance.environment.get("threads", file.measurement.threads)
+    torch.set_num_threads(threads or environment.usable_cores())
+    with libraries():
+        model = exporter.load(folder, manifest.details, task.build_model).eval()
+        found = {str(split): outputs(task, model, split).contiguous() for split in Split}
+        if exporter.has_kernels:
+            samples = _latency(file, task, model, repeats, slowest)
+            found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))
+            found[REFERENCE_MS] = torch.from_numpy(np.asarray(samples.reference_ms))
+    save_file(found, result)
+
+
+def _latency(file: MapFile, task: Task, model: torch.nn.Module, repeats: int, slowest: float) -> LatencySamples:
+    """Return latencies of the export, interleaved with the full-precision model's in PyTorch."""
+    size = file.measurement.batch_sizes[0]
+    batch, reference = task.latency_batch(size), task.build_model().eval()
+    tries: list[LatencySamples] = []
+    while not tries or (_ratio(tries[-1]) > slowest and len(tries) < _TRIES):
+        if tries:
+            time.sleep(_PAUSE_S)
+        with device_lock.exclusive("cpu"), torch.inference_mode():
+            timed = latency.measure(
+                Contender(install=_nothing, run=lambda: task.forward(model, batch)),
+                Contender(install=_nothing, run=lambda: task.forward(reference, batch)),
+                batch_size=size,
+                repeats=repeats,
+                warmup_s=file.measurement.warmup_s,
+            )
+        tries.append(timed)
+    return min(tries, key=_ratio)
+
+
+def _ratio(samples: LatencySamples) -> float:
+    return latency_ratio(samples).value
+
+
+def _nothing() -> None:
+    """Install a model that is in place already."""
+
+
+def main() -> None:
+    """Read the command line of this process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--slowest", type=float, default=math.inf)
+    parser.add_argument("--task-file")
+    given = parser.parse_args()
+    run(given.folder, given.result, repeats=given.repeats, slowest=given.slowest, task_file=given.task_file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Check an export against what its map promises: load it in its own runtime, in a process of its own."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from autotune import map_file
+from autotune.errors import ExportError
+from autotune.exporters import build_exporter
+from autotune.exporters.export import read_source
+from autotune.exporters.manifest import MANIFEST, MAP, Manifest
+from autotune.exporters.runtime import CANDIDATE_MS, REFERENCE_MS
+from autotune.figures import MIB
+from autotune.map_file import MapFile
+from workers import quality
+from workers.backends import build_backend
+from workers.estimates import latency_ratio, percentile
+from workers.measurement import LatencySamples
+from workers.prepared import PreparedModel
+from workers.task import Split, Task
+
+#: Name of the report in the export's folder.
+REPORT = "verification.json"
+#: Largest loss of accuracy relative to the promised one.
+_ACCURACY = 0.01
+#: Divergence that differences of floating-point sums alone may make.
+_LEAST_DIVERGENCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportCheck:
+    """One figure of an export."""
+
+    name: str
+    #: What the map promises, or what our own backend does; None if nothing is promised.
+    expected: float | None
+    measured: float
+    #: Largest value that holds, or for accuracy the smallest; None if the figure is only told.
+    limit: float | None
+    holds: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportVerification:
+    """What verifying an export found."""
+
+    format: str
+    rounding: str
+    #: Library -> version that the export ran with.
+    libraries: Mapping[str, str]
+    #: Whether latencies were measured: whether the format has kernels of its own here.
+    timed: bool
+    checks: tuple[ExportCheck, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Return whether every check holds."""
+        return all(check.holds for check in self.checks)
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        return {"schema": "autotune.verification/v1", "holds": self.holds, **asdict(self)}
+
+
+def verify_export(
+    folder: Path, *, repeats: int = 300, tolerance: float = 0.05, task_file: str | None = None
+) -> ExportVerification:
+    """Return how far the export in ``folder`` keeps what its map promises.
+
+    Its outputs may differ from our backend's by no more than two roundings as fine as the map's own: the divergence
+    of the two is at most twice that of our backend from full precision. Accuracy may be up to 1 % below the promised
+    one, and the latency ratio to full precision in PyTorch up to ``tolerance`` above. The size is told only.
+
+    Raises:
+        ExportError: if the folder is no export, was changed, or its runtime cannot load it.
+    """
+    manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
+    exporter = build_exporter(manifest.format)
+    promised = {name: figure.value for name, figure in file.promised.items()}
+    slowest = promised.get("latency_ratio", float("inf")) * (1.0 + tolerance)
+    found = _run(folder, repeats, slowest, task_file)
+    source = read_source(file, task_file=task_file)
+    full = quality.outputs(source.task, source.model, Split.EVALUATION)
+    backend = build_backend(file.backend)
+    prepared = PreparedModel(source.model, source.layers, backend, file.ranges())
+    prepared.apply(file.quantization_map().names)
+    ours = quality.outputs(source.task, prepared.model, Split.EVALUATION)
+    checks = [
+        *_output_checks(source.task, found[Split.EVALUATION], ours, full),
+        *_accuracy_checks(source.task, found, promised),
+        *(_latency_checks(file, found, promised, slowest) if exporter.has_kernels else ()),
+        _size(manifest, promised),
+    ]
+    return ExportVerification(
+        format=manifest.format,
+        rounding=manifest.rounding,
+        libraries={name: metadata.version(name) for name in exporter.libraries},
+        timed=exporter.has_kernels,
+        checks=tuple(checks),
+    )
+
+
+def _run(folder: Path, repeats: int, slowest: float, task_file: str | None) -> dict[str, torch.Tensor]:
+    """Return what a fresh process finds of the export."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch, "result.safetensors")
+        # -P: no module of the current folder takes the place of an installed one.
+        command = [sys.executable, "-P", "-m", "autotune.exporters.runtime", str(folder.resolve()), str(result)]
+        command += ["--repeats", str(repeats), "--slowest", str(slowest)]
+        command += [] if task_file is None else ["--task-file", task_file]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+            raise ExportError(f"the export in {str(folder)!r} does not run in its runtime: {last}")
+        return load_file(result)
+
+
+def _output_checks(task: Task, actual: torch.Tensor, ours: torch.Tensor, full: torch.Tensor) -> tuple[ExportCheck, ...]:
+    apart = float(quality.divergence(actual, ours, task.output_kind).mean())
+    own = float(quality.divergence(ours, full, task.output_kind).mean())
+    limit = max(2.0 * own, _LEAST_DIVERGENCE)
+    error = float((actual - ours).norm() / ours.norm())
+    return (
+        ExportCheck(name="divergence_from_backend", expected=None, measured=apart, limit=limit, holds=apart <= limit),
+        ExportCheck(name="relative_output_difference", expected=None, measured=error, limit=None),
+    )
+
+
+def _accuracy_checks(
+    task: Task, found: Mapping[str, torch.Tensor], promised: Mapping[str, float]
+) -> tuple[ExportCheck, ...]:
+    measured = task.accuracy(found[Split.EVALUATION], Split.EVALUATION)
+    limit = promised["accuracy"] - _ACCURACY * abs(promised["accuracy"])
+    held_out = task.accuracy(found[Split.HELD_OUT], Split.HELD_OUT)
+    expected = promised.get("held_out_accuracy")
+    return (
+        ExportCheck(
+            name="accuracy", expected=promised["accuracy"], measured=measured, limit=limit, holds=measured >= limit
+        ),
+        ExportCheck(name="held_out_accuracy", expected=expected, measured=held_out, limit=None),
+    )
+
+
+def _latency_checks(
+    file: MapFile, found: Mapping[str, torch.Tensor], promised: Mapping[str, float], slowest: float
+) -> tuple[ExportCheck, ...]:
+    samples = LatencySamples(
+        batch_size=file.measurement.batch_sizes[0],
+        candidate_ms=found[CANDIDATE_MS].numpy(),
+        reference_ms=found[REFERENCE_MS].numpy(),
+    )
+    ratio = latency_ratio(samples).value
+    expected = promised.get("latency_ratio")
+    limit = slowest if expected is not None else None
+    return (
+        ExportCheck(name="latency_ratio", expected=expected, measured=ratio, limit=limit, holds=ratio <= slowest),
+        *(
+            ExportCheck(
+                name=f"latency_p{percent}_ms",
+                expected=promised.get(f"latency_p{percent}_ms"),
+                measured=percentile(samples.candidate_ms, percent).value,
+                limit=None,
+            )
+            for percent in (50, 95)
+        ),
+        ExportCheck(
+            name="full_precision_p50_ms", expected=None, measured=float(np.median(samples.reference_ms)), limit=None
+        ),
+    )
+
+
+def _size(manifest: Manifest, promised: Mapping[str, float]) -> ExportCheck:
+    size = sum(written.bytes for name, written in manifest.files.items() if name not in (MANIFEST, MAP))
+    return ExportCheck(name="size_mib", expected=promised.get("weight_memory_mib"), measured=size / MIB, limit=None)

@@ -1,0 +1,218 @@
+"""What every exporter promises, over every choice, on an encoder, a CNN and a decoder."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autotune import exporters
+from autotune.errors import ConflictError, ExportError
+from autotune.exporters.base import Exporter, Source
+from autotune.exporters.export import export, read_source
+from autotune.exporters.manifest import Manifest
+from autotune.map_file import MapFile
+from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
+from search_spaces.discovery import discover
+from search_spaces.fusion import fusion_group
+from workers.backends.x86 import X86Backend
+from workers.calibration.calibrate import calibrate
+from workers.fingerprint import fingerprint
+from workers.prepared import PreparedModel
+from workers.quality import outputs
+from workers.setup import CalibrationSettings
+from workers.task import Split
+from workers.tasks import build_task, load_task_file
+
+TASK_FILE = str(Path(__file__).parents[1] / "data" / "export_tasks.py")
+TASKS = ("tiny-bert", "tiny-cnn", "tiny-llama")
+load_task_file(TASK_FILE)
+
+
+@functools.cache
+def blank(task_name: str) -> Mapping[str, Any]:
+    """A map of a task with every layer in full precision and every range calibrated."""
+    task = build_task(task_name, {})
+    model = task.build_model()
+    layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
+    ranges = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings()).ranges
+    return {
+        "schema": "autotune.map/v1",
+        "task": task_name,
+        "task_parameters": {},
+        "backend": "x86",
+        "model_fingerprint": fingerprint(model),
+        "layers": {
+            layer.name: {
+                "kind": layer.kind,
+                "weight_shape": list(layer.weight_shape),
+                "choice": "fp32",
+                "input_range": [ranges[layer.name].low, ranges[layer.name].high] if layer.name in ranges else None,
+            }
+            for layer in layers
+        },
+        "measurement": {},
+        "promised": {"accuracy": {"value": 1.0}},
+        "provenance": {
+            "job": "j", "job_name": "tiny", "trial": 1, "measured_at": "2026-01-01T00:00:00Z", "seed": 0,
+            "calibration": {}, "calibration_samples": 16, "environment": {},
+        },
+    }  # fmt: skip
+
+
+def with_choices(task_name: str, choices: Mapping[str, str]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(json.dumps(blank(task_name)))
+    for name, choice in choices.items():
+        document["layers"][name]["choice"] = choice
+    return document
+
+
+@functools.cache
+def source(task_name: str) -> Source:
+    return read_source(MapFile.model_validate(blank(task_name)))
+
+
+def expressible(exporter: Exporter, task_name: str, choice: str) -> dict[str, str]:
+    """The map that gives the choice to every fusion group that may take it in the format and on the backend."""
+    backend, wanted = X86Backend(), choice_named(choice)
+    refused = {
+        fusion_group(layer.name)
+        for layer in source(task_name).layers
+        if exporter.refuses(layer, wanted) or backend.refuses(layer, wanted)
+    }
+    return {layer.name: choice for layer in source(task_name).layers if fusion_group(layer.name) not in refused}
+
+
+@pytest.fixture(params=exporters.exporter_names())
+def exporter(request: pytest.FixtureRequest) -> Exporter:
+    return exporters.build_exporter(request.param)
+
+
+@pytest.fixture(params=TASKS)
+def task_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def both_outputs(exporter: Exporter, document: Mapping[str, Any], folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of the loaded artefact, and of our own backend, on the evaluation data."""
+    file = MapFile.model_validate(document)
+    manifest = Manifest.read(folder)
+    task = build_task(file.task, file.task_parameters)
+    loaded = exporter.load(folder, manifest.details, task.build_model)
+    own = source(file.task)
+    prepared = PreparedModel(task.build_model(), own.layers, X86Backend(), file.ranges())
+    prepared.apply(file.quantization_map().names)
+    return outputs(task, loaded, Split.EVALUATION), outputs(task, prepared.model, Split.EVALUATION)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_export_computes_what_the_backend_computes(
+    exporter: Exporter, task_name: str, choice: str, tmp_path: Path
+) -> None:
+    choices = expressible(exporter, task_name, choice)
+    if not choices:
+        pytest.skip("the format or the backend cannot express it")
+    document = with_choices(task_name, choices)
+    export(document, exporter.name, tmp_path / "out")
+    actual, expected = both_outputs(exporter, document, tmp_path / "out")
+    assert actual.shape == expected.shape
+    error = float((actual - expected).norm() / expected.norm())
+    print(exporter.name, task_name, choice, len(choices), f"{error:.2e}")
+    assert error < 0.01
+
+
+def mixed(exporter: Exporter, task_name: str) -> dict[str, str]:
+    """A map that gives neighbouring fusion groups different choices, all that the format and the backend take."""
+    by_choice = {choice: expressible(exporter, task_name, choice) for choice in CHOICES}
+    groups = list(dict.fromkeys(fusion_group(layer.name) for layer in source(task_name).layers))
+    choices = {}
+    for layer in source(task_name).layers:
+        able = [choice for choice, layers in by_choice.items() if layer.name in layers]
+        choices[layer.name] = able[groups.index(fusion_group(layer.name)) % len(able)]
+    return choices
+
+
+def test_mixed_map_is_exported_again_byte_for_byte(exporter: Exporter, task_name: str, tmp_path: Path) -> None:
+    document = with_choices(task_name, mixed(exporter, task_name))
+    manifests = [export(document, exporter.name, tmp_path / name) for name in ("first", "second")]
+    assert manifests[0] == manifests[1] == Manifest.read(tmp_path / "first")
+    actual, expected = both_outputs(exporter, document, tmp_path / "first")
+    assert (actual - expected).norm() / expected.norm() < 0.01
+    assert MapFile.model_validate_json((tmp_path / "first" / "map.json").read_bytes()).quantization_map().names == {
+        layer.name: document["layers"][layer.name]["choice"] for layer in source(task_name).layers
+    }
+
+
+def test_refusals_are_sentences_and_full_precision_is_never_refused(exporter: Exporter, task_name: str) -> None:
+    for layer in source(task_name).layers:
+        assert exporter.refuses(layer, FULL_PRECISION) is None
+        reasons = (exporter.refuses(layer, choice) for choice in CHOICES.values())
+        assert all(reason is None or len(reason.split()) >= 4 for reason in reasons)
+
+
+def test_what_a_format_cannot_express_is_refused_before_anything_is_written(exporter: Exporter, tmp_path: Path) -> None:
+    names = [layer.name for layer in source("tiny-cnn").layers]
+    document = with_choices("tiny-cnn", dict.fromkeys(names, "fp8_weight_only"))
+    with pytest.raises(ExportError, match="only the format map can") as caught:
+        export(document, exporter.name, tmp_path / "out")
+    assert f"cannot express {len(names)} of {len(names)} layers" in str(caught.value)
+    assert f"  {names[0]}: fp8_weight_only: " in str(caught.value)
+    assert "... and 1 more" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_leaves_nothing_behind_and_the_earlier_export_as_it_was(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = with_choices("tiny-bert", {})
+    before = export(document, exporter.name, tmp_path / "out")
+
+    def fail(self: Exporter, source: Source, folder: Path) -> dict[str, Any]:
+        (folder / "half").write_text("written")
+        raise ExportError("no room")
+
+    monkeypatch.setattr(type(exporter), "write", fail)
+    for name in ("out", "new"):
+        with pytest.raises(ExportError, match="no room"):
+            export(document, exporter.name, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Manifest.read(tmp_path / "out") == before
+
+
+def test_a_folder_of_something_else_is_never_replaced(exporter: Exporter, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConflictError, match="exists and is no export"):
+        export(with_choices("tiny-bert", {}), exporter.name, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_another_model_is_refused(exporter: Exporter, tmp_path: Path) -> None:
+    document = with_choices("tiny-bert", {}) | {"model_fingerprint": "0" * 64}
+    with pytest.raises(ExportError, match="now builds a model with other weights"):
+        export(document, exporter.name, tmp_path / "out")
+
+
+def test_damage_is_noticed(exporter: Exporter, tmp_path: Path) -> None:
+    manifest = export(with_choices("tiny-bert", {}), exporter.name, tmp_path / "out")
+    largest = tmp_path / "out" / max(manifest.files, key=lambda name: manifest.files[name].bytes)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+    with pytest.raises(ExportError, match="missing or was changed; export again"):
+        Manifest.read(tmp_path / "out")
+    with pytest.raises(ExportError, match=r"holds no export: cannot read export\.json"):
+        Manifest.read(tmp_path)
+
+
+def test_missing_library_says_what_to_install(exporter: Exporter) -> None:
+    with (
+        pytest.raises(ExportError, match=r"needs the package 'onyx', .* pip install 'quant-autotune\[export\]'"),
+        exporters.libraries(),
+    ):
+        raise ImportError(name="onyx")
+
+
+def test_unknown_format_names_the_known_ones() -> None:
+    with pytest.raises(ExportError, match="unknown format 'onnxruntim'; did you mean 'onnxruntime'"):
+        exporters.build_exporter("onnxruntim")

@@ -1,0 +1,109 @@
+"""Tasks with tiny random models, one of each kind that people deploy: an encoder, a CNN, a decoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.task import OutputKind, Split
+from workers.tasks import register
+
+_SEEDS = {Split.EVALUATION: 1, Split.HELD_OUT: 2}
+
+
+class _Tiny:
+    """What all share: seeded inputs, and an accuracy that full precision decides."""
+
+    output_kind = OutputKind.LOGITS
+
+    def network(self) -> nn.Module:
+        raise NotImplementedError
+
+    def inputs(self, seed: int, samples: int) -> Any:
+        raise NotImplementedError
+
+    def build_model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.network().eval()
+
+    def calibration(self) -> Sequence[Any]:
+        return [self.inputs(0, 16)]
+
+    def evaluation(self, split: Split) -> Sequence[Any]:
+        return [self.inputs(_SEEDS[split], 8), self.inputs(_SEEDS[split] + 2, 5)]
+
+    def forward(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
+        model = self.build_model()
+        with torch.inference_mode():
+            reference = torch.cat([self.forward(model, batch) for batch in self.evaluation(split)])
+        return float((outputs.argmax(-1) == reference.argmax(-1)).double().mean())
+
+    def latency_batch(self, batch_size: int) -> Any:
+        return self.inputs(9, batch_size)
+
+
+@register("tiny-cnn")
+class TinyCNN(_Tiny):
+    """Strided, depthwise and dilated convolutions in one and two dimensions."""
+
+    def network(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding="same", groups=32, bias=False), nn.ReLU(),
+            nn.Conv2d(32, 16, 3, padding="same", dilation=(1, 2)), nn.ReLU(), nn.Flatten(2),
+            nn.Conv1d(16, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
+            nn.Linear(8 * 31, 32), nn.ReLU(), nn.Linear(32, 10),
+        )  # fmt: skip
+
+    def inputs(self, seed: int, samples: int) -> torch.Tensor:
+        return torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(batch)
+        return logits
+
+
+class _TinyText(_Tiny):
+    def inputs(self, seed: int, samples: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(0, 96, (samples, 7 + seed), generator=generator)
+        mask = torch.ones_like(tokens)
+        mask[0, -2:] = 0
+        return {"input_ids": tokens, "attention_mask": mask}
+
+
+@register("tiny-bert")
+class TinyBert(_TinyText):
+    """A transformer of two blocks that returns its outputs by name."""
+
+    output_kind = OutputKind.EMBEDDING
+
+    def network(self) -> nn.Module:
+        from transformers import BertConfig, BertModel
+
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        return BertModel(BertConfig(vocab_size=96, max_position_embeddings=32, **sizes))
+
+    def forward(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        outputs: torch.Tensor = model(**batch).last_hidden_state.mean(dim=1)
+        return outputs
+
+
+@register("tiny-llama")
+class TinyLlama(_TinyText):
+    """A decoder of two blocks with grouped queries, called with an argument that is no tensor."""
+
+    def network(self) -> nn.Module:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=96, max_position_embeddings=32, num_key_value_heads=2, **sizes))
+
+    def forward(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = model(**batch, use_cache=False).logits[:, -1]
+        return logits

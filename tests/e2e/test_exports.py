@@ -1,0 +1,128 @@
+"""A pick of a job through the real command: exported, loaded by its runtime in a fresh process, verified."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import yaml
+
+from autotune.exporters.manifest import MAP, Manifest, describe
+
+COMMAND = str(Path(sys.executable).with_name("autotune"))
+TASK_FILE = str(Path(__file__).parents[1] / "data" / "export_tasks.py")
+JOB = {
+    "schema": "autotune.job/v1",
+    "name": "small",
+    "task": {"name": "tiny-cnn"},
+    "objectives": ["latency_p50_ms", "divergence"],
+    "search": {"trials": 8, "seed": 3},
+    "measurement": {"repeats": 20, "final_repeats": 20, "warmup_s": 0.0, "threads": 1},
+    "workers": {"pool": "inline"},
+}
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    """Run the command in the folder of a finished job, as a user would, and check how it ends."""
+
+    def invoke(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if key != "AUTOTUNE_DATABASE"} | {
+            "COLUMNS": "80"
+        }
+        done = subprocess.run(
+            [COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == code, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "Warning" not in done.stdout + done.stderr
+        return done
+
+    (folder / "job.yaml").write_text(yaml.safe_dump(JOB))
+    invoke("run", "job.yaml", "--task-file", TASK_FILE)
+    return invoke
+
+
+def verification(run: Run, path: str, code: int = 0) -> dict[str, Any]:
+    # The model takes microseconds, so its latencies say little; the rest must hold.
+    arguments = ("--task-file", TASK_FILE, "--repeats", "20", "--tolerance", "100", "--json")
+    document: dict[str, Any] = json.loads(run("verify", path, *arguments, code=code).stdout)["verification"]
+    return document
+
+
+def checks_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in document["checks"]}
+
+
+def test_export_to_onnxruntime_is_verified_in_a_fresh_process(run: Run, folder: Path) -> None:
+    done = run("export", "last", "--pick", "smallest", "-f", "onnxruntime", "-o", "ort", "--task-file", TASK_FILE)
+    assert "Wrote trial" in done.stderr
+    document = verification(run, "ort")
+    assert document["holds"]
+    assert document["timed"]
+    assert document == json.loads((folder / "ort" / "verification.json").read_text())
+    checks = checks_of(document)
+    promised = json.loads((folder / "ort" / MAP).read_text())["promised"]
+    assert checks["accuracy"]["expected"] == promised["accuracy"]["value"]
+    assert checks["divergence_from_backend"]["measured"] <= checks["divergence_from_backend"]["limit"]
+    assert checks["latency_p50_ms"]["measured"] > 0.0
+    assert checks["size_mib"]["measured"] > promised["weight_memory_mib"]["value"]
+
+
+def test_figures_fit_the_terminal(run: Run) -> None:
+    run("export", "last", "-f", "onnxruntime", "--task-file", TASK_FILE)
+    shown = run("verify", "onnxruntime", "--task-file", TASK_FILE, "--repeats", "20", "--tolerance", "100")
+    assert "divergence from backend" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_export_that_computes_something_else_is_found_out(run: Run, folder: Path) -> None:
+    run("export", "last", "--pick", "0", "-f", "onnxruntime", "-o", "wrong", "--task-file", TASK_FILE)
+    path = folder / "wrong" / "model.onnx"
+    model = onnx.load(path)
+    weight = next(value for value in model.graph.initializer if value.name == "12.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(0.5 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, path)
+    done = run("verify", "wrong", "--task-file", TASK_FILE, code=5)
+    assert "missing or was changed; export again" in done.stderr
+
+    accept(path)
+    checks = checks_of(verification(run, "wrong", code=5))
+    assert not checks["divergence_from_backend"]["holds"]
+
+    path.write_bytes(b"no graph")
+    accept(path)
+    done = run("verify", "wrong", "--task-file", TASK_FILE, code=5)
+    assert "does not run in its runtime" in done.stderr
+    assert "cannot load" in done.stderr
+
+
+def accept(path: Path) -> None:
+    """Note a changed file in the manifest as if it had been exported so."""
+    manifest = Manifest.model_validate_json((path.parent / "export.json").read_bytes())
+    manifest.model_copy(update={"files": manifest.files | {path.name: describe(path)}}).write(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["export", "last", "-f", "onxruntime"], 5, "unknown format 'onxruntime'; did you mean 'onnxruntime'?"),
+        (["export", "last", "-f", "onnxruntime", "-o", "."], 8, "exists and is no export"),
+        (["export", "last", "-f", "onnxruntime"], 2, "unknown task 'tiny-cnn'"),
+        (["verify", "."], 5, "holds no export: cannot read export.json"),
+    ],
+)
+def test_errors_say_what_to_do(run: Run, arguments: list[str], code: int, message: str) -> None:
+    assert message in " ".join(run(*arguments, code=code).stderr.split())

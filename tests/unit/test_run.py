@@ -1,0 +1,91 @@
+"""How a run ends: what a driver records when its user changes their mind while it stops."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from autotune import run
+from autotune.errors import OrderedError
+from autotune.job_spec import JobSpec
+from autotune.jobs import cancel, pause, resume, submit
+from autotune.run import run_job
+from autotune.store.memory import MemoryStore
+from autotune.store.records import JobState, Order
+from workers.errors import PoolError
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def job_id(store: MemoryStore) -> str:
+    return submit(store, JobSpec.parse({"name": "x", "task": {"name": "digits-cnn"}})).id
+
+
+def searching(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> None:
+    """Let a search do something else."""
+    monkeypatch.setattr(run, "_search", lambda *_: work())
+
+
+def test_a_job_that_is_cancelled_while_it_pauses_is_cancelled(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pauses() -> None:
+        pause(store, job_id)
+        cancel(store, job_id)
+        raise OrderedError(Order.PAUSE)
+
+    searching(monkeypatch, pauses)
+    with pytest.raises(OrderedError):
+        run_job(store, job_id)
+    assert store.job(job_id).state is JobState.CANCELLED
+    assert [told.message for told in store.events(job_id)] == ["Search started", "Cancelled by its user"]
+
+
+def test_a_job_that_is_resumed_while_it_stops_waits_for_a_driver(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops() -> None:
+        cancel(store, job_id)
+        resume(store, job_id)
+        raise OrderedError(Order.CANCEL)
+
+    searching(monkeypatch, stops)
+    with pytest.raises(OrderedError):
+        run_job(store, job_id)
+    assert store.job(job_id).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(PoolError("no workers"), JobState.FAILED), (KeyboardInterrupt(), JobState.PAUSED)]
+)
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_run_that_ends_badly_is_recorded(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: JobState,
+    cancelled: bool,
+) -> None:  # fmt: skip
+    def ends() -> None:
+        if cancelled:
+            cancel(store, job_id)
+        raise error
+
+    searching(monkeypatch, ends)
+    with pytest.raises(type(error)):
+        run_job(store, job_id)
+    assert store.job(job_id).state is (JobState.CANCELLED if cancelled else state)
+    assert store.job(job_id).error == ("no workers" if state is JobState.FAILED and not cancelled else None)
+
+
+def test_a_job_that_finished_first_stays_finished(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finishes() -> str:
+        cancel(store, job_id)
+        return "all trials are measured"
+
+    searching(monkeypatch, finishes)
+    assert run_job(store, job_id).state is JobState.FINISHED
+    assert [told.kind for told in store.events(job_id)] == ["started", "finished"]
