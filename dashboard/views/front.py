@@ -12,7 +12,7 @@ from autotune.metrics import METRICS, Constraint
 from autotune.store.records import JobRecord, TrialRecord
 from dashboard import reading
 from dashboard.figures.front import front_figure, hypervolume_figure
-from dashboard.figures.layout import CONFIG
+from dashboard.figures.layout import BOX_CONFIG, CONFIG
 from dashboard.frames import (
     candidate_name,
     drawn,
@@ -27,6 +27,7 @@ from dashboard.limits import limit_sliders
 from dashboard.parts import choose_job, job_facts, live
 from dashboard.picks import Pick, picks
 from dashboard.text import in_markdown
+from dashboard.zoom import Zoom
 
 _LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
 _QUALITIES = ("accuracy", "divergence")
@@ -122,6 +123,9 @@ def _chart(
     for pick in found:
         title = pick.title.lower()
         marked[pick.number] = f"{marked[pick.number]}<br>{title}" if pick.number in marked else title
+    zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
+    if zoom and st.button("Show all again"):
+        _zoom_to(None)
     figure = front_figure(
         points,
         x=x,
@@ -130,23 +134,32 @@ def _chart(
         x_limits=limits_on(x, limits),
         y_limits=limits_on(y, limits),
         marked=marked,
+        zoom=zoom,
     )
     event = st.plotly_chart(
         figure,
         key=f"front-{job.id}",
         on_select="rerun",
-        selection_mode="points",
-        config=CONFIG,
+        selection_mode=["points", "box"],
+        config=BOX_CONFIG,
         alt=f"{METRICS[x].label} against {METRICS[y].label} of {len(points)} maps; the table below has the same points",
     )
+    drawn_box = Zoom.of_boxes(event.selection.box, x, y)
+    if drawn_box:
+        _zoom_to(drawn_box)
     count = "1 map" if len(points) == 1 else f"{len(points)} maps"
     edge = " Full precision does not diverge from itself; it stands at the lower edge." if y == "divergence" else ""
     st.caption(
         f"{count} shown. Marker area is weight memory; colour is how activations are quantized, squares quantize "
-        "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map."
-        f"{edge}"
+        "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map; to "
+        f"zoom, take the box from the chart's corner and draw one.{edge}"
     )
     return next((int(point["customdata"][0]) for point in event.selection.points), None)
+
+
+def _zoom_to(zoom: Zoom | None) -> None:
+    st.query_params["zoom"] = str(zoom or "")
+    st.rerun(scope="fragment")
 
 
 def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
