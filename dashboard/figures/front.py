@@ -84,7 +84,9 @@ def front_figure(
     if zoom is not None:
         x_range = zoom.x_span
         y_range = _logarithms(zoom.y_span) if logarithmic else zoom.y_span
-    placed["side"] = sides(_shares(placed["x"], x_range), _shares(placed["y"], y_range, logarithmic))
+    named = placed["group"] == _BASELINE.name
+    places = _shares(placed["x"], x_range), _shares(placed["y"], y_range, logarithmic)
+    placed.loc[named, "side"] = sides(*places, named.tolist())
     figure = go.Figure(_front_line(placed[placed["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(placed[placed["group"] == group.name], group))

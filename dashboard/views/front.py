@@ -1,8 +1,10 @@
 """Page: the Pareto front of one job."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 from streamlit import Page
 
@@ -43,6 +45,15 @@ _COLUMNS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Drawing:
+    """What one look at a front shows."""
+
+    points: pd.DataFrame
+    picks: tuple[Pick, ...]
+    figure: go.Figure
+
+
 def show(map_page: Page) -> None:
     """Show the page; ``map_page`` is where a chosen point leads."""
     st.title("Front")
@@ -63,15 +74,14 @@ def _front(job: JobRecord, map_page: Page) -> None:
         return
     x, y = _axes(job, latencies)
     limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
-    frame = judged(progress.frame, limits, spec.objectives)
-    found = picks(frame, x, y, spec.objectives)
-    points = with_misses(drawn(frame, x, y), limits)
-    chosen = _chart(job, points, x, y, limits, found)
-    _picks(job, found, map_page)
-    chosen = _opener(points, _table(job, points)) or chosen
+    zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
+    drawing = _drawing(reading.place(), job.id, progress.version, x, y, limits, zoom, progress.frame, spec.objectives)
+    chosen = _chart(job, drawing, zoom, x, y)
+    _picks(job, drawing.picks, map_page)
+    chosen = _opener(drawing.points, _table(job, drawing.points)) or chosen
     if chosen is not None:
         st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
-    _not_drawn(trials, points)
+    _not_drawn(trials, drawing.points)
     _history(job, progress)
 
 
@@ -115,29 +125,50 @@ def _axes(job: JobRecord, latencies: list[str]) -> tuple[str, str]:
     return x or latencies[0], y or _QUALITIES[0]
 
 
-def _chart(
-    job: JobRecord, points: pd.DataFrame, x: str, y: str, limits: Sequence[Constraint], found: Sequence[Pick]
-) -> int | None:
-    """Draw the front and return the number of the trial that was clicked."""
-    marked: dict[int, str] = {}
-    for pick in found:
-        title = pick.title.lower()
-        marked[pick.number] = f"{marked[pick.number]}<br>{title}" if pick.number in marked else title
-    zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
-    if zoom and st.button("Show all again"):
-        _zoom_to(None)
+# Everybody who looks at the same part of a job shares one drawing; its data are named by place, job and version.
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _drawing(
+    place: str,
+    job_id: str,
+    version: int,
+    x: str,
+    y: str,
+    limits: tuple[Constraint, ...],
+    zoom: Zoom | None,
+    _frame: pd.DataFrame,
+    _objectives: Sequence[str],
+) -> _Drawing:
+    frame = judged(_frame, limits, _objectives)
+    points, found = with_misses(drawn(frame, x, y), limits), picks(frame, x, y, _objectives)
     figure = front_figure(
         points,
         x=x,
         y=y,
-        revision=f"{job.id} {x} {y}",
+        revision=f"{job_id} {x} {y}",
         x_limits=limits_on(x, limits),
         y_limits=limits_on(y, limits),
-        marked=marked,
+        marked=_words(found),
         zoom=zoom,
     )
+    return _Drawing(points=points, picks=tuple(found), figure=figure)
+
+
+def _words(found: Sequence[Pick]) -> dict[int, str]:
+    """Return what is written at the maps picked; one can be picked for several reasons."""
+    words: dict[int, str] = {}
+    for pick in found:
+        title = pick.title.lower()
+        words[pick.number] = f"{words[pick.number]}<br>{title}" if pick.number in words else title
+    return words
+
+
+def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str) -> int | None:
+    """Draw the front and return the number of the trial that was clicked."""
+    if zoom and st.button("Show all again"):
+        _zoom_to(None)
+    points = drawing.points
     event = st.plotly_chart(
-        figure,
+        drawing.figure,
         key=f"front-{job.id}",
         on_select="rerun",
         selection_mode=["points", "box"],

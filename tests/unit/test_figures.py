@@ -302,9 +302,10 @@ def test_equal_latencies_still_make_a_histogram() -> None:
 
 
 def test_names_stand_where_they_cover_nothing() -> None:
-    assert sides([0.5, 0.5], [0.5, 0.56]) == ["bottom center", "top center"]
-    assert sides([0.01], [0.5]) == ["middle right"]
-    assert sides([0.99], [0.5]) == ["middle left"]
+    assert sides([0.5, 0.5], [0.5, 0.56], [True, True]) == ["bottom center", "top center"]
+    assert sides([0.5, 0.5], [0.5, 0.56], [False, True]) == ["top center"]
+    assert sides([0.01], [0.5], [True]) == ["middle right"]
+    assert sides([0.99], [0.5], [True]) == ["middle left"]
 
 
 def _aligned(results: Sequence[SimpleNamespace], probes: object, layers: slice = slice(None)) -> go.Figure:
