@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
 from autotune import driver, lifecycle
-from autotune.errors import StoreError
+from autotune.errors import LeaseLostError, StoreError
 from autotune.service import child
 from autotune.service.child import Ended
 from autotune.service.settings import ServiceSettings
@@ -57,7 +57,7 @@ class Controller:
     def run(self) -> None:
         """Run jobs until ``stop`` is called; then put those that run back into the queue."""
         use_token()  # before the first child, which inherits it
-        self._context.set_forkserver_preload(_PRELOADED)
+        self._preload()
         _log.info("controller %s is ready for %d jobs at a time", driver.this_driver(), self._settings.jobs)
         try:
             while not self._stopped.is_set():
@@ -77,6 +77,13 @@ class Controller:
         """Let ``run`` end. May be called from anywhere."""
         self._stopped.set()
 
+    def _preload(self) -> None:
+        """Import what drivers need before there is a job whose lease would run meanwhile; it takes seconds."""
+        self._context.set_forkserver_preload(_PRELOADED)
+        empty = self._context.Process()
+        empty.start()
+        empty.join()
+
     def _start_jobs(self) -> None:
         """Claim jobs while there is room for them and a cluster, if one was missed."""
         if self._cluster_is_missed and not self._cluster_is_back():
@@ -95,6 +102,11 @@ class Controller:
         if on_cluster:
             try:
                 address = self._cluster()
+                # Starting a cluster takes a while, in which nobody renewed the lease.
+                self._store.renew(job.id, epoch=job.epoch, lease_s=self._settings.lease_s)
+            except LeaseLostError as error:
+                _log.warning("%s", error, extra={"job": job.id})
+                return
             except ClusterLostError as error:
                 self._miss_cluster()
                 self._release(job.id, job.epoch, f"Waits for a Ray cluster: {error}")

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def worker_of(witness: Any) -> str:
     return str(max(witness.seen.values(), key=lambda trial: trial.finished_at).worker)
 
 
+def has_another_driver(witness: Any, old: str) -> bool:
+    return worker_of(witness) != old or not witness.job().state.is_live
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def executions(diary: Path) -> int:
     return len(diary.read_text().splitlines())
 
@@ -51,19 +60,20 @@ def test_a_driver_killed_between_commit_and_tell_repeats_nothing(
     assert executions(tmp_path / "diary") == len(witness.seen), "a recorded trial was measured again"
 
 
-def test_controllers_killed_at_random_lose_nothing(pair: Any, tmp_path: Path, rounds: Rounds) -> None:
+def test_controllers_killed_at_random_lose_nothing(pair: Any, tmp_path: Path, rounds: Rounds, until: Any) -> None:
     generator, kills = random.Random(3), rounds(1, 25)
     witness = pair.submit(trials=20 + 20 * kills, seconds=0.1, diary=str(tmp_path / "diary"))
     away_s = []
     for _ in range(kills):
         pair.progress(witness, more=generator.randint(1, 8))
         time.sleep(generator.uniform(0.0, 0.3))
+        old, orphan = worker_of(witness), driver_of(pair, witness)
         holder(pair, witness).kill()
         killed_at = time.monotonic()
         pair.controllers()
-        witness.look()
-        pair.progress(witness)
+        until(partial(has_another_driver, witness, old), 60.0, f"another driver goes on\n{pair.tail()}")
         away_s.append(time.monotonic() - killed_at)
+        assert has_ended(orphan), "a driver outlived its controller"
     pair.settle(witness, seconds=300.0)
     witness.judge()
     repeated = executions(tmp_path / "diary") - len(witness.seen)
@@ -104,11 +114,11 @@ def freeze(pair: Any, until: Any) -> None:
     child = driver_of(pair, witness)
     for process in (child, zombie):
         process.suspend()
-    until(lambda: worker_of(witness) != old, 60.0, f"another driver goes on\n{pair.tail()}")
+    until(partial(has_another_driver, witness, old), 60.0, f"another driver goes on\n{pair.tail()}")
     written = sum(trial.worker == old for trial in witness.seen.values())
     for process in (child, zombie):
         process.resume()
-    until(lambda: not child.is_running(), 20.0, f"the driver that woke up ends\n{pair.tail()}")
+    until(partial(has_ended, child), 20.0, f"the driver that woke up ends\n{pair.tail()}")
     pair.settle(witness)
     witness.judge()
     assert sum(trial.worker == old for trial in witness.seen.values()) == written, "a zombie wrote"
