@@ -61,9 +61,13 @@ check: $(VENV)/.installed-test ## Lint, check formatting, types and the directio
 test: check chromium ## Run every check and every test
 	@$(BIN)/pytest $(PYTEST_FLAGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.installed-test ## Kill everything the service is made of, for hours
+	@AUTOTUNE_CHAOS=long $(BIN)/pytest -s tests/chaos
+
 .PHONY: bench
 bench: $(VENV)/.installed-test ## Run every benchmark; results go to benchmarks/results
-	@for script in benchmarks/*.py benchmarks/search/{estimators,compare}.py; do
+	@for script in benchmarks/*.py benchmarks/search/{estimators,compare}.py benchmarks/service/overhead.py; do
 		echo "== $$script"
 		$(BIN)/python "$$script"
 	done

@@ -26,7 +26,7 @@ from dashboard.text import (
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
 
 #: More points than this make clicks slow; the front and the baselines are always among them.
-MOST_POINTS = 2000
+MOST_POINTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

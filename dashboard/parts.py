@@ -100,6 +100,7 @@ def choose_many(
         selection_mode="multi",
         key=key,
         format_func=lambda option: in_markdown(names[option], longest=60),
+        wrap=True,
         on_change=follow,
     )
     if len(chosen) > most:

@@ -26,6 +26,8 @@ _READING_SHARE = 0.1
 class Progress:
     """What a job has found so far."""
 
+    #: The job's, when this was read.
+    version: int
     #: By ascending number.
     trials: Sequence[TrialRecord]
     #: Every revision of the front, oldest first.
@@ -89,33 +91,34 @@ class _Watched:
     def __init__(self, store: ReadStore) -> None:
         self._store = store
         self._reading = threading.Lock()
-        self._read: tuple[int, Progress] | None = None
+        self._read: Progress | None = None
         self._next_at = 0.0
 
     def progress(self, record: JobRecord) -> Progress:
         """Return the progress as of ``record``; an older one if that is being read, or was a moment ago."""
         read = self._read
         if read and record.state.is_live:
-            recent = read[0] >= record.version or time.monotonic() < self._next_at
+            recent = read.version >= record.version or time.monotonic() < self._next_at
             if recent or self._reading.locked():
-                return read[1]
+                return read
         with self._reading:
             return self._renew(record)
 
     def _renew(self, record: JobRecord) -> Progress:
-        if self._read and self._read[0] >= record.version:  # read while this one waited
-            return self._read[1]
+        if self._read and self._read.version >= record.version:  # read while this one waited
+            return self._read
         began = time.monotonic()
         trials = self._store.trials(record.id)
         found = Progress(
+            version=record.version,
             trials=trials,
             fronts=self._store.fronts(record.id),
             frame=trial_frame(standing(trials)),
-            probes=self._read[1].probes if self._read and self._read[1].probes else probes_of(self._store, record),
+            probes=self._read.probes if self._read and self._read.probes else probes_of(self._store, record),
         )
         ended = time.monotonic()
         self._next_at = ended + (ended - began) * (1.0 / _READING_SHARE - 1.0)
-        self._read = record.version, found
+        self._read = found
         return found
 
 

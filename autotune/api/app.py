@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
+from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -25,8 +27,9 @@ from autotune.store.records import Scope
 from search_spaces.errors import AutotuneError
 
 _TITLE = "quant-autotune"
+_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": wire.ErrorAnswer, "description": "What is wrong, and the way out"}
+    status: {"description": "What is wrong, and the way out", "content": _ERROR}
     for status in sorted({*STATUSES.values()})
 }
 
@@ -80,10 +83,15 @@ def is_ready(request: Request) -> Response:
     return answer(dict[str, str], {"status": "ok"})
 
 
-@_service.get("/metrics", summary="Figures for Prometheus", openapi_extra=needs(Scope.VIEWER))
+@_service.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=PlainTextResponse,
+    openapi_extra=needs(Scope.VIEWER),
+)
 def show_metrics(request: Request) -> Response:
     """Return figures in Prometheus' text format."""
-    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+    return PlainTextResponse(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 @_service.get(f"{PREFIX}/openapi.json", summary="Describe the API", openapi_extra=needs(Scope.VIEWER))
@@ -97,8 +105,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """Return the API's OpenAPI document."""
     document = get_openapi(title=_TITLE, version=app.version, routes=app.routes)
     components = document["components"]
-    for model in (JobSpec, steering.Plan, steering.TokenRequest):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    for model in (wire.ErrorAnswer, JobSpec, steering.Plan, steering.TokenRequest):
+        schema = TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
         components["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"token": []}]

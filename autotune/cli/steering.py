@@ -134,11 +134,15 @@ def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
 
 
 def _follow(jobs: Client, job: JobRecord, listener: Listener) -> Update:
+    searches = False
     for update in jobs.follow(job.id):
         for event in update.events:
             listener.stage(event.message)
         if update.state is JobState.QUEUED:
             listener.stage("Waits in the queue")
+        if update.progress.done and update.state.is_live and not searches:
+            listener.stage("Searching")
+            searches = True
         if update.progress.done:
             listener.trial(update.progress)
     return update

@@ -16,12 +16,15 @@ from dashboard.figures.layout import finish
 from dashboard.figures.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
 from dashboard.frames import Limit
 from dashboard.text import axis_title, figure_text, in_chart, interval_text
+from dashboard.zoom import Zoom
 
 #: Diameter in pixels of the candidate with the most weight memory, and of the smallest marker drawn.
 _LARGEST, _SMALLEST = 22.0, 8.0
 _HOVERED = ("latency_p50_ms", "latency_p95_ms", "latency_ratio", "accuracy", "divergence", "weight_memory_mib")
 #: Spans of the axis that the shade of a limit goes on for, so that zooming out does not end it.
 _SHADE_SPANS = 20.0
+#: Smallest value a logarithmic axis is zoomed to.
+_LEAST = 1e-12
 #: Share of the axis left of the fastest map, where it is named.
 _ROOM_FOR_WORDS = 0.15
 
@@ -57,6 +60,7 @@ def front_figure(
     x_limits: Sequence[Limit] = (),
     y_limits: Sequence[Limit] = (),
     marked: Mapping[int, str] | None = None,
+    zoom: Zoom | None = None,
 ) -> go.Figure:
     """Return the front of ``x`` against ``y``.
 
@@ -71,22 +75,29 @@ def front_figure(
         x_limits: limits on ``x``.
         y_limits: limits on ``y``.
         marked: number -> word written at that point, inside a ring.
+        zoom: what is shown; None shows all.
     """
     placed = _placed(points, x, y)
     logarithmic = METRICS[y].logarithmic
     x_range = _range(placed["x"], x_limits, left=_ROOM_FOR_WORDS)
     y_range = _range(np.log10(placed["y"]) if logarithmic else placed["y"], _scaled(y_limits, logarithmic))
-    placed["side"] = sides(_shares(placed["x"], x_range), _shares(placed["y"], y_range, logarithmic))
+    if zoom is not None:
+        x_range = zoom.x_span
+        y_range = _logarithms(zoom.y_span) if logarithmic else zoom.y_span
+    named = placed["group"] == _BASELINE.name
+    places = _shares(placed["x"], x_range), _shares(placed["y"], y_range, logarithmic)
+    placed.loc[named, "side"] = sides(*places, named.tolist())
     figure = go.Figure(_front_line(placed[placed["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(placed[placed["group"] == group.name], group))
     # Towards the corner that no map reaches, where words cover nothing.
     figure.add_trace(_rings(placed, marked or {}, "top left" if METRICS[y].maximise else "bottom left"))
     figure.add_trace(_color_key())
-    figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False)
+    figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False, fixedrange=True)
     figure.update_yaxes(
         title=axis_title(y),
         range=y_range,
+        fixedrange=True,
         gridcolor=QUIET,
         zeroline=False,
         type="log" if logarithmic else "linear",
@@ -289,6 +300,11 @@ def _range(values: pd.Series, limits: Sequence[Limit], left: float = 0.1) -> tup
     low, high = min(held), max(held)
     span = high - low or abs(high) or 10.0
     return low - left * span, high + 0.1 * span
+
+
+def _logarithms(span: tuple[float, float]) -> tuple[float, float]:
+    low, high = (math.log10(max(bound, _LEAST)) for bound in span)
+    return low, high
 
 
 def _scaled(limits: Sequence[Limit], logarithmic: bool) -> list[Limit]:

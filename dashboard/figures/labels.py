@@ -26,15 +26,20 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(set(names)) else list(names)
 
 
-def sides(xs: Sequence[float], ys: Sequence[float]) -> list[str]:
-    """Return Plotly's ``textposition`` for each point: the side where its name covers the fewest others.
+def sides(xs: Sequence[float], ys: Sequence[float], named: Sequence[bool]) -> list[str]:
+    """Return Plotly's ``textposition`` for each named point: the side where its name covers the fewest others.
 
     Args:
         xs: from 0 at the left edge of the plot to 1 at the right.
         ys: from 0 at the bottom to 1 at the top.
+        named: which points have names.
     """
     points = list(zip(xs, ys, strict=True))
-    return [min(_SIDES, key=lambda side: _covered(point, side, points)) for point in points]
+    return [
+        min(_SIDES, key=lambda side: _covered(point, side, points))
+        for point, has_name in zip(points, named, strict=True)
+        if has_name
+    ]
 
 
 def _covered(point: tuple[float, float], side: str, points: Sequence[tuple[float, float]]) -> int:

@@ -4,8 +4,15 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-#: Plotly's own buttons only get in the way; double click resets the zoom.
+#: Plotly's own buttons only get in the way.
 CONFIG: dict[str, Any] = {"displayModeBar": False, "responsive": True}
+#: Where there is something to zoom into, buttons do it: dragging would keep a phone from scrolling past.
+BOX_CONFIG: dict[str, Any] = {"displaylogo": False, "modeBarButtons": [["select2d"]], "responsive": True}
+ZOOM_CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "modeBarButtons": [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+    "responsive": True,
+}
 
 
 def finish(figure: go.Figure, *, height: int, revision: str, legend: bool = True) -> go.Figure:

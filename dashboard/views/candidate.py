@@ -1,9 +1,11 @@
 """Page: the quantization map of one candidate, layer by layer."""
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 from streamlit import Page
 
@@ -20,7 +22,7 @@ from dashboard.frames import Limit, candidate_name, full_precision, misses_text,
 from dashboard.layer_frames import layer_frame
 from dashboard.parts import choose, choose_job
 from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
-from workers.setup import Probes
+from workers.setup import ModelDescription, Probes
 
 #: Metrics in the header, in reading order, by their short names.
 _HEADLINES = {
@@ -130,9 +132,10 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     if job.description is None:
         return
     st.header("Layers")
-    frame = layer_frame(job.description, trial.choices, probes)
+    of_trial = reading.place(), job.id, trial.number, probes is not None
+    frame, strip = _strip(*of_trial, job.description, trial.choices, probes)
     st.plotly_chart(
-        strip_figure(frame, f"{job.id} {trial.number}"),
+        strip,
         key="strip",
         config=CONFIG,
         alt=f"Choices of {len(frame)} layers in execution order; the table below has the same content",
@@ -141,11 +144,31 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
         "Each cell is a layer, in execution order. S: activations quantized statically, D: dynamically, "
         "W: only weights are quantized; no letter: floating point."
     )
-    _costs(job, trial, frame)
+    _costs(of_trial, frame)
     _table(frame)
 
 
-def _costs(job: JobRecord, trial: TrialRecord, frame: pd.DataFrame) -> None:
+# A trial is written once, so what is drawn of it can be kept.
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _strip(
+    place: str,
+    job_id: str,
+    number: int,
+    probed: bool,
+    _description: ModelDescription,
+    _choices: Mapping[str, str],
+    _probes: Probes | None,
+) -> tuple[pd.DataFrame, go.Figure]:
+    frame = layer_frame(_description, _choices, _probes)
+    return frame, strip_figure(frame, f"{job_id} {number}")
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _aligned(of_trial: tuple[str, str, int, bool], block: str, _shown: pd.DataFrame) -> go.Figure:
+    return aligned_figure(_shown, f"{of_trial} {block}")
+
+
+def _costs(of_trial: tuple[str, str, int, bool], frame: pd.DataFrame) -> None:
     """Show what the layers cost, all or those of one block."""
     rows = blocks(frame["layer"].tolist())
     starts = list(itertools.accumulate((count for _, count in rows), initial=0))
@@ -154,7 +177,7 @@ def _costs(job: JobRecord, trial: TrialRecord, frame: pd.DataFrame) -> None:
     block = choose("Layers shown", list(names), parameter="block", default=_EVERYTHING, names=names)
     shown = frame if block == _EVERYTHING else frame.iloc[starts[int(block) - 1] : starts[int(block)]]
     st.plotly_chart(
-        aligned_figure(shown, f"{job.id} {trial.number} {block}"),
+        _aligned(of_trial, block, shown),
         key="costs",
         config=CONFIG,
         alt=f"Time, memory, expected divergence and input range of {len(shown)} layers; the table has the same figures",

@@ -10,7 +10,7 @@ from autotune.store.records import JobRecord
 from dashboard import reading
 from dashboard.comparing import differences, protocol, relative_front, warning
 from dashboard.figures.compare import MOST_JOBS, compare_figure
-from dashboard.figures.layout import CONFIG
+from dashboard.figures.layout import ZOOM_CONFIG
 from dashboard.frames import judged, spec_of
 from dashboard.parts import choose_many, how_to_begin, job_names
 from dashboard.text import in_markdown
@@ -71,7 +71,7 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
         st.plotly_chart(
             compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"),
             key="compare",
-            config=CONFIG,
+            config=ZOOM_CONFIG,
             alt=f"Fronts of {len(fronts)} jobs relative to full precision; the table below has what each front reaches",
         )
         st.caption("Marker area is weight memory relative to full precision; a job's own limits hold for its front.")

@@ -1,8 +1,10 @@
 """Page: the Pareto front of one job."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 from streamlit import Page
 
@@ -12,7 +14,7 @@ from autotune.metrics import METRICS, Constraint
 from autotune.store.records import JobRecord, TrialRecord
 from dashboard import reading
 from dashboard.figures.front import front_figure, hypervolume_figure
-from dashboard.figures.layout import CONFIG
+from dashboard.figures.layout import BOX_CONFIG, CONFIG
 from dashboard.frames import (
     candidate_name,
     drawn,
@@ -27,6 +29,7 @@ from dashboard.limits import limit_sliders
 from dashboard.parts import choose_job, job_facts, live
 from dashboard.picks import Pick, picks
 from dashboard.text import in_markdown
+from dashboard.zoom import Zoom
 
 _LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
 _QUALITIES = ("accuracy", "divergence")
@@ -40,6 +43,15 @@ _COLUMNS = {
     "weight_memory_mib": ("Weights (MiB)", "%.1f"),
     "peak_memory_mib": ("Peak (MiB)", "%.1f"),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Drawing:
+    """What one look at a front shows."""
+
+    points: pd.DataFrame
+    picks: tuple[Pick, ...]
+    figure: go.Figure
 
 
 def show(map_page: Page) -> None:
@@ -62,15 +74,14 @@ def _front(job: JobRecord, map_page: Page) -> None:
         return
     x, y = _axes(job, latencies)
     limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
-    frame = judged(progress.frame, limits, spec.objectives)
-    found = picks(frame, x, y, spec.objectives)
-    points = with_misses(drawn(frame, x, y), limits)
-    chosen = _chart(job, points, x, y, limits, found)
-    _picks(job, found, map_page)
-    chosen = _opener(points, _table(job, points)) or chosen
+    zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
+    drawing = _drawing(reading.place(), job.id, progress.version, x, y, limits, zoom, progress.frame, spec.objectives)
+    chosen = _chart(job, drawing, zoom, x, y)
+    _picks(job, drawing.picks, map_page)
+    chosen = _opener(drawing.points, _table(job, drawing.points)) or chosen
     if chosen is not None:
         st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
-    _not_drawn(trials, points)
+    _not_drawn(trials, drawing.points)
     _history(job, progress)
 
 
@@ -114,39 +125,72 @@ def _axes(job: JobRecord, latencies: list[str]) -> tuple[str, str]:
     return x or latencies[0], y or _QUALITIES[0]
 
 
-def _chart(
-    job: JobRecord, points: pd.DataFrame, x: str, y: str, limits: Sequence[Constraint], found: Sequence[Pick]
-) -> int | None:
-    """Draw the front and return the number of the trial that was clicked."""
-    marked: dict[int, str] = {}
-    for pick in found:
-        title = pick.title.lower()
-        marked[pick.number] = f"{marked[pick.number]}<br>{title}" if pick.number in marked else title
+# Everybody who looks at the same part of a job shares one drawing; its data are named by place, job and version.
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _drawing(
+    place: str,
+    job_id: str,
+    version: int,
+    x: str,
+    y: str,
+    limits: tuple[Constraint, ...],
+    zoom: Zoom | None,
+    _frame: pd.DataFrame,
+    _objectives: Sequence[str],
+) -> _Drawing:
+    frame = judged(_frame, limits, _objectives)
+    points, found = with_misses(drawn(frame, x, y), limits), picks(frame, x, y, _objectives)
     figure = front_figure(
         points,
         x=x,
         y=y,
-        revision=f"{job.id} {x} {y}",
+        revision=f"{job_id} {x} {y}",
         x_limits=limits_on(x, limits),
         y_limits=limits_on(y, limits),
-        marked=marked,
+        marked=_words(found),
+        zoom=zoom,
     )
+    return _Drawing(points=points, picks=tuple(found), figure=figure)
+
+
+def _words(found: Sequence[Pick]) -> dict[int, str]:
+    """Return what is written at the maps picked; one can be picked for several reasons."""
+    words: dict[int, str] = {}
+    for pick in found:
+        title = pick.title.lower()
+        words[pick.number] = f"{words[pick.number]}<br>{title}" if pick.number in words else title
+    return words
+
+
+def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str) -> int | None:
+    """Draw the front and return the number of the trial that was clicked."""
+    if zoom and st.button("Show all again"):
+        _zoom_to(None)
+    points = drawing.points
     event = st.plotly_chart(
-        figure,
+        drawing.figure,
         key=f"front-{job.id}",
         on_select="rerun",
-        selection_mode="points",
-        config=CONFIG,
+        selection_mode=["points", "box"],
+        config=BOX_CONFIG,
         alt=f"{METRICS[x].label} against {METRICS[y].label} of {len(points)} maps; the table below has the same points",
     )
+    drawn_box = Zoom.of_boxes(event.selection.box, x, y)
+    if drawn_box:
+        _zoom_to(drawn_box)
     count = "1 map" if len(points) == 1 else f"{len(points)} maps"
     edge = " Full precision does not diverge from itself; it stands at the lower edge." if y == "divergence" else ""
     st.caption(
         f"{count} shown. Marker area is weight memory; colour is how activations are quantized, squares quantize "
-        "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map."
-        f"{edge}"
+        "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map; to "
+        f"zoom, take the box from the chart's corner and draw one.{edge}"
     )
     return next((int(point["customdata"][0]) for point in event.selection.points), None)
+
+
+def _zoom_to(zoom: Zoom | None) -> None:
+    st.query_params["zoom"] = str(zoom or "")
+    st.rerun(scope="fragment")
 
 
 def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:

@@ -57,6 +57,7 @@ def _filters(jobs: list[JobRecord]) -> tuple[list[str], str | None, str]:
             "State",
             [state.value for state in JobState],
             selection_mode="multi",
+            wrap=True,
             key="state",
             bind="query-params",
         )

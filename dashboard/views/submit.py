@@ -79,11 +79,16 @@ def _fields() -> JobForm:
     )
     parameters = st.text_input("Task parameters", placeholder="key: value", help="YAML; autotune tasks lists them.")
     objectives = st.pills(
-        "Objectives, two or three", OBJECTIVES, default=_DEFAULTS.objectives, selection_mode="multi", format_func=_label
+        "Objectives, two or three",
+        OBJECTIVES,
+        default=_DEFAULTS.objectives,
+        selection_mode="multi",
+        format_func=_label,
+        wrap=True,
     )
     limits = _limits(_measured(jobs, task))
     st.header("Search")
-    choices = st.pills("Choices", list(CHOICES), default=_DEFAULTS.search.choices, selection_mode="multi")
+    choices = st.pills("Choices", list(CHOICES), default=_DEFAULTS.search.choices, selection_mode="multi", wrap=True)
     layers = st.text_area(
         "Rules for layers", placeholder='- {pattern: "*.embeddings.*", pin: fp32}', help="A YAML list; see the manual."
     )

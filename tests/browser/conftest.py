@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from autotune.store.base import Store
 from autotune.store.open import open_store
@@ -25,6 +26,9 @@ FLAGS = (
 )
 #: Streamlit's page asks for these below a page's own path before it asks at the root.
 PROBES = ("/_stcore/health", "/_stcore/host-config")
+
+#: Two refreshes of a live page, on a busy machine.
+expect.set_options(timeout=20_000)
 
 _seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("seed.py"))))
 
@@ -51,7 +55,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     folder = tmp_path_factory.mktemp("browser")
     url = f"sqlite:///{folder / 'jobs.db'}"
     store = open_store(url)
-    jobs = _seed.seed(store, "hostile", "infeasible", "running", "finished")
+    jobs = _seed.seed(store, "hostile", "infeasible", "elsewhere", "running", "finished")
     port = _free_port()
     command = [sys.executable, "-m", "streamlit", "run", str(APP), f"--server.port={port}"]
     with (folder / "streamlit.log").open("w") as log:
@@ -92,8 +96,9 @@ def visit(browser: Browser, dashboard: Dashboard, complaints: list[str]) -> Iter
     """Yield a function that opens a path of the dashboard in a browser of its own."""
     contexts: list[BrowserContext] = []
 
-    def open_path(path: str, width: int = 1280) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+    def open_path(path: str, width: int = 1280, scheme: Literal["light", "dark"] = "light") -> Page:
+        viewport: ViewportSize = {"width": width, "height": 900}
+        context = browser.new_context(viewport=viewport, accept_downloads=True, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)

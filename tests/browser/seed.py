@@ -113,6 +113,15 @@ def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> s
         updated_at=at,
     )
     store.create_job(job)
+    drive(store, job_id, scenario)
+    said = EventRecord(at=at, kind="state", message=f"The job is {scenario.state}.")
+    store.change_job(job_id, held(0, said, state=scenario.state, error=scenario.error))
+    return job_id
+
+
+def drive(store: Store, job_id: str, scenario: Scenario) -> None:
+    """Record what a driver would: the model, its probes, and trials."""
+    spec = JobSpec.parse(dict(store.job(job_id).spec))
     if scenario.described:
         described = store.change_job(
             job_id, held(0, state=JobState.RUNNING, description=describe(scenario.hardware), driver="host:1:2:")
@@ -120,9 +129,6 @@ def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> s
         if scenario.probed:
             obtain_probes(store, described, SimpleNamespace(probe=probes), Silent())
     store.record([result for result, _ in zip(results(spec, job_id), range(scenario.trials), strict=False)], epoch=0)
-    said = EventRecord(at=at, kind="state", message=f"The job is {scenario.state}.")
-    store.change_job(job_id, held(0, said, state=scenario.state, error=scenario.error))
-    return job_id
 
 
 def record_next(store: Store, job_id: str) -> TrialRecord:

@@ -30,6 +30,7 @@ from dashboard.layer_frames import (
     role_frame,
     sensitivity_frame,
 )
+from dashboard.zoom import Zoom
 from search_spaces.choice import Precision
 from workers.measurement import LatencySamples
 
@@ -301,9 +302,10 @@ def test_equal_latencies_still_make_a_histogram() -> None:
 
 
 def test_names_stand_where_they_cover_nothing() -> None:
-    assert sides([0.5, 0.5], [0.5, 0.56]) == ["bottom center", "top center"]
-    assert sides([0.01], [0.5]) == ["middle right"]
-    assert sides([0.99], [0.5]) == ["middle left"]
+    assert sides([0.5, 0.5], [0.5, 0.56], [True, True]) == ["bottom center", "top center"]
+    assert sides([0.5, 0.5], [0.5, 0.56], [False, True]) == ["top center"]
+    assert sides([0.01], [0.5], [True]) == ["middle right"]
+    assert sides([0.99], [0.5], [True]) == ["middle left"]
 
 
 def _aligned(results: Sequence[SimpleNamespace], probes: object, layers: slice = slice(None)) -> go.Figure:
@@ -411,3 +413,25 @@ def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) 
 def test_names_of_layers_are_short_where_that_tells_them_apart() -> None:
     assert short_names(["encoder.0.q", "encoder.1.q", "pooler.dense"]) == ["0.q", "1.q", "pooler.dense"]
     assert short_names(["encoder.0.q", "decoder.0.q"]) == ["encoder.0.q", "decoder.0.q"]
+
+
+def test_a_zoom_is_what_the_axes_show(results: list[SimpleNamespace]) -> None:
+    points = _points([r.trial for r in results], (), y="divergence")
+    zoom = Zoom(x="latency_p50_ms", x_span=(9.0, 12.0), y="divergence", y_span=(1e-4, 1e-2))
+    figure = front_figure(points, x="latency_p50_ms", y="divergence", revision="r", zoom=zoom)
+    assert figure.layout.xaxis.range == (9.0, 12.0)
+    assert figure.layout.yaxis.range == pytest.approx((-4.0, -2.0))
+
+
+def test_a_zoom_survives_the_link_for_its_axes_only() -> None:
+    zoom = Zoom.of_boxes([{"x": [12.0, 9.0], "y": [0.7, 0.72]}], "latency_p50_ms", "accuracy")
+    assert zoom is not None
+    assert zoom.x_span == (9.0, 12.0)
+    assert Zoom.parse(str(zoom), "latency_p50_ms", "accuracy") == zoom
+    assert Zoom.parse(str(zoom), "latency_p95_ms", "accuracy") is None
+    assert Zoom.of_boxes([], "latency_p50_ms", "accuracy") is None
+
+
+@pytest.mark.parametrize("text", [None, "", "a,b", "a,b,1,2,3,x", "a,b,1,2,3,nan", "a,b,1,2,3,inf", "a,b,2,1,3,4"])
+def test_a_link_without_a_box_is_no_zoom(text: str | None) -> None:
+    assert Zoom.parse(text, "a", "b") is None
