@@ -58,7 +58,8 @@ def holder(store: Store, text: str) -> TokenRecord:
         UnauthenticatedError: if it is none; that does not say why.
     """
     _, _, rest = text.partition("_")
-    found = store.token(rest.partition("_")[0][:32])
+    token_id = rest.partition("_")[0][:32]
+    found = store.token(token_id) if token_id.isalnum() else None
     # Also without a token something is compared, so that time tells nothing.
     known = hmac.compare_digest(_hash(text), found[1] if found else _hash(""))
     if not found or not known or not found[0].is_valid(now()):

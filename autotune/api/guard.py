@@ -54,12 +54,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.monotonic(), 500
+        started, status, seconds = time.monotonic(), 500, 0.0
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, seconds
             if message["type"] == "http.response.start":
-                status = message["status"]
+                # Until the answer begins: a stream lasts as long as its job.
+                status, seconds = message["status"], time.monotonic() - started
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
@@ -70,7 +71,7 @@ class Guard:
             await refusal(error)(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.count(scope["method"], route, status, time.monotonic() - started)
+            self._metrics.count(scope["method"], route, status, seconds)
 
     async def _admit(self, scope: MutableMapping[str, Any]) -> None:
         if scope["path"] in OPEN:
@@ -79,7 +80,8 @@ class Guard:
         self._check_host(headers)
         if b"%00" in scope["raw_path"] + scope["query_string"]:
             raise JobSpecError("a URL must hold no NUL characters, which databases refuse")
-        if int(headers.get("Content-Length", 0)) > MAX_BYTES:
+        length = headers.get("Content-Length", "0")
+        if len(length) > len(str(MAX_BYTES)) or (length.isdecimal() and int(length) > MAX_BYTES):
             raise _too_large()
         if not self._settings.authentication:
             scope[HOLDER] = TokenRecord(id="", name="local", scope=records.Scope.ADMIN, created_at=now())

@@ -24,7 +24,7 @@ class Metrics:
             "autotune_requests", "Requests answered.", ("method", "route", "status"), registry=self._registry
         )
         self._seconds = Histogram(
-            "autotune_request_seconds", "Seconds until a request was answered.", ("route",), registry=self._registry
+            "autotune_request_seconds", "Seconds until an answer began.", ("route",), registry=self._registry
         )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
