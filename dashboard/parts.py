@@ -6,6 +6,7 @@ from typing import ParamSpec
 
 import streamlit as st
 
+from autotune.metrics import METRICS
 from autotune.store.clock import now
 from autotune.store.records import JobRecord, JobState
 from dashboard import reading
@@ -16,6 +17,10 @@ from search_spaces.errors import AutotuneError
 
 #: Seconds between two looks at a job that may still change.
 REFRESH_S = 2.0
+
+#: What can stand across, and up.
+LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
+QUALITIES = ("accuracy", "divergence")
 
 P = ParamSpec("P")
 
@@ -106,6 +111,32 @@ def choose_many(
     if len(chosen) > most:
         st.caption(f"The first {most} of {len(chosen)} are shown.")
     return list(chosen)[:most]
+
+
+def choose_axes(latencies: Sequence[str], objectives: Sequence[str] = ()) -> tuple[str, str]:
+    """Return the metrics across and up, of the job's objectives at first; both stay in the URL."""
+    with st.container(horizontal=True, gap="medium"):
+        x = st.segmented_control(
+            "Latency",
+            latencies,
+            default=next((metric for metric in latencies if metric in objectives), latencies[0]),
+            required=True,
+            format_func=lambda metric: METRICS[metric].label.removeprefix("Latency "),
+            key="latency",
+            bind="query-params",
+            help="p95 means: 95 % of passes are at least this fast.",
+        )
+        y = st.segmented_control(
+            "Quality",
+            QUALITIES,
+            default=next((metric for metric in QUALITIES if metric in objectives), QUALITIES[0]),
+            required=True,
+            format_func=lambda metric: METRICS[metric].label.partition(" ")[0],
+            key="quality",
+            bind="query-params",
+            help="Accuracy is the task's own metric; divergence is how far outputs are from full precision's.",
+        )
+    return x or latencies[0], y or QUALITIES[0]
 
 
 def _kept(parameter: str) -> dict[str, str]:

@@ -67,7 +67,11 @@ def progress(record: JobRecord) -> Progress:
 
     Those of a running job may be a little older, so that watching it does not keep the machine busy.
     """
-    return _watched(default_url(), record.id).progress(record)
+    watched = _watched(default_url(), record.id)
+    if watched.was_read:
+        return watched.progress(record)
+    with st.spinner("Reading the job ..."):
+        return watched.progress(record)
 
 
 def latency(record: JobRecord, number: int) -> tuple[LatencySamples, ...]:
@@ -93,6 +97,11 @@ class _Watched:
         self._reading = threading.Lock()
         self._read: Progress | None = None
         self._next_at = 0.0
+
+    @property
+    def was_read(self) -> bool:
+        """Return whether there is something to show at once."""
+        return self._read is not None
 
     def progress(self, record: JobRecord) -> Progress:
         """Return the progress as of ``record``; an older one if that is being read, or was a moment ago."""
@@ -130,7 +139,7 @@ def _store(url: str) -> ReadStore:
     return open_store(url, read_only=True)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=256, show_spinner=False)
 def _watched(url: str, job_id: str) -> _Watched:
     return _Watched(_store(url))
 

@@ -40,18 +40,21 @@ class Load:
 
 
 async def rerun(session: websockets.ClientConnection, page: str, query: str) -> float:
-    """Ask for a page, and return the seconds until it is complete."""
+    """Ask for a page, and return the seconds until it is complete and has its heading."""
     request = BackMsg()
     request.rerun_script.page_name, request.rerun_script.query_string = page, query
-    began = time.perf_counter()
+    began, headings = time.perf_counter(), set()
     await session.send(request.SerializeToString())
     while True:
         answer = ForwardMsg.FromString(await session.recv())
+        headings.add(answer.delta.new_element.heading.body)
         if answer.WhichOneof("type") == "script_finished":
             if answer.script_finished != ForwardMsg.FINISHED_SUCCESSFULLY:
                 raise RuntimeError(
                     f"the page ended with {ForwardMsg.ScriptFinishedStatus.Name(answer.script_finished)}"
                 )
+            if page.capitalize() not in headings:
+                raise RuntimeError(f"not the page {page}, but {headings}")
             return time.perf_counter() - began
 
 

@@ -12,11 +12,9 @@ from dashboard.comparing import differences, protocol, relative_front, warning
 from dashboard.figures.compare import MOST_JOBS, compare_figure
 from dashboard.figures.layout import ZOOM_CONFIG
 from dashboard.frames import judged, spec_of
-from dashboard.parts import choose_many, how_to_begin, job_names
+from dashboard.parts import LATENCIES, choose_axes, choose_many, how_to_begin, job_names
 from dashboard.text import in_markdown
 
-_LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
-_QUALITIES = ("accuracy", "divergence")
 #: Newest jobs that can be chosen; a link can name others.
 _OFFERED = 30
 
@@ -58,9 +56,7 @@ def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
 
 
 def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
-    with st.container(horizontal=True, gap="medium"):
-        x = _control("Latency", _LATENCIES, "latency")
-        y = _control("Quality", _QUALITIES, "quality")
+    x, y = choose_axes(LATENCIES)
     fronts = {}
     for job in jobs:
         spec = spec_of(job)
@@ -99,16 +95,3 @@ def _reach(front: pd.DataFrame, y: str) -> dict[str, float | None]:
         return {"latency": None, "memory": None, "quality": None}
     best = front["y"].min() if METRICS[y].logarithmic else 100 * front["y"].max()
     return {"latency": 100 * front["x"].min(), "memory": 100 * front["memory"].min(), "quality": best}
-
-
-def _control(label: str, metrics: Sequence[str], key: str) -> str:
-    chosen = st.segmented_control(
-        label,
-        metrics,
-        default=metrics[0],
-        required=True,
-        format_func=lambda metric: METRICS[metric].label.removeprefix("Latency ").partition(" ")[0],
-        key=key,
-        bind="query-params",
-    )
-    return chosen or metrics[0]

@@ -26,13 +26,11 @@ from dashboard.frames import (
     with_misses,
 )
 from dashboard.limits import limit_sliders
-from dashboard.parts import choose_job, job_facts, live
+from dashboard.parts import LATENCIES, choose_axes, choose_job, job_facts, live
 from dashboard.picks import Pick, picks
 from dashboard.text import in_markdown
 from dashboard.zoom import Zoom
 
-_LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
-_QUALITIES = ("accuracy", "divergence")
 #: Metrics of the table: heading and digits.
 _COLUMNS = {
     "latency_p50_ms": ("p50 (ms)", "%.3f"),
@@ -67,12 +65,12 @@ def _front(job: JobRecord, map_page: Page) -> None:
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = standing(progress.trials)
     _verdict(job, trials)
-    latencies = [metric for metric in _LATENCIES if progress.frame[metric].notna().any()]
+    latencies = [metric for metric in LATENCIES if progress.frame[metric].notna().any()]
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
         _not_drawn(trials, progress.frame)
         return
-    x, y = _axes(job, latencies)
+    x, y = choose_axes(latencies, spec.objectives)
     limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
     zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
     drawing = _drawing(reading.place(), job.id, progress.version, x, y, limits, zoom, progress.frame, spec.objectives)
@@ -96,33 +94,6 @@ def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
             "No measured map meets every limit. "
             + in_markdown(f"Nearest is {candidate_name(closest)}, which misses {misses}.", longest=400)
         )
-
-
-def _axes(job: JobRecord, latencies: list[str]) -> tuple[str, str]:
-    """Return the metrics across and up; both stay in the URL."""
-    objectives = spec_of(job).objectives
-    with st.container(horizontal=True, gap="medium"):
-        x = st.segmented_control(
-            "Latency",
-            latencies,
-            default=next((metric for metric in latencies if metric in objectives), latencies[0]),
-            required=True,
-            format_func=lambda metric: METRICS[metric].label.removeprefix("Latency "),
-            key="latency",
-            bind="query-params",
-            help="p95 means: 95 % of passes are at least this fast.",
-        )
-        y = st.segmented_control(
-            "Quality",
-            _QUALITIES,
-            default=next((metric for metric in _QUALITIES if metric in objectives), _QUALITIES[0]),
-            required=True,
-            format_func=lambda metric: METRICS[metric].label.partition(" ")[0],
-            key="quality",
-            bind="query-params",
-            help="Accuracy is the task's own metric; divergence is how far outputs are from full precision's.",
-        )
-    return x or latencies[0], y or _QUALITIES[0]
 
 
 # Everybody who looks at the same part of a job shares one drawing; its data are named by place, job and version.
@@ -190,7 +161,7 @@ def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str)
 
 def _zoom_to(zoom: Zoom | None) -> None:
     st.query_params["zoom"] = str(zoom or "")
-    st.rerun(scope="fragment")
+    st.rerun()
 
 
 def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,31 +57,44 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     url = f"sqlite:///{folder / 'jobs.db'}"
     store = open_store(url)
     jobs = _seed.seed(store, "hostile", "infeasible", "elsewhere", "running", "finished")
-    port = _free_port()
-    command = [sys.executable, "-m", "streamlit", "run", str(APP), f"--server.port={port}"]
-    with (folder / "streamlit.log").open("w") as log:
-        environment = {**os.environ, "AUTOTUNE_DATABASE": url}
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_until_healthy(address, process, folder / "streamlit.log")
+    with serving(url, folder) as address:
         yield Dashboard(address=address, store=store, jobs=jobs)
+    store.close()
+
+
+@contextmanager
+def serving(url: str, folder: Path) -> Iterator[str]:
+    """Run a dashboard on the database at ``url``, its log in ``folder``, and yield its address."""
+    port, log = _free_port(), folder / "streamlit.log"
+    command = [sys.executable, "-m", "streamlit", "run", str(APP), f"--server.port={port}"]
+    with log.open("w") as file:
+        environment = {**os.environ, "AUTOTUNE_DATABASE": url}
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(timeout=20)
-        store.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Yield the installed Chromium; its absence is a failure, not a reason to skip."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.fail("the browser tests need Chromium on the PATH; install it, for example: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS.split())
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Yield the installed Chromium; its absence is a failure, not a reason to skip."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("the browser tests need Chromium on the PATH; install it, for example: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+    """Yield a browser for all tests."""
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,62 @@
+"""Take the pictures of the documentation: every page of the dashboard on jobs that ``seed.py`` makes up.
+
+python tests/browser/screenshots.py docs/images
+"""
+
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+from playwright.sync_api import Page
+
+from autotune.store.open import open_store
+
+#: Picture -> path of the page, its height, and whether it is dark; ``{}`` is the job shown.
+PICTURES = {
+    "jobs": ("/", 760, False),
+    "submit": ("/submit", 1000, False),
+    "front": ("/front?job={}", 1120, False),
+    "front-dark": ("/front?job={}", 1120, True),
+    "map": ("/map?job={}&trial=24", 1300, False),
+    "diff": ("/diff?job={}&first=3&second=24", 1250, False),
+    "layers": ("/layers?job={}", 1100, True),
+    "compare": ("/compare?jobs={}&jobs={other}", 860, False),
+    "system": ("/system", 700, False),
+}
+SCENARIOS = ("failed_late", "paused", "queued", "infeasible", "elsewhere", "running", "finished")
+
+
+def main(folder: Path) -> None:
+    """Write ``dashboard-PAGE.png`` for every page."""
+    here = Path(__file__).parent
+    tools, seed = (SimpleNamespace(**runpy.run_path(str(here / name))) for name in ("conftest.py", "seed.py"))
+    with tempfile.TemporaryDirectory() as scratch:
+        url = f"sqlite:///{scratch}/jobs.db"
+        store = open_store(url)
+        jobs = seed.seed(store, *SCENARIOS)
+        store.close()
+        with tools.serving(url, Path(scratch)) as address, tools.chromium() as browser:
+            for name, (path, height, dark) in PICTURES.items():
+                context = browser.new_context(
+                    viewport={"width": 1280, "height": height},
+                    color_scheme="dark" if dark else "light",
+                    timezone_id="UTC",
+                )
+                page = context.new_page()
+                page.goto(address + path.format(jobs["finished"], other=jobs["elsewhere"]))
+                _settle(page)
+                page.screenshot(path=folder / f"dashboard-{name}.png")
+                context.close()
+
+
+def _settle(page: Page) -> None:
+    """Wait until the page has stopped changing."""
+    page.get_by_role("heading", level=1).wait_for()
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    page.wait_for_timeout(2000)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
