@@ -153,8 +153,8 @@ def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | 
     else:
         out.print(_export_table(report.checks))
         say(f"Outputs may differ by rounding: {report.rounding}.")
-        if not report.timed:
-            say(f"Latency was not measured: {report.format} has no kernels of its own on this machine.")
+        if report.untimed is not None:
+            say(f"Latency was not measured: {report.untimed}.")
         say(f"Wrote {Path(path, REPORT)}.")
     return report.holds
 

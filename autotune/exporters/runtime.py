@@ -36,9 +36,10 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
 
     Args:
         folder: an export.
-        result: file to write: outputs of each split, and latencies if the format has kernels of its own.
+        result: file to write: outputs of each split, and latencies unless the format is untimed.
         repeats: timed passes.
-        slowest: latency ratio to full precision above which the series is measured again.
+        slowest: latency ratio to full precision above which the series is measured again, or ends early if it is
+            above beyond doubt.
         task_file: a Python file that registers the task.
     """
     manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
@@ -51,7 +52,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     with libraries():
         model = exporter.load(folder, manifest.details, task.build_model).eval()
         found = {str(split): outputs(task, model, split).contiguous() for split in Split}
-        if exporter.has_kernels:
+        if exporter.untimed is None:
             samples = _latency(file, task, model, repeats, slowest)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))
             found[REFERENCE_MS] = torch.from_numpy(np.asarray(samples.reference_ms))
@@ -63,7 +64,7 @@ def _latency(file: MapFile, task: Task, model: torch.nn.Module, repeats: int, sl
     size = file.measurement.batch_sizes[0]
     batch, reference = task.latency_batch(size), task.build_model().eval()
     tries: list[LatencySamples] = []
-    while not tries or (_ratio(tries[-1]) > slowest and len(tries) < _TRIES):
+    while not tries or (len(tries[-1].candidate_ms) >= repeats and _ratio(tries[-1]) > slowest and len(tries) < _TRIES):
         if tries:
             time.sleep(_PAUSE_S)
         with device_lock.exclusive("cpu"), torch.inference_mode():
@@ -73,6 +74,7 @@ def _latency(file: MapFile, task: Task, model: torch.nn.Module, repeats: int, sl
                 batch_size=size,
                 repeats=repeats,
                 warmup_s=file.measurement.warmup_s,
+                hopeless=slowest,
             )
         tries.append(timed)
     return min(tries, key=_ratio)

@@ -27,10 +27,11 @@ DOORS = {
     "typer": ("autotune/cli/",),
     "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
     "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
-    "transformers": ("workers/tasks/minilm_lee.py",),
+    "torchao": ("autotune/exporters/torchao_layers.py",),
+    "transformers": ("workers/tasks/minilm_lee.py", "autotune/exporters/huggingface_exporter.py"),
     "sklearn": ("workers/tasks/digits.py",),
 }
-HEAVY = ("torch", "ray", "optuna", "streamlit", "transformers", "onnx", "onnxruntime")
+HEAVY = ("torch", "ray", "optuna", "streamlit", "transformers", "onnx", "onnxruntime", "torchao")
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (
     "search_spaces.quantization_map",
