@@ -6,6 +6,7 @@ outputs.
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from autotune import map_file
 from autotune.exporters import build_exporter, libraries
 from autotune.exporters.manifest import MAP, Manifest
 from autotune.map_file import MapFile
+from search_spaces.errors import AutotuneError
 from workers import device_lock, environment, latency
 from workers.estimates import latency_ratio
 from workers.latency import Contender
@@ -97,7 +99,10 @@ def main() -> None:
     parser.add_argument("--slowest", type=float, default=math.inf)
     parser.add_argument("--task-file")
     given = parser.parse_args()
-    run(given.folder, given.result, repeats=given.repeats, slowest=given.slowest, task_file=given.task_file)
+    try:
+        run(given.folder, given.result, repeats=given.repeats, slowest=given.slowest, task_file=given.task_file)
+    except AutotuneError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 #: Library -> the only files (or, ending in a slash, folders) that import it.
 DOORS = {
-    "optuna": ("autotune/study.py", "autotune/samplers/"),
+    "optuna": ("autotune/study.py", "autotune/samplers/", "autotune/optuna_export.py"),
     "ray": ("workers/pools/ray_pool.py",),
     "sqlalchemy": ("autotune/store/",),
     "alembic": ("autotune/store/",),
