@@ -1,4 +1,4 @@
-"""Commands about maps: export and verify."""
+"""Commands about maps and jobs that leave this program: export, verify, optuna-export."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -32,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(export)
     app.command()(verify)
+    app.command()(optuna_export)
 
 
 def export(
@@ -151,8 +152,8 @@ def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | 
     else:
         out.print(_export_table(report.checks))
         say(f"Outputs may differ by rounding: {report.rounding}.")
-        if not report.timed:
-            say(f"Latency was not measured: {report.format} has no kernels of its own on this machine.")
+        if report.untimed is not None:
+            say(f"Latency was not measured: {report.untimed}.")
         say(f"Wrote {Path(path, REPORT)}.")
     return report.holds
 
@@ -166,3 +167,26 @@ def _export_table(checks: "Iterable[ExportCheck]") -> Table:
         verdict = "" if check.limit is None else "holds" if check.holds else "BROKEN"
         table.add_row(check.name.replace("_", " "), *numbers, verdict)
     return table
+
+
+def optuna_export(
+    job: JobReference,
+    storage: Annotated[str, typer.Argument(metavar="STORAGE_URL", help="Optuna storage, such as sqlite:///optuna.db.")],
+    database: Database,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a job's trials into an Optuna storage, for optuna-dashboard and notebooks."""
+    # Imported here: it brings optuna, which other commands do not need.
+    from autotune.optuna_export import export_study
+
+    store = open_store(database, read_only=True)
+    try:
+        record = find_job(store, job)
+        trials = store.trials(record.id)
+    finally:
+        store.close()
+    name = export_study(record, trials, storage)
+    if as_json:
+        print_json({"storage": storage, "study": name, "trials": len(trials)})
+    else:
+        say(f"Copied {len(trials)} trials of job {record.id} into the study {name!r} of {storage}.")

@@ -3,7 +3,7 @@
 import importlib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,15 @@ from search_spaces.errors import unknown
 from search_spaces.layer import Layer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from autotune.exporters.base import Exporter
 
 #: Format -> where its exporter is. Resolved on use, so that listing formats stays light.
 _EXPORTERS = {
     "onnxruntime": "autotune.exporters.onnx_exporter:OnnxExporter",
+    "torchao": "autotune.exporters.torchao_exporter:TorchAoExporter",
+    "huggingface": "autotune.exporters.huggingface_exporter:HuggingFaceExporter",
 }
 #: Layers named in a refusal; more are counted.
 _NAMED = 5
@@ -41,25 +45,22 @@ def build_exporter(name: str) -> "Exporter":
     return exporter
 
 
-def check(exporter: "Exporter", wanted: Iterable[tuple[Layer, LayerChoice]]) -> None:
-    """Check that a format can express every layer's choice.
+def check(exporter: "Exporter", model: "nn.Module", wanted: Sequence[tuple[Layer, LayerChoice]]) -> None:
+    """Check that a format can hold the model and express every layer's choice.
 
     Raises:
         ExportError: if it cannot; names the layers and the formats that can.
     """
-    wanted = list(wanted)
-    refusals = dict(_refusals(exporter, wanted))
-    if not refusals:
+    whole, refusals = exporter.refuses_model(model), dict(_refusals(exporter, wanted))
+    if whole is None and not refusals:
         return
     shown = [f"  {name}: {reason}" for name, reason in list(refusals.items())[:_NAMED]]
     if len(refusals) > _NAMED:
         shown.append(f"  ... and {len(refusals) - _NAMED} more")
-    able = [name for name in _EXPORTERS if not any(_refusals(build_exporter(name), wanted))]
-    others = f"formats that can: {', '.join(able)}, map" if able else "only the format map can"
-    raise ExportError(
-        f"the format {exporter.name} cannot express {len(refusals)} of {len(wanted)} layers; {others}. "
-        "Or run a job without these choices:\n" + "\n".join(shown)
-    )
+    others = (other for other in map(build_exporter, _EXPORTERS) if other.refuses_model(model) is None)
+    able = ", ".join([*(other.name for other in others if not any(_refusals(other, wanted))), "map"])
+    problem = whole or f"cannot express {len(refusals)} of {len(wanted)} layers"
+    raise ExportError("\n".join([f"the format {exporter.name} {problem}. Formats that can: {able}", *shown]))
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def libraries() -> Iterator[None]:
         logging.disable(level)
 
 
-def _refusals(exporter: "Exporter", wanted: Iterable[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:
+def _refusals(exporter: "Exporter", wanted: Sequence[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:
     for layer, choice in wanted:
         reason = exporter.refuses(layer, choice)
         if reason is not None:

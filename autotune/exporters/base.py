@@ -36,11 +36,18 @@ class Exporter(Protocol):
     rounding: str
     #: Distribution names of the libraries that write and load the format.
     libraries: tuple[str, ...]
-    #: Whether a loaded artefact runs on the format's own kernels, so that its latency means something.
-    has_kernels: bool
+    #: Why the latency of a loaded artefact would mean nothing; None if it is what users will see.
+    untimed: str | None
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """Return why the format cannot express ``choice`` for ``layer``, or None if it can.
+
+        Brings no heavy library.
+        """
+        ...
+
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """Return why the format cannot hold ``model`` whatever its map, or None if it can.
 
         Brings no heavy library.
         """

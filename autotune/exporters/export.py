@@ -33,7 +33,7 @@ def export(document: Mapping[str, Any], format_name: str, folder: Path, *, task_
     _check_target(folder)
     source = read_source(file, task_file=task_file)
     choices = file.quantization_map().choices
-    exporters.check(exporter, [(layer, choices[layer.name]) for layer in source.layers])
+    exporters.check(exporter, source.model, [(layer, choices[layer.name]) for layer in source.layers])
     with _staged(folder) as stage:
         details = exporter.write(source, stage)
         map_file.write(document, stage / MAP)

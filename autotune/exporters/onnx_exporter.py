@@ -46,7 +46,7 @@ class OnnxExporter:
         "layers hold the same weights, but ONNX Runtime multiplies them in fp32 where the search did in bf16"
     )
     libraries = ("onnx", "onnxruntime", "onnxscript", "torch")
-    has_kernels = True
+    untimed = None
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Exporter.refuses``."""
@@ -57,6 +57,10 @@ class OnnxExporter:
         if choice.name not in _CHOICES[layer.kind]:
             return f"ONNX has no {choice.name} operator for {layer.kind} layers"
         return layer.frozen_reason or _shape_refuses(layer, choice)
+
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """See ``Exporter.refuses_model``."""
+        return None
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
         """See ``Exporter.write``."""

@@ -6,6 +6,7 @@ outputs.
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from autotune import map_file
 from autotune.exporters import build_exporter, libraries
 from autotune.exporters.manifest import MAP, Manifest
 from autotune.map_file import MapFile
+from search_spaces.errors import AutotuneError
 from workers import device_lock, environment, latency
 from workers.estimates import latency_ratio
 from workers.latency import Contender
@@ -36,9 +38,10 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
 
     Args:
         folder: an export.
-        result: file to write: outputs of each split, and latencies if the format has kernels of its own.
+        result: file to write: outputs of each split, and latencies unless the format is untimed.
         repeats: timed passes.
-        slowest: latency ratio to full precision above which the series is measured again.
+        slowest: latency ratio to full precision above which the series is measured again, or ends early if it is
+            above beyond doubt.
         task_file: a Python file that registers the task.
     """
     manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
@@ -51,7 +54,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     with libraries():
         model = exporter.load(folder, manifest.details, task.build_model).eval()
         found = {str(split): outputs(task, model, split).contiguous() for split in Split}
-        if exporter.has_kernels:
+        if exporter.untimed is None:
             samples = _latency(file, task, model, repeats, slowest)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))
             found[REFERENCE_MS] = torch.from_numpy(np.asarray(samples.reference_ms))
@@ -63,7 +66,7 @@ def _latency(file: MapFile, task: Task, model: torch.nn.Module, repeats: int, sl
     size = file.measurement.batch_sizes[0]
     batch, reference = task.latency_batch(size), task.build_model().eval()
     tries: list[LatencySamples] = []
-    while not tries or (_ratio(tries[-1]) > slowest and len(tries) < _TRIES):
+    while not tries or (len(tries[-1].candidate_ms) >= repeats and _ratio(tries[-1]) > slowest and len(tries) < _TRIES):
         if tries:
             time.sleep(_PAUSE_S)
         with device_lock.exclusive("cpu"), torch.inference_mode():
@@ -73,6 +76,7 @@ def _latency(file: MapFile, task: Task, model: torch.nn.Module, repeats: int, sl
                 batch_size=size,
                 repeats=repeats,
                 warmup_s=file.measurement.warmup_s,
+                hopeless=slowest,
             )
         tries.append(timed)
     return min(tries, key=_ratio)
@@ -95,7 +99,10 @@ def main() -> None:
     parser.add_argument("--slowest", type=float, default=math.inf)
     parser.add_argument("--task-file")
     given = parser.parse_args()
-    run(given.folder, given.result, repeats=given.repeats, slowest=given.slowest, task_file=given.task_file)
+    try:
+        run(given.folder, given.result, repeats=given.repeats, slowest=given.slowest, task_file=given.task_file)
+    except AutotuneError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 #: Library -> the only files (or, ending in a slash, folders) that import it.
 DOORS = {
-    "optuna": ("autotune/study.py", "autotune/samplers/"),
+    "optuna": ("autotune/study.py", "autotune/samplers/", "autotune/optuna_export.py"),
     "ray": ("workers/pools/ray_pool.py",),
     "sqlalchemy": ("autotune/store/",),
     "alembic": ("autotune/store/",),
@@ -32,7 +32,8 @@ DOORS = {
     "httpx2": ("autotune/client/remote.py",),
     "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
     "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
-    "transformers": ("workers/tasks/minilm_lee.py",),
+    "torchao": ("autotune/exporters/torchao_layers.py",),
+    "transformers": ("workers/tasks/minilm_lee.py", "autotune/exporters/huggingface_exporter.py"),
     "sklearn": ("workers/tasks/digits.py",),
 }
 HEAVY = (
@@ -46,6 +47,7 @@ HEAVY = (
     "httpx2",
     "onnx",
     "onnxruntime",
+    "torchao",
 )
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (

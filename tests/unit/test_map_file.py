@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from hypothesis import given
@@ -285,3 +286,14 @@ def test_what_this_processor_cannot_run_is_refused(
 def test_an_unknown_backend_names_its_neighbour(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="unknown backend 'x87'; did you mean 'x86'"):
         load_map(saved(tmp_path, json.dumps(document() | {"backend": "x87"}))).apply(Model())
+
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "map-v1.json"
+
+
+def test_published_schema_is_the_one_that_is_read_by() -> None:
+    published = json.loads(SCHEMA.read_text())
+    assert published == MapFile.model_json_schema(by_alias=True), f"write it again: {SCHEMA}"
+    jsonschema.validate(document(), published)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document() | {"schema": "autotune.map/v2"}, published)

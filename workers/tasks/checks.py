@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +21,21 @@ def require_integer(name: str, value: object, *, low: int, high: int) -> None:
 
 @contextlib.contextmanager
 def extra_packages() -> Iterator[None]:
-    """Import packages of the ``tasks`` extra inside this context.
+    """Import packages of the ``tasks`` extra inside this context, without what they log.
+
+    With torchao installed, transformers loads it, and it tells of kernels for hardware that is not here.
 
     Raises:
         TaskError: if one is not installed.
     """
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     except ImportError as error:
         raise _missing(error.name or str(error)) from None
+    finally:
+        logging.disable(level)
 
 
 def package_folder(package: str) -> Path:
