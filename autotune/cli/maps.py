@@ -173,18 +173,17 @@ def optuna_export(
     job: JobReference,
     storage: Annotated[str, typer.Argument(metavar="STORAGE_URL", help="Optuna storage, such as sqlite:///optuna.db.")],
     database: Database,
+    url: Url = None,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy a job's trials into an Optuna storage, for optuna-dashboard and notebooks."""
     # Imported here: it brings optuna, which other commands do not need.
     from autotune.optuna_export import export_study
 
-    store = open_store(database, read_only=True)
-    try:
-        record = find_job(store, job)
-        trials = store.trials(record.id)
-    finally:
-        store.close()
+    with closing(reader(database, url, token)) as client:
+        record = client.find(job)
+        trials = client.trials(record.id)
     name = export_study(record, trials, storage)
     if as_json:
         print_json({"storage": storage, "study": name, "trials": len(trials)})
