@@ -1,5 +1,6 @@
 """Copy a job into an Optuna storage, for optuna-dashboard and notebooks."""
 
+import warnings
 from collections.abc import Sequence
 
 import optuna
@@ -37,10 +38,13 @@ def export_study(job: JobRecord, trials: Sequence[TrialRecord], storage: str) ->
     try:
         study = optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(names))
     except optuna.exceptions.DuplicatedStudyError:
-        raise ConflictError(f"{storage} holds a study {name!r} already; delete it or name another storage") from None
+        raise ConflictError(f"the storage holds a study {name!r} already; delete it or name another storage") from None
     except Exception as error:  # every database library has its own
-        raise StoreError(f"cannot open the Optuna storage {storage!r}: {str(error).splitlines()[0]}") from None
-    study.set_metric_names([_label(metric) for metric in objectives.metrics])
+        raise StoreError(f"cannot open the Optuna storage: {str(error).splitlines()[0]}") from None
+    with warnings.catch_warnings():
+        # Optuna calls the names experimental; users cannot act on that.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([_label(metric) for metric in objectives.metrics])
     study.set_user_attr("autotune_job", job.id)
     study.add_trials([_frozen(trial, choices, objectives) for trial in trials])
     return name

@@ -186,6 +186,6 @@ def optuna_export(
         trials = client.trials(record.id)
     name = export_study(record, trials, storage)
     if as_json:
-        print_json({"storage": storage, "study": name, "trials": len(trials)})
+        print_json({"study": name, "trials": len(trials)})
     else:
-        say(f"Copied {len(trials)} trials of job {record.id} into the study {name!r} of {storage}.")
+        say(f"Copied {len(trials)} trials of job {record.id} into the study {name!r}.")

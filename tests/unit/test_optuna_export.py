@@ -34,7 +34,6 @@ TRIALS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_every_trial_is_copied(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/optuna.db"
     study = optuna.load_study(study_name=export_study(JOB, TRIALS, storage), storage=storage)
