@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from autotune.store.open import open_store
 
@@ -17,14 +17,15 @@ from autotune.store.open import open_store
 PICTURES = {
     "jobs": ("/", 760, False),
     "submit": ("/submit", 1000, False),
-    "front": ("/front?job={}", 1120, False),
-    "front-dark": ("/front?job={}", 1120, True),
-    "map": ("/map?job={}&trial=24", 1300, False),
-    "diff": ("/diff?job={}&first=3&second=24", 1250, False),
+    "front": ("/front?job={}", 1400, False),
+    "front-dark": ("/front?job={}", 1400, True),
+    "map": ("/map?job={}&trial=24", 1900, False),
+    "diff": ("/diff?job={}&first=3&second=24", 2050, False),
     "layers": ("/layers?job={}", 1100, True),
-    "compare": ("/compare?jobs={}&jobs={other}", 860, False),
+    "compare": ("/compare?jobs={}&jobs={other}", 1050, False),
     "system": ("/system", 700, False),
 }
+CHARTLESS = ("jobs", "submit", "system")
 SCENARIOS = ("failed_late", "paused", "queued", "infeasible", "elsewhere", "running", "finished")
 
 
@@ -46,15 +47,18 @@ def main(folder: Path) -> None:
                 )
                 page = context.new_page()
                 page.goto(address + path.format(jobs["finished"], other=jobs["elsewhere"]))
-                _settle(page)
+                _settle(page, name not in CHARTLESS)
                 page.screenshot(path=folder / f"dashboard-{name}.png")
                 context.close()
 
 
-def _settle(page: Page) -> None:
-    """Wait until the page has stopped changing."""
+def _settle(page: Page, charts: bool) -> None:
+    """Wait until the page is complete and drawn."""
     page.get_by_role("heading", level=1).wait_for()
     page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    if charts:
+        page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
     page.wait_for_timeout(2000)
 
 
