@@ -61,6 +61,10 @@ check: $(VENV)/.installed-test ## Lint, check formatting, types and the directio
 test: check chromium ## Run every check and every test
 	@$(BIN)/pytest $(PYTEST_FLAGS)
 
+.PHONY: screenshots
+screenshots: $(VENV)/.installed-test chromium ## Take the pictures of the dashboard in docs/images again
+	@$(BIN)/python tests/browser/screenshots.py docs/images
+
 .PHONY: chaos
 chaos: $(VENV)/.installed-test ## Kill everything the service is made of, for hours
 	@AUTOTUNE_CHAOS=long $(BIN)/pytest -s tests/chaos
