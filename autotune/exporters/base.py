@@ -30,8 +30,6 @@ class Exporter(Protocol):
 
     #: Name on the command line.
     name: str
-    #: What the folder holds, for people.
-    summary: str
     #: How far outputs may differ from our own backend's, and why, for people.
     rounding: str
     #: Distribution names of the libraries that write and load the format.

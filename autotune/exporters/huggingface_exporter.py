@@ -21,7 +21,6 @@ class HuggingFaceExporter:
     """Writes a checkpoint whose ``config.json`` holds the ``FqnToConfig`` of the map."""
 
     name = "huggingface"
-    summary = "a save_pretrained folder for transformers, on torchao"
     rounding = TorchAoExporter.rounding
     libraries = ("transformers", *TorchAoExporter.libraries)
     untimed = TorchAoExporter.untimed

@@ -39,7 +39,6 @@ class OnnxExporter:
     """Writes a graph whose integers, scales and ranges are ours; ONNX Runtime fuses it as it loads."""
 
     name = "onnxruntime"
-    summary = "one ONNX file for ONNX Runtime's CPU provider"
     rounding = (
         "int8 static and dynamic layers hold the same integers and ranges, so only sums differ in their last bits, "
         "which now and then rounds an activation to the neighbouring integer; bf16, int8 and int4 weight-only "

@@ -25,7 +25,6 @@ class TorchAoExporter:
     """Writes what ``torchao.quantization.quantize_`` makes of the model, by exact layer names."""
 
     name = "torchao"
-    summary = "a state dict of torchao tensors for PyTorch"
     rounding = (
         "all layers hold the same integers and ranges, so only sums differ in their last bits, which now and then "
         "rounds an activation to the neighbouring integer; int8 and int4 weight-only layers are multiplied in fp32 "
