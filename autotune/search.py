@@ -167,6 +167,7 @@ class Search:
         known = self._known_figures(planned.choices)
         broken = any(violation > 0 for violation in violations(known, self._constraints).values())
         if broken and planned.kind is TrialKind.SEARCH:
+            self._lease.check()  # there may be many of these between two outcomes
             trial = planned.ruled_out(known, self._constraints)
             self._record([TrialResult(trial=trial)])
             study.tell(proposal, trial)
