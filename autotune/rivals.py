@@ -56,3 +56,12 @@ def rivals(
             )
         )
     return tuple(found)
+
+
+def accuracy_floor(constraints: Sequence[Constraint], reference: Reference) -> float | None:
+    """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
+    limits = {constraint.metric: constraint.limit for constraint in constraints}
+    floors = [limits["accuracy"]] if "accuracy" in limits else []
+    if "accuracy_drop" in limits:
+        floors.append(reference.accuracy - limits["accuracy_drop"] * abs(reference.accuracy))
+    return max(floors, default=None)

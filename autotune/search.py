@@ -15,7 +15,7 @@ from autotune.lease import Lease
 from autotune.metrics import Figure
 from autotune.objectives import Objectives
 from autotune.progress import Listener, Progress
-from autotune.rivals import rivals
+from autotune.rivals import accuracy_floor, rivals
 from autotune.sharing import fair_shares
 from autotune.store.base import Store
 from autotune.store.clock import event
@@ -184,14 +184,14 @@ class Search:
 
     def _submit(self, planned: Planned, proposal: Proposal | None) -> None:
         self._pending[planned.number] = planned, proposal
-        floor = self._accuracy_floor() if planned.kind is TrialKind.SEARCH else None
+        reference = self._reference if planned.kind is TrialKind.SEARCH else None
         self._pool.submit(
             Candidate(
                 number=planned.number,
                 choices=planned.choices,
-                accuracy_floor=floor,
+                accuracy_floor=accuracy_floor(self._constraints, reference) if reference else None,
                 final=planned.kind is TrialKind.FINAL,
-                rivals=self._rivals(planned) if planned.kind is TrialKind.SEARCH else (),
+                rivals=self._rivals(planned, reference) if reference else (),
             )
         )
 
@@ -245,19 +245,9 @@ class Search:
         """Return the figures that need no measurement: weight bytes are exact beforehand."""
         return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
 
-    def _rivals(self, planned: Planned) -> tuple[Rival, ...]:
-        assert self._reference is not None
+    def _rivals(self, planned: Planned, reference: Reference) -> tuple[Rival, ...]:
         known = self._known_figures(planned.choices)
-        return rivals(self._front.members, known, self._spec.objectives, self._constraints, self._reference)
-
-    def _accuracy_floor(self) -> float | None:
-        """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
-        assert self._reference is not None
-        limits = {constraint.metric: constraint.limit for constraint in self._constraints}
-        floors = [limits["accuracy"]] if "accuracy" in limits else []
-        if "accuracy_drop" in limits:
-            floors.append(self._reference.accuracy - limits["accuracy_drop"] * abs(self._reference.accuracy))
-        return max(floors, default=None)
+        return rivals(self._front.members, known, self._spec.objectives, self._constraints, reference)
 
     def _places(self) -> int:
         """Return how many candidates may be submitted: more than there are workers if they would wait for the driver.

@@ -147,7 +147,9 @@ def test_tampered_map_does_not_verify(run: Run, folder: Path) -> None:
 
 
 def test_killed_driver_loses_no_finished_trial_and_the_job_goes_on(run: Run, folder: Path) -> None:
-    (folder / "job.yaml").write_text(yaml.safe_dump(job(search={"trials": 24, "seed": 1})))
+    # Passes enough that the driver is caught in the middle.
+    slow = {"repeats": 2000, "final_repeats": 2000, "warmup_s": 0.0, "threads": 1}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(search={"trials": 24, "seed": 1}, measurement=slow)))
     process = subprocess.Popen(
         [COMMAND, "run", "job.yaml", "--task-file", TASK_FILE],
         cwd=folder,
