@@ -88,7 +88,7 @@ def test_no_trial_starts_two_seconds_after_a_cancel(pair: Any, tmp_path: Path, u
 
 
 def test_a_controller_that_runs_many_jobs_keeps_its_size(start_service: Any, postgres_url: str, rounds: Rounds) -> None:
-    service, count, most = start_service(postgres_url), rounds(4, 2000), rounds(60, 1200)
+    service, count, most = start_service(postgres_url), rounds(4, 2000), rounds(60, 7200)
     controller = service.serve("--jobs", "2")
     ends_at, done, sizes = time.monotonic() + most, 0, []
     while done < count and time.monotonic() < ends_at:
