@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(3600 if LONG else 300))
+            item.add_marker(pytest.mark.timeout(3 * 3600 if LONG else 300))
 
 
 def wait_for(check: Callable[[], Any], seconds: float, what: str) -> Any:
