@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.budget import searched
-from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, reader
+from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
     LEGEND,
     figure_text,
@@ -146,7 +146,7 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
     objective = job.spec["objectives"][0]
     try:
         with ConsoleListener(objective) as listener:
-            run_job(store, job.id, listener=listener, task_file=str(task_file.resolve()) if task_file else None)
+            run_job(store, job.id, listener=listener, task_file=path_text(task_file))
     except KeyboardInterrupt:
         say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}")
         raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.options import Database, TaskFile
+from autotune.cli.options import Database, TaskFile, path_text
 from autotune.cli.output import say
 from autotune.store.base import Store
 from autotune.store.open import open_store
@@ -57,7 +57,7 @@ def serve(
         database=database,
         jobs=at_once,
         ray_address=ray_address,
-        task_file=str(task_file.resolve()) if task_file else None,
+        task_file=path_text(task_file),
         lease_s=lease,
         json_logs=json_logs,
     )
