@@ -29,7 +29,8 @@ def _cached_weights(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
 
 
 def task_of(spec: JobSpec) -> Task:
-    load_task_file(str(OWN_TASK))
+    for own in EXAMPLES.glob("own_*.py"):
+        load_task_file(str(own))
     return build_task(spec.task.name, spec.task.parameters)
 
 
@@ -64,7 +65,7 @@ def explained_keys(path: Path) -> set[str]:
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem for path in JOBS} >= {"minilm", "minilm-slo", "digits-cnn", "digits-vit", "own-task"}
+    assert {path.stem for path in JOBS} >= {"minilm", "minilm-slo", "digits-cnn", "digits-vit", "own-task", "own-model"}
 
 
 @each_job
