@@ -11,7 +11,7 @@ from torch import nn
 from search_spaces.discovery import discover
 from workers import quality
 from workers.fingerprint import fingerprint
-from workers.task import Batch, OutputKind, Split, Task
+from workers.task import Batch, OutputKind, Split, Task, splits
 from workers.tasks import build_task, load_task_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,7 +38,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         patch.setenv("AUTOTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "weights"))
         task = build_task(request.param, {})
         model = task.build_model()
-        outputs = {split: quality.outputs(task, model, split) for split in Split}
+        outputs = {split: quality.outputs(task, model, split) for split in splits(task)}
         yield Built(name=request.param, task=task, model=model, outputs=outputs)
 
 
@@ -84,19 +84,21 @@ def test_building_again_leaves_random_numbers_alone(built: Built) -> None:
 def test_calibration_is_never_evaluated_on(built: Built) -> None:
     calibration = samples(built.task.calibration())
     assert len(calibration) >= 60
-    for split in Split:
+    for split in splits(built.task):
         assert calibration.isdisjoint(samples(built.task.evaluation(split)))
 
 
 def test_held_out_data_are_not_in_the_evaluation(built: Built) -> None:
     if built.name == "minilm-lee":
         pytest.skip("its splits are pairs of the same documents; see the unit tests of the corpus")
-    evaluation, held_out = (samples(built.task.evaluation(split)) for split in Split)
+    evaluation, held_out = (samples(built.task.evaluation(s)) for s in (Split.EVALUATION, Split.HELD_OUT))
     assert evaluation.isdisjoint(held_out)
 
 
 @pytest.mark.parametrize("split", Split)
 def test_outputs_have_one_finite_row_a_sample(built: Built, split: Split) -> None:
+    if split not in splits(built.task):
+        pytest.skip("the task has no shifted data")
     outputs = built.outputs[split]
     assert len(outputs) == len(samples(built.task.evaluation(split)))
     assert outputs.dim() >= 2
@@ -109,9 +111,23 @@ def test_full_precision_does_not_diverge_from_itself(built: Built) -> None:
 
 
 def test_accuracy_is_that_of_a_trained_model(built: Built) -> None:
-    accuracies = [built.task.accuracy(built.outputs[split], split) for split in Split]
+    accuracies = [built.task.accuracy(built.outputs[s], s) for s in (Split.EVALUATION, Split.HELD_OUT)]
     assert accuracies[0] >= FLOORS[built.name]
     assert abs(accuracies[1] - accuracies[0]) < 0.15
+
+
+def test_shifted_inputs_differ_and_are_what_the_accuracy_reads(built: Built) -> None:
+    if Split.SHIFTED not in splits(built.task):
+        pytest.skip("the task has no shifted data")
+    evaluation, shifted = (samples(built.task.evaluation(s)) for s in (Split.EVALUATION, Split.SHIFTED))
+    assert evaluation.isdisjoint(shifted)
+    outputs = built.outputs[Split.SHIFTED]
+    assert (
+        0.3
+        < built.task.accuracy(outputs, Split.SHIFTED)
+        < built.task.accuracy(built.outputs[Split.EVALUATION], Split.EVALUATION)
+    )
+    assert built.task.accuracy(outputs.roll(1, dims=0), Split.SHIFTED) < built.task.accuracy(outputs, Split.SHIFTED)
 
 
 def test_accuracy_reads_the_outputs_in_order(built: Built) -> None:

@@ -12,7 +12,7 @@ from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from search_spaces.space import build_space
 from workers.pools.base import Candidate
-from workers.task import Split, Task
+from workers.task import Task, splits
 from workers.tasks import build_task, load_task_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -145,6 +145,6 @@ def test_guide_shows_a_task_that_works(tmp_path: Path) -> None:
     model = task.build_model()
     assert isinstance(task, Task)
     assert len(layers_of(task)) >= 2
-    for split in Split:
+    for split in splits(task):
         outputs = torch.cat([task.forward(model, batch) for batch in task.evaluation(split)])
         assert 0.5 < task.accuracy(outputs.detach(), split) <= 1.0

@@ -9,7 +9,7 @@ from torch import nn
 
 from workers import quality
 from workers.errors import TaskError
-from workers.task import OutputKind, Split
+from workers.task import OutputKind, Split, splits
 from workers.tasks.generic import GenericTask, first_tensor, with_samples
 
 
@@ -56,7 +56,7 @@ def test_every_third_input_has_each_use() -> None:
 
 
 @pytest.mark.parametrize("kind", OutputKind)
-@pytest.mark.parametrize("split", Split)
+@pytest.mark.parametrize("split", [Split.EVALUATION, Split.HELD_OUT])
 def test_full_precision_agrees_with_itself(kind: OutputKind, split: Split) -> None:
     task = task_of(kind)
     assert task.accuracy(quality.outputs(task, build().eval(), split), split) == pytest.approx(1.0)
@@ -102,6 +102,16 @@ def test_latency_batch_repeats_samples_and_leaves_the_rest() -> None:
     assert torch.equal(found["mask"][0], torch.ones(2, 2))
     assert torch.equal(found["mask"][1][0], values(1)[rows])
     assert found["flag"] is True
+
+
+def test_shifted_inputs_are_a_split_of_their_own() -> None:
+    task = task_of(shifted=[10.0 * values(0)])
+    assert splits(task) == tuple(Split)
+    assert splits(task_of()) == (Split.EVALUATION, Split.HELD_OUT)
+    outputs = quality.outputs(task, task.build_model(), Split.SHIFTED)
+    assert len(outputs) == 5
+    assert task.accuracy(outputs, Split.SHIFTED) == 1.0
+    assert task.accuracy(outputs.roll(1, dims=1), Split.SHIFTED) == 0.0
 
 
 def test_too_few_inputs_are_refused() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from workers import quality
 from workers.errors import TaskError
-from workers.task import Batch, OutputKind, Split
+from workers.task import Batch, OutputKind, Split, splits
 
 #: Inputs needed: calibration and both splits take one at least.
 _LEAST_INPUTS = 3
@@ -30,6 +30,7 @@ class GenericTask:
         *,
         output_kind: OutputKind = OutputKind.LOGITS,
         output: Callable[[Any], torch.Tensor] | None = None,
+        shifted: Iterable[Batch] = (),
     ) -> None:
         """Take a model and its inputs.
 
@@ -41,19 +42,21 @@ class GenericTask:
             output_kind: what the outputs are.
             output: returns the outputs, shape ``(samples, ..., features)``, from what the model returns; the
                 default takes the first tensor.
+            shifted: batches unlike those, as production's may become; none is fine.
 
         Raises:
             TaskError: if there are fewer than three inputs, or one holds no tensor.
         """
         self.output_kind = output_kind
         self._build, self._output = build, output or first_tensor
-        self._inputs = tuple(inputs)
+        self._inputs, self._shifted = tuple(inputs), tuple(shifted)
+        self.has_shifted = bool(self._shifted)
         if len(self._inputs) < _LEAST_INPUTS:
             raise TaskError(
                 f"a generic task needs at least {_LEAST_INPUTS} inputs, to calibrate, to evaluate and to hold out, "
                 f"but got {len(self._inputs)}; give it more batches, or split the ones it has"
             )
-        for batch in self._inputs:
+        for batch in (*self._inputs, *self._shifted):
             first_tensor(batch)
         self._references: dict[Split, torch.Tensor] = {}
 
@@ -61,7 +64,7 @@ class GenericTask:
         """Return the model, after the first call has kept what it says of every split."""
         model = self._build().eval()
         if not self._references:
-            self._references = {split: quality.outputs(self, model, split) for split in Split}
+            self._references = {split: quality.outputs(self, model, split) for split in splits(self)}
         return model
 
     def calibration(self) -> Sequence[Batch]:
@@ -70,6 +73,8 @@ class GenericTask:
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
         """Return every third input, from the second on for the evaluation and from the third on to be held out."""
+        if split is Split.SHIFTED:
+            return self._shifted
         return self._inputs[1::3] if split is Split.EVALUATION else self._inputs[2::3]
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
