@@ -1,4 +1,7 @@
-"""What is believed of every map: additive models of divergence and latency, exact memory, accuracy by its link."""
+"""What is believed of every map: additive models of divergence and latency, exact memory, accuracy by its link.
+
+Divergence has interactions of layers on top, as far as measured maps ask for them.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +9,7 @@ import numpy as np
 
 from autotune.accuracy_link import AccuracyLink
 from autotune.expectations import Expectations
+from autotune.interactions import Interactions
 from autotune.knapsack import Costs, Maps
 from autotune.metrics import METRICS, Figure
 from autotune.surrogate import AdditiveModel, Vector
@@ -54,6 +58,7 @@ class Beliefs:
         self._latency = self._model(
             expectations.latency, names, spreads[1], 1.0, expectations.fixed_latency, turns=_TURNS_PRIOR
         )
+        self._interactions = Interactions(self._divergence)
         precisions = [
             [list(Precision).index(choice_named(name).precision) for name in of_group] for of_group in choices
         ]
@@ -74,7 +79,7 @@ class Beliefs:
         columns = self._of(maps)
         if not self._expected.probed:
             self._scale_guesses(maps, columns, figures)
-        _observe(self._divergence, columns, figures, "divergence", _DIVERGENCE_MISFIT)
+        self._observe_divergence(columns, figures)
         _observe(self._latency, columns, figures, "latency_ratio", _LATENCY_MISFIT, self._turns(maps))
         self._drops += [
             (each["divergence"].value, each["accuracy_drop"].value) for each in figures if "accuracy_drop" in each
@@ -111,7 +116,8 @@ class Beliefs:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""
         expected, groups, columns = self._expected, np.arange(len(self.legal)), self._of(maps)
         least = self._least[0] + self._least[columns].sum(axis=1)
-        divergence = np.maximum(self._divergence.predict(columns), least)
+        sums = self._divergence.predict(columns) + self._interactions.correction(columns)
+        divergence = np.maximum(sums, least)
         ratio = np.maximum(self._latency.predict(columns, self._turns(maps)), 1e-3)
         memory = expected.memory_mib[groups, maps].sum(axis=1) + expected.fixed_memory_mib
         drop = self._link.drop(divergence)
@@ -137,6 +143,14 @@ class Beliefs:
         if metric == "accuracy":
             return np.full(len(maps), self._link.scatter * abs(self.full_precision["accuracy"].value))
         return np.full(len(maps), self._link.scatter if metric == "accuracy_drop" else 0.0)
+
+    def _observe_divergence(self, columns: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
+        # Guesses are so far off that pairs would explain what single effects have yet to learn.
+        rows = [row for row, each in enumerate(figures) if self._expected.probed and _diverges(each)]
+        values = np.array([figures[row]["divergence"].value for row in rows])
+        self._interactions.judge(columns[rows], values)
+        _observe(self._divergence, columns, figures, "divergence", _DIVERGENCE_MISFIT)
+        self._interactions.learn(columns[rows], values)
 
     def _model(
         self,
@@ -199,6 +213,10 @@ def _alike(effects: Vector, names: Sequence[str]) -> Costs:
     """Return which effects, after the first, are of one choice and equal, shape ``(kinds, effects)``."""
     keys = list(zip(names, effects[1:], strict=True))
     return np.array([[False, *(key == kind for key in keys)] for kind in dict.fromkeys(keys) if kind[1] != 0.0])
+
+
+def _diverges(figures: Mapping[str, Figure]) -> bool:
+    return "divergence" in figures and figures["divergence"].value > 0.0
 
 
 def _observe(
