@@ -103,11 +103,13 @@ class Planner:
         candidates = self._unknown(np.concatenate([along, self._neighbours(along)]), pending)
         if not len(candidates):
             return None
-        gains = self._gains(candidates, pending)
-        wanted = self._nearness(candidates, gains) if self._seeks_answer else gains
-        listed = self._short_list(candidates, wanted)
+        predicted = self._beliefs.predict(candidates)
+        values = self._values(predicted)
+        gains = self._gains(values, pending)
+        wanted = self._nearness(values, gains) if self._seeks_answer else gains
+        listed = self._short_list(predicted, wanted)
         candidates, gains, wanted = candidates[listed], gains[listed], wanted[listed]
-        likely = self._probability(candidates)
+        likely = self._probability(candidates, {metric: of_all[listed] for metric, of_all in predicted.items()})
         if not explores:
             likely = _without_gambles(likely)
             self._vain = self._vain + 1 if (gains * likely).max() < _LEAST_GAIN else 0
@@ -162,39 +164,37 @@ class Planner:
         known = self._known | {row.tobytes() for row in pending}
         return np.asarray(maps[sorted(number for key, number in first.items() if key not in known)])
 
-    def _gains(self, candidates: Maps, pending: Maps) -> Vector:
-        """Return what each candidate would add to the hypervolume, as a share of it."""
+    def _gains(self, values: Points, pending: Maps) -> Vector:
+        """Return what candidates of these values would add to the hypervolume, as a share of it."""
         full = self._beliefs.full_precision
-        front = np.array([*self._points, *self._values(pending)]).reshape(-1, len(self._objectives.metrics))
+        measured_soon = self._values(self._beliefs.predict(pending))
+        front = np.array([*self._points, *measured_soon]).reshape(-1, len(self._objectives.metrics))
         reference = self._objectives.reference_point(full)
         front = self._objectives.normalise(front, full)
-        gains = improvements(self._objectives.normalise(self._values(candidates), full), front, reference)
+        gains = improvements(self._objectives.normalise(values, full), front, reference)
         return gains / (hypervolume(front, reference) or 1.0)
 
-    def _short_list(self, candidates: Maps, wanted: Vector) -> npt.NDArray[np.intp]:
+    def _short_list(self, predicted: Mapping[str, Vector], wanted: Vector) -> npt.NDArray[np.intp]:
         """Return the most wanted candidates that are expected to hold, and those that break least otherwise."""
-        predicted = self._beliefs.predict(candidates)
-        broken = np.zeros(len(candidates))
+        broken = np.zeros(len(wanted))
         for constraint in self._constraints:
             broken += np.maximum(constraint.violation(predicted[constraint.metric]), 0.0)
         holding, breaking = np.flatnonzero(broken == 0), np.flatnonzero(broken > 0)
         best, nearest = np.argsort(-wanted[holding])[:_SHORT_LIST], np.argsort(broken[breaking])[:_SHORT_LIST]
         return np.concatenate([holding[best], breaking[nearest]])
 
-    def _nearness(self, candidates: Maps, gains: Vector) -> Vector:
-        """Return by how much candidates better the best answer so far; the hypervolume decides between equals."""
+    def _nearness(self, values: Points, gains: Vector) -> Vector:
+        """Return by how much values better the best answer so far; the hypervolume decides between equals."""
         if not self._points:  # until something is feasible, only that counts
             return 1.0 + 1e-9 * gains
         best = min(point[0] for point in self._points)
-        return np.maximum(best - self._values(candidates)[:, 0], 0.0) + 1e-9 * gains
+        return np.maximum(best - values[:, 0], 0.0) + 1e-9 * gains
 
-    def _values(self, maps: Maps) -> Points:
-        predicted = self._beliefs.predict(maps)
+    def _values(self, predicted: Mapping[str, Vector]) -> Points:
         return np.column_stack([minimised(metric, predicted[metric.name]) for metric in self._objectives.metrics])
 
-    def _probability(self, maps: Maps) -> Vector:
+    def _probability(self, maps: Maps, predicted: Mapping[str, Vector]) -> Vector:
         """Return the probability that maps keep all constraints, as if these were independent."""
-        predicted = self._beliefs.predict(maps)
         likely = np.ones(len(maps))
         for constraint in self._constraints:
             above = predicted[constraint.metric] - constraint.limit

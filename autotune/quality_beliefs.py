@@ -1,4 +1,7 @@
-"""What is believed of the quality of maps on one set of data: an additive model of divergence, accuracy by its link."""
+"""What is believed of the quality of maps on one set of data: an additive model of divergence, accuracy by its link.
+
+Divergence has interactions of layers on top, as far as measured maps ask for them.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +9,7 @@ import numpy as np
 
 from autotune.accuracy_link import AccuracyLink
 from autotune.effects import GUESS_SPREAD, Effects, observe
+from autotune.interactions import Interactions
 from autotune.knapsack import Costs, Maps
 from autotune.metrics import Figure
 from autotune.surrogate import Vector
@@ -37,6 +41,7 @@ class QualityBeliefs:
         """
         self._effects, self._probed, self._prefix = effects, probed, prefix
         self._model = effects.model(prior, _SPREAD if probed else GUESS_SPREAD, certain=0.0, fixed=fixed)
+        self._interactions = Interactions(self._model)
         # What the divergences of choices are at least: none turns negative by chance.
         self._least = _LEAST_EFFECT * self._model.mean
         self._scaled: set[str] = set()
@@ -49,7 +54,7 @@ class QualityBeliefs:
         columns = self._effects.of(maps)
         if not self._probed:
             self._scale_guesses(maps, columns, figures)
-        observe(self._model, columns, figures, divergence, _MISFIT)
+        self._observe_divergence(columns, figures, divergence)
         self._drops += [(each[divergence].value, each[drop].value) for each in figures if drop in each]
         if self._drops:
             self._link = AccuracyLink.fitted(*np.array(self._drops).T)
@@ -63,7 +68,8 @@ class QualityBeliefs:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""
         columns = self._effects.of(maps)
         least = self._least[0] + self._least[columns].sum(axis=1)
-        divergence = np.maximum(self._model.predict(columns), least)
+        sums = self._model.predict(columns) + self._interactions.correction(columns)
+        divergence = np.maximum(sums, least)
         drop = self._link.drop(divergence)
         predicted = {f"{self._prefix}divergence": divergence, f"{self._prefix}accuracy_drop": drop}
         full = full_precision.get(f"{self._prefix}accuracy")
@@ -76,6 +82,14 @@ class QualityBeliefs:
         if metric.endswith("accuracy"):
             return self._link.scatter * abs(full_precision[metric].value)
         return self._link.scatter if metric.endswith("accuracy_drop") else 0.0
+
+    def _observe_divergence(self, columns: Maps, figures: Sequence[Mapping[str, Figure]], metric: str) -> None:
+        # Guesses are so far off that pairs would explain what single effects have yet to learn.
+        rows = [row for row, each in enumerate(figures) if self._probed and metric in each and each[metric].value > 0.0]
+        values = np.array([figures[row][metric].value for row in rows])
+        self._interactions.judge(columns[rows], values)
+        observe(self._model, columns, figures, metric, _MISFIT)
+        self._interactions.learn(columns[rows], values)
 
     def _scale_guesses(self, maps: Maps, columns: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
         """Let the first map that takes a choice say how large the divergences of that choice are."""

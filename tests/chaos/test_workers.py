@@ -27,8 +27,8 @@ def workers_of(controller: psutil.Process) -> list[psutil.Process]:
 
 
 def test_workers_and_ray_die_and_a_cancelled_job_frees_them(service: Any, rounds: Rounds, until: Any) -> None:
-    generator, kills, heads = random.Random(5), rounds(2, 100), rounds(1, 3)
-    witness = service.submit(pool="ray", count=2, trials=rounds(26, 300), seconds=0.3)
+    generator, kills, heads = random.Random(5), rounds(2, 100), rounds(1, 20)
+    witness = service.submit(pool="ray", count=2, trials=rounds(26, 500), seconds=0.3)
     controller = service.serve()
     service.progress(witness, more=6, seconds=120.0)
     kill_workers(service, witness, controller, kills, generator)
