@@ -33,7 +33,12 @@ DOORS = {
     "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
     "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
     "torchao": ("autotune/exporters/torchao_layers.py",),
-    "transformers": ("workers/tasks/minilm_lee.py", "autotune/exporters/huggingface_exporter.py"),
+    "transformers": (
+        "workers/tasks/minilm_lee.py",
+        "workers/tasks/causal_lm.py",
+        "workers/tasks/causal_models.py",
+        "autotune/exporters/huggingface_exporter.py",
+    ),
     "sklearn": ("workers/tasks/digits.py",),
 }
 HEAVY = (
