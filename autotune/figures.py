@@ -22,16 +22,27 @@ class Reference:
     accuracy: float
     #: Median latency of full precision in ms at the first batch size.
     latency_p50_ms: float
+    #: Task metric of full precision on shifted data; None if the task has none.
+    shifted_accuracy: float | None = None
 
     @classmethod
     def of(cls, measurement: Measurement) -> "Reference":
         """Return the reference that full precision's own measurement is."""
-        return cls(accuracy=measurement.accuracy, latency_p50_ms=float(np.median(measurement.latency[0].candidate_ms)))
+        return cls(
+            accuracy=measurement.accuracy,
+            latency_p50_ms=float(np.median(measurement.latency[0].candidate_ms)),
+            shifted_accuracy=measurement.shifted[0] if measurement.shifted else None,
+        )
 
     @classmethod
     def of_figures(cls, figures: Mapping[str, Figure]) -> "Reference":
         """Return the reference from full precision's recorded figures."""
-        return cls(accuracy=figures["accuracy"].value, latency_p50_ms=figures["latency_p50_ms"].value)
+        shifted = figures.get("shifted_accuracy")
+        return cls(
+            accuracy=figures["accuracy"].value,
+            latency_p50_ms=figures["latency_p50_ms"].value,
+            shifted_accuracy=shifted.value if shifted else None,
+        )
 
 
 def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figure]:
@@ -50,6 +61,11 @@ def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figu
     if measurement.working_bytes is not None:
         peak = measurement.weight_bytes + measurement.working_bytes
         figures["peak_memory_mib"] = Figure(value=peak / MIB)
+    if measurement.shifted is not None and reference.shifted_accuracy is not None:
+        accuracy, divergence = measurement.shifted
+        figures["shifted_accuracy"] = Figure(value=accuracy)
+        figures["shifted_accuracy_drop"] = Figure(value=_drop(accuracy, reference.shifted_accuracy))
+        figures["shifted_divergence"] = Figure(value=divergence)
     if measurement.held_out is not None:
         figures["held_out_accuracy"] = Figure(value=measurement.held_out[0])
         figures["held_out_accuracy_drop"] = Figure(value=_drop(*measurement.held_out))

@@ -118,6 +118,8 @@ class ConstraintSection(_Section):
     peak_memory_mib: UpperLimit | None = None
     accuracy: AccuracyFloor | None = None
     accuracy_drop: DropLimit | None = None
+    shifted_accuracy: AccuracyFloor | None = None
+    shifted_accuracy_drop: DropLimit | None = None
 
     def constraints(self) -> tuple[Constraint, ...]:
         """Return the limits that are set, by metric name in alphabetical order."""
@@ -239,8 +241,7 @@ class JobSpec(_Section):
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
-        limited = [constraint.metric for constraint in self.constraints.constraints()]
-        needed, name = max((METRICS[name].min_repeats, name) for name in (*self.objectives, *limited))
+        needed, name = max((METRICS[name].min_repeats, name) for name in self.metrics())
         if self.measurement.repeats < needed:
             raise ValueError(
                 f"{name} needs measurement.repeats >= {needed}, but got {self.measurement.repeats}; "
@@ -294,6 +295,10 @@ class JobSpec(_Section):
     def dump(self) -> dict[str, Any]:
         """Return the job as JSON-ready data that ``parse`` accepts."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return the metrics that the job goes by: its objectives, then what it limits."""
+        return (*self.objectives, *(constraint.metric for constraint in self.constraints.constraints()))
 
     def rules(self) -> tuple[LayerRule, ...]:
         """Return the user's layer rules."""

@@ -30,6 +30,9 @@ class Metric:
     final: bool = False
 
 
+#: Beginning of the names of metrics on shifted data.
+SHIFTED = "shifted_"
+
 #: Every metric by name. Sample counts: from n samples on, the two-sided 95 % order-statistic
 #: interval of the percentile has a lower bound below the maximum (p90, p95: zero-exceedance proof,
 #: 29 and 59; p99: 500, where the interval is bounded on both sides).
@@ -41,6 +44,9 @@ METRICS: dict[str, Metric] = {
         Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, final=True),
         Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", final=True),
         Metric(name="divergence", label="Divergence from full precision", logarithmic=True),
+        Metric(name=f"{SHIFTED}accuracy", label="Accuracy on shifted data", maximise=True),
+        Metric(name=f"{SHIFTED}accuracy_drop", label="Accuracy drop on shifted data, relative"),
+        Metric(name=f"{SHIFTED}divergence", label="Divergence on shifted data", logarithmic=True),
         Metric(name="latency_p50_ms", label="Latency p50", unit="ms"),
         Metric(name="latency_p90_ms", label="Latency p90", unit="ms", min_repeats=30),
         Metric(name="latency_p95_ms", label="Latency p95", unit="ms", min_repeats=60),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from autotune.beliefs import Beliefs
 from autotune.expectations import Expectations
 from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
-from autotune.metrics import Constraint, Figure
+from autotune.metrics import SHIFTED, Constraint, Figure
 from autotune.objectives import Objectives, minimised
 from autotune.pareto import Points, hypervolume, improvements
 from autotune.surrogate import Vector
@@ -62,6 +62,9 @@ class Planner:
         self._constraints = constraints
         counted = [metric.name for metric in objectives.metrics] + [constraint.metric for constraint in constraints]
         self._memory_counts = any("memory" in name for name in counted)
+        shifted = [name.startswith(SHIFTED) for name in counted if "accuracy" in name or "divergence" in name]
+        #: Beginnings of the names of the quality metrics that count.
+        self._qualities = [prefix for prefix in ("", SHIFTED) if (prefix == SHIFTED) in shifted] or [""]
         self._generator = np.random.default_rng(seed)
         self._points: list[tuple[float, ...]] = []
         self._known: set[bytes] = set()
@@ -96,9 +99,8 @@ class Planner:
         """
         self._asked += 1
         explores = self._asked % _EXPLORE == 0
-        candidates = self._unknown(
-            self._candidates(self._beliefs.costs(self._generator if explores else None)), pending
-        )
+        along = self._along_fronts(self._generator if explores else None)
+        candidates = self._unknown(np.concatenate([along, self._neighbours(along)]), pending)
         if not len(candidates):
             return None
         predicted = self._beliefs.predict(candidates)
@@ -119,11 +121,12 @@ class Planner:
 
     def predicted_front(self) -> Maps:
         """Return maps along the front that is predicted now, shape ``(n, groups)``."""
-        return self._along_front(self._beliefs.costs())
+        return self._along_fronts(None)
 
-    def _candidates(self, costs: Costs) -> Maps:
-        along = self._along_front(costs)
-        return np.concatenate([along, self._neighbours(along)])
+    def _along_fronts(self, generator: np.random.Generator | None) -> Maps:
+        """Return maps along the front of every divergence that counts."""
+        fronts = [self._along_front(self._beliefs.costs(generator, quality=quality)) for quality in self._qualities]
+        return np.concatenate(fronts)
 
     def _along_front(self, costs: Costs) -> Maps:
         found = [cheapest_for_each_budget(costs[0], costs[1]), self._with_few_changes(costs)]

@@ -190,6 +190,7 @@ class Search:
                 number=planned.number,
                 choices=planned.choices,
                 accuracy_floor=accuracy_floor(self._constraints, reference) if reference else None,
+                shifted_floor=accuracy_floor(self._constraints, reference, shifted=True) if reference else None,
                 final=planned.kind is TrialKind.FINAL,
                 rivals=self._rivals(planned, reference) if reference else (),
             )

@@ -190,6 +190,7 @@ def _layer_row(
     choice = choice_named(choices[layer.name])
     size = description.layer_bytes.get(layer.name, {}).get(choice.name, layer.weight_bytes)
     found = description.calibration.ranges.get(layer.name)
+    clipped = description.calibration.clipped or {}
     return {
         "layer": layer.name,
         "kind": layer.kind.value,
@@ -203,6 +204,7 @@ def _layer_row(
         "low": found.low if found else np.nan,
         "high": found.high if found else np.nan,
         "range": f"{found.low:.4g} to {found.high:.4g}" if found else ABSENT,
+        "clipped": clipped.get(layer.name, np.nan),
         "refused": "; ".join(f"{name}: {why}" for name, why in refusals(layer, description).items()),
     }
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from workers import device_lock, environment, latency, layer_latency, memory, quality
 from workers.backends import build_backend
-from workers.calibration.calibrate import calibrate
+from workers.calibration.calibrate import calibrate, clipped_shares
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
 from workers.measurement import Environment, LatencySamples, Measurement
@@ -20,7 +21,7 @@ from workers.pools.base import Candidate
 from workers.prepared import PreparedModel
 from workers.sensitivity.estimate import estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
-from workers.task import Batch, Split
+from workers.task import Batch, Split, splits
 from workers.tasks import build_task, load_task_file
 
 
@@ -64,7 +65,11 @@ class Evaluator:
         self._forward_seconds = 0.0
         at_start = self._environment()
         accuracy, divergence = self.quality(candidate.choices, Split.EVALUATION)
-        ruled_out = candidate.accuracy_floor is not None and accuracy < candidate.accuracy_floor
+        ruled_out = _below(accuracy, candidate.accuracy_floor)
+        shifted = None
+        if Split.SHIFTED in splits(self._task) and not ruled_out:
+            shifted = self.quality(candidate.choices, Split.SHIFTED)
+            ruled_out = _below(shifted[0], candidate.shifted_floor)
         repeats = self._settings.final_repeats if candidate.final else self._settings.repeats
         hopeless = candidate.slowest_hopeful(accuracy, divergence)
         timings = () if ruled_out else self._latency(candidate.choices, repeats, hopeless)
@@ -77,6 +82,7 @@ class Evaluator:
             latency=timings,
             gave_up=not ruled_out and any(len(samples.candidate_ms) < repeats for samples in timings),
             working_bytes=working,
+            shifted=shifted,
             held_out=self.held_out_accuracies(candidate.choices) if candidate.final else None,
             seconds=time.perf_counter() - start,
             forward_seconds=self._forward_seconds,
@@ -193,7 +199,11 @@ class Evaluator:
     def _calibration(self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer]) -> Calibration:
         if setup.ranges is not None:
             return Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
-        return calibrate(model, layers, self._task.calibration(), self._task.forward, setup.calibration)
+        found = calibrate(model, layers, self._task.calibration(), self._task.forward, setup.calibration)
+        if Split.SHIFTED not in splits(self._task):
+            return found
+        shifted = self._task.evaluation(Split.SHIFTED)
+        return replace(found, clipped=clipped_shares(model, found.ranges, shifted, self._task.forward))
 
     def _refusals(self, layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
         return {
@@ -207,3 +217,7 @@ class Evaluator:
 
     def _environment(self) -> Environment:
         return environment.capture(hardware=self._backend.hardware(), backend=self._backend.name)
+
+
+def _below(accuracy: float, floor: float | None) -> bool:
+    return floor is not None and accuracy < floor

@@ -56,6 +56,8 @@ class Measurement:
     working_bytes: int | None
     #: Task metric on held-out data, which the search never sees, and full precision's; None unless final.
     held_out: tuple[float, float] | None = None
+    #: Task metric and mean divergence on shifted data; None if the task has none, or accuracy ruled it out before.
+    shifted: tuple[float, float] | None = None
     #: Wall-clock seconds the whole measurement took.
     seconds: float
     #: Seconds of it spent inside forward passes.

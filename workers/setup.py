@@ -93,6 +93,9 @@ class Calibration:
     samples: int
     #: Seconds the pass took.
     seconds: float
+    #: Layer name -> share of its inputs on shifted data that lie outside the range, so that static quantization
+    #: clips them; None if the task has no shifted data.
+    clipped: Mapping[str, float] | None = None
 
 
 class Estimator(enum.StrEnum):

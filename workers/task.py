@@ -18,6 +18,8 @@ class Split(enum.StrEnum):
     EVALUATION = "evaluation"
     #: Kept from the search; only verification looks at it.
     HELD_OUT = "held_out"
+    #: Unlike what calibrated, as production's inputs may become; only tasks with ``has_shifted`` have it.
+    SHIFTED = "shifted"
 
 
 class OutputKind(enum.StrEnum):
@@ -62,3 +64,8 @@ class Task(Protocol):
     def latency_batch(self, batch_size: int) -> Batch:
         """Return a real input of ``batch_size`` samples, as production would send it."""
         ...
+
+
+def splits(task: Task) -> tuple[Split, ...]:
+    """Return the splits that a task has: the shifted one only if its attribute ``has_shifted`` is true."""
+    return tuple(Split) if getattr(task, "has_shifted", False) else (Split.EVALUATION, Split.HELD_OUT)

@@ -37,6 +37,7 @@ _COLUMNS = {
     "latency_p95_ms": "p95 ms",
     "latency_ratio": "speedup",
     "accuracy": "accuracy",
+    "shifted_accuracy": "shifted",
     "divergence": "diverg.",
     "weight_memory_mib": "MiB",
 }
@@ -70,9 +71,9 @@ def figure_text(name: str, figure: Figure | None) -> str:
         return ""
     if METRICS[name].logarithmic:
         return f"{figure.value:.1e}"
-    if name == "accuracy_drop":
+    if name.endswith("accuracy_drop"):
         return f"{100 * figure.value:+.2f} %"
-    return f"{figure.value:.4f}" if name in ("accuracy", "latency_ratio") else f"{figure.value:.2f}"
+    return f"{figure.value:.4f}" if name.endswith(("accuracy", "latency_ratio")) else f"{figure.value:.2f}"
 
 
 def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:

@@ -16,7 +16,7 @@ from autotune.exporters.geometry import convolution_geometry
 from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from workers.backends.weight_quantization import INT4_GROUP
-from workers.task import Batch, Split, Task
+from workers.task import Batch, Task, splits
 
 #: Names in the folder: the graph, and which of its nodes are which layer.
 MODEL, LAYERS = "model.onnx", "layers.json"
@@ -154,7 +154,7 @@ def _batches(source: Source) -> list[Batch]:
     """Return every batch the task runs its model on, a real evaluation batch first."""
     task: Task = source.task
     timed = [task.latency_batch(size) for size in source.file.measurement.batch_sizes]
-    return [*(batch for split in Split for batch in task.evaluation(split)), *task.calibration(), *timed]
+    return [*(batch for split in splits(task) for batch in task.evaluation(split)), *task.calibration(), *timed]
 
 
 def _check(nodes: Mapping[str, Sequence[str]]) -> None:

@@ -24,7 +24,7 @@ from workers.estimates import latency_ratio
 from workers.latency import Contender
 from workers.measurement import LatencySamples
 from workers.quality import outputs
-from workers.task import Split, Task
+from workers.task import Task, splits
 from workers.tasks import build_task, load_task_file
 
 #: Times the latency is measured at most, and seconds between them: other processes can put a series off.
@@ -53,7 +53,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     torch.set_num_threads(threads or environment.usable_cores())
     with libraries():
         model = exporter.load(folder, manifest.details, task.build_model).eval()
-        found = {str(split): outputs(task, model, split).contiguous() for split in Split}
+        found = {str(split): outputs(task, model, split).contiguous() for split in splits(task)}
         if exporter.untimed is None:
             samples = _latency(file, task, model, repeats, slowest)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))

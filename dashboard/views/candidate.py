@@ -30,13 +30,14 @@ _HEADLINES = {
     "latency_p95_ms": "Latency p95",
     "latency_ratio": "Latency ratio",
     "accuracy": "Accuracy",
+    "shifted_accuracy": "Shifted accuracy",
     "divergence": "Divergence",
     "held_out_accuracy": "Held-out accuracy",
     "weight_memory_mib": "Weight memory",
     "peak_memory_mib": "Peak memory",
 }
 #: Of these, a change from full precision means something.
-_COMPARED = ("latency_p50_ms", "latency_p95_ms", "accuracy", "weight_memory_mib", "peak_memory_mib")
+_COMPARED = ("latency_p50_ms", "latency_p95_ms", "accuracy", "shifted_accuracy", "weight_memory_mib", "peak_memory_mib")
 #: Columns of the table of layers; those that nothing is known of are left out.
 _COLUMNS = (
     "layer",
@@ -48,6 +49,7 @@ _COLUMNS = (
     "latency_ms",
     "divergence",
     "range",
+    "clipped",
     "refused",
 )
 #: All layers at once.
@@ -204,6 +206,9 @@ def _table(frame: pd.DataFrame) -> None:
                 "Divergence", format="%.1e", help="As probed, if this layer alone took its choice"
             ),
             "range": st.column_config.TextColumn("Input range", help="Calibrated; static quantization uses it"),
+            "clipped": st.column_config.NumberColumn(
+                "Clipped", format="percent", help="Share of the input outside the range on shifted data"
+            ),
             "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
         },
     )

@@ -12,7 +12,7 @@ from dashboard.comparing import differences, protocol, relative_front, warning
 from dashboard.figures.compare import MOST_JOBS, compare_figure
 from dashboard.figures.layout import ZOOM_CONFIG
 from dashboard.frames import judged, spec_of
-from dashboard.parts import LATENCIES, choose_axes, choose_many, how_to_begin, job_names
+from dashboard.parts import LATENCIES, QUALITIES, choose_axes, choose_many, how_to_begin, job_names, measured
 from dashboard.text import in_markdown
 
 #: Newest jobs that can be chosen; a link can name others.
@@ -56,7 +56,8 @@ def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
 
 
 def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
-    x, y = choose_axes(LATENCIES)
+    frames = [reading.progress(job).frame for job in jobs]
+    x, y = choose_axes(*(measured(names, frames) or names[:1] for names in (LATENCIES, QUALITIES)))
     fronts = {}
     for job in jobs:
         spec = spec_of(job)
