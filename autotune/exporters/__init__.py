@@ -23,9 +23,12 @@ _EXPORTERS = {
     "torchao": "autotune.exporters.torchao_exporter:TorchAoExporter",
     "huggingface": "autotune.exporters.huggingface_exporter:HuggingFaceExporter",
     "compressed-tensors": "autotune.exporters.compressed_exporter:CompressedTensorsExporter",
+    "modelopt": "autotune.exporters.modelopt_configuration:ModelOptConfiguration",
+    "llm-compressor": "autotune.exporters.llmcompressor_configuration:LlmCompressorConfiguration",
+    "neural-compressor": "autotune.exporters.neuralcompressor_configuration:NeuralCompressorConfiguration",
 }
 #: Formats whose runtimes run the layers of one fusion group as one, which needs one choice for all of them.
-_FUSING = frozenset({"compressed-tensors"})
+_FUSING = frozenset({"compressed-tensors", "llm-compressor", "modelopt"})
 #: Layers named in a refusal; more are counted.
 _NAMED = 5
 

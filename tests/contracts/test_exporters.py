@@ -11,6 +11,7 @@ import pytest
 from autotune import exporters
 from autotune.errors import ConflictError, ExportError
 from autotune.exporters.base import Exporter, Source
+from autotune.exporters.configuration import Configuration
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
 from autotune.map_file import MapFile
@@ -95,6 +96,14 @@ def exporter(request: pytest.FixtureRequest) -> Exporter:
     return exporters.build_exporter(request.param)
 
 
+@pytest.fixture
+def runnable(exporter: Exporter) -> Exporter:
+    """An exporter whose artefact is a model, not a configuration to make one by."""
+    if isinstance(exporter, Configuration):
+        pytest.skip("the format holds no model")
+    return exporter
+
+
 @pytest.fixture(params=TASKS)
 def task_name(exporter: Exporter, request: pytest.FixtureRequest) -> str:
     if exporter.refuses_model(source(request.param).model):
@@ -123,14 +132,14 @@ def assert_equal_within_rounding(exporter: Exporter, document: Mapping[str, Any]
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_export_computes_what_the_backend_computes(
-    exporter: Exporter, task_name: str, choice: str, tmp_path: Path
+    runnable: Exporter, task_name: str, choice: str, tmp_path: Path
 ) -> None:
-    choices = expressible(exporter, task_name, choice)
+    choices = expressible(runnable, task_name, choice)
     if not choices:
         pytest.skip("the format or the backend cannot express it")
     document = with_choices(task_name, choices)
-    export(document, exporter.name, tmp_path / "out")
-    assert_equal_within_rounding(exporter, document, tmp_path / "out")
+    export(document, runnable.name, tmp_path / "out")
+    assert_equal_within_rounding(runnable, document, tmp_path / "out")
 
 
 def mixed(exporter: Exporter, task_name: str) -> dict[str, str]:
@@ -148,7 +157,8 @@ def test_mixed_map_is_exported_again_byte_for_byte(exporter: Exporter, task_name
     document = with_choices(task_name, mixed(exporter, task_name))
     manifests = [export(document, exporter.name, tmp_path / name) for name in ("first", "second")]
     assert manifests[0] == manifests[1] == Manifest.read(tmp_path / "first")
-    assert_equal_within_rounding(exporter, document, tmp_path / "first")
+    if not isinstance(exporter, Configuration):
+        assert_equal_within_rounding(exporter, document, tmp_path / "first")
     assert MapFile.model_validate_json((tmp_path / "first" / "map.json").read_bytes()).quantization_map().names == {
         layer.name: document["layers"][layer.name]["choice"] for layer in source(task_name).layers
     }
@@ -229,5 +239,5 @@ def test_unknown_format_names_the_known_ones() -> None:
 def test_model_of_another_library_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"huggingface is for models of transformers, .* a Sequential") as caught:
         export(with_choices("tiny-cnn", {}), "huggingface", tmp_path / "out")
-    assert "Formats that can: onnxruntime, torchao, map" in str(caught.value)
+    assert "Formats that can: onnxruntime, torchao, modelopt, neural-compressor, map" in str(caught.value)
     assert list(tmp_path.iterdir()) == []

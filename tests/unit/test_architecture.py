@@ -33,6 +33,9 @@ DOORS = {
     "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
     "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
     "torchao": ("autotune/exporters/torchao_layers.py",),
+    "modelopt": ("autotune/exporters/modelopt_configuration.py",),
+    "llmcompressor": ("autotune/exporters/llmcompressor_configuration.py",),
+    "neural_compressor": ("autotune/exporters/neuralcompressor_configuration.py",),
     "compressed_tensors": ("autotune/exporters/compressed_layers.py",),
     "transformers": (
         "workers/tasks/minilm_lee.py",
