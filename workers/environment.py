@@ -1,5 +1,6 @@
 """Where a measurement is taken: processor, threads, load, versions."""
 
+import json
 import os
 import platform
 from importlib import metadata
@@ -36,5 +37,13 @@ def capture(*, hardware: str, backend: str) -> Environment:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "quant-autotune": metadata.version("quant-autotune"),
+            **_revision(),
         },
     )
+
+
+def _revision() -> dict[str, str]:
+    """Return the git revision this distribution was installed from, as pip records it (PEP 610); else nothing."""
+    text = metadata.distribution("quant-autotune").read_text("direct_url.json")
+    commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    return {"git": commit} if commit else {}

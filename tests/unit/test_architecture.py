@@ -33,7 +33,15 @@ DOORS = {
     "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
     "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
     "torchao": ("autotune/exporters/torchao_layers.py",),
-    "transformers": ("workers/tasks/minilm_lee.py", "autotune/exporters/huggingface_exporter.py"),
+    "modelopt": ("autotune/exporters/modelopt_configuration.py",),
+    "llmcompressor": ("autotune/exporters/llmcompressor_configuration.py",),
+    "neural_compressor": ("autotune/exporters/neuralcompressor_configuration.py",),
+    "compressed_tensors": ("autotune/exporters/compressed_layers.py",),
+    "transformers": (
+        "workers/tasks/minilm_lee.py",
+        "autotune/exporters/huggingface_exporter.py",
+        "autotune/exporters/pretrained.py",
+    ),
     "sklearn": ("workers/tasks/digits.py",),
 }
 HEAVY = (
@@ -48,6 +56,7 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "torchao",
+    "compressed_tensors",
 )
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (
