@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import FAINT, PRECISIONS, QUIET, STRONG
 from dashboard.text import in_chart
 from search_spaces.choice import Precision
@@ -53,7 +53,12 @@ def aligned_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
     titles = ["Choice", *(strip.title for strip in strips), "Calibrated input range; static layers use it"]
     heights = [_CHOICES_PIXELS, *[_STRIP_PIXELS] * (len(strips) + 1)]
     figure = make_subplots(
-        rows=len(heights), shared_xaxes=True, row_heights=heights, vertical_spacing=0.07, subplot_titles=titles
+        rows=len(heights),
+        shared_xaxes=True,
+        row_heights=heights,
+        vertical_spacing=0.07,
+        subplot_titles=titles,
+        figure=Drawing(),
     )
     for trace in _choices(cells):
         figure.add_trace(trace, row=1, col=1)

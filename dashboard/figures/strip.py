@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import PRECISIONS
 from dashboard.text import in_chart
 from search_spaces.choice import Precision
@@ -26,7 +26,7 @@ def strip_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
         column=[column for _, count in rows for column in range(count)],
         hover=[_hover(layer) for layer in layers.to_dict("records")],
     )
-    figure = go.Figure()
+    figure = Drawing()
     for precision in Precision:
         mine = cells[cells["precision"] == precision.value]
         if len(mine):

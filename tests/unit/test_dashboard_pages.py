@@ -167,6 +167,9 @@ def test_the_table_under_the_front_has_the_points_drawn(page) -> None:  # type: 
 
 def test_failures_are_listed_with_their_reason(page) -> None:  # type: ignore[no-untyped-def]
     app = page("front", "finished")
+    assert len(app.dataframe) == 1  # the list is sent when it is opened
+    app.session_state["not_drawn"] = True
+    app.run()
     missing = app.dataframe[1].value
     assert "its worker died" in missing["why"].iloc[0]
     assert app.expander[0].label == f"Candidates not drawn: {len(missing)}"
