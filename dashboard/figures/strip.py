@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import PRECISIONS
-from dashboard.text import in_chart
+from dashboard.text import clipped_text, in_chart
 from search_spaces.choice import Precision
 
 #: Most cells in a row, so that a letter fits into each on a phone.
@@ -98,7 +98,7 @@ def _hover(layer: Mapping[Hashable, Any]) -> str:
         f"{layer['kind']}, {layer['shape']}",
         f"Takes {layer['choice']}, {layer['bytes']}",
         f"{100 * layer['flops_share']:.1f} % of the multiplications",
-        f"Calibrated input range {layer['range']}",
+        f"Calibrated input range {layer['range']}" + clipped_text(layer["clipped"]),
     ]
     if layer["refused"]:
         lines.append(f"Cannot take {in_chart(layer['refused'])}")

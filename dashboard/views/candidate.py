@@ -20,7 +20,7 @@ from dashboard.figures.layout import CONFIG
 from dashboard.figures.strip import blocks, strip_figure
 from dashboard.frames import Limit, full_precision, misses_text, spec_of
 from dashboard.layer_frames import layer_frame
-from dashboard.parts import choose, choose_job
+from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
 from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
 from workers.setup import ModelDescription, Probes
 
@@ -48,6 +48,7 @@ _COLUMNS = (
     "latency_ms",
     "divergence",
     "range",
+    "clipped",
     "refused",
 )
 #: All layers at once.
@@ -171,11 +172,15 @@ def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
     )
     if frame["latency_ms"].isna().all():
         st.caption("This job's layers were not probed, so nothing is known of the time and the divergence of each.")
+    if frame["clipped"].isna().all():
+        st.caption(f"What the ranges clip is not known. {NO_HISTOGRAMS}")
+    elif not frame["clipped"].any():
+        st.caption("The calibrated ranges hold every value seen in calibration, so nothing is clipped.")
 
 
 def _table(frame: pd.DataFrame) -> None:
     st.dataframe(
-        frame[[column for column in _COLUMNS if frame[column].notna().any()]],
+        frame.assign(clipped=100 * frame["clipped"])[[name for name in _COLUMNS if frame[name].notna().any()]],
         hide_index=True,
         key="layers-table",
         alt="The layers in execution order, one a row",
@@ -191,6 +196,9 @@ def _table(frame: pd.DataFrame) -> None:
                 "Divergence", format="%.1e", help="As probed, if this layer alone took its choice"
             ),
             "range": st.column_config.TextColumn("Input range", help="Calibrated; static quantization uses it"),
+            "clipped": st.column_config.NumberColumn(
+                "Clipped", format="%.2g %%", help="Of the inputs seen in calibration, those outside the range"
+            ),
             "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
         },
     )

@@ -137,9 +137,12 @@ def _words(found: Sequence[Pick]) -> dict[int, str]:
 
 def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str) -> int | None:
     """Draw the front and return the number of the trial that was clicked."""
+    points = drawing.points
     if zoom and st.button("Show all again"):
         _zoom_to(None)
-    points = drawing.points
+    closer = Zoom.around(points[points["on_front"]], x, y)
+    if closer and str(closer) != str(zoom) and st.button("Zoom to the front"):
+        _zoom_to(closer)
     event = st.plotly_chart(
         drawing.figure,
         key=f"front-{job.id}",

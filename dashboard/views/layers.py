@@ -8,11 +8,13 @@ import streamlit as st
 
 from autotune.store.records import JobRecord
 from dashboard import reading
+from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
 from dashboard.figures.layout import CONFIG
 from dashboard.layer_frames import choice_frame, most_disputed, role_frame, sensitivity_frame
-from dashboard.parts import choose_job
-from workers.setup import Estimator, ModelDescription, Probes
+from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
+from dashboard.text import clipped_text, one_line
+from workers.setup import Calibration, Estimator, ModelDescription, Probes
 
 _METHODS = {
     Estimator.GRADIENT: "a gradient sketch",
@@ -38,6 +40,7 @@ def show() -> None:
     most = layers if everything else _MOST_DRAWN
     _sensitivity(job, job.description, progress.probes, most)
     _front(job, job.description, progress, most)
+    _activations(job, job.description.calibration)
 
 
 def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes | None, most: int) -> None:
@@ -69,6 +72,28 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
             "divergence": st.column_config.NumberColumn("Divergence", format="%.1e"),
             "saved_ms": st.column_config.NumberColumn("Saves (ms)", format="%.3f", help="Against full precision"),
         },
+    )
+
+
+def _activations(job: JobRecord, calibration: Calibration) -> None:
+    """Show how the inputs of the layer in the URL were distributed."""
+    st.header("Activations")
+    if not calibration.histograms:
+        st.info(NO_HISTOGRAMS)
+        return
+    layers = list(calibration.histograms)
+    names = dict(zip(layers, map(one_line, layers), strict=True))
+    layer = choose("Layer", layers, parameter="layer", default=layers[0], names=names)
+    histogram, calibrated = calibration.histograms[layer], calibration.ranges[layer]
+    st.plotly_chart(
+        reading.kept(partial(histogram_figure, histogram, calibrated, f"{job.id} {layer}"), "inputs", job.id, layer),
+        key="inputs",
+        config=CONFIG,
+        alt=f"Histogram of the inputs of {one_line(layer)}; the text below has the range and what it clips",
+    )
+    st.caption(
+        f"{sum(histogram.counts):,} values that the layer saw in calibration, {calibration.samples} samples. Static "
+        f"quantization covers {calibrated.low:.4g} to {calibrated.high:.4g}{clipped_text(histogram.clipped)}."
     )
 
 

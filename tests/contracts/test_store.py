@@ -30,7 +30,7 @@ from autotune.store.records import (
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples
-from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>\n\"; DROP TABLE jobs; -- \U0001f600"
@@ -89,7 +89,12 @@ def description() -> ModelDescription:
         refusals={"fc": {"fp16": "no kernel"}},
         layer_bytes={"fc": {"fp32": 64}},
         other_bytes=8,
-        calibration=Calibration(ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5),
+        calibration=Calibration(
+            ranges={"fc": ActivationRange(low=-1.5, high=2.25)},
+            histograms={"fc": ActivationHistogram(low=-2.0, high=2.5, counts=(1, 0, 8), clipped=0.125)},
+            samples=64,
+            seconds=0.5,
+        ),
         environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
     )
 
