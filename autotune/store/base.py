@@ -93,7 +93,23 @@ class ReadStore(Protocol):
         ...
 
 
-class Store(ReadStore, Protocol):
+class WatchStore(ReadStore, Protocol):
+    """What those need besides who look again and again: light reads that tell what is new."""
+
+    def versions(self) -> Mapping[str, int]:
+        """Return the version of every job by id, newest job first."""
+        ...
+
+    def numbers(self, job_id: str) -> list[int]:
+        """Return the numbers of a job's trials, ascending; one may be recorded after a higher one.
+
+        Raises:
+            NotFoundError: if there is no such job.
+        """
+        ...
+
+
+class Store(WatchStore, Protocol):
     """What users' actions and drivers need besides. Every method is one transaction."""
 
     def create_job(

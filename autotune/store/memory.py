@@ -63,6 +63,14 @@ class MemoryStore:
         """See ``ReadStore.job``."""
         return copy.deepcopy(self._job(job_id).record)
 
+    def versions(self) -> Mapping[str, int]:
+        """See ``WatchStore.versions``."""
+        return {job.id: job.version for job in self.jobs()}
+
+    def numbers(self, job_id: str) -> list[int]:
+        """See ``WatchStore.numbers``."""
+        return sorted(self._job(job_id).results)
+
     def trials(
         self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
     ) -> list[TrialRecord]:

@@ -60,6 +60,14 @@ class SqlStore:
         """See ``ReadStore.job``."""
         return self._read(lambda connection: statements.job(connection, job_id))
 
+    def versions(self) -> Mapping[str, int]:
+        """See ``WatchStore.versions``."""
+        return self._read(statements.versions)
+
+    def numbers(self, job_id: str) -> list[int]:
+        """See ``WatchStore.numbers``."""
+        return self._read(lambda connection: statements.numbers(connection, job_id))
+
     def trials(
         self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
     ) -> list[TrialRecord]:
