@@ -451,7 +451,11 @@ def test_progress_is_told_as_events(service: Service) -> None:
 
 def test_metrics_count_jobs_and_requests(service: Service) -> None:
     service.call("POST /v1/jobs", json=JOB)
+    for method in ("AAA", "AAB"):
+        service.call(f"{method} /v1/jobs")
     text = service.call("GET /metrics").text
+    assert 'autotune_requests_total{method="other",route="/v1/jobs",status="405"} 2.0' in text
+    assert "AA" not in text
     assert 'autotune_jobs{state="queued"} 1.0' in text
     assert 'autotune_trials_total{outcome="complete"} 0.0' in text
     assert 'autotune_requests_total{method="POST",route="/v1/jobs",status="201"} 1.0' in text
