@@ -301,6 +301,10 @@ def test_users_have_limits() -> None:
     assert "search.trials: must be at most 9" in service.problem(422, "POST /v1/jobs", json=many)
     job_id = service.store.jobs()[0].id
     assert "at most 9" in service.problem(422, f"PATCH /v1/jobs/{job_id}", json={"trials": 10})
+    newest = service.store.jobs()[1].id
+    service.call(f"POST /v1/jobs/{newest}/pause")
+    service.call("POST /v1/jobs", json=JOB)
+    assert "a user may have 2 jobs" in service.problem(409, f"POST /v1/jobs/{newest}/resume")
 
 
 def test_bodies_are_cut_off_while_they_are_read(service: Service) -> None:
