@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from autotune.effects import GUESS_SPREAD, Effects, observe
 from autotune.expectations import Expectations
 from autotune.knapsack import Costs, Maps
-from autotune.metrics import METRICS, SHIFTED, Figure
+from autotune.metrics import METRICS, SHIFTED, Figure, prefix_of
 from autotune.quality_beliefs import QualityBeliefs
 from autotune.surrogate import AdditiveModel, Vector
 from search_spaces.choice import Precision, choice_named
+from workers.measurement import Workload
 
 #: Spread of probed latencies around their prior: each by itself, and all of one choice together.
 _SPREAD = (0.15, 0.25)
@@ -31,15 +33,25 @@ _TAIL_DEVIATION = 0.01
 class Beliefs:
     """Learns from measured maps and predicts all others."""
 
-    def __init__(self, expectations: Expectations, choices: Sequence[Sequence[str]]) -> None:
-        """Start from what is expected of every choice of every group, ``choices`` being their names."""
+    def __init__(
+        self, expectations: Expectations, choices: Sequence[Sequence[str]], metrics: Sequence[str] = ()
+    ) -> None:
+        """Start from what is expected.
+
+        Args:
+            expectations: of every choice of every group.
+            choices: names of each group's choices.
+            metrics: what will be asked for beside the metrics of the evaluation split and the forward pass.
+        """
         self._expected = expectations
+        #: Beginnings of the names of the metrics of quality and of latency that are predicted; see ``kinds``.
+        self.qualities, self.latencies = kinds(metrics)
         #: Which choices each group has, shape ``(groups, choices)``.
         self.legal = np.isfinite(expectations.memory_mib)
         self._effects = Effects(self.legal, choices)
         # Of shifted data nothing is probed; how sensitive layers are beside each other carries over.
-        self._qualities = {prefix: self._quality(prefix) for prefix in ("", SHIFTED)}
-        self._latency = self._latency_model()
+        self._qualities = {prefix: self._quality(prefix) for prefix in dict.fromkeys(("", *self.qualities))}
+        self._latencies = {prefix: self._latency(prefix) for prefix in dict.fromkeys(("", *self.latencies))}
         precisions = [
             [list(Precision).index(choice_named(name).precision) for name in of_group] for of_group in choices
         ]
@@ -53,38 +65,41 @@ class Beliefs:
         """Learn what was measured of maps, shape ``(n, groups)``; figures may be missing."""
         for quality in self._qualities.values():
             quality.observe(maps, figures)
-        observe(self._latency, self._effects.of(maps), figures, "latency_ratio", _MISFIT, self._turns(maps))
+        columns, turns = self._effects.of(maps), self._turns(maps)
+        for prefix, latency in self._latencies.items():
+            observe(latency, columns, figures, f"{prefix}latency_ratio", _MISFIT, turns)
 
-    def costs(self, generator: np.random.Generator | None = None, *, quality: str = "") -> Costs:
+    def costs(self, generator: np.random.Generator | None = None, *, quality: str = "", latency: str = "") -> Costs:
         """Return divergence, latency and memory of every choice, shape ``(3, groups, choices)``.
 
-        They are the expected ones, or drawn from the beliefs if there is a ``generator``; the divergence is that
-        on the data whose metrics begin with ``quality``.
+        They are the expected ones, or drawn from the beliefs if there is a ``generator``. ``quality`` and
+        ``latency`` are how the names of the wanted metrics begin.
         """
-        divergence = self._qualities[quality].costs(generator)
-        latency = self._latency.mean if generator is None else self._latency.draw(generator)
-        return np.stack([divergence, self._effects.spread_out(latency), self._expected.memory_mib])
+        divergence, model = self._qualities[quality].costs(generator), self._latencies[latency]
+        latencies = model.mean if generator is None else model.draw(generator)
+        return np.stack([divergence, self._effects.spread_out(latencies), self._expected.memory_mib])
 
-    def change_prices(self) -> list[float]:
-        """Return what one change of precision more costs in latency ratio, where there are few and many.
+    def change_prices(self, latency: str = "") -> list[float]:
+        """Return what one change of precision more costs in a latency ratio, where there are few and many.
 
         Empty if changes are believed to cost next to nothing.
         """
-        effect, pairs = float(self._latency.mean[-1]), max(1, len(self.legal) - 1)
+        effect, pairs = float(self._latencies[latency].mean[-1]), max(1, len(self.legal) - 1)
         each = [effect * _TURNS_EXPONENT * share ** (_TURNS_EXPONENT - 1.0) / pairs for share in _TURNS]
         return each if effect > _LEAST_TURNS else []
 
     def predict(self, maps: Maps) -> dict[str, Vector]:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""
         expected, groups = self._expected, np.arange(len(self.legal))
-        ratio = np.maximum(self._latency.predict(self._effects.of(maps), self._turns(maps)), 1e-3)
+        columns, turns = self._effects.of(maps), self._turns(maps)
         memory = expected.memory_mib[groups, maps].sum(axis=1) + expected.fixed_memory_mib
         full = {name: figure.value for name, figure in self.full_precision.items()}
-        predicted = {name: ratio * full[name] for name in METRICS if name.startswith("latency_p") and name in full}
-        predicted |= {"latency_ratio": ratio, "weight_memory_mib": memory}
-        for prefix, quality in self._qualities.items():
-            if prefix and f"{prefix}accuracy" not in full:
-                continue
+        predicted = {"weight_memory_mib": memory}
+        for prefix, latency in self._latencies.items():
+            ratio = predicted[f"{prefix}latency_ratio"] = np.maximum(latency.predict(columns, turns), 1e-3)
+            known = [name for name in METRICS if name.startswith(f"{prefix}latency_p") and name in full]
+            predicted |= {name: ratio * full[name] for name in known}
+        for quality in self._qualities.values():
             predicted |= quality.predict(maps, self.full_precision)
         if "peak_memory_mib" in full:
             predicted["peak_memory_mib"] = memory + full["peak_memory_mib"] - full["weight_memory_mib"]
@@ -92,9 +107,11 @@ class Beliefs:
 
     def deviation(self, metric: str, maps: Maps) -> Vector:
         """Return the standard deviation of a metric a constraint may limit, shape ``(n,)``."""
-        if metric.startswith("latency"):
-            relative = self._latency.deviation(self._effects.of(maps), self._turns(maps)) + _TAIL_DEVIATION
-            return np.asarray(relative * (self.full_precision[metric].value if metric != "latency_ratio" else 1.0))
+        prefix, is_latency, of = metric.partition("latency")
+        if is_latency:
+            model = self._latencies[prefix]
+            relative = model.deviation(self._effects.of(maps), self._turns(maps)) + _TAIL_DEVIATION
+            return np.asarray(relative * (self.full_precision[metric].value if of != "_ratio" else 1.0))
         quality = self._qualities[SHIFTED if metric.startswith(SHIFTED) else ""]
         return np.full(len(maps), quality.deviation(metric, self.full_precision))
 
@@ -105,15 +122,34 @@ class Beliefs:
             self._effects, expected.divergence, expected.fixed_divergence, probed=probed, prefix=prefix
         )
 
-    def _latency_model(self) -> AdditiveModel:
+    def _latency(self, prefix: str) -> AdditiveModel:
         expected = self._expected
-        spread = _SPREAD if expected.probed else GUESS_SPREAD
-        return self._effects.model(
-            expected.latency, spread, certain=1.0, fixed=expected.fixed_latency, turns=_TURNS_PRIOR
-        )
+        # Reading a prompt is a forward pass. Decoding moves all weights for a token or a few, whatever was probed.
+        decodes = prefix == prefix_of(Workload.DECODE)
+        prior = _by_bytes(expected.memory_mib, self.legal) if decodes else expected.latency
+        spread = _SPREAD if expected.probed and not decodes else GUESS_SPREAD
+        fixed = 0.0 if decodes else expected.fixed_latency
+        return self._effects.model(prior, spread, certain=1.0, fixed=fixed, turns=_TURNS_PRIOR)
 
     def _turns(self, maps: Maps) -> Costs:
         """Return how much neighbouring groups of maps differ in precision, from 0 to 1; shape ``(n, 1)``."""
         precisions = self.precisions[np.arange(len(self.legal)), maps]
         turns = (np.diff(precisions, axis=1) != 0).sum(axis=1) / max(1, len(self.legal) - 1)
         return np.asarray(turns[:, None] ** _TURNS_EXPONENT)
+
+
+def _by_bytes(memory_mib: Costs, legal: npt.NDArray[np.bool_]) -> Costs:
+    """Return the guess that half of the time goes with the bytes of the layers' weights."""
+    most = np.where(legal, memory_mib, 0.0).max(axis=1, keepdims=True)
+    return np.asarray(0.5 * (memory_mib - most) / (most.sum() or 1.0))
+
+
+def kinds(metrics: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return how the names of the quality metrics and of the latencies among ``metrics`` begin; plain ones if none.
+
+    >>> kinds(["decode_latency_p50_ms", "accuracy", "shifted_accuracy_drop"])
+    (('', 'shifted_'), ('decode_',))
+    """
+    qualities = [SHIFTED if name.startswith(SHIFTED) else "" for name in metrics if "accuracy" in name or "div" in name]
+    latencies = [name.partition("latency")[0] for name in metrics if "latency" in name]
+    return tuple(dict.fromkeys(qualities)) or ("",), tuple(dict.fromkeys(latencies)) or ("",)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from autotune.beliefs import Beliefs
 from autotune.expectations import Expectations
 from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
-from autotune.metrics import SHIFTED, Constraint, Figure
+from autotune.metrics import Constraint, Figure
 from autotune.objectives import Objectives, minimised
 from autotune.pareto import Points, hypervolume, improvements
 from autotune.surrogate import Vector
@@ -57,14 +57,11 @@ class Planner:
             constraints: what must hold.
             seed: of the exploration.
         """
-        self._beliefs = Beliefs(expectations, choices)
         self._objectives = objectives
         self._constraints = constraints
         counted = [metric.name for metric in objectives.metrics] + [constraint.metric for constraint in constraints]
+        self._beliefs = Beliefs(expectations, choices, counted)
         self._memory_counts = any("memory" in name for name in counted)
-        shifted = [name.startswith(SHIFTED) for name in counted if "accuracy" in name or "divergence" in name]
-        #: Beginnings of the names of the quality metrics that count.
-        self._qualities = [prefix for prefix in ("", SHIFTED) if (prefix == SHIFTED) in shifted] or [""]
         self._generator = np.random.default_rng(seed)
         self._points: list[tuple[float, ...]] = []
         self._known: set[bytes] = set()
@@ -124,19 +121,26 @@ class Planner:
         return self._along_fronts(None)
 
     def _along_fronts(self, generator: np.random.Generator | None) -> Maps:
-        """Return maps along the front of every divergence that counts."""
-        fronts = [self._along_front(self._beliefs.costs(generator, quality=quality)) for quality in self._qualities]
-        return np.concatenate(fronts)
+        """Return maps along the fronts of every divergence and every latency that count."""
+        beliefs = self._beliefs
+        return np.concatenate(
+            [
+                self._along_front(
+                    beliefs.costs(generator, quality=quality, latency=latency), beliefs.change_prices(latency)
+                )
+                for quality, latency in itertools.product(beliefs.qualities, beliefs.latencies)
+            ]
+        )
 
-    def _along_front(self, costs: Costs) -> Maps:
-        found = [cheapest_for_each_budget(costs[0], costs[1]), self._with_few_changes(costs)]
+    def _along_front(self, costs: Costs, prices: Sequence[float]) -> Maps:
+        found = [cheapest_for_each_budget(costs[0], costs[1]), self._with_few_changes(costs, prices)]
         if self._memory_counts:
             found += [cheapest_for_each_budget(costs[0], costs[2]), weighted(costs, self._weightings(costs))]
         return np.concatenate(found)
 
-    def _with_few_changes(self, costs: Costs) -> Maps:
+    def _with_few_changes(self, costs: Costs, prices: Sequence[float]) -> Maps:
         """Return maps along the front for which changes of precision between neighbours have a price."""
-        prices, legal = self._beliefs.change_prices(), self._beliefs.legal
+        legal = self._beliefs.legal
         scale = np.ptp(costs[0][legal]) / (np.ptp(costs[1][legal]) or 1.0)
         price, speed = np.array(list(itertools.product(prices, scale * _SPEEDS))).reshape(-1, 2).T
         weighed = costs[0] + speed[:, None, None] * np.where(legal, costs[1], 0.0)

@@ -129,7 +129,17 @@ def _describe(store: Store, job: JobRecord, description: ModelDescription) -> Jo
 
 
 def _check_figures(spec: JobSpec, description: ModelDescription) -> None:
-    """Check that the task has what the job goes by, or a limit would hold because nothing is measured."""
+    """Check that the task has what the job goes by, or a limit would hold because nothing is measured.
+
+    Raises:
+        JobSpecError: if it has not.
+    """
+    for workload in spec.workloads():
+        if workload not in description.workloads:
+            raise JobSpecError(
+                f"workload {workload} is wanted, but task {spec.task.name!r} has "
+                f"{', '.join(description.workloads) or 'none but the forward pass'}; take latency_p50_ms"
+            )
     wanted = [name for name in spec.metrics() if name.startswith(SHIFTED)]
     if wanted and description.calibration.clipped is None:
         raise JobSpecError(

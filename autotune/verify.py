@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from autotune.figures import Reference, figures_of
 from autotune.map_file import MapFile
-from autotune.metrics import Figure
+from autotune.metrics import Figure, prefix_of
 from search_spaces.errors import MapError
 from workers.evaluate import Evaluator
-from workers.measurement import Measurement
+from workers.measurement import Measurement, Workload
 from workers.pools.base import Candidate
 from workers.setup import WorkerSetup
 from workers.task import Split
@@ -86,7 +86,8 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
     shifted = "shifted_accuracy" in file.promised
     reference = Reference(
         accuracy=evaluator.reference_accuracy(Split.EVALUATION),
-        latency_p50_ms=1.0,  # only scales milliseconds, of which none is checked
+        latency_p50_ms=1.0,  # these only scale milliseconds, of which none is checked
+        workloads_p50_ms=dict.fromkeys(settings.workloads, 1.0),
         shifted_accuracy=evaluator.reference_accuracy(Split.SHIFTED) if shifted else None,
     )
     tries: list[tuple[Check, ...]] = []
@@ -107,7 +108,7 @@ def _checks(file: MapFile, measurement: Measurement, reference: Reference, toler
         "accuracy": ACCURACY_TOLERANCE,
         "shifted_accuracy": ACCURACY_TOLERANCE,
         "weight_memory_mib": 0.0,
-        "latency_ratio": tolerance,
+        **{f"{prefix_of(workload)}latency_ratio": tolerance for workload in Workload},
     }
     return tuple(
         Check(
@@ -123,11 +124,11 @@ def _checks(file: MapFile, measurement: Measurement, reference: Reference, toler
 
 
 def _ratio_difference(checks: Sequence[Check]) -> float:
-    return max((abs(check.difference) for check in checks if check.metric == "latency_ratio"), default=0.0)
+    return max((abs(check.difference) for check in checks if check.metric.endswith("latency_ratio")), default=0.0)
 
 
 def _ratio_is_off(checks: Sequence[Check]) -> bool:
-    return not all(check.holds for check in checks if check.metric == "latency_ratio")
+    return not all(check.holds for check in checks if check.metric.endswith("latency_ratio"))
 
 
 def _relative(measured: float, promised: float) -> float:

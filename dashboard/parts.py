@@ -20,7 +20,7 @@ from search_spaces.errors import AutotuneError
 REFRESH_S = 2.0
 
 #: What can stand across, and up.
-LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
+LATENCIES = tuple(name for name in METRICS if "latency_p" in name)
 QUALITIES = ("accuracy", "divergence", "shifted_accuracy", "shifted_divergence")
 
 #: Said of jobs of earlier versions.
@@ -129,7 +129,7 @@ def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: 
         x = st.segmented_control(
             "Latency",
             latencies,
-            default=next((metric for metric in latencies if metric in objectives), latencies[0]),
+            default=next((metric for metric in objectives if metric in latencies), latencies[0]),
             required=True,
             format_func=lambda metric: METRICS[metric].label.removeprefix("Latency "),
             key="latency",
@@ -139,7 +139,7 @@ def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: 
         y = st.segmented_control(
             "Quality",
             qualities,
-            default=next((metric for metric in qualities if metric in objectives), qualities[0]),
+            default=next((metric for metric in objectives if metric in qualities), qualities[0]),
             required=True,
             format_func=lambda metric: METRICS[metric].label.removesuffix(" from full precision"),
             key="quality",

@@ -1,8 +1,9 @@
 """Measure candidates: one ``Evaluator`` holds the model and its prepared layers for a whole job."""
 
+import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,12 +17,12 @@ from workers.backends import build_backend
 from workers.calibration.calibrate import calibrate, clipped_shares
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
-from workers.measurement import Environment, LatencySamples, Measurement
+from workers.measurement import Environment, LatencySamples, Measurement, Workload
 from workers.pools.base import Candidate
 from workers.prepared import PreparedModel
 from workers.sensitivity.estimate import estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
-from workers.task import Batch, Split, splits
+from workers.task import Split, Timed, splits, workloads
 from workers.tasks import build_task, load_task_file
 
 
@@ -47,7 +48,7 @@ class Evaluator:
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
         self._forward_seconds = 0.0
         self._reference: dict[Split, torch.Tensor] = {}
-        self._batches = {size: self._task.latency_batch(size) for size in self._settings.batch_sizes}
+        self._timed = {size: workloads(self._task, size) for size in self._settings.batch_sizes}
         #: What the driver is told about the model.
         self.description = ModelDescription(
             fingerprint=print_of_weights,
@@ -57,6 +58,7 @@ class Evaluator:
             other_bytes=self._prepared.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
+            workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
         )
 
     def measure(self, candidate: Candidate) -> Measurement:
@@ -101,12 +103,13 @@ class Evaluator:
         with device_lock.shared(self._backend.device):
             sensitivity = estimate(self._task, self._prepared, quantized, self._task.calibration())
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
-            batch = next(iter(self._batches.values()))
+            forward = self._first_timed()[Workload.FORWARD]
+            batch = forward.prepare(self._prepared.model)
             latency_ms, pass_ms = layer_latency.measure(
                 self._prepared,
                 self.description.layers,
                 legal,
-                run=lambda: self._task.forward(self._prepared.model, batch),
+                run=lambda: forward.run(self._prepared.model, batch),
                 synchronize=self._synchronize,
             )
         probes = tuple(
@@ -157,44 +160,61 @@ class Evaluator:
         return outputs
 
     def _latency(self, choices: Mapping[str, str], repeats: int, hopeless: float) -> tuple[LatencySamples, ...]:
+        first, *others = self._timed
+        wanted = [(name, first) for name in dict.fromkeys((Workload.FORWARD, *self._settings.workloads))]
+        wanted += [(Workload.FORWARD, size) for size in others]
         timings: list[LatencySamples] = []
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
-            for size, batch in self._batches.items():
-                # Only the first batch size is what a search goes by.
-                timings.append(self._latency_at(choices, size, batch, repeats, hopeless if not timings else math.inf))
+            for workload, size in wanted:
+                # What is hopeless is so in a forward pass at the first batch size.
+                timings.append(self._latency_in(workload, size, choices, repeats, math.inf if timings else hopeless))
                 if len(timings[-1].candidate_ms) < repeats:
                     break
         return tuple(timings)
 
-    def _latency_at(
-        self, choices: Mapping[str, str], size: int, batch: Batch, repeats: int, hopeless: float
+    def _latency_in(
+        self, workload: Workload, size: int, choices: Mapping[str, str], repeats: int, hopeless: float
     ) -> LatencySamples:
-        def run() -> None:
-            start = time.perf_counter()
-            self._task.forward(self._prepared.model, batch)
-            self._synchronize()
-            self._forward_seconds += time.perf_counter() - start
-
         return latency.measure(
-            Contender(install=lambda: self._prepared.apply(choices), run=run),
-            Contender(install=self._prepared.reset, run=run),
+            self._contender(self._timed[size][workload], lambda: self._prepared.apply(choices)),
+            self._contender(self._timed[size][workload], self._prepared.reset),
             batch_size=size,
             repeats=repeats,
             warmup_s=self._settings.warmup_s,
             hopeless=hopeless,
+            workload=workload,
         )
+
+    def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
+        install()
+        state = timed.prepare(self._prepared.model)
+
+        def run() -> None:
+            start = time.perf_counter()
+            timed.run(self._prepared.model, state)
+            self._synchronize()
+            self._forward_seconds += time.perf_counter() - start
+
+        return Contender(install=install, run=run)
+
+    def _first_timed(self) -> Mapping[Workload, Timed]:
+        return next(iter(self._timed.values()))
 
     def _synchronize(self) -> None:
         if self._backend.device != "cpu":
             torch.cuda.synchronize()
 
     def _working_bytes(self) -> int:
-        batch = next(iter(self._batches.values()))
+        model, device = self._prepared.model, self._backend.device
         start = time.perf_counter()
-        with torch.inference_mode(), device_lock.shared(self._backend.device):
-            peak = memory.working_bytes(lambda: self._task.forward(self._prepared.model, batch), self._backend.device)
+        with torch.inference_mode(), device_lock.shared(device):
+            peaks = [
+                # What a workload keeps between its runs, such as a cache, is memory at work too.
+                memory.working_bytes(functools.partial(_prepare_and_run, timed, model), device)
+                for timed in self._first_timed().values()
+            ]
         self._forward_seconds += time.perf_counter() - start
-        return peak
+        return max(peaks)
 
     def _calibration(self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer]) -> Calibration:
         if setup.ranges is not None:
@@ -217,6 +237,10 @@ class Evaluator:
 
     def _environment(self) -> Environment:
         return environment.capture(hardware=self._backend.hardware(), backend=self._backend.name)
+
+
+def _prepare_and_run(timed: Timed, model: nn.Module) -> None:
+    timed.run(model, timed.prepare(model))
 
 
 def _below(accuracy: float, floor: float | None) -> bool:

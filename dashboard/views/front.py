@@ -36,6 +36,8 @@ _COLUMNS = {
     "latency_p50_ms": ("p50 (ms)", "%.3f"),
     "latency_p95_ms": ("p95 (ms)", "%.3f"),
     "latency_ratio": ("p50 ratio", "%.3f"),
+    "prefill_latency_p50_ms": ("First token (ms)", "%.3f"),
+    "decode_latency_p50_ms": ("Per token (ms)", "%.3f"),
     "accuracy": ("Accuracy", "%.4f"),
     "shifted_accuracy": ("Shifted accuracy", "%.4f"),
     "divergence": ("Divergence", "%.2e"),

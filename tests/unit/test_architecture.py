@@ -39,6 +39,8 @@ DOORS = {
     "compressed_tensors": ("autotune/exporters/compressed_layers.py",),
     "transformers": (
         "workers/tasks/minilm_lee.py",
+        "workers/tasks/causal_lm.py",
+        "workers/tasks/causal_models.py",
         "autotune/exporters/huggingface_exporter.py",
         "autotune/exporters/pretrained.py",
     ),

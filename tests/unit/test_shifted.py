@@ -156,7 +156,7 @@ def measured(maps: np.ndarray) -> list[dict[str, Figure]]:
 
 
 def test_uniform_maps_tell_what_shifted_data_do_to_all_others() -> None:
-    beliefs = Beliefs(EXPECTED, CHOICES)
+    beliefs = Beliefs(EXPECTED, CHOICES, ["shifted_accuracy", "accuracy"])
     beliefs.full_precision = FULL
     beliefs.observe(UNIFORM, measured(UNIFORM))
     others = np.random.default_rng(0).integers(3, size=(40, 6))
