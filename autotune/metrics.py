@@ -26,8 +26,8 @@ class Metric:
     logarithmic: bool = False
     #: Latency samples needed before the metric means anything; 0 for metrics that are no percentile.
     min_repeats: int = 0
-    #: Whether only final measurements have it, so that no search can go by it.
-    final: bool = False
+    #: Whether it is only told, so that no search can go by it: final measurements alone have it, or only some backends.
+    told: bool = False
 
 
 #: Every metric by name. Sample counts: from n samples on, the two-sided 95 % order-statistic
@@ -38,8 +38,8 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric(name="accuracy", label="Accuracy", maximise=True),
         Metric(name="accuracy_drop", label="Accuracy drop, relative"),
-        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, final=True),
-        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", final=True),
+        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, told=True),
+        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", told=True),
         Metric(name="divergence", label="Divergence from full precision", logarithmic=True),
         Metric(name="latency_p50_ms", label="Latency p50", unit="ms"),
         Metric(name="latency_p90_ms", label="Latency p90", unit="ms", min_repeats=30),
@@ -48,6 +48,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="latency_ratio", label="Latency p50 relative to full precision"),
         Metric(name="weight_memory_mib", label="Weight memory", unit="MiB"),
         Metric(name="peak_memory_mib", label="Peak memory", unit="MiB"),
+        Metric(name="session_s", label="Making the runtime's session", unit="s", told=True),
     )
 }
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def capture(*, hardware: str, backend: str) -> Environment:
-    """Return the environment as it is now."""
+def capture(*, hardware: str, backend: str, libraries: Sequence[str] = ()) -> Environment:
+    """Return the environment as it is now; ``libraries`` are distributions the backend runs with."""
     return Environment(
         hardware=hardware,
         backend=backend,
@@ -35,6 +36,6 @@ def capture(*, hardware: str, backend: str) -> Environment:
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "quant-autotune": metadata.version("quant-autotune"),
+            **{name: metadata.version(name) for name in ("quant-autotune", *libraries)},
         },
     )

@@ -10,8 +10,9 @@ from torch import nn
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
-from workers import device_lock, environment, latency, layer_latency, memory, quality
+from workers import device_lock, environment, latency, quality
 from workers.backends import build_backend
+from workers.backends.eager import synchronize
 from workers.calibration.calibrate import calibrate
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
@@ -43,7 +44,9 @@ class Evaluator:
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
         print_of_weights = fingerprint(model)
         calibration = self._calibration(setup, model, layers)
+        #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
+        self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, torch.Tensor] = {}
         self._batches = {size: self._task.latency_batch(size) for size in self._settings.batch_sizes}
@@ -53,7 +56,7 @@ class Evaluator:
             layers=layers,
             refusals=self._refusals(layers),
             layer_bytes=self._prepared.layer_bytes(),
-            other_bytes=self._prepared.other_bytes(),
+            other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
         )
@@ -69,7 +72,7 @@ class Evaluator:
         hopeless = candidate.slowest_hopeful(accuracy, divergence)
         timings = () if ruled_out else self._latency(candidate.choices, repeats, hopeless)
         working = None if ruled_out else self._working_bytes()
-        weight_bytes = self._prepared.weight_bytes()
+        weight_bytes, session_seconds = self._deployed.weight_bytes(), self._deployed.session_seconds
         return Measurement(
             accuracy=accuracy,
             divergence=divergence,
@@ -80,6 +83,7 @@ class Evaluator:
             held_out=self.held_out_accuracies(candidate.choices) if candidate.final else None,
             seconds=time.perf_counter() - start,
             forward_seconds=self._forward_seconds,
+            session_seconds=session_seconds,
             environment=at_start,
         )
 
@@ -96,12 +100,8 @@ class Evaluator:
             sensitivity = estimate(self._task, self._prepared, quantized, self._task.calibration())
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
             batch = next(iter(self._batches.values()))
-            latency_ms, pass_ms = layer_latency.measure(
-                self._prepared,
-                self.description.layers,
-                legal,
-                run=lambda: self._task.forward(self._prepared.model, batch),
-                synchronize=self._synchronize,
+            latency_ms, pass_ms = self._deployed.layer_latencies(
+                self.description.layers, legal, lambda: self._task.forward(self._deployed.model, batch)
             )
         probes = tuple(
             LayerProbe(
@@ -123,7 +123,7 @@ class Evaluator:
     def quality(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""
         reference = self.reference_outputs(split)
-        self._prepared.apply(choices)
+        self._deployed.apply(choices)
         outputs = self._outputs(split)
         divergence = quality.divergence(outputs, reference, self._task.output_kind)
         return self._task.accuracy(outputs, split), float(divergence.mean())
@@ -139,14 +139,14 @@ class Evaluator:
     def reference_outputs(self, split: Split) -> torch.Tensor:
         """Return full precision's outputs on one split, computed once."""
         if split not in self._reference:
-            self._prepared.reset()
+            self._deployed.reset()
             self._reference[split] = self._outputs(split)
         return self._reference[split]
 
     def _outputs(self, split: Split) -> torch.Tensor:
         start = time.perf_counter()
         with device_lock.shared(self._backend.device):
-            outputs = quality.outputs(self._task, self._prepared.model, split)
+            outputs = quality.outputs(self._task, self._deployed.model, split)
         self._forward_seconds += time.perf_counter() - start
         return outputs
 
@@ -165,28 +165,24 @@ class Evaluator:
     ) -> LatencySamples:
         def run() -> None:
             start = time.perf_counter()
-            self._task.forward(self._prepared.model, batch)
-            self._synchronize()
+            self._task.forward(self._deployed.model, batch)
+            synchronize(self._backend.device)
             self._forward_seconds += time.perf_counter() - start
 
         return latency.measure(
-            Contender(install=lambda: self._prepared.apply(choices), run=run),
-            Contender(install=self._prepared.reset, run=run),
+            Contender(install=lambda: self._deployed.apply(choices), run=run),
+            Contender(install=self._deployed.reset, run=run),
             batch_size=size,
             repeats=repeats,
             warmup_s=self._settings.warmup_s,
             hopeless=hopeless,
         )
 
-    def _synchronize(self) -> None:
-        if self._backend.device != "cpu":
-            torch.cuda.synchronize()
-
     def _working_bytes(self) -> int:
         batch = next(iter(self._batches.values()))
         start = time.perf_counter()
         with torch.inference_mode(), device_lock.shared(self._backend.device):
-            peak = memory.working_bytes(lambda: self._task.forward(self._prepared.model, batch), self._backend.device)
+            peak = self._deployed.working_bytes(lambda: self._task.forward(self._deployed.model, batch))
         self._forward_seconds += time.perf_counter() - start
         return peak
 
@@ -206,4 +202,6 @@ class Evaluator:
         }
 
     def _environment(self) -> Environment:
-        return environment.capture(hardware=self._backend.hardware(), backend=self._backend.name)
+        return environment.capture(
+            hardware=self._backend.hardware(), backend=self._backend.name, libraries=self._backend.libraries
+        )

@@ -13,7 +13,6 @@ from torch import nn
 
 from autotune.errors import ExportError
 from autotune.exporters.base import Source
-from autotune.exporters.calls import Outputs, named_outputs, signature
 from autotune.exporters.onnx_exporter import LAYERS, MODEL, OnnxExporter
 from autotune.map_file import MapFile, MappedLayer
 from search_spaces.choice import CHOICES
@@ -21,6 +20,7 @@ from search_spaces.discovery import discover
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.weight_quantization import int8_per_channel
+from workers.onnx.calls import Outputs, named_outputs, signature
 from workers.setup import MeasurementSettings
 from workers.task import OutputKind, Split
 
