@@ -51,7 +51,7 @@ def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figu
         peak = measurement.weight_bytes + measurement.working_bytes
         figures["peak_memory_mib"] = Figure(value=peak / MIB)
     if measurement.session_seconds is not None:
-        figures["session_s"] = Figure(value=measurement.session_seconds)
+        figures["session_ms"] = Figure(value=measurement.session_seconds * 1e3)
     if measurement.held_out is not None:
         figures["held_out_accuracy"] = Figure(value=measurement.held_out[0])
         figures["held_out_accuracy_drop"] = Figure(value=_drop(*measurement.held_out))

@@ -48,7 +48,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="latency_ratio", label="Latency p50 relative to full precision"),
         Metric(name="weight_memory_mib", label="Weight memory", unit="MiB"),
         Metric(name="peak_memory_mib", label="Peak memory", unit="MiB"),
-        Metric(name="session_s", label="Making the runtime's session", unit="s", told=True),
+        Metric(name="session_ms", label="Making the runtime's session", unit="ms", told=True),
     )
 }
 

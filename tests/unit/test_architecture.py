@@ -31,7 +31,7 @@ DOORS = {
     "prometheus_client": ("autotune/api/",),
     "httpx2": ("autotune/client/remote.py",),
     "onnx": ("workers/onnx/graph.py", "workers/onnx/layers.py"),
-    "onnxruntime": ("workers/onnx/session.py",),
+    "onnxruntime": ("workers/onnx/session.py", "workers/onnx/deployed.py"),
     "torchao": ("autotune/exporters/torchao_layers.py",),
     "transformers": ("workers/tasks/minilm_lee.py", "autotune/exporters/huggingface_exporter.py"),
     "sklearn": ("workers/tasks/digits.py",),

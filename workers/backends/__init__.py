@@ -27,4 +27,6 @@ def build_backend(name: str) -> Backend:
         if reason is None:
             return backend
         refusals.append(f"{candidate}: {reason}")
+    if name != "auto":
+        raise BackendError(f"the backend {name} {reason}")
     raise BackendError(f"no backend can run on this hardware. {'; '.join(refusals)}")

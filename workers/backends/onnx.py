@@ -50,7 +50,8 @@ class OnnxLayer(PackedLayer):
         """Return what the nodes compute of ``x``."""
         (original,) = self._original
         assert isinstance(original.weight, torch.Tensor)
-        weight = rounded(original.weight, self._choice, by_row=isinstance(original, nn.Embedding))
+        stored = rounded(original.weight, self._choice, by_row=isinstance(original, nn.Embedding))
+        weight = torch.empty_like(original.weight).copy_(stored)  # in its memory format
         if self._choice.needs_int8_products:
             scale, zero_point = self._affine or affine_of(x)
             x = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)

@@ -81,7 +81,12 @@ def rounded(weight: torch.Tensor, choice: LayerChoice, *, by_row: bool) -> torch
         case Precision.BF16 | Precision.FP16:
             return weight.to(torch.bfloat16 if choice.precision is Precision.BF16 else torch.float16).float()
         case Precision.INT8 | Precision.INT4 if by_row:
-            return affine_per_row(weight, choice.precision.bits)[0].dequantize()
+            quantized, *affine = affine_per_row(weight, choice.precision.bits)
+            scales, offsets = (part[:, None] for part in affine)
+            integers = torch.round((quantized.dequantize() - offsets) / scales)
+            # Both runtimes hold them in fp16 beside 4-bit rows.
+            kept = torch.float16 if choice.precision is Precision.INT4 else torch.float32
+            return integers * scales.to(kept).float() + offsets.to(kept).float()
         case Precision.INT8:
             scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
             integers, scales = int8_per_channel(weight, scale_dtype)

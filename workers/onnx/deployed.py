@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnxruntime
+
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.layer import Layer
 from workers.backends.onnx import OnnxLayer
@@ -15,7 +17,7 @@ from workers.layer_latency import by_shape
 from workers.onnx import profile
 from workers.onnx.graph import Traced, constant_bytes, serialized, trace
 from workers.onnx.layers import Fragment, fragment
-from workers.onnx.session import OnnxModule, Session, open_session
+from workers.onnx.session import OnnxModule, open_session
 from workers.prepared import PreparedModel
 from workers.task import Task
 
@@ -28,7 +30,7 @@ class _Opened:
     """A session and the map it is of."""
 
     names: Mapping[str, str]
-    session: Session
+    session: onnxruntime.InferenceSession
     #: Seconds it took to make.
     seconds: float
 

@@ -11,13 +11,11 @@ from torch import nn
 from workers.errors import BackendError
 from workers.onnx.calls import in_form
 
-Session = onnxruntime.InferenceSession
-
 #: Only errors are logged; warnings are about the file's metadata.
 _LOG_ERRORS = 3
 
 
-def open_session(graph: Path | bytes, *, profile: Path | None = None) -> Session:
+def open_session(graph: Path | bytes, *, profile: Path | None = None) -> onnxruntime.InferenceSession:
     """Return a session on the CPU with as many threads as PyTorch uses.
 
     Args:
@@ -34,7 +32,7 @@ def open_session(graph: Path | bytes, *, profile: Path | None = None) -> Session
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     try:
-        return Session(graph, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but this one
         what = repr(str(graph)) if isinstance(graph, Path) else "the graph of the map"
         raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {what}: {error}") from error
@@ -43,7 +41,7 @@ def open_session(graph: Path | bytes, *, profile: Path | None = None) -> Session
 class OnnxModule(nn.Module):
     """A session that is called like the model it was exported from."""
 
-    def __init__(self, session: Session, arguments: Sequence[int | str], form: str) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, arguments: Sequence[int | str], form: str) -> None:
         super().__init__()
         #: What runs; another session of the same model may take its place.
         self.session = session
