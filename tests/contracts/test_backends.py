@@ -211,7 +211,9 @@ def test_deployed_map_computes_what_its_layers_do(running: Running, choice: str)
     names = running.uniform(choice)
     running.deployed.apply(names)
     # Where sums differ in their last bits, an activation may be rounded to the neighbouring integer.
-    assert difference(running.outputs(), running.computed(names)) < (5e-3 if CHOICES[choice].needs_int8_products else 1e-5)
+    assert difference(running.outputs(), running.computed(names)) < (
+        5e-3 if CHOICES[choice].needs_int8_products else 1e-5
+    )
 
 
 def test_deployed_map_weighs_what_its_layers_do(running: Running) -> None:

@@ -54,7 +54,7 @@ def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Se
         BackendError: if PyTorch cannot trace the model, or its inputs or outputs are no tensors.
     """
     calls = signature(task, model, task_batches(task, batch_sizes))
-    flat = Flat(model, calls)
+    flat = Flat(model, calls).eval()
     inputs = [f"input_{key}" if isinstance(key, int) else key for key in calls.varying]
     dynamic = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in calls.varying.values())
     try:
