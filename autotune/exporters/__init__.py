@@ -1,8 +1,6 @@
 """Exporters: a map and its model -> files that another runtime deploys."""
 
 import importlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +9,8 @@ from autotune.errors import ExportError
 from search_spaces.choice import LayerChoice
 from search_spaces.errors import unknown
 from search_spaces.layer import Layer
+from workers.errors import BackendError
+from workers.libraries import export_libraries
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,21 +74,13 @@ def libraries() -> Iterator[None]:
     """Import and call packages of the ``export`` extra inside this context, without what they log and warn of.
 
     Raises:
-        ExportError: if one is not installed.
+        ExportError: if one is not installed, or cannot hold or run the model.
     """
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with export_libraries("this format"):
             yield
-    except ImportError as error:
-        raise ExportError(
-            f"this format needs the package {error.name or str(error)!r}, which is not installed; "
-            "install what the formats need with: pip install 'quant-autotune[export]'"
-        ) from None
-    finally:
-        logging.disable(level)
+    except BackendError as error:
+        raise ExportError(str(error)) from error
 
 
 def _refusals(exporter: "Exporter", wanted: Sequence[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:
