@@ -70,8 +70,8 @@ def check(exporter: "Exporter", model: "nn.Module", wanted: Sequence[tuple[Layer
 
 
 @contextmanager
-def libraries() -> Iterator[None]:
-    """Import and call packages of the ``export`` extra inside this context, without what they log and warn of.
+def libraries(extra: str = "export") -> Iterator[None]:
+    """Import and call packages of an extra inside this context, without what they log and warn of.
 
     Raises:
         ExportError: if one is not installed.
@@ -84,8 +84,8 @@ def libraries() -> Iterator[None]:
             yield
     except ImportError as error:
         raise ExportError(
-            f"this format needs the package {error.name or str(error)!r}, which is not installed; "
-            "install what the formats need with: pip install 'quant-autotune[export]'"
+            f"this needs the package {error.name or str(error)!r}, which is not installed; "
+            f"install what is needed with: pip install 'quant-autotune[{extra}]'"
         ) from None
     finally:
         logging.disable(level)

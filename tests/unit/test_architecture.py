@@ -33,6 +33,7 @@ DOORS = {
     "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
     "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
     "torchao": ("autotune/exporters/torchao_layers.py",),
+    "mlflow": ("autotune/mlflow_export.py",),
     "modelopt": ("autotune/exporters/modelopt_configuration.py",),
     "llmcompressor": ("autotune/exporters/llmcompressor_configuration.py",),
     "neural_compressor": ("autotune/exporters/neuralcompressor_configuration.py",),
@@ -57,6 +58,7 @@ HEAVY = (
     "onnxruntime",
     "torchao",
     "compressed_tensors",
+    "mlflow",
 )
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (
