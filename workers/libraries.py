@@ -9,11 +9,12 @@ from workers.errors import BackendError
 
 
 @contextmanager
-def export_libraries(user: str) -> Iterator[None]:
-    """Import and call packages of the ``export`` extra inside this context, without what they log and warn of.
+def optional_libraries(user: str, extra: str) -> Iterator[None]:
+    """Import and call packages of an extra inside this context, without what they log and warn of.
 
     Args:
         user: what needs them, for people.
+        extra: of this distribution, that installs them.
 
     Raises:
         BackendError: if one is not installed.
@@ -27,7 +28,7 @@ def export_libraries(user: str) -> Iterator[None]:
     except ImportError as error:
         raise BackendError(
             f"{user} needs the package {error.name or str(error)!r}, which is not installed; "
-            "install it with: pip install 'quant-autotune[export]'"
+            f"install it with: pip install 'quant-autotune[{extra}]'"
         ) from None
     finally:
         logging.disable(level)

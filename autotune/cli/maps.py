@@ -1,4 +1,4 @@
-"""Commands about maps and jobs that leave this program: export, verify, optuna-export."""
+"""Commands about maps and jobs that leave this program: export, verify, optuna-export, mlflow-export."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(export)
     app.command()(verify)
     app.command()(optuna_export)
+    app.command()(mlflow_export)
 
 
 def export(
@@ -215,3 +216,28 @@ def optuna_export(
         print_json({"study": name, "trials": len(trials)})
     else:
         say(f"Copied {len(trials)} trials of job {record.id} into the study {name!r}.")
+
+
+def mlflow_export(
+    job: JobReference,
+    tracking_uri: Annotated[
+        str,
+        typer.Argument(metavar="TRACKING_URI", help="MLflow store, such as sqlite:///mlflow.db or http://HOST:5000."),
+    ],
+    database: Database,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a job's trials into an MLflow store, a run for each."""
+    from autotune.mlflow_export import export_runs
+
+    with closing(reader(database, url, token)) as client:
+        record = client.find(job)
+        trials = client.trials(record.id)
+        front = client.tallies([record.id])[record.id].front
+    name = export_runs(record, trials, front, tracking_uri)
+    if as_json:
+        print_json({"experiment": name, "trials": len(trials)})
+    else:
+        say(f"Copied {len(trials)} trials of job {record.id} into the experiment {name!r}.")

@@ -10,7 +10,7 @@ from search_spaces.choice import LayerChoice
 from search_spaces.errors import unknown
 from search_spaces.layer import Layer
 from workers.errors import BackendError
-from workers.libraries import export_libraries
+from workers.libraries import optional_libraries
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,14 +70,14 @@ def check(exporter: "Exporter", model: "nn.Module", wanted: Sequence[tuple[Layer
 
 
 @contextmanager
-def libraries() -> Iterator[None]:
-    """Import and call packages of the ``export`` extra inside this context, without what they log and warn of.
+def libraries(extra: str = "export") -> Iterator[None]:
+    """Import and call packages of an extra inside this context, without what they log and warn of.
 
     Raises:
         ExportError: if one is not installed, or cannot hold or run the model.
     """
     try:
-        with export_libraries("this format"):
+        with optional_libraries("this", extra):
             yield
     except BackendError as error:
         raise ExportError(str(error)) from error

@@ -33,6 +33,7 @@ DOORS = {
     "onnx": ("workers/onnx/graph.py", "workers/onnx/layers.py"),
     "onnxruntime": ("workers/onnx/session.py", "workers/onnx/deployed.py"),
     "torchao": ("autotune/exporters/torchao_layers.py",),
+    "mlflow": ("autotune/mlflow_export.py",),
     "modelopt": ("autotune/exporters/modelopt_configuration.py",),
     "llmcompressor": ("autotune/exporters/llmcompressor_configuration.py",),
     "neural_compressor": ("autotune/exporters/neuralcompressor_configuration.py",),
@@ -59,6 +60,7 @@ HEAVY = (
     "onnxruntime",
     "torchao",
     "compressed_tensors",
+    "mlflow",
 )
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (

@@ -19,7 +19,7 @@ from workers.backends.packed import PackedLayer, weight_bytes
 from workers.backends.weight_quantization import rounded
 from workers.backends.x86 import X86_MACHINES, int8_refusal
 from workers.errors import CalibrationError
-from workers.libraries import export_libraries
+from workers.libraries import optional_libraries
 from workers.onnx import choices
 from workers.prepared import PreparedModel
 from workers.task import Task
@@ -105,7 +105,7 @@ class OnnxRuntimeBackend:
             return module
         if choice.needs_calibration and input_range is None:
             raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
-        with export_libraries(_USER):
+        with optional_libraries(_USER, "export"):
             return OnnxLayer(module, choice, input_range if choice.needs_calibration else None).eval()
 
     def weight_bytes(self, prepared: nn.Module) -> int:
@@ -118,7 +118,7 @@ class OnnxRuntimeBackend:
 
     def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
         """See ``Backend.deploy``."""
-        with export_libraries(_USER):
+        with optional_libraries(_USER, "export"):
             from workers.onnx.deployed import OnnxDeployed
 
             return OnnxDeployed(task, prepared, batch_sizes)
