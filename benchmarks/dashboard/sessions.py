@@ -27,6 +27,8 @@ import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
+from autotune.cli.system import NICENESS
+
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 EMPTY_APP = Path(__file__).with_name("empty_app.py")
 #: Of the dashboard; the empty app has them too.
@@ -84,13 +86,16 @@ async def crowd(address: str, page: str, query: str, load: Load) -> list[float]:
 
 @contextmanager
 def served(app: Path, database: str, log: Path) -> Iterator[str]:
-    """Run an app and yield its address once it answers."""
+    """Run an app as ``autotune dashboard`` does and yield its address once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", str(app), f"--server.port={port}", *SETTINGS]
     with log.open("w") as file:
-        process = subprocess.Popen(command, env=os.environ | {"AUTOTUNE_DATABASE": database}, stdout=file, stderr=file)
+        environment = os.environ | {"AUTOTUNE_DATABASE": database}
+        process = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, preexec_fn=lambda: os.nice(NICENESS)
+        )
     for _ in range(300):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2):
