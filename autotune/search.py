@@ -57,6 +57,7 @@ class Search:
         listener: Listener,
         lease: Lease,
         probes: Probes | None = None,
+        probed_s: float = 0.0,
     ) -> None:
         assert job.description is not None
         self._store, self._job, self._spec, self._pool, self._listener = store, job, spec, pool, listener
@@ -72,6 +73,8 @@ class Search:
         self._number = max((trial.number for trial in trials), default=-1)
         self._budget = Budget(spec, trials)
         self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
+        #: Seconds that probing took: part of the time limit, but not of the pace of trials.
+        self._probed_s = probed_s
         self._reference: Reference | None = None
         #: When outcomes last arrived, and the seconds it took from there to be ready for more.
         self._heard_at, self._driver_s = time.monotonic(), 0.0
@@ -277,7 +280,7 @@ class Search:
         return "no other map promises a gain" if study.spent else "all maps of the search space are measured"
 
     def _searched_s(self) -> float:
-        return self._elapsed_s + time.monotonic() - self._clock
+        return self._probed_s + self._elapsed_s + time.monotonic() - self._clock
 
     def _progress(self) -> Progress:
         objectives = Objectives.named(self._spec.objectives)

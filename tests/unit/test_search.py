@@ -11,7 +11,7 @@ import pytest
 from autotune.budget import MOST_FINAL, searched
 from autotune.front import compute_front, due, pick, standing
 from autotune.job_spec import JobSpec
-from autotune.jobs import submit
+from autotune.jobs import change_plan, submit
 from autotune.lease import Lease
 from autotune.lifecycle import held
 from autotune.progress import Silent
@@ -115,10 +115,11 @@ def searched_job(
     return store, job, go_on(store, job, pool)
 
 
-def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool) -> str:
+def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: float = 0.0) -> str:
     record = store.job(job.id)
     lease = Lease(store, record)
-    return Search(store, record, JobSpec.parse(job.spec), pool, Silent(), lease).run()  # type: ignore[arg-type]
+    spec = JobSpec.parse(job.spec)
+    return Search(store, record, spec, pool, Silent(), lease, probed_s=probed_s).run()  # type: ignore[arg-type]
 
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
@@ -179,6 +180,13 @@ def test_time_is_kept_for_the_final_measurements() -> None:
     trials = store.trials(job.id)
     assert searched(trials) == 1
     assert finals(trials) == []
+
+
+def test_the_time_limit_holds_for_probing_too() -> None:
+    store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6)
+    change_plan(store, job.id, time_limit_s=100.0)
+    assert go_on(store, store.job(job.id), ScriptedPool(), probed_s=100.0) == "the time limit is reached"
+    assert searched(store.trials(job.id)) == 1
 
 
 def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> None:
