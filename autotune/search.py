@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -37,6 +38,8 @@ from workers.errors import TaskError
 from workers.measurement import Measurement
 from workers.pools.base import Candidate, Outcome, Pool, Rival
 from workers.setup import ModelDescription, Probes
+
+_log = logging.getLogger(__name__)
 
 #: Seconds the driver waits for an outcome before it looks at the clock and the user's orders again.
 _TICK_S = 0.5
@@ -190,6 +193,7 @@ class Search:
                 number=planned.number,
                 choices=planned.choices,
                 accuracy_floor=accuracy_floor(self._constraints, reference) if reference else None,
+                shifted_floor=accuracy_floor(self._constraints, reference, shifted=True) if reference else None,
                 final=planned.kind is TrialKind.FINAL,
                 rivals=self._rivals(planned, reference) if reference else (),
             )
@@ -234,6 +238,8 @@ class Search:
         now_s = time.monotonic()
         complete[-1] = dataclasses.replace(complete[-1], elapsed_s=now_s - self._clock)
         self._store.record(complete, epoch=self._job.epoch)
+        for result in complete:
+            _log_trial(result.trial)
         self._elapsed_s, self._clock = self._elapsed_s + now_s - self._clock, now_s
         self._listener.trial(self._progress())
 
@@ -293,6 +299,11 @@ def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
         supports=lambda layer, choice: description.refusals[layer.name].get(choice.name),
         rules=spec.rules(),
     )
+
+
+def _log_trial(trial: TrialRecord) -> None:
+    message = f": {trial.message}" if trial.message else ""
+    _log.info("%s%s", trial.state, message, extra={"trial": trial.number})
 
 
 def _events(outcome: Outcome) -> tuple[EventRecord, ...]:

@@ -1,5 +1,6 @@
 """Where a measurement is taken: processor, threads, load, versions."""
 
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -37,5 +38,13 @@ def capture(*, hardware: str, backend: str, libraries: Sequence[str] = ()) -> En
             "python": platform.python_version(),
             "torch": torch.__version__,
             **{name: metadata.version(name) for name in ("quant-autotune", *libraries)},
+            **_revision(),
         },
     )
+
+
+def _revision() -> dict[str, str]:
+    """Return the git revision this distribution was installed from, as pip records it (PEP 610); else nothing."""
+    text = metadata.distribution("quant-autotune").read_text("direct_url.json")
+    commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    return {"git": commit} if commit else {}

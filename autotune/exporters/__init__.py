@@ -22,7 +22,13 @@ _EXPORTERS = {
     "onnxruntime": "autotune.exporters.onnx_exporter:OnnxExporter",
     "torchao": "autotune.exporters.torchao_exporter:TorchAoExporter",
     "huggingface": "autotune.exporters.huggingface_exporter:HuggingFaceExporter",
+    "compressed-tensors": "autotune.exporters.compressed_exporter:CompressedTensorsExporter",
+    "modelopt": "autotune.exporters.modelopt_configuration:ModelOptConfiguration",
+    "llm-compressor": "autotune.exporters.llmcompressor_configuration:LlmCompressorConfiguration",
+    "neural-compressor": "autotune.exporters.neuralcompressor_configuration:NeuralCompressorConfiguration",
 }
+#: Formats whose runtimes run the layers of one fusion group as one, which needs one choice for all of them.
+_FUSING = frozenset({"compressed-tensors", "llm-compressor", "modelopt"})
 #: Layers named in a refusal; more are counted.
 _NAMED = 5
 
@@ -78,7 +84,11 @@ def libraries() -> Iterator[None]:
 
 
 def _refusals(exporter: "Exporter", wanted: Sequence[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:
+    fused: dict[str, tuple[Layer, LayerChoice]] = {}
     for layer, choice in wanted:
         reason = exporter.refuses(layer, choice)
+        first, its_choice = fused.setdefault(layer.group, (layer, choice))
+        if reason is None and exporter.name in _FUSING and choice != its_choice:
+            reason = f"its runtimes fuse it with {first.name}, which is {its_choice.name}; give both one choice"
         if reason is not None:
             yield layer.name, f"{choice.name}: {reason}"

@@ -25,7 +25,7 @@ from workers.estimates import latency_ratio
 from workers.latency import Contender
 from workers.measurement import LatencySamples
 from workers.quality import outputs
-from workers.task import Split
+from workers.task import splits
 
 #: Times the latency is measured at most, and seconds between them: other processes can put a series off.
 _TRIES, _PAUSE_S = 3, 5.0
@@ -51,7 +51,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     torch.set_num_threads(threads or environment.usable_cores())
     with libraries():
         model = exporter.load(folder, manifest.details, source.task.build_model).eval()
-        found = {str(split): outputs(source.task, model, split).contiguous() for split in Split}
+        found = {str(split): outputs(source.task, model, split).contiguous() for split in splits(source.task)}
         if exporter.untimed is None:
             samples = _latency(source, model, repeats, slowest)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))

@@ -1,5 +1,6 @@
 """The search of one job on a pool that answers at once: how it ends, and what it promises."""
 
+import logging
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -194,6 +195,14 @@ def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> No
     }
     assert "latency_ratio" in given_up[0].figures  # the sampler learns from what was seen
     assert not {trial.number for trial in given_up} & set(store.fronts(job.id)[-1].members)
+
+
+def test_every_recorded_trial_is_logged_by_its_number(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="autotune")
+    store, job, _ = searched_job(ScriptedPool(fails=lambda candidate: candidate.final))
+    told = [(record.__dict__["trial"], record.getMessage()) for record in caplog.records]
+    assert [number for number, _ in told] == [trial.number for trial in store.trials(job.id)]
+    assert {message for _, message in told} == {"complete", "failed: died"}
 
 
 @pytest.mark.parametrize("constraints", [{}, {"accuracy_drop": {"max": 0.02}}])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workers.errors import BackendError
-from workers.task import Batch, Split, Task
+from workers.task import Batch, Task, splits
 
 
 class _Caught(Exception):
@@ -43,7 +43,7 @@ class Signature:
 def task_batches(task: Task, batch_sizes: Sequence[int]) -> list[Batch]:
     """Return every batch that a task's model is run on, a real evaluation batch first."""
     timed = [task.latency_batch(size) for size in batch_sizes]
-    return [*(batch for split in Split for batch in task.evaluation(split)), *task.calibration(), *timed]
+    return [*(batch for split in splits(task) for batch in task.evaluation(split)), *task.calibration(), *timed]
 
 
 def signature(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Signature:
