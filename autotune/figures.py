@@ -73,6 +73,8 @@ def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figu
         figures["shifted_accuracy"] = Figure(value=accuracy)
         figures["shifted_accuracy_drop"] = Figure(value=_drop(accuracy, reference.shifted_accuracy))
         figures["shifted_divergence"] = Figure(value=divergence)
+    if measurement.session_seconds is not None:
+        figures["session_ms"] = Figure(value=measurement.session_seconds * 1e3)
     if measurement.held_out is not None:
         figures["held_out_accuracy"] = Figure(value=measurement.held_out[0])
         figures["held_out_accuracy_drop"] = Figure(value=_drop(*measurement.held_out))

@@ -53,10 +53,10 @@ def _one_line(name: str) -> str:
 
 
 def _searchable(name: str) -> str:
-    if METRICS[name].final:
-        raise ValueError(
-            f"{name} is for checking the search, so it cannot go by it; take {name.removeprefix('held_out_')}"
-        )
+    if METRICS[name].told:
+        searched = name.removeprefix("held_out_")
+        instead = "take another metric" if searched == name else f"take {searched}"
+        raise ValueError(f"{name} is only told of what was measured, so no search can go by it; {instead}")
     return name
 
 

@@ -28,8 +28,8 @@ class Metric:
     logarithmic: bool = False
     #: Latency samples needed before the metric means anything; 0 for metrics that are no percentile.
     min_repeats: int = 0
-    #: Whether only final measurements have it, so that no search can go by it.
-    final: bool = False
+    #: Whether it is only told, so that no search can go by it: final measurements alone have it, or only some backends.
+    told: bool = False
 
 
 #: Beginning of the names of metrics on shifted data.
@@ -66,8 +66,8 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric(name="accuracy", label="Accuracy", maximise=True),
         Metric(name="accuracy_drop", label="Accuracy drop, relative"),
-        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, final=True),
-        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", final=True),
+        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, told=True),
+        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", told=True),
         Metric(name="divergence", label="Divergence from full precision", logarithmic=True),
         Metric(name=f"{SHIFTED}accuracy", label="Accuracy on shifted data", maximise=True),
         Metric(name=f"{SHIFTED}accuracy_drop", label="Accuracy drop on shifted data, relative"),
@@ -75,6 +75,7 @@ METRICS: dict[str, Metric] = {
         *(metric for workload in Workload for metric in _latencies(workload)),
         Metric(name="weight_memory_mib", label="Weight memory", unit="MiB"),
         Metric(name="peak_memory_mib", label="Peak memory", unit="MiB"),
+        Metric(name="session_ms", label="Making the runtime's session", unit="ms", told=True),
     )
 }
 

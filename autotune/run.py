@@ -1,6 +1,7 @@
 """Run one job from its claim to its end."""
 
 import dataclasses
+import time
 from dataclasses import dataclass
 
 from autotune import driver, lifecycle
@@ -100,8 +101,10 @@ def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, plac
     try:
         job = _describe(store, job, pool.describe())
         lease.check()
+        started_at = time.monotonic()
         probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
-        reason = Search(store, job, spec, pool, listener, lease, probes).run()
+        probed_s = time.monotonic() - started_at
+        reason = Search(store, job, spec, pool, listener, lease, probes, probed_s).run()
         listener.stage(f"Search finished: {reason}")
         return reason
     finally:

@@ -23,6 +23,9 @@ REFRESH_S = 2.0
 LATENCIES = tuple(name for name in METRICS if "latency_p" in name)
 QUALITIES = ("accuracy", "divergence", "shifted_accuracy", "shifted_divergence")
 
+#: Said of jobs of earlier versions.
+NO_HISTOGRAMS = "This job was calibrated before histograms were kept; a new job on the same task records them."
+
 P = ParamSpec("P")
 
 

@@ -144,3 +144,8 @@ def _three_digits(value: float) -> str:
         return f"{value:.3g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
+
+
+def clipped_text(share: float) -> str:
+    """Return ``, which clips 0.01 % of the values``; empty if that is not known."""
+    return "" if math.isnan(share) else f", which clips {100 * share:.2g} % of the values"

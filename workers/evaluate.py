@@ -12,8 +12,9 @@ from torch import nn
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
-from workers import device_lock, environment, latency, layer_latency, memory, quality
+from workers import device_lock, environment, latency, quality
 from workers.backends import build_backend
+from workers.backends.eager import synchronize
 from workers.calibration.calibrate import calibrate, clipped_shares
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
@@ -45,7 +46,9 @@ class Evaluator:
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
         print_of_weights = fingerprint(model)
         calibration = self._calibration(setup, model, layers)
+        #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
+        self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, torch.Tensor] = {}
         self._timed = {size: workloads(self._task, size) for size in self._settings.batch_sizes}
@@ -55,7 +58,7 @@ class Evaluator:
             layers=layers,
             refusals=self._refusals(layers),
             layer_bytes=self._prepared.layer_bytes(),
-            other_bytes=self._prepared.other_bytes(),
+            other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
             workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
@@ -76,7 +79,7 @@ class Evaluator:
         hopeless = candidate.slowest_hopeful(accuracy, divergence)
         timings = () if ruled_out else self._latency(candidate.choices, repeats, hopeless)
         working = None if ruled_out else self._working_bytes()
-        weight_bytes = self._prepared.weight_bytes()
+        weight_bytes, session_seconds = self._deployed.weight_bytes(), self._deployed.session_seconds
         return Measurement(
             accuracy=accuracy,
             divergence=divergence,
@@ -88,6 +91,7 @@ class Evaluator:
             held_out=self.held_out_accuracies(candidate.choices) if candidate.final else None,
             seconds=time.perf_counter() - start,
             forward_seconds=self._forward_seconds,
+            session_seconds=session_seconds,
             environment=at_start,
         )
 
@@ -104,13 +108,9 @@ class Evaluator:
             sensitivity = estimate(self._task, self._prepared, quantized, self._task.calibration())
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
             forward = self._first_timed()[Workload.FORWARD]
-            batch = forward.prepare(self._prepared.model)
-            latency_ms, pass_ms = layer_latency.measure(
-                self._prepared,
-                self.description.layers,
-                legal,
-                run=lambda: forward.run(self._prepared.model, batch),
-                synchronize=self._synchronize,
+            batch = forward.prepare(self._deployed.model)
+            latency_ms, pass_ms = self._deployed.layer_latencies(
+                self.description.layers, legal, lambda: forward.run(self._deployed.model, batch)
             )
         probes = tuple(
             LayerProbe(
@@ -132,7 +132,7 @@ class Evaluator:
     def quality(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""
         reference = self.reference_outputs(split)
-        self._prepared.apply(choices)
+        self._deployed.apply(choices)
         outputs = self._outputs(split)
         divergence = quality.divergence(outputs, reference, self._task.output_kind)
         return self._task.accuracy(outputs, split), float(divergence.mean())
@@ -148,14 +148,14 @@ class Evaluator:
     def reference_outputs(self, split: Split) -> torch.Tensor:
         """Return full precision's outputs on one split, computed once."""
         if split not in self._reference:
-            self._prepared.reset()
+            self._deployed.reset()
             self._reference[split] = self._outputs(split)
         return self._reference[split]
 
     def _outputs(self, split: Split) -> torch.Tensor:
         start = time.perf_counter()
         with device_lock.shared(self._backend.device):
-            outputs = quality.outputs(self._task, self._prepared.model, split)
+            outputs = quality.outputs(self._task, self._deployed.model, split)
         self._forward_seconds += time.perf_counter() - start
         return outputs
 
@@ -175,9 +175,10 @@ class Evaluator:
     def _latency_in(
         self, workload: Workload, size: int, choices: Mapping[str, str], repeats: int, hopeless: float
     ) -> LatencySamples:
+        timed = self._timed[size][workload]
         return latency.measure(
-            self._contender(self._timed[size][workload], lambda: self._prepared.apply(choices)),
-            self._contender(self._timed[size][workload], self._prepared.reset),
+            self._contender(timed, lambda: self._deployed.apply(choices)),
+            self._contender(timed, self._deployed.reset),
             batch_size=size,
             repeats=repeats,
             warmup_s=self._settings.warmup_s,
@@ -187,12 +188,12 @@ class Evaluator:
 
     def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
         install()
-        state = timed.prepare(self._prepared.model)
+        state = timed.prepare(self._deployed.model)
 
         def run() -> None:
             start = time.perf_counter()
-            timed.run(self._prepared.model, state)
-            self._synchronize()
+            timed.run(self._deployed.model, state)
+            synchronize(self._backend.device)
             self._forward_seconds += time.perf_counter() - start
 
         return Contender(install=install, run=run)
@@ -200,17 +201,12 @@ class Evaluator:
     def _first_timed(self) -> Mapping[Workload, Timed]:
         return next(iter(self._timed.values()))
 
-    def _synchronize(self) -> None:
-        if self._backend.device != "cpu":
-            torch.cuda.synchronize()
-
     def _working_bytes(self) -> int:
-        model, device = self._prepared.model, self._backend.device
         start = time.perf_counter()
-        with torch.inference_mode(), device_lock.shared(device):
+        with torch.inference_mode(), device_lock.shared(self._backend.device):
             peaks = [
                 # What a workload keeps between its runs, such as a cache, is memory at work too.
-                memory.working_bytes(functools.partial(_prepare_and_run, timed, model), device)
+                self._deployed.working_bytes(functools.partial(_prepare_and_run, timed, self._deployed.model))
                 for timed in self._first_timed().values()
             ]
         self._forward_seconds += time.perf_counter() - start
@@ -236,7 +232,9 @@ class Evaluator:
         }
 
     def _environment(self) -> Environment:
-        return environment.capture(hardware=self._backend.hardware(), backend=self._backend.name)
+        return environment.capture(
+            hardware=self._backend.hardware(), backend=self._backend.name, libraries=self._backend.libraries
+        )
 
 
 def _prepare_and_run(timed: Timed, model: nn.Module) -> None:

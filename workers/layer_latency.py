@@ -54,8 +54,7 @@ def measure(
                 timer.begin_pass()
                 run()
     prepared.reset()
-    shapes = {layer.name: _shape(layer) for layer in layers}
-    return _by_shape(timer.latencies_ms(), shapes), statistics.median(passes_ms)
+    return by_shape(timer.latencies_ms(), layers), statistics.median(passes_ms)
 
 
 class _Timer:
@@ -117,17 +116,17 @@ def _hooks(timer: _Timer, key: tuple[str, str]) -> tuple[Callable[..., None], Ca
     return enter, leave
 
 
+def by_shape(found: Mapping[tuple[str, str], Sequence[float]], layers: Sequence[Layer]) -> dict[tuple[str, str], float]:
+    """Return the median of the latencies found of each layer and choice, layers of one shape taken together."""
+    shapes = {layer.name: _shape(layer) for layer in layers}
+    pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
+    for (layer, choice), latencies_ms in found.items():
+        pooled[shapes[layer], choice] += latencies_ms
+    return {(layer, choice): statistics.median(pooled[shapes[layer], choice]) for layer, choice in found}
+
+
 def _shape(layer: Layer) -> tuple[object, ...]:
     # Operations tell convolutions of one shape but another stride apart.
     return (
         layer.kind, layer.weight_shape, layer.has_bias, layer.conv_groups, layer.input_shape, layer.calls, layer.flops
     )  # fmt: skip
-
-
-def _by_shape(
-    found: Mapping[tuple[str, str], Sequence[float]], shapes: Mapping[str, tuple[object, ...]]
-) -> dict[tuple[str, str], float]:
-    pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
-    for (layer, choice), latencies_ms in found.items():
-        pooled[shapes[layer], choice] += latencies_ms
-    return {(layer, choice): statistics.median(pooled[shapes[layer], choice]) for layer, choice in found}

@@ -76,6 +76,8 @@ class Measurement:
     seconds: float
     #: Seconds of it spent inside forward passes.
     forward_seconds: float
+    #: Seconds the backend's runtime took to make a session of the map; None if it makes none. No part of a latency.
+    session_seconds: float | None = None
     #: Where it was taken.
     environment: Environment
 

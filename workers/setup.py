@@ -86,11 +86,26 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationHistogram:
+    """How a layer's inputs were distributed in calibration."""
+
+    #: Lower edge of the first bin, and upper edge of the last.
+    low: float
+    high: float
+    #: Values in each of the equal bins between them.
+    counts: tuple[int, ...]
+    #: Share of the values outside the calibrated range, to the width of a bin of the observer.
+    clipped: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What one calibration pass found."""
 
     #: Layer name -> range of its input.
     ranges: Mapping[str, ActivationRange]
+    #: Layer name -> histogram of its input; empty if the pass that found the ranges recorded none.
+    histograms: Mapping[str, ActivationHistogram] = field(default_factory=dict)
     #: Samples in the calibration batches.
     samples: int
     #: Seconds the pass took.

@@ -54,7 +54,7 @@ def errors(recording: Recording, maps: Iterator[Mapping[str, str]]) -> Iterator[
         divergence = figures["divergence"].value
         if divergence > 0.0:
             predicted = beliefs.predict(row)["divergence"][0]
-            correction = beliefs._interactions.correction(beliefs._of(row))[0]
+            correction = beliefs._qualities[""]._interactions.correction(beliefs._effects.of(row))[0]
             yield (predicted - correction) / divergence - 1.0, predicted / divergence - 1.0
         beliefs.observe(row, [figures])
 

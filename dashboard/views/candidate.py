@@ -1,7 +1,7 @@
 """Page: the quantization map of one candidate, layer by layer."""
 
 import itertools
-from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,9 @@ from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.latency import hidden_samples, latency_figure
 from dashboard.figures.layout import CONFIG
 from dashboard.figures.strip import blocks, strip_figure
-from dashboard.frames import Limit, candidate_name, full_precision, misses_text, spec_of
+from dashboard.frames import Limit, full_precision, misses_text, spec_of
 from dashboard.layer_frames import layer_frame
-from dashboard.parts import choose, choose_job
+from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
 from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
 from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
@@ -53,6 +53,7 @@ _COLUMNS = (
     "divergence",
     "range",
     "clipped",
+    "clipped_shifted",
     "refused",
 )
 #: All layers at once.
@@ -86,8 +87,7 @@ def _choose_trial(progress: reading.Progress) -> TrialRecord:
     if asked is not None and asked not in trials:
         st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
     default = str(max(progress.members, default=progress.trials[-1].number))
-    names = {number: candidate_name(trial) for number, trial in trials.items()}
-    return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=names)]
+    return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=progress.names)]
 
 
 def _standing(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
@@ -137,8 +137,9 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     if job.description is None:
         return
     st.header("Layers")
-    of_trial = reading.place(), job.id, trial.number, probes is not None
-    frame, strip = _strip(*of_trial, job.description, trial.choices, probes)
+    # A trial is written once, so what is drawn of it can be kept.
+    of_trial = job.id, trial.number, probes is not None
+    frame, strip = reading.kept(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
     st.plotly_chart(
         strip,
         key="strip",
@@ -153,27 +154,14 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     _table(frame)
 
 
-# A trial is written once, so what is drawn of it can be kept.
-@st.cache_resource(max_entries=64, show_spinner=False)
 def _strip(
-    place: str,
-    job_id: str,
-    number: int,
-    probed: bool,
-    _description: ModelDescription,
-    _choices: Mapping[str, str],
-    _probes: Probes | None,
+    job: JobRecord, description: ModelDescription, trial: TrialRecord, probes: Probes | None
 ) -> tuple[pd.DataFrame, go.Figure]:
-    frame = layer_frame(_description, _choices, _probes)
-    return frame, strip_figure(frame, f"{job_id} {number}")
+    frame = layer_frame(description, trial.choices, probes)
+    return frame, strip_figure(frame, f"{job.id} {trial.number}")
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _aligned(of_trial: tuple[str, str, int, bool], block: str, _shown: pd.DataFrame) -> go.Figure:
-    return aligned_figure(_shown, f"{of_trial} {block}")
-
-
-def _costs(of_trial: tuple[str, str, int, bool], frame: pd.DataFrame) -> None:
+def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
     """Show what the layers cost, all or those of one block."""
     rows = blocks(frame["layer"].tolist())
     starts = list(itertools.accumulate((count for _, count in rows), initial=0))
@@ -182,18 +170,22 @@ def _costs(of_trial: tuple[str, str, int, bool], frame: pd.DataFrame) -> None:
     block = choose("Layers shown", list(names), parameter="block", default=_EVERYTHING, names=names)
     shown = frame if block == _EVERYTHING else frame.iloc[starts[int(block) - 1] : starts[int(block)]]
     st.plotly_chart(
-        _aligned(of_trial, block, shown),
+        reading.kept(lambda: aligned_figure(shown, f"{of_trial} {block}"), "costs", *of_trial, block),
         key="costs",
         config=CONFIG,
         alt=f"Time, memory, expected divergence and input range of {len(shown)} layers; the table has the same figures",
     )
     if frame["latency_ms"].isna().all():
         st.caption("This job's layers were not probed, so nothing is known of the time and the divergence of each.")
+    if frame["clipped"].isna().all():
+        st.caption(f"What the ranges clip is not known. {NO_HISTOGRAMS}")
+    elif not frame["clipped"].any():
+        st.caption("The calibrated ranges hold every value seen in calibration, so nothing is clipped.")
 
 
 def _table(frame: pd.DataFrame) -> None:
     st.dataframe(
-        frame[[column for column in _COLUMNS if frame[column].notna().any()]],
+        frame.assign(clipped=100 * frame["clipped"])[[name for name in _COLUMNS if frame[name].notna().any()]],
         hide_index=True,
         key="layers-table",
         alt="The layers in execution order, one a row",
@@ -210,7 +202,10 @@ def _table(frame: pd.DataFrame) -> None:
             ),
             "range": st.column_config.TextColumn("Input range", help="Calibrated; static quantization uses it"),
             "clipped": st.column_config.NumberColumn(
-                "Clipped", format="percent", help="Share of the input outside the range on shifted data"
+                "Clipped", format="%.2g %%", help="Of the inputs seen in calibration, those outside the range"
+            ),
+            "clipped_shifted": st.column_config.NumberColumn(
+                "Clipped, shifted", format="percent", help="Share of the input outside the range on shifted data"
             ),
             "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
         },
@@ -236,8 +231,9 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
         for limit in spec_of(job).constraints.constraints()
         if first and limit.metric.startswith(f"{prefix}latency")
     ]
+    of_run = job.id, trial.number, size
     st.plotly_chart(
-        latency_figure(run, f"{job.id} {trial.number} {size}", drift=drift, limits=limits),
+        reading.kept(lambda: latency_figure(run, str(of_run), drift=drift, limits=limits), "latency", *of_run),
         key="latencies",
         config=CONFIG,
         alt=f"Histogram of {run.candidate_ms.size} passes of this map and {run.reference_ms.size} of full precision",

@@ -1,6 +1,7 @@
 """Page: the fronts of several jobs over one another."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -56,17 +57,18 @@ def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
 
 
 def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
-    frames = [reading.progress(job).frame for job in jobs]
-    x, y = choose_axes(*(measured(names, frames) or names[:1] for names in (LATENCIES, QUALITIES)))
-    fronts = {}
-    for job in jobs:
-        spec = spec_of(job)
-        frame = judged(reading.progress(job).frame, spec.constraints.constraints(), spec.objectives)
-        fronts[names[job.id]] = relative_front(frame, x, y)
+    read = [(job, reading.progress(job)) for job in jobs]
+    frames = [progress.frame for _, progress in read]
+    x, y = choose_axes(*(measured(metrics, frames) or metrics[:1] for metrics in (LATENCIES, QUALITIES)))
+    fronts = {
+        names[job.id]: reading.kept(partial(_front, job, progress, x, y), "relative", job.id, progress.version, x, y)
+        for job, progress in read
+    }
     empty = [name for name, front in fronts.items() if front.empty]
     if len(empty) < len(fronts):
+        shown = tuple((job.id, progress.version) for job, progress in read)
         st.plotly_chart(
-            compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"),
+            reading.kept(lambda: compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"), "compare", shown, x, y),
             key="compare",
             config=ZOOM_CONFIG,
             alt=f"Fronts of {len(fronts)} jobs relative to full precision; the table below has what each front reaches",
@@ -89,6 +91,11 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
             ),
         },
     )
+
+
+def _front(job: JobRecord, progress: reading.Progress, x: str, y: str) -> pd.DataFrame:
+    spec = spec_of(job)
+    return relative_front(judged(progress.frame, spec.constraints.constraints(), spec.objectives), x, y)
 
 
 def _reach(front: pd.DataFrame, y: str) -> dict[str, float | None]:

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,7 +30,7 @@ from autotune.store.records import (
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
-from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>\n\"; DROP TABLE jobs; -- \U0001f600"
@@ -91,7 +92,11 @@ def description() -> ModelDescription:
         layer_bytes={"fc": {"fp32": 64}},
         other_bytes=8,
         calibration=Calibration(
-            ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5, clipped={"fc": 1 / 3}
+            ranges={"fc": ActivationRange(low=-1.5, high=2.25)},
+            histograms={"fc": ActivationHistogram(low=-2.0, high=2.5, counts=(1, 0, 8), clipped=0.125)},
+            samples=64,
+            seconds=0.5,
+            clipped={"fc": 1 / 3},
         ),
         environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
     )
@@ -241,7 +246,8 @@ def test_records_are_passed_by_value(store: Store) -> None:
     store.record([TrialResult(trial=trial(choices=choices))], epoch=0)
     choices["fc"] = "bf16"
     spec["search"]["trials"] = 1
-    store.trials("a1")[0].choices["fc"] = "bf16"  # type: ignore[index]
+    with suppress(TypeError):  # choices need not be a dict that can be changed
+        store.trials("a1")[0].choices["fc"] = "bf16"  # type: ignore[index]
     assert store.trials("a1")[0].choices == {"fc": "fp32"}
     assert store.job("a1").spec["search"]["trials"] == 9
 

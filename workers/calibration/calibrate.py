@@ -11,7 +11,7 @@ from torch import nn
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.calibration.histogram import RangeHistogram
-from workers.calibration.observers import observed_range
+from workers.calibration.observers import observed_range, summary
 from workers.errors import CalibrationError
 from workers.setup import Calibration, CalibrationSettings
 from workers.task import Batch
@@ -24,7 +24,7 @@ def calibrate(
     forward: Callable[[nn.Module, Batch], torch.Tensor],
     settings: CalibrationSettings,
 ) -> Calibration:
-    """Return the input range of every layer that may be quantized, from one pass over ``batches``.
+    """Return range and histogram of the input of every layer that may be quantized, from one pass over ``batches``.
 
     The full-precision model is observed, so ranges do not depend on what other layers will take.
     Embeddings have no range: their inputs are indices.
@@ -48,7 +48,8 @@ def calibrate(
                 "give the task calibration batches that run the whole model"
             )
     ranges = {name: observed_range(histogram, settings) for name, histogram in histograms.items()}
-    return Calibration(ranges=ranges, samples=samples, seconds=time.perf_counter() - start)
+    summaries = {name: summary(histogram, ranges[name]) for name, histogram in histograms.items()}
+    return Calibration(ranges=ranges, histograms=summaries, samples=samples, seconds=time.perf_counter() - start)
 
 
 def clipped_shares(

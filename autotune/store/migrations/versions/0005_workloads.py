@@ -1,13 +1,13 @@
 """Workloads: latencies say what was timed.
 
-Revision: 0006
+Revision: 0005
 Revises: 0004
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
+revision = "0005"
 down_revision = "0004"
 
 
