@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from search_spaces.choice import CHOICES, FULL_PRECISION
-from search_spaces.discovery import discover
+from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
 from workers import device_lock, environment, latency, quality
 from workers.backends import build_backend
@@ -44,7 +44,7 @@ class Evaluator:
         model = self._task.build_model().eval()
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
-        print_of_weights = fingerprint(model)
+        print_of_weights, left_out = fingerprint(model), skipped(model)
         calibration = self._calibration(setup, model, layers)
         #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
@@ -61,6 +61,7 @@ class Evaluator:
             other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
+            skipped=left_out,
             workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
         )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces.discovery import discover
+from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
 from workers import quality
 from workers.errors import TaskError
@@ -142,6 +142,7 @@ def test_experts_of_another_layout_stay_fused() -> None:
     fused = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes))
     fused.model.layers[0].mlp.experts.is_transposed = True
     separate_experts(fused)
+    assert "model.layers.0.mlp.experts" in skipped(fused)
     kept = [isinstance(layer.mlp.experts, Experts) for layer in fused.model.layers]
     assert kept == [False, True]
 
