@@ -25,8 +25,10 @@ from dashboard.text import (
 )
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
 
-#: More points than this make clicks slow; the front and the baselines are always among them.
-MOST_POINTS = 1000
+#: More points than this make pages and clicks slow; the front and the baselines are always among them.
+MOST_POINTS = 500
+#: Cells along each axis, by rank, so that scales do not matter; of the points in one, the newest is drawn first.
+_CELLS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,12 +174,16 @@ def with_misses(points: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.D
 
 
 def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.DataFrame:
-    """Return the rows of ``judged`` that have both metrics, at most ``most``: front, baselines, then the newest."""
+    """Return the rows of ``judged`` that have both metrics, at most ``most``.
+
+    Front and baselines come first, then one point wherever there are some, then the newest.
+    """
     known = frame.dropna(subset=[x, y])
     if len(known) <= most:
         return known
-    wanted = known.assign(first=known["on_front"] | known["baseline"])
-    kept = wanted.sort_values(["first", "number"], ascending=False).head(most)
+    cells = pd.DataFrame({axis: pd.cut(known[axis].rank(method="dense"), _CELLS, labels=False) for axis in (x, y)})
+    wanted = known.assign(first=known["on_front"] | known["baseline"], alone=~cells.duplicated(keep="last"))
+    kept = wanted.sort_values(["first", "alone", "number"], ascending=False).head(most)
     return known.loc[kept.index].sort_values("number")
 
 
@@ -197,7 +203,7 @@ def _why_left_out(trial: TrialRecord) -> str:
         return f"Failed, {cause_text(trial.failure) if trial.failure else 'for an unknown reason'}{said}"
     if trial.state is TrialState.REJECTED:
         return f"Ruled out before it was measured in full{said}"
-    return "One of the two figures was not measured, or there are too many points"
+    return "One of the two figures was not measured, or there are too many points in its place"
 
 
 def limits_on(metric: str, constraints: Sequence[Constraint]) -> tuple[Limit, ...]:

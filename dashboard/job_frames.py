@@ -6,7 +6,6 @@ from datetime import datetime
 
 import pandas as pd
 
-from autotune.budget import searched
 from autotune.job_spec import JobSpec
 from autotune.metrics import METRICS
 from autotune.store.records import EventRecord, JobRecord, JobState, TrialRecord
@@ -19,9 +18,10 @@ class JobSummary:
     """A job with what the list of jobs says about its trials."""
 
     job: JobRecord
-    trials: Sequence[TrialRecord]
-    #: Maps on the current front.
-    front_size: int
+    #: Trials the search itself took.
+    searched: int
+    #: The trials on the current front.
+    front: Sequence[TrialRecord]
 
 
 def selected(jobs: Sequence[JobRecord], *, states: Collection[str], task: str | None, text: str) -> list[JobRecord]:
@@ -63,13 +63,6 @@ def events_frame(events: Sequence[tuple[JobRecord, EventRecord]], zone: str | No
     )
 
 
-def best_feasible(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """Return the feasible trial with the best ``metric``; None if none is feasible."""
-    feasible = [trial for trial in trials if trial.feasible and metric in trial.figures]
-    sign = -1 if METRICS[metric].maximise else 1
-    return min(feasible, key=lambda trial: sign * trial.figures[metric].value, default=None)
-
-
 def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
     """Return the seconds a live job has left at its pace so far; None before it has a pace."""
     if not job.state.is_live or done == 0:
@@ -81,7 +74,7 @@ def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
 
 
 def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
-    job, spec, done = summary.job, spec_of(summary.job), searched(summary.trials)
+    job, spec, done = summary.job, spec_of(summary.job), summary.searched
     left = remaining_seconds(job, spec, done)
     return {
         "name": one_line(job.name),
@@ -89,8 +82,8 @@ def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
         "progress": round(min(1.0, done / spec.search.trials), 2),
         "trials": f"{done} of {spec.search.trials}",
         "left": duration(left) if left is not None else ABSENT,
-        "best": _best_text(summary.trials, spec.objectives[0]),
-        "front": summary.front_size,
+        "best": _best_text(summary, spec.objectives[0]),
+        "front": len(summary.front),
         "task": one_line(job.task),
         "age": duration((now - job.created_at).total_seconds()),
         "hardware": one_line(job.description.environment.hardware) if job.description else ABSENT,
@@ -98,11 +91,13 @@ def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
     }
 
 
-def _best_text(trials: Sequence[TrialRecord], metric: str) -> str:
-    best = best_feasible(trials, metric)
-    if best is None:
-        return "none feasible" if trials else ABSENT
-    return f"{METRICS[metric].label} {figure_text(metric, best.figures[metric])}"
+def _best_text(summary: JobSummary, metric: str) -> str:
+    """Return the best value of an objective; a map that has it is on the front."""
+    if not summary.front:
+        return "none feasible" if summary.searched else ABSENT
+    sign = -1 if METRICS[metric].maximise else 1
+    best = min((trial.figures[metric] for trial in summary.front), key=lambda figure: sign * figure.value)
+    return f"{METRICS[metric].label} {figure_text(metric, best)}"
 
 
 def _queue_row(job: JobRecord, at: datetime) -> dict[str, object]:

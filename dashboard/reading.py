@@ -3,23 +3,28 @@
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pandas as pd
 import streamlit as st
 
+from autotune.errors import NotFoundError
 from autotune.front import standing
 from autotune.probing import probes_of
-from autotune.store.base import ReadStore
+from autotune.store.base import WatchStore
 from autotune.store.open import default_url, open_store
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, TrialRecord
-from dashboard.frames import trial_frame
+from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState, TrialRecord
+from dashboard.frames import candidate_name, trial_frame
+from dashboard.job_frames import JobSummary
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
 #: Share of the time at most that is spent on reading one running job, however many people watch it.
 _READING_SHARE = 0.1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +39,8 @@ class Progress:
     fronts: Sequence[FrontRecord]
     #: ``dashboard.frames.trial_frame`` of the trials that count.
     frame: pd.DataFrame
+    #: Number of each trial, as the URL has it -> name.
+    names: Mapping[str, str]
     #: What was expected of every layer before any map was measured; None if nothing was probed.
     probes: Probes | None
 
@@ -49,7 +56,17 @@ def jobs() -> list[JobRecord]:
     Raises:
         StoreError: if the database cannot be opened or read.
     """
-    return _store(default_url()).jobs()
+    return _jobs(default_url()).all()
+
+
+def waiting() -> list[JobRecord]:
+    """Return the jobs that wait or run, with their leases as they are now: renewing one moves no version.
+
+    Raises:
+        StoreError: if the database cannot be opened or read.
+    """
+    store = _store(default_url())
+    return [job for state in JobState if state.is_live for job in store.jobs(state=state)]
 
 
 def job(job_id: str) -> JobRecord:
@@ -59,7 +76,12 @@ def job(job_id: str) -> JobRecord:
         NotFoundError: if there is none.
         StoreError: if the database cannot be opened or read.
     """
-    return _store(default_url()).job(job_id)
+    return _jobs(default_url()).one(job_id)
+
+
+def summary(record: JobRecord) -> JobSummary:
+    """Return how far a job has come, without reading the trials that are not on its front."""
+    return _summary(default_url(), record.id, record.version, record)
 
 
 def progress(record: JobRecord) -> Progress:
@@ -84,18 +106,60 @@ def events(record: JobRecord) -> list[EventRecord]:
     return _events(default_url(), record.id, record.version)
 
 
+def kept(make: Callable[[], T], *key: Hashable) -> T:
+    """Return what ``make`` returns, made once for everybody who asks with the same key; nobody may change it.
+
+    Args:
+        make: makes it from data of this database that ``key`` names, with their version if they change.
+        key: plain values, the first one saying what is made.
+    """
+    made: T = _kept((default_url(), *key), make)
+    return made
+
+
 def place() -> str:
     """Return where the database is, without user name and password."""
     return re.sub(r"(?<=://)[^/@][^@]*@", "", default_url())
 
 
+class _Jobs:
+    """The jobs of a database. Only those that changed are read again: their descriptions are long."""
+
+    def __init__(self, store: WatchStore) -> None:
+        self._store = store
+        self._read: dict[str, JobRecord] = {}
+
+    def all(self) -> list[JobRecord]:
+        """Return all jobs, newest first."""
+        versions, known = self._store.versions(), self._read
+        moved = {job_id for job_id, version in versions.items() if not _is_current(known.get(job_id), version)}
+        # Two threads may both read what moved; the one that ends last is at least as new.
+        read = self._store.jobs() if moved and not known else [self._store.job(job_id) for job_id in moved]
+        newest = known | {job.id: job for job in read}
+        self._read = {job_id: newest[job_id] for job_id in versions}
+        return list(self._read.values())
+
+    def one(self, job_id: str) -> JobRecord:
+        """Return one job."""
+        self.all()
+        if job_id not in self._read:
+            raise NotFoundError(f"no job {job_id!r} in this database")
+        return self._read[job_id]
+
+
+def _is_current(job: JobRecord | None, version: int) -> bool:
+    return job is not None and job.version >= version
+
+
 class _Watched:
     """The progress of one job, shared by everybody who looks at it."""
 
-    def __init__(self, store: ReadStore) -> None:
+    def __init__(self, store: WatchStore) -> None:
         self._store = store
         self._reading = threading.Lock()
         self._read: Progress | None = None
+        #: A row for each trial read, by number; the ones that were measured again included.
+        self._rows = pd.DataFrame()
         self._next_at = 0.0
 
     @property
@@ -117,26 +181,54 @@ class _Watched:
         if self._read and self._read.version >= record.version:  # read while this one waited
             return self._read
         began = time.monotonic()
-        trials = self._store.trials(record.id)
+        new = self._new_trials(record.id)
+        trials = sorted([*(self._read.trials if self._read else ()), *new], key=lambda trial: trial.number)
+        rows = trial_frame(new).set_index("number", drop=False)
+        rows = pd.concat([self._rows, rows]) if len(self._rows) else rows
         found = Progress(
             version=record.version,
             trials=trials,
             fronts=self._store.fronts(record.id),
-            frame=trial_frame(standing(trials)),
+            frame=rows.loc[[trial.number for trial in standing(trials)]].reset_index(drop=True),
+            names={str(trial.number): candidate_name(trial) for trial in trials},
             probes=self._read.probes if self._read and self._read.probes else probes_of(self._store, record),
         )
         ended = time.monotonic()
         self._next_at = ended + (ended - began) * (1.0 / _READING_SHARE - 1.0)
-        self._read = found
+        self._read, self._rows = found, rows
         return found
+
+    def _new_trials(self, job_id: str) -> list[TrialRecord]:
+        """Return the trials that were not read before; a finished one never changes."""
+        if self._read is None:
+            return self._store.trials(job_id)
+        known = {trial.number for trial in self._read.trials}
+        return self._store.trials(job_id, numbers=[n for n in self._store.numbers(job_id) if n not in known])
 
 
 # Records are frozen and shared as they are: ``cache_data`` would pickle and copy them on every read.
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _store(url: str) -> ReadStore:
+def _store(url: str) -> WatchStore:
     return open_store(url, read_only=True)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _jobs(url: str) -> _Jobs:
+    return _Jobs(_store(url))
+
+
+@st.cache_resource(max_entries=1024, show_spinner=False)
+def _summary(url: str, job_id: str, version: int, _record: JobRecord) -> JobSummary:
+    tally = _store(url).tallies([job_id])[job_id]
+    front = _store(url).trials(job_id, numbers=tally.front)
+    return JobSummary(job=_record, searched=tally.searched, front=front)
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _kept(key: tuple[Hashable, ...], _make: Callable[[], Any]) -> Any:
+    return _make()
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)

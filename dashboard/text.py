@@ -64,9 +64,9 @@ def value_text(metric: str, value: float) -> str:
     """Return a metric's value with its unit, to the digits that mean something."""
     if not math.isfinite(value):
         return "unknown"
-    if metric == "accuracy":
+    if metric.endswith("accuracy"):
         return f"{value:.4f}"
-    if metric == "accuracy_drop":
+    if metric.endswith("accuracy_drop"):
         return f"{100 * value:.2f} %"
     if metric == "latency_ratio":
         return f"{value:.2f} x"
@@ -144,3 +144,8 @@ def _three_digits(value: float) -> str:
         return f"{value:.3g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
+
+
+def clipped_text(share: float) -> str:
+    """Return ``, which clips 0.01 % of the values``; empty if that is not known."""
+    return "" if math.isnan(share) else f", which clips {100 * share:.2g} % of the values"

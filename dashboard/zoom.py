@@ -5,6 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import pandas as pd
+
+from autotune.metrics import METRICS
+
+#: Beside the outermost points: a share of their span, and a ratio on logarithmic axes.
+_AIR, _AIR_RATIO = 0.1, 1.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zoom:
@@ -37,6 +44,20 @@ class Zoom:
             return None
         spans = {axis: (min(boxes[-1][axis]), max(boxes[-1][axis])) for axis in ("x", "y")}
         zoom = cls(x=x, x_span=spans["x"], y=y, y_span=spans["y"])
+        return zoom if zoom._is_box() else None
+
+    @classmethod
+    def around(cls, points: pd.DataFrame, x: str, y: str) -> Self | None:
+        """Return the zoom that shows all of ``points`` with some air; None if they have no extent on an axis."""
+        spans = {}
+        for metric in (x, y):
+            low, high = float(points[metric].min()), float(points[metric].max())
+            if METRICS[metric].logarithmic:
+                low = float(points[metric][points[metric] > 0].min())
+                spans[metric] = (low / _AIR_RATIO, high * _AIR_RATIO)
+            else:
+                spans[metric] = (low - _AIR * (high - low), high + _AIR * (high - low))
+        zoom = cls(x=x, x_span=spans[x], y=y, y_span=spans[y])
         return zoom if zoom._is_box() else None
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def capture(*, hardware: str, backend: str) -> Environment:
-    """Return the environment as it is now."""
+def capture(*, hardware: str, backend: str, libraries: Sequence[str] = ()) -> Environment:
+    """Return the environment as it is now; ``libraries`` are distributions the backend runs with."""
     return Environment(
         hardware=hardware,
         backend=backend,
@@ -36,7 +37,7 @@ def capture(*, hardware: str, backend: str) -> Environment:
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "quant-autotune": metadata.version("quant-autotune"),
+            **{name: metadata.version(name) for name in ("quant-autotune", *libraries)},
             **_revision(),
         },
     )

@@ -24,6 +24,8 @@ from autotune.job_spec import JobSpec
 from autotune.store.open import migrate
 from workers.tasks import list_tasks, load_task_file, task_info
 
+#: How far the dashboard stands back for searches on the same machine; see ``os.nice``.
+NICENESS = 10
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -116,6 +118,7 @@ def dashboard(
     assert spec is not None
     assert spec.origin is not None
     script = Path(spec.origin).with_name("app.py")
+    os.nice(NICENESS)
     say(f"Dashboard on http://{address}:{port} reading {database}. Ctrl-C ends it.")
     command = [sys.executable, "-m", "streamlit", "run", str(script), *_streamlit_flags(address, port)]
     code = subprocess.run(command, env=os.environ | {"AUTOTUNE_DATABASE": database}, check=False).returncode

@@ -1,8 +1,6 @@
 """Exporters: a map and its model -> files that another runtime deploys."""
 
 import importlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +9,8 @@ from autotune.errors import ExportError
 from search_spaces.choice import LayerChoice
 from search_spaces.errors import unknown
 from search_spaces.layer import Layer
+from workers.errors import BackendError
+from workers.libraries import optional_libraries
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,21 +75,13 @@ def libraries(extra: str = "export") -> Iterator[None]:
     """Import and call packages of an extra inside this context, without what they log and warn of.
 
     Raises:
-        ExportError: if one is not installed.
+        ExportError: if one is not installed, or cannot hold or run the model.
     """
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with optional_libraries("this", extra):
             yield
-    except ImportError as error:
-        raise ExportError(
-            f"this needs the package {error.name or str(error)!r}, which is not installed; "
-            f"install what is needed with: pip install 'quant-autotune[{extra}]'"
-        ) from None
-    finally:
-        logging.disable(level)
+    except BackendError as error:
+        raise ExportError(str(error)) from error
 
 
 def _refusals(exporter: "Exporter", wanted: Sequence[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:

@@ -93,7 +93,23 @@ class ReadStore(Protocol):
         ...
 
 
-class Store(ReadStore, Protocol):
+class WatchStore(ReadStore, Protocol):
+    """What those need besides who look again and again: light reads that tell what is new."""
+
+    def versions(self) -> Mapping[str, int]:
+        """Return the version of every job by id, newest job first."""
+        ...
+
+    def numbers(self, job_id: str) -> list[int]:
+        """Return the numbers of a job's trials, ascending; one may be recorded after a higher one.
+
+        Raises:
+            NotFoundError: if there is no such job.
+        """
+        ...
+
+
+class Store(WatchStore, Protocol):
     """What users' actions and drivers need besides. Every method is one transaction."""
 
     def create_job(
@@ -111,11 +127,17 @@ class Store(ReadStore, Protocol):
         """
         ...
 
-    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+    def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
         """Apply a transition to a job that nobody else changes meanwhile, and return the job as it is now.
+
+        Args:
+            job_id: the job.
+            transition: what changes of it.
+            most_live: jobs its owner may have that wait or run, if this one does not yet; None is without a limit.
 
         Raises:
             NotFoundError: if there is no such job.
+            ConflictError: if its owner has too many jobs.
             AutotuneError: what the transition raises; then nothing is changed.
         """
         ...

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,42 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
-from workers.measurement import FailureCause, LatencySamples, Samples
+from workers.measurement import FailureCause, LatencySamples, Samples, Workload
 from workers.setup import Estimator, LayerProbe, ModelDescription, Probes
 
 Row = Mapping[Any, Any]
+
+
+class PackedChoices(Mapping[str, str]):
+    """Layer name -> choice name, unpacked by the first look at a layer: most readers of many trials need none."""
+
+    __slots__ = ("_layers", "_packed", "_unpacked")
+
+    def __init__(self, layers: Sequence[str], packed: str) -> None:
+        self._layers, self._packed = layers, packed
+        self._unpacked: dict[str, str] | None = None
+
+    def __getitem__(self, layer: str) -> str:
+        if self._unpacked is None:
+            self._unpacked = self._unpack()
+        return self._unpacked[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __repr__(self) -> str:
+        return repr(self._unpack())
+
+    def values(self) -> ValuesView[str]:
+        """Return the choices; nothing is kept of that."""
+        return self._unpack().values()
+
+    def _unpack(self) -> dict[str, str]:
+        return dict(zip(self._layers, self._packed.split(","), strict=True)) if self._layers else {}
+
 
 _DESCRIPTION = TypeAdapter(ModelDescription)
 _SAMPLES = np.dtype("<f8")
@@ -113,7 +145,7 @@ def trial_record(row: Row, layers: Sequence[str], figures: Mapping[str, Figure])
         kind=TrialKind(fields.pop("kind")),
         state=TrialState(fields.pop("state")),
         failure=FailureCause(failure) if failure else None,
-        choices=dict(zip(layers, fields.pop("choices").split(","), strict=False)),
+        choices=PackedChoices(layers, fields.pop("choices")),
         figures=figures,
         **fields,
     )
@@ -128,12 +160,13 @@ def figure_rows(trial: TrialRecord) -> list[dict[str, Any]]:
 
 
 def latency_rows(result: TrialResult) -> list[dict[str, Any]]:
-    """Return a row for each batch size a trial was timed at."""
+    """Return a row for each workload and batch size a trial was timed in."""
     return [
         _key(result.trial)
         | {
             "position": position,
             "batch_size": latency.batch_size,
+            "workload": latency.workload.value,
             "candidate_ms": _packed(latency.candidate_ms),
             "reference_ms": _packed(latency.reference_ms),
         }
@@ -146,6 +179,7 @@ def latency_samples(rows: Iterable[Row]) -> tuple[LatencySamples, ...]:
     return tuple(
         LatencySamples(
             batch_size=row["batch_size"],
+            workload=Workload(row["workload"]),
             candidate_ms=_unpacked(row["candidate_ms"]),
             reference_ms=_unpacked(row["reference_ms"]),
         )

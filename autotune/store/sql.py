@@ -60,6 +60,14 @@ class SqlStore:
         """See ``ReadStore.job``."""
         return self._read(lambda connection: statements.job(connection, job_id))
 
+    def versions(self) -> Mapping[str, int]:
+        """See ``WatchStore.versions``."""
+        return self._read(statements.versions)
+
+    def numbers(self, job_id: str) -> list[int]:
+        """See ``WatchStore.numbers``."""
+        return self._read(lambda connection: statements.numbers(connection, job_id))
+
     def trials(
         self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
     ) -> list[TrialRecord]:
@@ -100,9 +108,9 @@ class SqlStore:
                 return self._run(create)
         raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
 
-    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+    def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
         """See ``Store.change_job``."""
-        return self._run(lambda connection: statements.change_job(connection, job_id, transition))
+        return self._run(lambda connection: statements.change_job(connection, job_id, transition, most_live))
 
     def claim_next(self, transition: Transition) -> JobRecord | None:
         """See ``Store.claim_next``."""

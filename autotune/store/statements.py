@@ -60,6 +60,22 @@ def job(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord
     return rows.job_record(row)
 
 
+def versions(connection: Connection) -> dict[str, int]:
+    """Return the version of every job, newest job first."""
+    newest_first = sa.select(_jobs.id, _jobs.version).order_by(_jobs.created_at.desc(), _jobs.id.desc())
+    return {row.id: row.version for row in connection.execute(newest_first)}
+
+
+def numbers(connection: Connection, job_id: str) -> list[int]:
+    """Return the numbers of a job's trials, ascending."""
+    column = tables.trials.c.number
+    found = connection.execute(sa.select(column).where(tables.trials.c.job_id == job_id).order_by(column)).scalars()
+    recorded = list(found)
+    if not recorded:
+        _check_exists(connection, job_id)
+    return recorded
+
+
 def trials(
     connection: Connection, job_id: str, numbers: Sequence[int] | None, after: int, limit: int | None
 ) -> list[TrialRecord]:
@@ -130,9 +146,12 @@ def create_job(
     return record
 
 
-def change_job(connection: Connection, job_id: str, transition: Transition) -> JobRecord:
+def change_job(connection: Connection, job_id: str, transition: Transition, most_live: int | None) -> JobRecord:
     """Apply a transition to a job."""
-    return _change(connection, job(connection, job_id, lock=True), transition)
+    record = job(connection, job_id, lock=True)
+    if most_live is not None and not record.state.is_live:
+        _check_room(connection, record.owner, most_live)
+    return _change(connection, record, transition)
 
 
 def claim_next(connection: Connection, transition: Transition) -> JobRecord | None:

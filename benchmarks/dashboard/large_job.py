@@ -17,7 +17,7 @@ from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, 
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
 from workers.measurement import Environment, LatencySamples
-from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
 _TIME = np.array([1.0, 0.55, 0.27, 0.33, 0.84, 0.9])
@@ -84,6 +84,7 @@ def _description(count: int) -> ModelDescription:
         )
         for order in range(count)
     )
+    histogram = ActivationHistogram(low=-4.0, high=4.0, counts=tuple(range(1000, 1064)), clipped=0.001)
     sizes = {choice: int((4 << 20) * share) for choice, share in zip(CHOICES, _BYTES, strict=True)}
     return ModelDescription(
         fingerprint="5e" * 32,
@@ -92,7 +93,10 @@ def _description(count: int) -> ModelDescription:
         layer_bytes={layer.name: sizes for layer in layers},
         other_bytes=1 << 20,
         calibration=Calibration(
-            ranges={layer.name: ActivationRange(low=-3.0, high=4.0) for layer in layers}, samples=256, seconds=9.0
+            ranges={layer.name: ActivationRange(low=-3.0, high=4.0) for layer in layers},
+            histograms={layer.name: histogram for layer in layers},
+            samples=256,
+            seconds=9.0,
         ),
         environment=Environment(hardware="none: made up", backend="x86", threads=2, load=0.0, versions={}),
     )

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import FAINT, PRECISIONS, QUIET, STRONG
 from dashboard.text import in_chart
 from search_spaces.choice import Precision
@@ -32,12 +32,13 @@ _TIME = _Strip(column="time_share", title="Share of the time of a pass, as probe
 _WORK = _Strip(column="flops_share", title="Share of the multiplications", digits=".1%")
 _BYTES = _Strip(column="weight_mib", title="Weight memory (MiB)", digits=".3~g")
 _LOSS = _Strip(column="divergence_share", title="Share of the expected divergence, as probed", digits=".1%")
+_CLIPPED = _Strip(column="clipped", title="Share of the inputs that the calibrated range clips", digits=".2%")
 
 
 def aligned_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
-    """Return strips of choices, time, bytes, expected divergence and calibrated range.
+    """Return strips of choices, time, bytes, expected divergence, clipping and calibrated range.
 
-    Without probes multiplications stand for time, and divergence is left out.
+    Without probes multiplications stand for time, and divergence is left out; so is clipping if there is none.
 
     Args:
         layers: rows of ``dashboard.layer_frames.layer_frame``, all or those of a block.
@@ -50,10 +51,16 @@ def aligned_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
     )
     probed = cells["latency_ms"].notna().any()
     strips = [_TIME, _BYTES, _LOSS] if probed else [_WORK, _BYTES]
+    strips += [_CLIPPED] if (layers["clipped"] > 0).any() else []
     titles = ["Choice", *(strip.title for strip in strips), "Calibrated input range; static layers use it"]
     heights = [_CHOICES_PIXELS, *[_STRIP_PIXELS] * (len(strips) + 1)]
     figure = make_subplots(
-        rows=len(heights), shared_xaxes=True, row_heights=heights, vertical_spacing=0.07, subplot_titles=titles
+        rows=len(heights),
+        shared_xaxes=True,
+        row_heights=heights,
+        vertical_spacing=0.07,
+        subplot_titles=titles,
+        figure=Drawing(),
     )
     for trace in _choices(cells):
         figure.add_trace(trace, row=1, col=1)

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from autotune.metrics import METRICS
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import GUIDE, QUIET, SERIES
 from dashboard.text import in_chart, label_in_sentence
 
@@ -28,7 +28,7 @@ def compare_figure(fronts: Mapping[str, pd.DataFrame], *, x: str, y: str, revisi
         revision: see ``layout.finish``.
     """
     logarithmic = METRICS[y].logarithmic
-    figure = go.Figure()
+    figure = Drawing()
     for place, (job, front) in enumerate(fronts.items()):
         shown = front[front["y"] > 0] if logarithmic else front
         if len(shown):

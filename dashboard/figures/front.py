@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from autotune.metrics import METRICS, Figure
 from autotune.store.records import FrontRecord
 from dashboard.figures.labels import sides
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
 from dashboard.frames import Limit
 from dashboard.text import axis_title, figure_text, in_chart, interval_text
@@ -87,7 +87,7 @@ def front_figure(
     named = placed["group"] == _BASELINE.name
     places = _shares(placed["x"], x_range), _shares(placed["y"], y_range, logarithmic)
     placed.loc[named, "side"] = sides(*places, named.tolist())
-    figure = go.Figure(_front_line(placed[placed["on_front"]], METRICS[y].maximise))
+    figure = Drawing(_front_line(placed[placed["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(placed[placed["group"] == group.name], group))
     # Towards the corner that no map reaches, where words cover nothing.
@@ -121,7 +121,7 @@ def hypervolume_figure(fronts: Sequence[FrontRecord], trials: int, revision: str
         customdata=[*(len(front.members) for front in fronts), len(fronts[-1].members)],
         hovertemplate="%{x} trials<br>hypervolume %{y:.4g}<br>%{customdata} maps on the front<extra></extra>",
     )
-    figure = go.Figure(line)
+    figure = Drawing(line)
     figure.update_xaxes(title="Trials measured", gridcolor=QUIET, zeroline=False, range=(0, trials + 1))
     figure.update_yaxes(title="Hypervolume", gridcolor=QUIET, zeroline=False, nticks=4)
     return finish(figure, height=200, revision=revision, legend=False)

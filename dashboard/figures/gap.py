@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.figures.labels import short_names
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import BASELINE, FAINT, QUIET, STRONG
 from dashboard.layer_frames import Gap
 from dashboard.text import in_chart
@@ -40,7 +40,7 @@ def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revisio
         customdata=names,
         hovertemplate="<b>%{customdata}</b><br>%{x:+.3~g}<extra></extra>",
     )
-    figure = go.Figure(bars)
+    figure = Drawing(bars)
     figure.update_xaxes(title=title, gridcolor=QUIET, zeroline=True, zerolinecolor=FAINT, nticks=5, exponentformat="e")
     figure.update_yaxes(
         autorange="reversed",

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from autotune.metrics import METRICS
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import BASELINE, LIMIT, QUIET, STRONG
 from dashboard.frames import Limit
 from dashboard.text import in_chart
@@ -31,7 +31,7 @@ def latency_figure(
         limits: on any percentile, each a line with its label.
     """
     edges = _edges(latency) * drift
-    figure = go.Figure()
+    figure = Drawing()
     for name, samples, color in (
         ("Full precision", latency.reference_ms * drift, BASELINE),
         ("This map", latency.candidate_ms * drift, STRONG),

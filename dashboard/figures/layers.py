@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.figures.labels import short_names
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import CHOICE_SYMBOLS, MODE_COLORS, PRECISIONS, QUIET
 from dashboard.layer_frames import MODES, mode_of
 from dashboard.text import in_chart
@@ -26,7 +26,7 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
         revision: see ``layout.finish``.
     """
     names = list(dict.fromkeys(layers["layer"]))
-    figure = go.Figure()
+    figure = Drawing()
     for choice in CHOICES:
         mine = layers[(layers["choice"] == choice) & (layers["divergence"] > 0)]
         if len(mine):
@@ -69,7 +69,7 @@ def choices_figure(choices: pd.DataFrame, revision: str) -> go.Figure:
         revision: see ``layout.finish``.
     """
     names = list(dict.fromkeys(choices["layer"]))
-    figure = go.Figure()
+    figure = Drawing()
     for choice in CHOICES:
         mine = choices[choices["choice"] == choice]
         if len(mine):
@@ -88,7 +88,7 @@ def roles_figure(roles: pd.DataFrame, revision: str) -> go.Figure:
         roles: ``dashboard.layer_frames.role_frame``.
         revision: see ``layout.finish``.
     """
-    figure = go.Figure()
+    figure = Drawing()
     for mode in MODES:
         if roles[mode].any():
             figure.add_trace(_shares(roles[mode].tolist(), list(range(len(roles))), mode, MODE_COLORS[mode], mode))

@@ -15,6 +15,16 @@ ZOOM_CONFIG: dict[str, Any] = {
 }
 
 
+class Drawing(go.Figure):  # type: ignore[misc]  # plotly has no types
+    """A figure that is turned into plain data once, however often it is shown; not to be changed after that."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figure as plain data, which nobody may change."""
+        if "_plain" not in self.__dict__:
+            self._plain: dict[str, Any] = super().to_dict()
+        return self._plain
+
+
 def finish(figure: go.Figure, *, height: int, revision: str, legend: bool = True) -> go.Figure:
     """Return ``figure`` with the shared layout.
 

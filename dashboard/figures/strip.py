@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.figures.layout import finish
+from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import PRECISIONS
-from dashboard.text import in_chart
+from dashboard.text import clipped_text, in_chart
 from search_spaces.choice import Precision
 
 #: Most cells in a row, so that a letter fits into each on a phone.
@@ -26,7 +26,7 @@ def strip_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
         column=[column for _, count in rows for column in range(count)],
         hover=[_hover(layer) for layer in layers.to_dict("records")],
     )
-    figure = go.Figure()
+    figure = Drawing()
     for precision in Precision:
         mine = cells[cells["precision"] == precision.value]
         if len(mine):
@@ -98,7 +98,7 @@ def _hover(layer: Mapping[Hashable, Any]) -> str:
         f"{layer['kind']}, {layer['shape']}",
         f"Takes {layer['choice']}, {layer['bytes']}",
         f"{100 * layer['flops_share']:.1f} % of the multiplications",
-        f"Calibrated input range {layer['range']}",
+        f"Calibrated input range {layer['range']}" + clipped_text(layer["clipped"]),
     ]
     if layer["refused"]:
         lines.append(f"Cannot take {in_chart(layer['refused'])}")

@@ -1,7 +1,7 @@
 """Page: the quantization map of one candidate, layer by layer."""
 
 import itertools
-from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,18 @@ from streamlit import Page
 
 from autotune.errors import ConflictError
 from autotune.map_file import dump, map_document
-from autotune.metrics import METRICS, Figure
+from autotune.metrics import METRICS, Figure, prefix_of
 from autotune.store.records import JobRecord, TrialRecord, TrialState
 from dashboard import reading
 from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.latency import hidden_samples, latency_figure
 from dashboard.figures.layout import CONFIG
 from dashboard.figures.strip import blocks, strip_figure
-from dashboard.frames import Limit, candidate_name, full_precision, misses_text, spec_of
+from dashboard.frames import Limit, full_precision, misses_text, spec_of
 from dashboard.layer_frames import layer_frame
-from dashboard.parts import choose, choose_job
+from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
 from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
+from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
 
 #: Metrics in the header, in reading order, by their short names.
@@ -29,14 +30,17 @@ _HEADLINES = {
     "latency_p50_ms": "Latency p50",
     "latency_p95_ms": "Latency p95",
     "latency_ratio": "Latency ratio",
+    "prefill_latency_p50_ms": "First token p50",
+    "decode_latency_p50_ms": "Per token p50",
     "accuracy": "Accuracy",
+    "shifted_accuracy": "Shifted accuracy",
     "divergence": "Divergence",
     "held_out_accuracy": "Held-out accuracy",
     "weight_memory_mib": "Weight memory",
     "peak_memory_mib": "Peak memory",
 }
 #: Of these, a change from full precision means something.
-_COMPARED = ("latency_p50_ms", "latency_p95_ms", "accuracy", "weight_memory_mib", "peak_memory_mib")
+_COMPARED = tuple(name for name in _HEADLINES if name not in ("latency_ratio", "divergence", "held_out_accuracy"))
 #: Columns of the table of layers; those that nothing is known of are left out.
 _COLUMNS = (
     "layer",
@@ -48,6 +52,8 @@ _COLUMNS = (
     "latency_ms",
     "divergence",
     "range",
+    "clipped",
+    "clipped_shifted",
     "refused",
 )
 #: All layers at once.
@@ -81,8 +87,7 @@ def _choose_trial(progress: reading.Progress) -> TrialRecord:
     if asked is not None and asked not in trials:
         st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
     default = str(max(progress.members, default=progress.trials[-1].number))
-    names = {number: candidate_name(trial) for number, trial in trials.items()}
-    return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=names)]
+    return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=progress.names)]
 
 
 def _standing(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
@@ -132,8 +137,9 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     if job.description is None:
         return
     st.header("Layers")
-    of_trial = reading.place(), job.id, trial.number, probes is not None
-    frame, strip = _strip(*of_trial, job.description, trial.choices, probes)
+    # A trial is written once, so what is drawn of it can be kept.
+    of_trial = job.id, trial.number, probes is not None
+    frame, strip = reading.kept(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
     st.plotly_chart(
         strip,
         key="strip",
@@ -148,27 +154,14 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     _table(frame)
 
 
-# A trial is written once, so what is drawn of it can be kept.
-@st.cache_resource(max_entries=64, show_spinner=False)
 def _strip(
-    place: str,
-    job_id: str,
-    number: int,
-    probed: bool,
-    _description: ModelDescription,
-    _choices: Mapping[str, str],
-    _probes: Probes | None,
+    job: JobRecord, description: ModelDescription, trial: TrialRecord, probes: Probes | None
 ) -> tuple[pd.DataFrame, go.Figure]:
-    frame = layer_frame(_description, _choices, _probes)
-    return frame, strip_figure(frame, f"{job_id} {number}")
+    frame = layer_frame(description, trial.choices, probes)
+    return frame, strip_figure(frame, f"{job.id} {trial.number}")
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _aligned(of_trial: tuple[str, str, int, bool], block: str, _shown: pd.DataFrame) -> go.Figure:
-    return aligned_figure(_shown, f"{of_trial} {block}")
-
-
-def _costs(of_trial: tuple[str, str, int, bool], frame: pd.DataFrame) -> None:
+def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
     """Show what the layers cost, all or those of one block."""
     rows = blocks(frame["layer"].tolist())
     starts = list(itertools.accumulate((count for _, count in rows), initial=0))
@@ -177,18 +170,22 @@ def _costs(of_trial: tuple[str, str, int, bool], frame: pd.DataFrame) -> None:
     block = choose("Layers shown", list(names), parameter="block", default=_EVERYTHING, names=names)
     shown = frame if block == _EVERYTHING else frame.iloc[starts[int(block) - 1] : starts[int(block)]]
     st.plotly_chart(
-        _aligned(of_trial, block, shown),
+        reading.kept(lambda: aligned_figure(shown, f"{of_trial} {block}"), "costs", *of_trial, block),
         key="costs",
         config=CONFIG,
         alt=f"Time, memory, expected divergence and input range of {len(shown)} layers; the table has the same figures",
     )
     if frame["latency_ms"].isna().all():
         st.caption("This job's layers were not probed, so nothing is known of the time and the divergence of each.")
+    if frame["clipped"].isna().all():
+        st.caption(f"What the ranges clip is not known. {NO_HISTOGRAMS}")
+    elif not frame["clipped"].any():
+        st.caption("The calibrated ranges hold every value seen in calibration, so nothing is clipped.")
 
 
 def _table(frame: pd.DataFrame) -> None:
     st.dataframe(
-        frame[[column for column in _COLUMNS if frame[column].notna().any()]],
+        frame.assign(clipped=100 * frame["clipped"])[[name for name in _COLUMNS if frame[name].notna().any()]],
         hide_index=True,
         key="layers-table",
         alt="The layers in execution order, one a row",
@@ -204,6 +201,12 @@ def _table(frame: pd.DataFrame) -> None:
                 "Divergence", format="%.1e", help="As probed, if this layer alone took its choice"
             ),
             "range": st.column_config.TextColumn("Input range", help="Calibrated; static quantization uses it"),
+            "clipped": st.column_config.NumberColumn(
+                "Clipped", format="%.2g %%", help="Of the inputs seen in calibration, those outside the range"
+            ),
+            "clipped_shifted": st.column_config.NumberColumn(
+                "Clipped, shifted", format="percent", help="Share of the input outside the range on shifted data"
+            ),
             "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
         },
     )
@@ -215,21 +218,22 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     if not runs:
         return
     st.header("Latency")
-    sizes = {str(run.batch_size): run for run in runs}
+    sizes = {_timed_text(run): run for run in runs}
     size = next(iter(sizes))
     if len(sizes) > 1:
         size = st.segmented_control("Batch size", list(sizes), default=size, required=True, key="batch") or size
-    run = sizes[size]
+    run, prefix = sizes[size], prefix_of(sizes[size].workload)
     # The figures above are of the first batch size, and corrected; so are the limits.
-    first = size == next(iter(sizes)) and "latency_p50_ms" in trial.figures
-    drift = trial.figures["latency_p50_ms"].value / float(np.median(run.candidate_ms)) if first else 1.0
+    first = run.batch_size == runs[0].batch_size and f"{prefix}latency_p50_ms" in trial.figures
+    drift = trial.figures[f"{prefix}latency_p50_ms"].value / float(np.median(run.candidate_ms)) if first else 1.0
     limits = [
         Limit(value=limit.limit, at_most=True, label=f"limit of {METRICS[limit.metric].label.split()[-1]}")
         for limit in spec_of(job).constraints.constraints()
-        if first and limit.metric.startswith("latency")
+        if first and limit.metric.startswith(f"{prefix}latency")
     ]
+    of_run = job.id, trial.number, size
     st.plotly_chart(
-        latency_figure(run, f"{job.id} {trial.number} {size}", drift=drift, limits=limits),
+        reading.kept(lambda: latency_figure(run, str(of_run), drift=drift, limits=limits), "latency", *of_run),
         key="latencies",
         config=CONFIG,
         alt=f"Histogram of {run.candidate_ms.size} passes of this map and {run.reference_ms.size} of full precision",
@@ -240,6 +244,10 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
         f"{run.candidate_ms.size} passes of this map, {run.reference_ms.size} of full precision in between, batch size "
         f"{size}.{corrected}" + (f" Slower passes not shown: {hidden}." if hidden else "")
     )
+
+
+def _timed_text(run: LatencySamples) -> str:
+    return str(run.batch_size) if run.workload is Workload.FORWARD else f"{run.batch_size}, {run.workload}"
 
 
 def _download(job: JobRecord, trial: TrialRecord) -> None:

@@ -1,6 +1,7 @@
 """Page: the fronts of several jobs over one another."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -12,7 +13,7 @@ from dashboard.comparing import differences, protocol, relative_front, warning
 from dashboard.figures.compare import MOST_JOBS, compare_figure
 from dashboard.figures.layout import ZOOM_CONFIG
 from dashboard.frames import judged, spec_of
-from dashboard.parts import LATENCIES, choose_axes, choose_many, how_to_begin, job_names
+from dashboard.parts import LATENCIES, QUALITIES, choose_axes, choose_many, how_to_begin, job_names, measured
 from dashboard.text import in_markdown
 
 #: Newest jobs that can be chosen; a link can name others.
@@ -56,16 +57,18 @@ def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
 
 
 def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
-    x, y = choose_axes(LATENCIES)
-    fronts = {}
-    for job in jobs:
-        spec = spec_of(job)
-        frame = judged(reading.progress(job).frame, spec.constraints.constraints(), spec.objectives)
-        fronts[names[job.id]] = relative_front(frame, x, y)
+    read = [(job, reading.progress(job)) for job in jobs]
+    frames = [progress.frame for _, progress in read]
+    x, y = choose_axes(*(measured(metrics, frames) or metrics[:1] for metrics in (LATENCIES, QUALITIES)))
+    fronts = {
+        names[job.id]: reading.kept(partial(_front, job, progress, x, y), "relative", job.id, progress.version, x, y)
+        for job, progress in read
+    }
     empty = [name for name, front in fronts.items() if front.empty]
     if len(empty) < len(fronts):
+        shown = tuple((job.id, progress.version) for job, progress in read)
         st.plotly_chart(
-            compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"),
+            reading.kept(lambda: compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"), "compare", shown, x, y),
             key="compare",
             config=ZOOM_CONFIG,
             alt=f"Fronts of {len(fronts)} jobs relative to full precision; the table below has what each front reaches",
@@ -88,6 +91,11 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
             ),
         },
     )
+
+
+def _front(job: JobRecord, progress: reading.Progress, x: str, y: str) -> pd.DataFrame:
+    spec = spec_of(job)
+    return relative_front(judged(progress.frame, spec.constraints.constraints(), spec.objectives), x, y)
 
 
 def _reach(front: pd.DataFrame, y: str) -> dict[str, float | None]:

@@ -1,5 +1,8 @@
 """Page: what two maps of one job differ in, and which layers explain it."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 from streamlit import Page
@@ -10,7 +13,7 @@ from autotune.store.records import JobRecord, TrialRecord
 from dashboard import reading
 from dashboard.figures.gap import gap_figure
 from dashboard.figures.layout import CONFIG
-from dashboard.frames import candidate_name, metrics_frame, spec_of
+from dashboard.frames import metrics_frame, spec_of
 from dashboard.layer_frames import Gap, accuracy_drops, diff_frame, divergence_gap, latency_gap
 from dashboard.parts import choose, choose_job
 from dashboard.text import in_markdown, value_text
@@ -35,7 +38,11 @@ def show(map_page: Page) -> None:
             st.page_link(
                 map_page, label=f"Open the {word} map", query_params={"job": job.id, "trial": str(trial.number)}
             )
-    diff = diff_frame(job.description, pair[0].choices, pair[1].choices, progress.probes)
+    description, numbers = job.description, (pair[0].number, pair[1].number)
+    diff = reading.kept(
+        lambda: diff_frame(description, pair[0].choices, pair[1].choices, progress.probes),
+        "diff", job.id, *numbers, progress.probes is not None,
+    )  # fmt: skip
     _metrics(pair)
     _layers(diff, len(job.description.layers))
     if len(diff):
@@ -45,11 +52,7 @@ def show(map_page: Page) -> None:
 def _choose_pair(job: JobRecord, progress: reading.Progress) -> Pair:
     """Return the maps in the URL: without any full precision, and the one people would take."""
     trials = {str(trial.number): trial for trial in progress.trials}
-    names = {number: candidate_name(trial) for number, trial in trials.items()}
-    try:
-        best = pick(progress.trials, "knee", spec_of(job).objectives).number
-    except NoFeasibleMapError:
-        best = progress.trials[-1].number
+    best = reading.kept(lambda: _best(progress, spec_of(job).objectives), "knee", job.id, progress.version)
     defaults = {"first": str(progress.trials[0].number), "second": str(best)}
     chosen = []
     for column, (parameter, default) in zip(st.columns(2), defaults.items(), strict=True):
@@ -58,8 +61,17 @@ def _choose_pair(job: JobRecord, progress: reading.Progress) -> Pair:
             st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
         with column:
             label = f"{parameter.capitalize()} map"
-            chosen.append(trials[choose(label, list(trials), parameter=parameter, default=default, names=names)])
+            chosen.append(
+                trials[choose(label, list(trials), parameter=parameter, default=default, names=progress.names)]
+            )
     return chosen[0], chosen[1]
+
+
+def _best(progress: reading.Progress, objectives: Sequence[str]) -> int:
+    try:
+        return pick(progress.trials, "knee", objectives).number
+    except NoFeasibleMapError:
+        return progress.trials[-1].number
 
 
 def _metrics(pair: Pair) -> None:
@@ -123,10 +135,11 @@ def _explained(progress: reading.Progress, diff: pd.DataFrame, pair: Pair) -> No
         ("divergence", divergence, "Divergence", "divergence"),
     )
     for place, (column, gap, title, metric) in zip(st.columns(2), parts, strict=True):
+        figure = reading.kept(partial(gap_figure, diff, column, gap, title=title, revision=revision), column, revision)
         with place:
             st.markdown(in_markdown(_sentence(title, gap, metric), longest=300))
             st.plotly_chart(
-                gap_figure(diff, column, gap, title=title, revision=revision),
+                figure,
                 key=f"gap-{column}",
                 config=CONFIG,
                 alt=f"What each layer changes of: {title}; the table above has the same figures",
@@ -148,7 +161,10 @@ def _sentence(title: str, gap: Gap, metric: str) -> str:
 
 
 def _accuracy(progress: reading.Progress, probes: Probes, pair: Pair) -> None:
-    drops = accuracy_drops(progress.trials, (pair[0].choices, pair[1].choices), probes)
+    drops = reading.kept(
+        lambda: accuracy_drops(progress.trials, (pair[0].choices, pair[1].choices), probes),
+        "drops", pair[0].job_id, pair[0].number, pair[1].number, progress.version,
+    )  # fmt: skip
     figures = [trial.figures.get("accuracy_drop") for trial in pair]
     if drops is None or figures[0] is None or figures[1] is None:
         return

@@ -26,7 +26,7 @@ from dashboard.frames import (
     with_misses,
 )
 from dashboard.limits import limit_sliders
-from dashboard.parts import LATENCIES, choose_axes, choose_job, job_facts, live
+from dashboard.parts import LATENCIES, QUALITIES, choose_axes, choose_job, job_facts, live, measured
 from dashboard.picks import Pick, picks
 from dashboard.text import in_markdown
 from dashboard.zoom import Zoom
@@ -36,7 +36,10 @@ _COLUMNS = {
     "latency_p50_ms": ("p50 (ms)", "%.3f"),
     "latency_p95_ms": ("p95 (ms)", "%.3f"),
     "latency_ratio": ("p50 ratio", "%.3f"),
+    "prefill_latency_p50_ms": ("First token (ms)", "%.3f"),
+    "decode_latency_p50_ms": ("Per token (ms)", "%.3f"),
     "accuracy": ("Accuracy", "%.4f"),
+    "shifted_accuracy": ("Shifted accuracy", "%.4f"),
     "divergence": ("Divergence", "%.2e"),
     "weight_memory_mib": ("Weights (MiB)", "%.1f"),
     "peak_memory_mib": ("Peak (MiB)", "%.1f"),
@@ -50,6 +53,8 @@ class _Drawing:
     points: pd.DataFrame
     picks: tuple[Pick, ...]
     figure: go.Figure
+    #: The candidates that are not drawn, each with the reason.
+    missing: pd.DataFrame
 
 
 def show(map_page: Page) -> None:
@@ -65,21 +70,24 @@ def _front(job: JobRecord, map_page: Page) -> None:
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = standing(progress.trials)
     _verdict(job, trials)
-    latencies = [metric for metric in LATENCIES if progress.frame[metric].notna().any()]
+    latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
-        _not_drawn(trials, progress.frame)
+        _not_drawn(left_out(trials, set(progress.frame["number"])))
         return
-    x, y = choose_axes(latencies, spec.objectives)
+    x, y = choose_axes(latencies, qualities, spec.objectives)
     limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
     zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
-    drawing = _drawing(reading.place(), job.id, progress.version, x, y, limits, zoom, progress.frame, spec.objectives)
+    drawing = reading.kept(
+        lambda: _drawing(progress, trials, spec.objectives, x, y, limits, zoom),
+        "front", job.id, progress.version, x, y, limits, zoom,
+    )  # fmt: skip
     chosen = _chart(job, drawing, zoom, x, y)
     _picks(job, drawing.picks, map_page)
     chosen = _opener(drawing.points, _table(job, drawing.points)) or chosen
     if chosen is not None:
         st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
-    _not_drawn(trials, drawing.points)
+    _not_drawn(drawing.missing)
     _history(job, progress)
 
 
@@ -96,32 +104,29 @@ def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
         )
 
 
-# Everybody who looks at the same part of a job shares one drawing; its data are named by place, job and version.
-@st.cache_resource(max_entries=32, show_spinner=False)
 def _drawing(
-    place: str,
-    job_id: str,
-    version: int,
+    progress: reading.Progress,
+    trials: Sequence[TrialRecord],
+    objectives: Sequence[str],
     x: str,
     y: str,
     limits: tuple[Constraint, ...],
     zoom: Zoom | None,
-    _frame: pd.DataFrame,
-    _objectives: Sequence[str],
 ) -> _Drawing:
-    frame = judged(_frame, limits, _objectives)
-    points, found = with_misses(drawn(frame, x, y), limits), picks(frame, x, y, _objectives)
+    frame = judged(progress.frame, limits, objectives)
+    points, found = with_misses(drawn(frame, x, y), limits), picks(frame, x, y, objectives)
     figure = front_figure(
         points,
         x=x,
         y=y,
-        revision=f"{job_id} {x} {y}",
+        revision=f"{trials[0].job_id} {x} {y}",
         x_limits=limits_on(x, limits),
         y_limits=limits_on(y, limits),
         marked=_words(found),
         zoom=zoom,
     )
-    return _Drawing(points=points, picks=tuple(found), figure=figure)
+    missing = left_out(trials, set(points["number"]))
+    return _Drawing(points=points, picks=tuple(found), figure=figure, missing=missing)
 
 
 def _words(found: Sequence[Pick]) -> dict[int, str]:
@@ -135,9 +140,12 @@ def _words(found: Sequence[Pick]) -> dict[int, str]:
 
 def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str) -> int | None:
     """Draw the front and return the number of the trial that was clicked."""
+    points = drawing.points
     if zoom and st.button("Show all again"):
         _zoom_to(None)
-    points = drawing.points
+    closer = Zoom.around(points[points["on_front"]], x, y)
+    if closer and str(closer) != str(zoom) and st.button("Zoom to the front"):
+        _zoom_to(closer)
     event = st.plotly_chart(
         drawing.figure,
         key=f"front-{job.id}",
@@ -178,8 +186,9 @@ def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
 
 def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
     """Show the points drawn as a table and return the number of the trial whose row was chosen."""
+    shown = measured(list(_COLUMNS), [points])
     event = st.dataframe(
-        points[["name", "on_front", *_COLUMNS, "static", "misses"]].assign(static=100 * points["static"]),
+        points[["name", "on_front", *shown, "static", "misses"]].assign(static=100 * points["static"]),
         hide_index=True,
         key=f"points-{job.id}",
         on_select="rerun",
@@ -201,17 +210,20 @@ def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
 
 def _opener(points: pd.DataFrame, picked: int | None) -> int | None:
     """Return the trial to open: the row picked, or the one chosen here, which needs no mouse."""
-    names = {int(row["number"]): str(row["name"]) for row in points.to_dict("records")}
+    names = dict(zip(points["number"].tolist(), points["name"], strict=True))
     chosen = st.selectbox(
         "Open a map", list(names), index=None, format_func=lambda number: names[number], placeholder="Choose a map"
     )
     return picked if picked is not None else chosen
 
 
-def _not_drawn(trials: Sequence[TrialRecord], points: pd.DataFrame) -> None:
-    missing = left_out(trials, set(points["number"]))
-    if len(missing):
-        with st.expander(f"Candidates not drawn: {len(missing)}"):
+def _not_drawn(missing: pd.DataFrame) -> None:
+    if missing.empty:
+        return
+    # Thousands of rows are sent only to those who want them.
+    details = st.expander(f"Candidates not drawn: {len(missing)}", key="not_drawn", on_change="rerun")
+    if details.open:
+        with details:
             st.dataframe(
                 missing,
                 hide_index=True,
@@ -229,7 +241,12 @@ def _history(job: JobRecord, progress: reading.Progress) -> None:
         return
     st.header("Progress of the search")
     st.plotly_chart(
-        hypervolume_figure(progress.fronts, len(progress.trials), job.id),
+        reading.kept(
+            lambda: hypervolume_figure(progress.fronts, len(progress.trials), job.id),
+            "hypervolume",
+            job.id,
+            progress.version,
+        ),
         key=f"hypervolume-{job.id}",
         config=CONFIG,
         alt="Hypervolume of the front over the trials measured",

@@ -13,7 +13,7 @@ from autotune.store.records import JobRecord, JobState
 from dashboard import reading
 from dashboard.acting import act, tell_outcome
 from dashboard.frames import spec_of
-from dashboard.job_frames import JobSummary, jobs_frame, selected
+from dashboard.job_frames import jobs_frame, selected
 from dashboard.parts import REFRESH_S, guarded, how_to_begin, job_names
 from dashboard.text import in_markdown, state_text
 
@@ -71,11 +71,7 @@ def _table(jobs: list[JobRecord], front: Page) -> None:
     if not jobs:
         st.info("No job is like that; change the filters above.")
         return
-    summaries = []
-    for job in jobs:
-        progress = reading.progress(job)
-        summaries.append(JobSummary(job=job, trials=progress.trials, front_size=len(progress.members)))
-    frame = jobs_frame(summaries, now())
+    frame = jobs_frame([reading.summary(job) for job in jobs], now())
     event = st.dataframe(
         frame,
         hide_index=True,

@@ -1,15 +1,20 @@
 """Page: the layers of a job's model: how sensitive they are, and what the front makes of them."""
 
+from functools import partial
+
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from autotune.store.records import JobRecord
 from dashboard import reading
+from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
 from dashboard.figures.layout import CONFIG
 from dashboard.layer_frames import choice_frame, most_disputed, role_frame, sensitivity_frame
-from dashboard.parts import choose_job
-from workers.setup import Estimator, ModelDescription, Probes
+from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
+from dashboard.text import clipped_text, one_line
+from workers.setup import Calibration, Estimator, ModelDescription, Probes
 
 _METHODS = {
     Estimator.GRADIENT: "a gradient sketch",
@@ -35,6 +40,7 @@ def show() -> None:
     most = layers if everything else _MOST_DRAWN
     _sensitivity(job, job.description, progress.probes, most)
     _front(job, job.description, progress, most)
+    _activations(job, job.description.calibration)
 
 
 def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes | None, most: int) -> None:
@@ -42,13 +48,12 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
     if probes is None:
         st.info("This job's layers were not probed, so how sensitive each is, is not known.")
         return
-    frame = sensitivity_frame(description, probes)
-    ranked = list(dict.fromkeys(frame["layer"]))
+    frame, figure, drawn = reading.kept(partial(_ranked, job.id, description, probes, most), "ranked", job.id, most)
     st.plotly_chart(
-        sensitivity_figure(frame[frame["layer"].isin(ranked[:most])], job.id),
+        figure,
         key="sensitivity",
         config=CONFIG,
-        alt=f"Expected divergence of {len(ranked[:most])} layers by choice, most sensitive first; the table has all",
+        alt=f"Expected divergence of {drawn} layers by choice, most sensitive first; the table has all",
     )
     st.caption(
         f"Estimated by {_METHODS[probes.estimator]} from {probes.samples} samples in {probes.seconds:.1f} s, before "
@@ -70,34 +75,73 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
     )
 
 
+def _activations(job: JobRecord, calibration: Calibration) -> None:
+    """Show how the inputs of the layer in the URL were distributed."""
+    st.header("Activations")
+    if not calibration.histograms:
+        st.info(NO_HISTOGRAMS)
+        return
+    layers = list(calibration.histograms)
+    names = dict(zip(layers, map(one_line, layers), strict=True))
+    layer = choose("Layer", layers, parameter="layer", default=layers[0], names=names)
+    histogram, calibrated = calibration.histograms[layer], calibration.ranges[layer]
+    st.plotly_chart(
+        reading.kept(partial(histogram_figure, histogram, calibrated, f"{job.id} {layer}"), "inputs", job.id, layer),
+        key="inputs",
+        config=CONFIG,
+        alt=f"Histogram of the inputs of {one_line(layer)}; the text below has the range and what it clips",
+    )
+    st.caption(
+        f"{sum(histogram.counts):,} values that the layer saw in calibration, {calibration.samples} samples. Static "
+        f"quantization covers {calibrated.low:.4g} to {calibrated.high:.4g}{clipped_text(histogram.clipped)}."
+    )
+
+
+def _ranked(
+    job_id: str, description: ModelDescription, probes: Probes, most: int
+) -> tuple[pd.DataFrame, go.Figure, int]:
+    """Return all sensitivities, the figure of the ``most`` sensitive layers, and how many these are."""
+    frame = sensitivity_frame(description, probes)
+    ranked = list(dict.fromkeys(frame["layer"]))[:most]
+    return frame, sensitivity_figure(frame[frame["layer"].isin(ranked)], job_id), len(ranked)
+
+
 def _front(job: JobRecord, description: ModelDescription, progress: reading.Progress, most: int) -> None:
     st.header("Choices on the front")
-    maps = [trial.choices for trial in progress.trials if trial.number in progress.members]
-    if not maps:
+    if not progress.members:
         st.info("No map is on the front" + (" yet." if job.state.is_live else ": none meets every limit."))
         return
-    count = "1 map" if len(maps) == 1 else f"{len(maps)} maps"
-    choices = choice_frame(description, maps)
+    count = "1 map" if len(progress.members) == 1 else f"{len(progress.members)} maps"
+    of_front = job.id, progress.version, most
+    roles, figures = reading.kept(lambda: _chosen(job.id, description, progress, most), "chosen", *of_front)
     st.caption(
         f"What {count} on the front choose for each layer"
         + (f", for the {most} on which they agree least" if most < len(description.layers) else "")
         + ". Colour is precision; hatched: activations quantized dynamically; dotted: only weights are quantized."
     )
     st.plotly_chart(
-        choices_figure(most_disputed(choices, most), job.id),
+        figures[0],
         key="choices",
         config=CONFIG,
         alt=f"How often each layer takes each choice in {count}; the table below has the same shares by type",
     )
     st.header("Static or dynamic, by type of layer")
-    roles = role_frame(choices)
     st.plotly_chart(
-        roles_figure(roles, job.id),
+        figures[1],
         key="roles",
         config=CONFIG,
         alt="Shares of static, dynamic, weight-only and floating-point layers by type; the table has the same",
     )
     _roles(roles)
+
+
+def _chosen(
+    job_id: str, description: ModelDescription, progress: reading.Progress, most: int
+) -> tuple[pd.DataFrame, tuple[go.Figure, go.Figure]]:
+    """Return the shares by type of layer, and the figures of layers and of types."""
+    choices = choice_frame(description, [t.choices for t in progress.trials if t.number in progress.members])
+    roles = role_frame(choices)
+    return roles, (choices_figure(most_disputed(choices, most), job_id), roles_figure(roles, job_id))
 
 
 def _roles(roles: pd.DataFrame) -> None:

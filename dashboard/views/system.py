@@ -26,7 +26,7 @@ def show() -> None:
 
 def _look() -> None:
     jobs = reading.jobs()
-    _queue(jobs)
+    _queue(reading.waiting())
     _errors(jobs)
     _events(jobs)
     _versions()

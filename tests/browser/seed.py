@@ -31,7 +31,7 @@ from search_spaces.fusion import fusion_group
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
 from workers.measurement import Environment, FailureCause, LatencySamples
-from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
 #: Choice -> time, loss and bytes relative to fp32, on layers that dominate.
@@ -55,7 +55,7 @@ class Scenario:
     error: str | None = None
     described: bool = True
     name: str = "MiniLM for the search service"
-    #: Whether its layers were probed.
+    #: Whether its layers were probed, and histograms of their inputs kept.
     probed: bool = True
     #: Of the job file; what is not said is as it comes.
     measurement: dict[str, Any] | None = None
@@ -123,9 +123,9 @@ def drive(store: Store, job_id: str, scenario: Scenario) -> None:
     """Record what a driver would: the model, its probes, and trials."""
     spec = JobSpec.parse(dict(store.job(job_id).spec))
     if scenario.described:
-        described = store.change_job(
-            job_id, held(0, state=JobState.RUNNING, description=describe(scenario.hardware), driver="host:1:2:")
-        )
+        description = describe(scenario.hardware, histograms=scenario.probed)
+        driven = held(0, state=JobState.RUNNING, description=description, driver="host:1:2:")
+        described = store.change_job(job_id, driven)
         if scenario.probed:
             obtain_probes(store, described, SimpleNamespace(probe=probes), Silent())
     store.record([result for result, _ in zip(results(spec, job_id), range(scenario.trials), strict=False)], epoch=0)
@@ -185,10 +185,13 @@ def probes() -> Probes:
     )
 
 
-def describe(hardware: str = _HARDWARE) -> ModelDescription:
+def describe(hardware: str = _HARDWARE, *, histograms: bool = True) -> ModelDescription:
     """Return what a worker would say about the model."""
     layers = tuple(_layers())
     rng = np.random.default_rng(3)
+    ranges = {
+        layer.name: ActivationRange(low=-float(rng.uniform(1, 9)), high=float(rng.uniform(1, 9))) for layer in layers
+    }
     return ModelDescription(
         fingerprint="5e" * 32,
         layers=layers,
@@ -199,14 +202,27 @@ def describe(hardware: str = _HARDWARE) -> ModelDescription:
         },
         other_bytes=60_000,
         calibration=Calibration(
-            ranges={
-                layer.name: ActivationRange(low=-float(rng.uniform(1, 9)), high=float(rng.uniform(1, 9)))
-                for layer in layers
-            },
+            ranges=ranges,
+            histograms={
+                layer.name: _histogram(ranges[layer.name]) for layer in layers if layer.kind is LayerKind.LINEAR
+            }
+            if histograms
+            else {},
             samples=250,
             seconds=2.5,
         ),
         environment=_environment(hardware),
+    )
+
+
+def _histogram(calibrated: ActivationRange) -> ActivationHistogram:
+    """Return a bell around zero whose tails the range clips."""
+    edges = np.linspace(1.25 * calibrated.low, 1.25 * calibrated.high, 65)
+    middles = (edges[:-1] + edges[1:]) / 2
+    counts = np.ceil(1e6 * np.exp(-0.5 * (middles / (0.25 * np.ptp(edges) / 2)) ** 2)).astype(int)
+    outside = counts[(middles < calibrated.low) | (middles > calibrated.high)].sum()
+    return ActivationHistogram(
+        low=float(edges[0]), high=float(edges[-1]), counts=tuple(counts.tolist()), clipped=float(outside / counts.sum())
     )
 
 

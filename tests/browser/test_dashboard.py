@@ -214,7 +214,7 @@ def test_a_job_is_submitted_watched_and_cancelled(visit: Visit, dashboard: "Dash
 
 
 def _choose_by_keyboard(page: Page, label: str, text: str) -> None:
-    box = page.get_by_role("combobox", name=label)
+    box = page.get_by_role("combobox", name=label, exact=True)
     box.focus()
     page.keyboard.type(text)
     page.get_by_role("option").first.wait_for()
@@ -243,6 +243,37 @@ def test_a_slider_moved_by_keyboard_picks_again_and_is_in_the_link(visit: Visit,
     assert "limit_accuracy" in _ids(page)
     shared = visit(page.url.removeprefix(dashboard.address))
     expect(shared.get_by_text("Fastest: ")).to_have_text(after)
+
+
+def test_points_layers_and_zooms_need_no_mouse(visit: Visit, dashboard: "Dashboard") -> None:
+    job_id = dashboard.jobs["finished"]
+    page = visit(f"/front?job={job_id}")
+    ticks = page.locator(".js-plotly-plot").first.locator(".xtick text")
+    ticks.first.wait_for()
+    whole = ticks.all_text_contents()
+    _press_by_keyboard(page, "Zoom to the front")
+    expect(ticks).not_to_have_text(whole)
+    _press_by_keyboard(page, "Show all again")
+    expect(ticks).to_have_text(whole)
+    _choose_by_keyboard(page, "Open a map", "int8_dynamic")
+    page.get_by_role("heading", name="Map", level=1).wait_for()
+    assert _ids(page)["trial"] == "3"
+
+    _choose_by_keyboard(page, "Layers shown", "layer.2")
+    page.wait_for_url(re.compile("block=4"))
+    bars = page.locator(".js-plotly-plot").nth(1).locator(".barlayer .trace").last.locator(".point")
+    expect(bars).to_have_count(6)
+
+    page.goto(f"{dashboard.address}/layers?job={job_id}")
+    _choose_by_keyboard(page, "Layer", "layer.3.intermediate")
+    page.wait_for_url(re.compile(r"layer=encoder\.layer\.3\.intermediate\.dense"))
+    kept = dashboard.store.job(job_id).description.calibration.histograms["encoder.layer.3.intermediate.dense"]  # type: ignore[union-attr]
+    expect(page.get_by_text(f"{sum(kept.counts):,} values that the layer saw")).to_be_visible()
+
+
+def _press_by_keyboard(page: Page, label: str) -> None:
+    page.get_by_role("button", name=label).focus()
+    page.keyboard.press("Enter")
 
 
 def test_zoom_and_limits_survive_new_trials(visit: Visit, dashboard: "Dashboard", seed: SimpleNamespace) -> None:

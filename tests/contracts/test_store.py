@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,8 +29,8 @@ from autotune.store.records import (
 )
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.measurement import Environment, FailureCause, LatencySamples
-from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.measurement import Environment, FailureCause, LatencySamples, Workload
+from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>\n\"; DROP TABLE jobs; -- \U0001f600"
@@ -72,8 +73,10 @@ def trial(number: int = 0, job_id: str = "a1", **changes: Any) -> TrialRecord:
 def samples() -> tuple[LatencySamples, ...]:
     generator = np.random.default_rng(0)
     return tuple(
-        LatencySamples(batch_size=size, candidate_ms=generator.random(100), reference_ms=generator.random(20))
-        for size in (8, 1)
+        LatencySamples(
+            batch_size=size, workload=workload, candidate_ms=generator.random(100), reference_ms=generator.random(20)
+        )
+        for size, workload in ((8, Workload.FORWARD), (1, Workload.DECODE))
     )
 
 
@@ -88,7 +91,13 @@ def description() -> ModelDescription:
         refusals={"fc": {"fp16": "no kernel"}},
         layer_bytes={"fc": {"fp32": 64}},
         other_bytes=8,
-        calibration=Calibration(ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5),
+        calibration=Calibration(
+            ranges={"fc": ActivationRange(low=-1.5, high=2.25)},
+            histograms={"fc": ActivationHistogram(low=-2.0, high=2.5, counts=(1, 0, 8), clipped=0.125)},
+            samples=64,
+            seconds=0.5,
+            clipped={"fc": 1 / 3},
+        ),
         environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
     )
 
@@ -170,6 +179,7 @@ def test_latency_samples_are_exact(store: Store) -> None:
     store.record([TrialResult(trial=trial(), latency=samples())], epoch=0)
     found = store.latency("a1", 0)
     assert [latency.batch_size for latency in found] == [8, 1]
+    assert [latency.workload for latency in found] == [Workload.FORWARD, Workload.DECODE]
     for mine, theirs in zip(samples(), found, strict=True):
         np.testing.assert_array_equal(mine.candidate_ms, theirs.candidate_ms)
         np.testing.assert_array_equal(mine.reference_ms, theirs.reference_ms)
@@ -236,7 +246,8 @@ def test_records_are_passed_by_value(store: Store) -> None:
     store.record([TrialResult(trial=trial(choices=choices))], epoch=0)
     choices["fc"] = "bf16"
     spec["search"]["trials"] = 1
-    store.trials("a1")[0].choices["fc"] = "bf16"  # type: ignore[index]
+    with suppress(TypeError):  # choices need not be a dict that can be changed
+        store.trials("a1")[0].choices["fc"] = "bf16"  # type: ignore[index]
     assert store.trials("a1")[0].choices == {"fc": "fp32"}
     assert store.job("a1").spec["search"]["trials"] == 9
 

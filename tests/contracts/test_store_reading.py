@@ -66,6 +66,28 @@ def test_jobs_of_one_instant_are_paged_too(store: Store) -> None:
         store.jobs(after="gone")
 
 
+def test_versions_say_which_jobs_moved(store: Store) -> None:
+    assert store.versions() == {}
+    add_job(store, "a")
+    add_job(store, "b", created_at=AT + timedelta(microseconds=1))
+    before = store.versions()
+    assert list(before) == ["b", "a"]
+    store.record([result("a", 0)], epoch=0)
+    after = store.versions()
+    assert after == {job.id: job.version for job in store.jobs()}
+    assert (after["b"], after["a"]) == (before["b"], before["a"] + 1)
+
+
+def test_numbers_are_those_of_the_trials_recorded(store: Store) -> None:
+    add_job(store, "a")
+    assert store.numbers("a") == []
+    store.record([result("a", 3)], epoch=0)
+    store.record([result("a", number) for number in (0, 2)], epoch=0)
+    assert store.numbers("a") == [0, 2, 3]
+    with pytest.raises(NotFoundError, match="'gone'"):
+        store.numbers("gone")
+
+
 def test_trials_and_events_are_read_in_part(store: Store) -> None:
     add_job(store, "a")
     store.record([result("a", number) for number in (0, 1, 2, 5)], epoch=0)

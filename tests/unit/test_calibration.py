@@ -43,7 +43,9 @@ def test_ranges_cover_all_batches() -> None:
 
 
 def test_only_layers_that_can_be_static_have_a_range() -> None:
-    assert set(run(Model(), [torch.tensor([0])]).ranges) == {"first", "second"}
+    calibration = run(Model(), [torch.tensor([0])])
+    assert set(calibration.ranges) == set(calibration.histograms) == {"first", "second"}
+    assert sum(calibration.histograms["second"].counts) == 3
 
 
 def test_model_is_left_without_hooks() -> None:

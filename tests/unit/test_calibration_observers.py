@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from search_spaces.quantization_map import ActivationRange
 from workers.calibration.histogram import BINS, RangeHistogram
-from workers.calibration.observers import observed_range
+from workers.calibration.observers import SUMMARY_BINS, observed_range, summary
 from workers.setup import CalibrationSettings, ObserverKind
 
 SAMPLES = st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=200)
@@ -105,3 +105,33 @@ def test_mse_keeps_a_uniform_range() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_that_are_all_zero_have_a_range(kind: ObserverKind) -> None:
     assert observe([0.0, 0.0], kind) == ActivationRange(low=0.0, high=0.0)
+
+
+@settings(deadline=None)
+@given(values=SAMPLES)
+def test_a_summary_counts_every_value_between_its_edges(values: list[float]) -> None:
+    found = summary(histogram_of(values), observe(values, ObserverKind.MINMAX))
+    edges = np.linspace(found.low, found.high, len(found.counts) + 1)
+    assert len(found.counts) <= SUMMARY_BINS
+    assert found.counts == tuple(np.histogram(np.float32(values), edges)[0].tolist())
+    assert found.counts[0] > 0 < found.counts[-1]
+    assert found.clipped == 0.0  # the range holds the extremes
+
+
+@settings(deadline=None)
+@given(values=SAMPLES, kind=st.sampled_from(KINDS))
+def test_what_is_clipped_is_counted_to_a_bin(values: list[float], kind: ObserverKind) -> None:
+    histogram, chosen = histogram_of(values), observe(values, kind, 80.0)
+    width = histogram.edges[1] - histogram.edges[0]
+    beyond = [max(chosen.low - value, value - chosen.high) for value in np.float32(values).tolist()]
+    surely, perhaps = sum(far > width for far in beyond), sum(far >= 0 for far in beyond)
+    assert surely <= round(summary(histogram, chosen).clipped * len(values)) <= perhaps
+
+
+def test_a_summary_does_not_depend_on_how_the_data_was_split() -> None:
+    values = torch.randn(4096, generator=torch.Generator().manual_seed(1)) * 3
+    whole, halves = histogram_of(values), histogram_of(values[:1000])
+    halves.merge(histogram_of(values[1000:]))
+    chosen = observe(values, ObserverKind.PERCENTILE)
+    assert summary(halves, chosen) == summary(whole, chosen)
+    assert 0.005 < summary(whole, chosen).clipped < 0.015

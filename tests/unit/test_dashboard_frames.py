@@ -51,9 +51,10 @@ def _job(**changes: object) -> JobRecord:
 
 
 def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
-    summary = job_frames.JobSummary(job=_job(), trials=trials[:20], front_size=4)
+    front = [trial for trial in trials[:20] if trial.feasible][-4:]
+    summary = job_frames.JobSummary(job=_job(), searched=20, front=front)
     (row,) = job_frames.jobs_frame([summary], now()).to_dict("records")
-    best = min(t.figures["latency_p50_ms"].value for t in trials[:20] if t.feasible)
+    best = min(trial.figures["latency_p50_ms"].value for trial in front)
     assert row["name"] == "a job"
     assert row["state"] == "▶ running"
     assert (row["progress"], row["trials"], row["left"], row["age"]) == (0.5, "20 of 40", "1 min", "10 min")
@@ -63,7 +64,7 @@ def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
 
 
 def test_a_job_without_trials_has_no_estimate_and_no_best() -> None:
-    summary = job_frames.JobSummary(job=_job(description=None), trials=[], front_size=0)
+    summary = job_frames.JobSummary(job=_job(description=None), searched=0, front=[])
     (row,) = job_frames.jobs_frame([summary], now()).to_dict("records")
     assert (row["left"], row["hardware"], row["best"]) == ("-", "-", "-")
 
@@ -77,11 +78,13 @@ def test_time_left_ends_with_the_time_limit_and_with_the_job() -> None:
 
 
 def test_best_feasible_follows_the_direction_of_the_metric(trials: list[TrialRecord]) -> None:
-    feasible = [trial for trial in trials if trial.feasible]
-    best = job_frames.best_feasible(trials, "accuracy")
-    assert best is not None
-    assert best.figures["accuracy"].value == max(t.figures["accuracy"].value for t in feasible)
-    assert job_frames.best_feasible([t for t in trials if not t.feasible], "accuracy") is None
+    front = [trial for trial in trials if trial.feasible][:3]
+    accurate = _job(spec=SPEC.model_copy(update={"objectives": ("accuracy", "latency_p50_ms")}).dump())
+    summary = job_frames.JobSummary(job=accurate, searched=30, front=front)
+    (row,) = job_frames.jobs_frame([summary], now()).to_dict("records")
+    assert row["best"] == f"Accuracy {max(trial.figures['accuracy'].value for trial in front):.4f}"
+    (row,) = job_frames.jobs_frame([replace(summary, front=[])], now()).to_dict("records")
+    assert row["best"] == "none feasible"
 
 
 def test_full_precision_is_the_baseline_that_changes_nothing(trials: list[TrialRecord]) -> None:
@@ -159,6 +162,14 @@ def test_too_many_points_keep_the_front_the_baselines_and_the_newest(trials: lis
     frame = frames.trial_frame(trials).assign(on_front=[trial.number == 8 for trial in trials])
     kept = frames.drawn(frame, "latency_p50_ms", "accuracy", most=9)["number"].tolist()
     assert kept == [0, 1, 2, 3, 4, 5, 8, 28, 29]
+
+
+def test_too_many_points_are_thinned_where_they_cover_one_another(trials: list[TrialRecord]) -> None:
+    crowd = [replace(trials[8], number=number, figures=trials[29].figures) for number in range(100, 150)]
+    frame = frames.trial_frame([*trials, *crowd]).assign(on_front=False)
+    kept = frames.drawn(frame, "latency_p50_ms", "accuracy", most=40)["number"]
+    assert 149 in kept.tolist()
+    assert (kept < 30).sum() > 20  # the newest alone would be the crowd
 
 
 def test_a_limit_is_a_line_on_its_own_axis_only() -> None:

@@ -1,6 +1,8 @@
 import json
 import runpy
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,8 @@ from autotune.store.open import open_store
 from autotune.store.records import JobState
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
+
+large_job = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/dashboard/large_job.py")))
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 #: One page alone; what it leads to says that it was reached.
@@ -96,6 +100,45 @@ def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> Non
     assert "cannot be read" not in _texts(app)
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Yield a database with a job of 5,000 trials over 300 layers, and the job. Most are copies: that is quick."""
+    path = tmp_path_factory.mktemp("large") / "jobs.db"
+    store = open_store(f"sqlite:///{path}")
+    job = large_job.write_job(store, trials=20, layers=300)
+    store.close()
+    renamed = {"number": "number + 15 * step", "map_key": "map_key || step"}
+    with closing(sqlite3.connect(path)) as database, database:
+        for table in ("trials", "measurements"):
+            names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            columns = ", ".join(renamed.get(name, name) for name in names)
+            database.execute(
+                "WITH RECURSIVE steps(step) AS (SELECT 1 UNION ALL SELECT step + 1 FROM steps WHERE step < 332) "
+                f"INSERT INTO {table} SELECT {columns} FROM {table}, steps WHERE number BETWEEN 5 AND 19"
+            )
+    yield f"sqlite:///{path}", job
+    st.cache_resource.clear()
+
+
+@each_page
+def test_every_page_shows_a_job_of_5000_trials_over_300_layers(
+    name: str, large: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_DATABASE", large[0])
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20)
+    app.query_params["job"] = large[1]
+    app.run()
+    assert not app.exception
+    assert "cannot be read" not in _texts(app)
+    if name == "front":
+        assert "5000 of 20 trials" in _texts(app)
+        assert "500 maps shown" in _texts(app)
+        assert app.expander[-1].label == "Candidates not drawn: 4500"
+    if name == "candidate":
+        assert len(_box(app, "Candidate").options) == 5000
+        assert len(app.dataframe[0].value) == 300
+
+
 @each_reading_page
 def test_without_a_database_every_page_says_how_to_begin(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,6 +210,9 @@ def test_the_table_under_the_front_has_the_points_drawn(page) -> None:  # type: 
 
 def test_failures_are_listed_with_their_reason(page) -> None:  # type: ignore[no-untyped-def]
     app = page("front", "finished")
+    assert len(app.dataframe) == 1  # the list is sent when it is opened
+    app.session_state["not_drawn"] = True
+    app.run()
     missing = app.dataframe[1].value
     assert "its worker died" in missing["why"].iloc[0]
     assert app.expander[0].label == f"Candidates not drawn: {len(missing)}"
@@ -329,6 +375,45 @@ def test_the_layers_page_says_what_is_missing(page) -> None:  # type: ignore[no-
     assert "were not probed" in _texts(page("layers", "unprobed"))
     assert "No map is on the front: none meets every limit." in _texts(page("layers", "infeasible"))
     assert "have not described this job's model yet" in _texts(page("layers", "queued"))
+
+
+def test_the_inputs_of_a_layer_are_shown_with_the_range_and_what_it_clips(page, database) -> None:  # type: ignore[no-untyped-def]
+    app = _box(page("layers", "finished"), "Layer").set_value("encoder.layer.1.output.dense").run()
+    assert app.query_params["layer"] == "encoder.layer.1.output.dense"
+    calibration = seed.describe().calibration
+    kept, chosen = (part["encoder.layer.1.output.dense"] for part in (calibration.histograms, calibration.ranges))
+    figure = json.loads(app.get("plotly_chart")[-1].proto.spec)
+    assert len(figure["data"][0]["x"]) == 64
+    assert [line["x0"] for line in figure["layout"]["shapes"]] == [chosen.low, chosen.high]
+    assert f"which clips {100 * kept.clipped:.2g} % of the values" in _texts(app)
+
+
+def test_a_job_calibrated_before_histograms_were_kept_says_so(page) -> None:  # type: ignore[no-untyped-def]
+    assert "calibrated before histograms were kept" in _texts(page("layers", "unprobed"))
+    app = page("candidate", "unprobed", 3)
+    assert "calibrated before histograms were kept" in _texts(app)
+    assert "clipped" not in app.dataframe[0].value
+    assert "clips" not in app.get("plotly_chart")[1].proto.spec
+
+
+def test_the_map_shows_what_ranges_clip(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("candidate", "finished", 3)
+    clipped = app.dataframe[0].value["clipped"]
+    assert clipped.dropna().gt(0).all()
+    assert clipped.isna().sum() == 3  # embeddings have no range
+    assert "Share of the inputs that the calibrated range clips" in app.get("plotly_chart")[1].proto.spec
+
+
+def test_the_front_is_zoomed_into_and_out_by_buttons(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    whole = json.loads(app.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["range"]
+    app = _press(app, "Zoom to the front")
+    closer = json.loads(app.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["range"]
+    assert closer[1] - closer[0] < 0.8 * (whole[1] - whole[0])
+    assert app.query_params["zoom"].startswith("latency_p50_ms,accuracy,")
+    assert "Zoom to the front" not in [button.label for button in app.button]
+    app = _press(app, "Show all again")
+    assert json.loads(app.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["range"] == whole
 
 
 def test_jobs_are_compared_with_a_warning_if_measured_differently(page, database) -> None:  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
@@ -16,9 +17,11 @@ from dashboard import frames
 from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.front import front_figure, hypervolume_figure
 from dashboard.figures.gap import gap_figure
+from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.labels import short_names, sides
 from dashboard.figures.latency import hidden_samples, latency_figure
 from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
+from dashboard.figures.layout import Drawing
 from dashboard.figures.palette import PRECISIONS, static_color
 from dashboard.figures.strip import blocks, strip_figure
 from dashboard.frames import Limit
@@ -32,7 +35,9 @@ from dashboard.layer_frames import (
 )
 from dashboard.zoom import Zoom
 from search_spaces.choice import Precision
+from search_spaces.quantization_map import ActivationRange
 from workers.measurement import LatencySamples
+from workers.setup import ActivationHistogram
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -312,27 +317,63 @@ def _aligned(results: Sequence[SimpleNamespace], probes: object, layers: slice =
     return aligned_figure(layer_frame(seed.describe(), results[9].trial.choices, probes)[layers], "r")
 
 
+def test_nothing_is_drawn_of_what_clips_nothing_or_is_not_known(results: list[SimpleNamespace]) -> None:
+    layers = layer_frame(seed.describe(), results[9].trial.choices, None)
+    for clipped in (0.0, math.nan):
+        titles = [note.text for note in aligned_figure(layers.assign(clipped=clipped), "r").layout.annotations]
+        assert not any("clips" in title for title in titles)
+
+
+def test_a_histogram_shows_the_range_and_fades_what_is_outside() -> None:
+    histogram = ActivationHistogram(low=-2.0, high=2.0, counts=(1, 0, 6, 3), clipped=0.1)
+    figure = histogram_figure(histogram, ActivationRange(low=-0.75, high=2.0), "r")
+    (bars,) = figure.data
+    assert list(bars.x) == [-1.5, -0.5, 0.5, 1.5]
+    assert list(bars.y) == [0.1, None, 0.6, 0.3]
+    assert len({*bars.marker.color[1:]}) == 1 < len({*bars.marker.color})
+    assert [line.x0 for line in figure.layout.shapes] == [-0.75, 2.0]
+
+
+def test_a_zoom_around_points_has_air_on_linear_and_logarithmic_axes() -> None:
+    points = pd.DataFrame({"latency_p50_ms": [10.0, 20.0], "divergence": [0.0, 1e-3], "accuracy": [0.7, 0.7]})
+    zoom = Zoom.around(points, "latency_p50_ms", "divergence")
+    assert zoom is not None
+    assert zoom.x_span == (9.0, 21.0)
+    assert zoom.y_span == pytest.approx((1e-3 / 1.5, 1.5e-3))  # full precision's 0 has no logarithm
+    assert Zoom.around(points, "latency_p50_ms", "accuracy") is None
+    assert Zoom.around(points[:0], "latency_p50_ms", "divergence") is None
+
+
+def test_a_finished_drawing_is_turned_into_plain_data_once() -> None:
+    figure = Drawing(go.Bar(y=[1, 2]))
+    assert figure.to_dict() is figure.to_dict()
+    assert figure.to_dict()["data"][0]["y"] == [1, 2]
+
+
 def test_strips_are_aligned_over_the_layers_in_execution_order(results: list[SimpleNamespace]) -> None:
     figure = _aligned(results, seed.probes())
     bars = [trace for trace in figure.data if trace.yaxis != "y"]
-    assert [len(trace.x) for trace in bars] == [40] * 4
+    assert [len(trace.x) for trace in bars] == [40] * 5
     assert all(list(trace.x) == list(range(40)) for trace in bars)
     titles = [note.text for note in figure.layout.annotations]
-    assert titles[1:4] == [
+    assert titles[1:5] == [
         "Share of the time of a pass, as probed",
         "Weight memory (MiB)",
         "Share of the expected divergence, as probed",
+        "Share of the inputs that the calibrated range clips",
     ]
-    choices = {place: trace.customdata[i][1] for trace in figure.data[:-4] for i, place in enumerate(trace.x)}
+    choices = {place: trace.customdata[i][1] for trace in figure.data[:-5] for i, place in enumerate(trace.x)}
     assert [choices[place] for place in range(40)] == list(results[9].trial.choices.values())
     assert sum(bars[2].y) == pytest.approx(1.0)
+    clipped = {name: kept.clipped for name, kept in seed.describe().calibration.histograms.items()}
+    assert [share for share in bars[3].y if not math.isnan(share)] == list(clipped.values())
     assert max(bars[0].y) == pytest.approx(max(bars[0].y[4:]))
 
 
 def test_without_probes_the_strips_say_less(results: list[SimpleNamespace]) -> None:
     titles = [note.text for note in _aligned(results, None).layout.annotations]
     assert titles[1:3] == ["Share of the multiplications", "Weight memory (MiB)"]
-    assert len(titles) == 4
+    assert len(titles) == 5
 
 
 def test_ranges_of_static_layers_stand_out(results: list[SimpleNamespace]) -> None:
@@ -346,7 +387,7 @@ def test_ranges_of_static_layers_stand_out(results: list[SimpleNamespace]) -> No
 
 def test_a_block_names_its_layers(results: list[SimpleNamespace]) -> None:
     figure = _aligned(results, seed.probes(), slice(3, 9))
-    assert list(figure.layout.xaxis5.ticktext) == [
+    assert list(figure.layout.xaxis6.ticktext) == [
         "attention.self.query",
         "attention.self.key",
         "attention.self.value",
@@ -354,7 +395,7 @@ def test_a_block_names_its_layers(results: list[SimpleNamespace]) -> None:
         "intermediate.dense",
         "output.dense",
     ]
-    assert _aligned(results, seed.probes()).layout.xaxis5.ticktext is None
+    assert _aligned(results, seed.probes()).layout.xaxis6.ticktext is None
 
 
 def test_the_histogram_has_percentiles_and_limits_on_the_scale_of_the_figures() -> None:

@@ -7,11 +7,13 @@ import numpy.typing as npt
 
 from search_spaces.quantization_map import ActivationRange
 from workers.calibration.histogram import RangeHistogram
-from workers.setup import CalibrationSettings, ObserverKind
+from workers.setup import ActivationHistogram, CalibrationSettings, ObserverKind
 
 #: Ends tried by the MSE observer, as shares of the extreme.
 _SHARES = np.linspace(0.05, 1.0, 39)
 _STEPS = 255
+#: Most bins of the histograms that are kept with a job.
+SUMMARY_BINS = 64
 
 
 def observed_range(histogram: RangeHistogram, settings: CalibrationSettings) -> ActivationRange:
@@ -23,6 +25,36 @@ def observed_range(histogram: RangeHistogram, settings: CalibrationSettings) -> 
     """
     low, high = _OBSERVERS[settings.observer](histogram, settings)
     return ActivationRange(low=min(low, 0.0), high=max(high, 0.0))
+
+
+def summary(histogram: RangeHistogram, calibrated: ActivationRange) -> ActivationHistogram:
+    """Return a histogram small enough to keep for every layer, over whole bins from the least to the largest value.
+
+    Args:
+        histogram: at least one value.
+        calibrated: the range that was chosen from it.
+    """
+    taken = np.flatnonzero(histogram.counts)
+    first, last = int(taken[0]), int(taken[-1])
+    width = -(-(last - first + 1) // SUMMARY_BINS)
+    counts = np.add.reduceat(histogram.counts[first : last + 1], range(0, last - first + 1, width))
+    edges = histogram.edges
+    return ActivationHistogram(
+        low=float(edges[first]),
+        # The last bin is as wide as the others, though it may lack some of the bins merged.
+        high=float(edges[first] + len(counts) * width * (edges[1] - edges[0])),
+        counts=tuple(counts.tolist()),
+        clipped=_outside(histogram, calibrated) / histogram.total,
+    )
+
+
+def _outside(histogram: RangeHistogram, calibrated: ActivationRange) -> int:
+    """Return how many values lie in bins that are outside the range as a whole."""
+    outside = histogram.edges[1:] <= calibrated.low
+    # Of values exactly on an edge, the bin above has hold; the largest of all is not outside for that.
+    if calibrated.high < histogram.high:
+        outside |= histogram.edges[:-1] >= calibrated.high
+    return int(histogram.counts[outside].sum())
 
 
 def _minmax(histogram: RangeHistogram, settings: CalibrationSettings) -> tuple[float, float]:

@@ -1,0 +1,82 @@
+"""Whether looking at a running study slows it: trials a second with viewers and without, in turns, in one run.
+
+Workers are simulated, so trials are as cheap as they get and the driver commits many a second; every viewer keeps the
+front of the newest job open, which renews itself every two seconds. What their browsers would do elsewhere is done on
+this machine, at the lowest priority.
+
+    python benchmarks/dashboard/viewing.py [--viewers N]
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import sessions
+
+from autotune.store.open import open_store
+
+sys.path.append(str(Path(__file__).parents[1] / "service"))
+import simulation
+
+#: Milliseconds of a trial -> trials of a round, which then takes some seconds.
+TRIALS = {0: 400, 20: 200, 100: 60}
+#: Whether there are viewers, round by round: a drift of the machine hits both alike.
+ROUNDS = (False, True, True, False) * 2
+REFRESH_S = 2.0
+
+
+def watch(address: str, viewers: int) -> None:
+    """Look at the newest job until this process is ended."""
+    os.nice(19)  # as if on another machine
+    load = sessions.Load(sessions=viewers, reruns=sys.maxsize, pause_s=REFRESH_S)
+    asyncio.run(sessions.crowd(address, "front", "", load))
+
+
+@contextmanager
+def watched(address: str, viewers: int) -> Iterator[None]:
+    """Have viewers while the context is open."""
+    process = multiprocessing.get_context("spawn").Process(target=watch, args=(address, viewers), daemon=True)
+    process.start()
+    try:
+        yield
+        if not process.is_alive():
+            raise RuntimeError("the viewers stopped looking")
+    finally:
+        process.terminate()
+        process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--viewers", type=int, default=5)
+    viewers = parser.parse_args().viewers
+    with tempfile.TemporaryDirectory() as folder:
+        database = f"sqlite:///{folder}/jobs.db"
+        store = open_store(database)
+        print(f"{viewers} viewers; {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} besides")
+        with sessions.served(sessions.APP, database, Path(folder, "log")) as address:
+            for trial_ms, trials in TRIALS.items():
+                load = simulation.Load(trials=trials, trial_s=trial_ms / 1000)
+                rates: dict[bool, list[float]] = {True: [], False: []}
+                for looked_at in ROUNDS:
+                    with watched(address, viewers) if looked_at else nullcontext():
+                        rates[looked_at].append(simulation.simulate(store, load))
+                report(trial_ms, rates)
+        store.close()
+
+
+def report(trial_ms: int, rates: dict[bool, list[float]]) -> None:
+    alone, watched_at = (statistics.median(rates[looked_at]) for looked_at in (False, True))
+    print(f"trials of {trial_ms:3} ms: {alone:6.1f} a second alone, {watched_at:6.1f} with viewers", end="")
+    print(f", ratio {watched_at / alone:.3f}; load average {os.getloadavg()[0]:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
