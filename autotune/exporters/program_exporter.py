@@ -12,11 +12,11 @@ from torch.export import Dim
 from autotune.errors import ExportError
 from autotune.exporters import libraries
 from autotune.exporters.base import Source
-from autotune.exporters.calls import Signature, signature
 from autotune.exporters.torchao_exporter import TorchAoExporter
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
-from workers.task import Split
+from workers.onnx.calls import Signature, signature
+from workers.task import splits
 
 #: Name of the program in the folder.
 PROGRAM = "model.pt2"
@@ -46,7 +46,7 @@ class ProgramExporter:
         with libraries():
             from autotune.exporters import torchao_layers
 
-            batches = [batch for split in Split for batch in source.task.evaluation(split)]
+            batches = [batch for split in splits(source.task) for batch in source.task.evaluation(split)]
             calls = signature(source.task, source.model, batches)
             torchao_layers.quantize(source.model, source.layers, source.file.quantization_map())
             program = _trace(source.model, calls)
