@@ -3,27 +3,21 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from autotune.accuracy_link import AccuracyLink
+from autotune.effects import GUESS_SPREAD, Effects, observe
 from autotune.expectations import Expectations
 from autotune.knapsack import Costs, Maps
-from autotune.metrics import METRICS, Figure
+from autotune.metrics import METRICS, SHIFTED, Figure, prefix_of
+from autotune.quality_beliefs import QualityBeliefs
 from autotune.surrogate import AdditiveModel, Vector
-from search_spaces.choice import FULL_PRECISION, Precision, choice_named
+from search_spaces.choice import Precision, choice_named
+from workers.measurement import Workload
 
-#: Spread of effects around their prior: each by itself, and all of one choice together.
-_DIVERGENCE_SPREAD, _LATENCY_SPREAD = (0.3, 0.3), (0.15, 0.25)
-#: Spread of latencies that were probed together, because their layers have one shape: of such an effect, and
-#: of the typical one. Small layers are mostly overhead, which timing layer by layer misjudges.
-_ALIKE_SPREAD = (0.1, 0.5)
-#: The same where nothing was probed.
-_GUESS_SPREAD = (1.0, 1.0)
-#: How far sums of effects miss measured divergences and latency ratios, relative.
-_DIVERGENCE_MISFIT, _LATENCY_MISFIT = 0.08, 0.004
-#: The divergence of a choice is at least this share of its prior.
-_LEAST_EFFECT = 0.1
-#: Guesses are scaled to no less, or nothing measured later would count.
-_LEAST_DIVERGENCE = 1e-6
+#: Spread of probed latencies around their prior: each by itself, and all of one choice together.
+_SPREAD = (0.15, 0.25)
+#: How far sums of effects miss measured latency ratios, relative.
+_MISFIT = 0.004
 #: Mean and standard deviation of what a map whose neighbouring groups all differ in precision loses in latency ratio.
 #: Kernels of several precisions in one pass slow each other down. The more often they take turns, the more,
 #: but the first turns cost most: on MiniLM, 1, 5 and 35 of 35 turns cost 0.02, 0.04 and 0.06.
@@ -34,134 +28,108 @@ _TURNS = (0.005, 0.03, 0.3)
 _LEAST_TURNS = 0.002
 #: Relative deviation of latency percentiles from what the ratio of medians says.
 _TAIL_DEVIATION = 0.01
-#: Standard deviations in a 95 % interval.
-_INTERVAL = 3.92
 
 
 class Beliefs:
     """Learns from measured maps and predicts all others."""
 
-    def __init__(self, expectations: Expectations, choices: Sequence[Sequence[str]]) -> None:
-        """Start from what is expected of every choice of every group, ``choices`` being their names."""
+    def __init__(
+        self, expectations: Expectations, choices: Sequence[Sequence[str]], metrics: Sequence[str] = ()
+    ) -> None:
+        """Start from what is expected.
+
+        Args:
+            expectations: of every choice of every group.
+            choices: names of each group's choices.
+            metrics: what will be asked for beside the metrics of the evaluation split and the forward pass.
+        """
         self._expected = expectations
+        #: Beginnings of the names of the metrics of quality and of latency that are predicted; see ``kinds``.
+        self.qualities, self.latencies = kinds(metrics)
         #: Which choices each group has, shape ``(groups, choices)``.
         self.legal = np.isfinite(expectations.memory_mib)
-        # Effect 0 is what all maps have in common.
-        self._columns = np.where(self.legal, np.cumsum(self.legal).reshape(self.legal.shape), 0)
-        names = [name for of_group in choices for name in of_group]
-        spreads = (_DIVERGENCE_SPREAD, _LATENCY_SPREAD) if expectations.probed else (_GUESS_SPREAD, _GUESS_SPREAD)
-        self._divergence = self._model(expectations.divergence, names, spreads[0], 0.0, expectations.fixed_divergence)
-        self._latency = self._model(
-            expectations.latency, names, spreads[1], 1.0, expectations.fixed_latency, turns=_TURNS_PRIOR
-        )
+        self._effects = Effects(self.legal, choices)
+        # Of shifted data nothing is probed; how sensitive layers are beside each other carries over.
+        self._qualities = {prefix: self._quality(prefix) for prefix in dict.fromkeys(("", *self.qualities))}
+        self._latencies = {prefix: self._latency(prefix) for prefix in dict.fromkeys(("", *self.latencies))}
         precisions = [
             [list(Precision).index(choice_named(name).precision) for name in of_group] for of_group in choices
         ]
         #: Number of the precision of each choice, shape ``(groups, choices)``.
         self.precisions = np.zeros(self.legal.shape, dtype=np.intp)
         self.precisions[self.legal] = [precision for of_group in precisions for precision in of_group]
-        # What the divergences of choices are at least: none turns negative by chance.
-        self._least = _LEAST_EFFECT * self._divergence.mean
-        self._choices = choices
-        self._scaled: set[str] = set()
-        self._link = AccuracyLink()
-        self._drops: list[tuple[float, float]] = []
         #: Figures that everything is relative to; to be set before anything is predicted.
         self.full_precision: Mapping[str, Figure] = {}
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
         """Learn what was measured of maps, shape ``(n, groups)``; figures may be missing."""
-        columns = self._of(maps)
-        if not self._expected.probed:
-            self._scale_guesses(maps, columns, figures)
-        _observe(self._divergence, columns, figures, "divergence", _DIVERGENCE_MISFIT)
-        _observe(self._latency, columns, figures, "latency_ratio", _LATENCY_MISFIT, self._turns(maps))
-        self._drops += [
-            (each["divergence"].value, each["accuracy_drop"].value) for each in figures if "accuracy_drop" in each
-        ]
-        if self._drops:
-            self._link = AccuracyLink.fitted(*np.array(self._drops).T)
+        for quality in self._qualities.values():
+            quality.observe(maps, figures)
+        columns, turns = self._effects.of(maps), self._turns(maps)
+        for prefix, latency in self._latencies.items():
+            observe(latency, columns, figures, f"{prefix}latency_ratio", _MISFIT, turns)
 
-    def costs(self, generator: np.random.Generator | None = None) -> Costs:
+    def costs(self, generator: np.random.Generator | None = None, *, quality: str = "", latency: str = "") -> Costs:
         """Return divergence, latency and memory of every choice, shape ``(3, groups, choices)``.
 
-        They are the expected ones, or drawn from the beliefs if there is a ``generator``.
+        They are the expected ones, or drawn from the beliefs if there is a ``generator``. ``quality`` and
+        ``latency`` are how the names of the wanted metrics begin.
         """
-        divergence, latency = (
-            model.mean if generator is None else model.draw(generator) for model in (self._divergence, self._latency)
-        )
-        return np.stack(
-            [
-                self._spread_out(np.maximum(divergence, self._least)),
-                self._spread_out(latency),
-                self._expected.memory_mib,
-            ]
-        )
+        divergence, model = self._qualities[quality].costs(generator), self._latencies[latency]
+        latencies = model.mean if generator is None else model.draw(generator)
+        return np.stack([divergence, self._effects.spread_out(latencies), self._expected.memory_mib])
 
-    def change_prices(self) -> list[float]:
-        """Return what one change of precision more costs in latency ratio, where there are few and many.
+    def change_prices(self, latency: str = "") -> list[float]:
+        """Return what one change of precision more costs in a latency ratio, where there are few and many.
 
         Empty if changes are believed to cost next to nothing.
         """
-        effect, pairs = float(self._latency.mean[-1]), max(1, len(self.legal) - 1)
+        effect, pairs = float(self._latencies[latency].mean[-1]), max(1, len(self.legal) - 1)
         each = [effect * _TURNS_EXPONENT * share ** (_TURNS_EXPONENT - 1.0) / pairs for share in _TURNS]
         return each if effect > _LEAST_TURNS else []
 
     def predict(self, maps: Maps) -> dict[str, Vector]:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""
-        expected, groups, columns = self._expected, np.arange(len(self.legal)), self._of(maps)
-        least = self._least[0] + self._least[columns].sum(axis=1)
-        divergence = np.maximum(self._divergence.predict(columns), least)
-        ratio = np.maximum(self._latency.predict(columns, self._turns(maps)), 1e-3)
+        expected, groups = self._expected, np.arange(len(self.legal))
+        columns, turns = self._effects.of(maps), self._turns(maps)
         memory = expected.memory_mib[groups, maps].sum(axis=1) + expected.fixed_memory_mib
-        drop = self._link.drop(divergence)
         full = {name: figure.value for name, figure in self.full_precision.items()}
-        predicted = {name: ratio * full[name] for name in METRICS if name.startswith("latency_p") and name in full}
-        predicted |= {
-            "divergence": divergence,
-            "latency_ratio": ratio,
-            "weight_memory_mib": memory,
-            "accuracy_drop": drop,
-        }
-        if "accuracy" in full:
-            predicted["accuracy"] = full["accuracy"] - drop * abs(full["accuracy"])
+        predicted = {"weight_memory_mib": memory}
+        for prefix, latency in self._latencies.items():
+            ratio = predicted[f"{prefix}latency_ratio"] = np.maximum(latency.predict(columns, turns), 1e-3)
+            known = [name for name in METRICS if name.startswith(f"{prefix}latency_p") and name in full]
+            predicted |= {name: ratio * full[name] for name in known}
+        for quality in self._qualities.values():
+            predicted |= quality.predict(maps, self.full_precision)
         if "peak_memory_mib" in full:
             predicted["peak_memory_mib"] = memory + full["peak_memory_mib"] - full["weight_memory_mib"]
         return predicted
 
     def deviation(self, metric: str, maps: Maps) -> Vector:
         """Return the standard deviation of a metric a constraint may limit, shape ``(n,)``."""
-        if metric.startswith("latency"):
-            relative = self._latency.deviation(self._of(maps), self._turns(maps)) + _TAIL_DEVIATION
-            return np.asarray(relative * (self.full_precision[metric].value if metric != "latency_ratio" else 1.0))
-        if metric == "accuracy":
-            return np.full(len(maps), self._link.scatter * abs(self.full_precision["accuracy"].value))
-        return np.full(len(maps), self._link.scatter if metric == "accuracy_drop" else 0.0)
+        prefix, is_latency, of = metric.partition("latency")
+        if is_latency:
+            model = self._latencies[prefix]
+            relative = model.deviation(self._effects.of(maps), self._turns(maps)) + _TAIL_DEVIATION
+            return np.asarray(relative * (self.full_precision[metric].value if of != "_ratio" else 1.0))
+        quality = self._qualities[SHIFTED if metric.startswith(SHIFTED) else ""]
+        return np.full(len(maps), quality.deviation(metric, self.full_precision))
 
-    def _model(
-        self,
-        prior: Costs,
-        names: Sequence[str],
-        spreads: tuple[float, float],
-        certain: float,
-        fixed: float,
-        *,
-        turns: tuple[float, float] | None = None,
-    ) -> AdditiveModel:
-        alone, together = spreads
-        effects = np.concatenate([[0.0], prior[self.legal]])
-        typical = float(np.median(np.abs(effects[effects != 0.0]))) if effects.any() else 0.0
-        spread = np.where(effects != 0.0, alone * np.abs(effects) + 0.05 * typical, 0.0)
-        spread[0] = np.hypot(0.02 * typical, np.hypot(alone, together) * fixed)
-        of_choice = np.array([[False, *(name == choice for name in names)] for choice in dict.fromkeys(names)])
-        mean = effects.copy()
-        mean[0] = certain + fixed
-        shared = together * np.vstack([of_choice * effects, effects])
-        if turns is None:
-            return AdditiveModel(mean, spread, shared)
-        of_effect, of_typical = _ALIKE_SPREAD
-        shared = np.vstack([shared, _alike(effects, names) * (of_effect * np.abs(effects) + of_typical * typical)])
-        return AdditiveModel(np.append(mean, turns[0]), np.append(spread, turns[1]), np.pad(shared, ((0, 0), (0, 1))))
+    def _quality(self, prefix: str) -> QualityBeliefs:
+        expected = self._expected
+        probed = expected.probed and not prefix
+        return QualityBeliefs(
+            self._effects, expected.divergence, expected.fixed_divergence, probed=probed, prefix=prefix
+        )
+
+    def _latency(self, prefix: str) -> AdditiveModel:
+        expected = self._expected
+        # Reading a prompt is a forward pass. Decoding moves all weights for a token or a few, whatever was probed.
+        decodes = prefix == prefix_of(Workload.DECODE)
+        prior = _by_bytes(expected.memory_mib, self.legal) if decodes else expected.latency
+        spread = _SPREAD if expected.probed and not decodes else GUESS_SPREAD
+        fixed = 0.0 if decodes else expected.fixed_latency
+        return self._effects.model(prior, spread, certain=1.0, fixed=fixed, turns=_TURNS_PRIOR)
 
     def _turns(self, maps: Maps) -> Costs:
         """Return how much neighbouring groups of maps differ in precision, from 0 to 1; shape ``(n, 1)``."""
@@ -169,55 +137,19 @@ class Beliefs:
         turns = (np.diff(precisions, axis=1) != 0).sum(axis=1) / max(1, len(self.legal) - 1)
         return np.asarray(turns[:, None] ** _TURNS_EXPONENT)
 
-    def _scale_guesses(self, maps: Maps, columns: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
-        """Let the first map that takes a choice say how large the divergences of that choice are."""
-        for row, each in enumerate(figures):
-            names = {self._choices[group][choice] for group, choice in enumerate(maps[row])}
-            taken = names - {FULL_PRECISION.name} - self._scaled
-            if taken and "divergence" in each:
-                self._scale_guess(taken, np.append(0, columns[row]), each["divergence"].value)
 
-    def _scale_guess(self, taken: set[str], effects: Maps, divergence: float) -> None:
-        """Scale the guesses of choices so that the effects of a map sum to what it was measured to diverge."""
-        # What is fixed has the scale of the first choice, as far as anybody can tell.
-        scaled = np.array([not self._scaled, *(name in taken for of_group in self._choices for name in of_group)])
-        part, rest = (float((self._divergence.mean * which)[effects].sum()) for which in (scaled, ~scaled))
-        whole = max(divergence, _LEAST_DIVERGENCE)
-        self._divergence.scale(scaled, max(whole - rest, _LEAST_EFFECT * whole) / part)
-        self._least[scaled] = _LEAST_EFFECT * self._divergence.mean[scaled]
-        self._scaled |= taken
-
-    def _of(self, maps: Maps) -> Maps:
-        """Return the numbers of the effects of maps."""
-        return np.asarray(self._columns[np.arange(len(self.legal)), maps])
-
-    def _spread_out(self, effects: Vector) -> Costs:
-        return np.where(self.legal, effects[self._columns], np.inf)
+def _by_bytes(memory_mib: Costs, legal: npt.NDArray[np.bool_]) -> Costs:
+    """Return the guess that half of the time goes with the bytes of the layers' weights."""
+    most = np.where(legal, memory_mib, 0.0).max(axis=1, keepdims=True)
+    return np.asarray(0.5 * (memory_mib - most) / (most.sum() or 1.0))
 
 
-def _alike(effects: Vector, names: Sequence[str]) -> Costs:
-    """Return which effects, after the first, are of one choice and equal, shape ``(kinds, effects)``."""
-    keys = list(zip(names, effects[1:], strict=True))
-    return np.array([[False, *(key == kind for key in keys)] for kind in dict.fromkeys(keys) if kind[1] != 0.0])
+def kinds(metrics: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return how the names of the quality metrics and of the latencies among ``metrics`` begin; plain ones if none.
 
-
-def _observe(
-    model: AdditiveModel,
-    columns: Maps,
-    figures: Sequence[Mapping[str, Figure]],
-    metric: str,
-    misfit: float,
-    features: Costs | None = None,
-) -> None:
-    rows = [row for row, each in enumerate(figures) if metric in each]
-    if rows:
-        found = [figures[row][metric] for row in rows]
-        values = np.array([figure.value for figure in found])
-        noise = np.array([_width(figure) / _INTERVAL for figure in found])
-        # A map measured to diverge by nothing still says something of finite weight.
-        deviations = np.hypot(noise, misfit * values) + 1e-12
-        model.observe(columns[rows], values, deviations, None if features is None else features[rows])
-
-
-def _width(figure: Figure) -> float:
-    return figure.high - figure.low if figure.low is not None and figure.high is not None else 0.0
+    >>> kinds(["decode_latency_p50_ms", "accuracy", "shifted_accuracy_drop"])
+    (('', 'shifted_'), ('decode_',))
+    """
+    qualities = [SHIFTED if name.startswith(SHIFTED) else "" for name in metrics if "accuracy" in name or "div" in name]
+    latencies = [name.partition("latency")[0] for name in metrics if "latency" in name]
+    return tuple(dict.fromkeys(qualities)) or ("",), tuple(dict.fromkeys(latencies)) or ("",)

@@ -63,8 +63,8 @@ class Budget:
         return in_time and self.searched + pending < self.trials
 
     def allows_final(self, pending: int, elapsed_s: float) -> bool:
-        """Return whether another map may be measured again besides ``pending`` ones."""
-        in_time = self._limit_s is None or elapsed_s < self._limit_s
+        """Return whether another map may be measured again besides ``pending`` ones, and will be in time."""
+        in_time = self._limit_s is None or elapsed_s + self._final_s < self._limit_s
         return in_time and self._finals + pending < MOST_FINAL
 
     def remaining_s(self, elapsed_s: float) -> float:
@@ -72,11 +72,15 @@ class Budget:
         by_trials = elapsed_s / self.searched * (self.trials - self.searched) if self.searched else 0.0
         return max(0.0, by_trials if self._limit_s is None else min(by_trials, self._limit_s - elapsed_s))
 
+    @property
+    def _final_s(self) -> float:
+        return self._final_passes * self.trial_s
+
     def _reserve_s(self, limit_s: float) -> float:
         """Return the seconds to keep for the final measurements."""
         if not self._recent_s:
             return 0.0
-        return min(_FINAL_SHARE * limit_s, _EXPECTED_FINAL * self._final_passes * self.trial_s)
+        return min(_FINAL_SHARE * limit_s, _EXPECTED_FINAL * self._final_s)
 
 
 def searched(trials: Iterable[TrialRecord]) -> int:

@@ -56,10 +56,12 @@ def _pytorch() -> str:
 
 
 def _kernels() -> str:
-    from workers.backends import build_backend
+    from workers.backends import BACKENDS, build_backend
 
-    backend = build_backend("auto")
-    return f"backend {backend.name} on {backend.hardware()}"
+    best = build_backend("auto")
+    others = [name for name in BACKENDS if name != best.name and BACKENDS[name]().unavailable() is None]
+    also = f"; also {', '.join(others)}" if others else ""
+    return f"backend {best.name} on {best.hardware()}{also}"
 
 
 def _ray() -> str:

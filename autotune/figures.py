@@ -1,17 +1,17 @@
 """From a measurement to the figures people and samplers see."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.metrics import METRICS, Figure
+from autotune.metrics import METRICS, Figure, prefix_of
 from workers.estimates import Estimate, latency_ratio, percentile
-from workers.measurement import LatencySamples, Measurement
+from workers.measurement import LatencySamples, Measurement, Workload
 
 MIB = float(1 << 20)
 
-_PERCENTILES = {"latency_p50_ms": 50.0, "latency_p90_ms": 90.0, "latency_p95_ms": 95.0, "latency_p99_ms": 99.0}
+_PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +22,34 @@ class Reference:
     accuracy: float
     #: Median latency of full precision in ms at the first batch size.
     latency_p50_ms: float
+    #: The same of the other workloads that were timed.
+    workloads_p50_ms: Mapping[Workload, float] = field(default_factory=dict)
+    #: Task metric of full precision on shifted data; None if the task has none.
+    shifted_accuracy: float | None = None
 
     @classmethod
     def of(cls, measurement: Measurement) -> "Reference":
         """Return the reference that full precision's own measurement is."""
-        return cls(accuracy=measurement.accuracy, latency_p50_ms=float(np.median(measurement.latency[0].candidate_ms)))
+        medians = {name: float(np.median(samples.candidate_ms)) for name, samples in _first(measurement).items()}
+        return cls(
+            accuracy=measurement.accuracy,
+            latency_p50_ms=medians.pop(Workload.FORWARD),
+            workloads_p50_ms=medians,
+            shifted_accuracy=measurement.shifted[0] if measurement.shifted else None,
+        )
 
     @classmethod
     def of_figures(cls, figures: Mapping[str, Figure]) -> "Reference":
         """Return the reference from full precision's recorded figures."""
-        return cls(accuracy=figures["accuracy"].value, latency_p50_ms=figures["latency_p50_ms"].value)
+        shifted = figures.get("shifted_accuracy")
+        names = {workload: f"{prefix_of(workload)}latency_p50_ms" for workload in Workload}
+        medians = {workload: figures[name].value for workload, name in names.items() if name in figures}
+        return cls(
+            accuracy=figures["accuracy"].value,
+            latency_p50_ms=medians.pop(Workload.FORWARD),
+            workloads_p50_ms=medians,
+            shifted_accuracy=shifted.value if shifted else None,
+        )
 
 
 def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figure]:
@@ -50,26 +68,40 @@ def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figu
     if measurement.working_bytes is not None:
         peak = measurement.weight_bytes + measurement.working_bytes
         figures["peak_memory_mib"] = Figure(value=peak / MIB)
+    if measurement.shifted is not None and reference.shifted_accuracy is not None:
+        accuracy, divergence = measurement.shifted
+        figures["shifted_accuracy"] = Figure(value=accuracy)
+        figures["shifted_accuracy_drop"] = Figure(value=_drop(accuracy, reference.shifted_accuracy))
+        figures["shifted_divergence"] = Figure(value=divergence)
+    if measurement.session_seconds is not None:
+        figures["session_ms"] = Figure(value=measurement.session_seconds * 1e3)
     if measurement.held_out is not None:
         figures["held_out_accuracy"] = Figure(value=measurement.held_out[0])
         figures["held_out_accuracy_drop"] = Figure(value=_drop(*measurement.held_out))
-    if measurement.latency:
-        figures |= _latency_figures(measurement.latency[0], reference)
+    for workload, samples in _first(measurement).items():
+        full = {Workload.FORWARD: reference.latency_p50_ms, **reference.workloads_p50_ms}.get(workload)
+        if full is not None:
+            figures |= _latency_figures(samples, full)
     return figures
+
+
+def _first(measurement: Measurement) -> dict[Workload, LatencySamples]:
+    """Return each workload's latencies at the first batch size."""
+    return {samples.workload: samples for samples in reversed(measurement.latency)}
 
 
 def _drop(accuracy: float, reference: float) -> float:
     return (reference - accuracy) / max(abs(reference), 1e-12)
 
 
-def _latency_figures(latency: LatencySamples, reference: Reference) -> dict[str, Figure]:
-    drift = reference.latency_p50_ms / float(np.median(latency.reference_ms))
+def _latency_figures(latency: LatencySamples, full_precision_ms: float) -> dict[str, Figure]:
+    drift, prefix = full_precision_ms / float(np.median(latency.reference_ms)), prefix_of(latency.workload)
     figures = {
         name: _figure(percentile(latency.candidate_ms * drift, percent))
-        for name, percent in _PERCENTILES.items()
-        if len(latency.candidate_ms) >= METRICS[name].min_repeats
+        for percent in _PERCENTILES
+        if len(latency.candidate_ms) >= METRICS[name := f"{prefix}latency_p{percent}_ms"].min_repeats
     }
-    figures["latency_ratio"] = _figure(latency_ratio(latency))
+    figures[f"{prefix}latency_ratio"] = _figure(latency_ratio(latency))
     return figures
 
 

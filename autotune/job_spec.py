@@ -12,12 +12,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autotune.errors import JobSpecError, TooLargeError
-from autotune.metrics import METRICS, Constraint
+from autotune.metrics import METRICS, Constraint, prefix_of
 from autotune.yaml_file import load_json, load_yaml
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers import secret_values
+from workers.measurement import Workload
 from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
 #: Larger job files are refused before they are parsed, which takes a second for so many.
@@ -52,10 +53,10 @@ def _one_line(name: str) -> str:
 
 
 def _searchable(name: str) -> str:
-    if METRICS[name].final:
-        raise ValueError(
-            f"{name} is for checking the search, so it cannot go by it; take {name.removeprefix('held_out_')}"
-        )
+    if METRICS[name].told:
+        searched = name.removeprefix("held_out_")
+        instead = "take another metric" if searched == name else f"take {searched}"
+        raise ValueError(f"{name} is only told of what was measured, so no search can go by it; {instead}")
     return name
 
 
@@ -114,10 +115,18 @@ class ConstraintSection(_Section):
     latency_p50_ms: UpperLimit | None = None
     latency_p95_ms: UpperLimit | None = None
     latency_p99_ms: UpperLimit | None = None
+    prefill_latency_p50_ms: UpperLimit | None = None
+    prefill_latency_p95_ms: UpperLimit | None = None
+    prefill_latency_p99_ms: UpperLimit | None = None
+    decode_latency_p50_ms: UpperLimit | None = None
+    decode_latency_p95_ms: UpperLimit | None = None
+    decode_latency_p99_ms: UpperLimit | None = None
     weight_memory_mib: UpperLimit | None = None
     peak_memory_mib: UpperLimit | None = None
     accuracy: AccuracyFloor | None = None
     accuracy_drop: DropLimit | None = None
+    shifted_accuracy: AccuracyFloor | None = None
+    shifted_accuracy_drop: DropLimit | None = None
 
     def constraints(self) -> tuple[Constraint, ...]:
         """Return the limits that are set, by metric name in alphabetical order."""
@@ -199,6 +208,7 @@ class MeasurementSection(_Section):
     """How latency and accuracy are measured."""
 
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    workloads: tuple[Workload, ...] = ()
     threads: Annotated[int, Field(ge=0)] = 0
     repeats: Annotated[int, Field(ge=20)] = 100
     final_repeats: Annotated[int, Field(ge=20)] = 500
@@ -239,8 +249,7 @@ class JobSpec(_Section):
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
-        limited = [constraint.metric for constraint in self.constraints.constraints()]
-        needed, name = max((METRICS[name].min_repeats, name) for name in (*self.objectives, *limited))
+        needed, name = max((METRICS[name].min_repeats, name) for name in self.metrics())
         if self.measurement.repeats < needed:
             raise ValueError(
                 f"{name} needs measurement.repeats >= {needed}, but got {self.measurement.repeats}; "
@@ -295,6 +304,18 @@ class JobSpec(_Section):
         """Return the job as JSON-ready data that ``parse`` accepts."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def metrics(self) -> tuple[str, ...]:
+        """Return the metrics that the job goes by: its objectives, then what it limits."""
+        return (*self.objectives, *(constraint.metric for constraint in self.constraints.constraints()))
+
+    def workloads(self) -> tuple[Workload, ...]:
+        """Return the workloads that are timed beside the forward pass: those asked for, and those the job goes by."""
+        others = [workload for workload in Workload if workload is not Workload.FORWARD]
+        named = [
+            workload for workload in others if any(name.startswith(prefix_of(workload)) for name in self.metrics())
+        ]
+        return tuple(workload for workload in others if workload in (*self.measurement.workloads, *named))
+
     def rules(self) -> tuple[LayerRule, ...]:
         """Return the user's layer rules."""
         return tuple(section.rule() for section in self.search.layers)
@@ -306,7 +327,7 @@ class JobSpec(_Section):
             task_parameters=self.task.parameters,
             backend=self.backend,
             calibration=CalibrationSettings(**self.calibration.model_dump()),
-            measurement=MeasurementSettings(**self.measurement.model_dump()),
+            measurement=MeasurementSettings(**self.measurement.model_dump() | {"workloads": self.workloads()}),
             task_file=task_file,
         )
 

@@ -92,9 +92,13 @@ def cancel(store: Store, job_id: str) -> JobRecord:
     return store.change_job(job_id, lifecycle.ordered(Order.CANCEL))
 
 
-def resume(store: Store, job_id: str) -> JobRecord:
-    """Queue the job for controllers to go on with; one that waits or runs already stays as it is."""
-    return store.change_job(job_id, lifecycle.requeued)
+def resume(store: Store, job_id: str, *, most_live: int | None = None) -> JobRecord:
+    """Queue the job for controllers to go on with; one that waits or runs already stays as it is.
+
+    Raises:
+        ConflictError: if its owner has ``most_live`` jobs already that wait or run.
+    """
+    return store.change_job(job_id, lifecycle.requeued, most_live=most_live)
 
 
 def change_plan(store: Store, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:

@@ -154,7 +154,7 @@ _FREE: dict[str, Any] = {"leased_until": None, "order": None}
 
 def _carried_out(job: JobRecord, order: Order, at: datetime) -> Change:
     # The next epoch, so that a driver thought dead cannot go on with it.
-    return _changed(job, at, order.state.value, order.done, state=order.state, epoch=job.epoch + 1, **_FREE)
+    return _changed(job, at, order.state.value, order.done, state=order.state, error=None, epoch=job.epoch + 1, **_FREE)
 
 
 def _changed(job: JobRecord, at: datetime, kind: str, message: str, **changes: Any) -> Change:

@@ -6,6 +6,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from workers.measurement import Workload
+
 #: One value or an array of values.
 Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
@@ -26,8 +28,34 @@ class Metric:
     logarithmic: bool = False
     #: Latency samples needed before the metric means anything; 0 for metrics that are no percentile.
     min_repeats: int = 0
-    #: Whether only final measurements have it, so that no search can go by it.
-    final: bool = False
+    #: Whether it is only told, so that no search can go by it: final measurements alone have it, or only some backends.
+    told: bool = False
+
+
+#: Beginning of the names of metrics on shifted data.
+SHIFTED = "shifted_"
+
+#: Workload -> its name for people.
+_WORKLOADS = {
+    Workload.FORWARD: "Latency",
+    Workload.PREFILL: "Time to first token",
+    Workload.DECODE: "Time per output token",
+}
+
+
+def prefix_of(workload: Workload) -> str:
+    """Return how the names of a workload's metrics begin; those of the forward pass are plain."""
+    return "" if workload is Workload.FORWARD else f"{workload}_"
+
+
+def _latencies(workload: Workload) -> tuple[Metric, ...]:
+    prefix, label = prefix_of(workload), _WORKLOADS[workload]
+    least = {50: 0, 90: 30, 95: 60, 99: 500}
+    percentiles = (
+        Metric(name=f"{prefix}latency_p{percent}_ms", label=f"{label} p{percent}", unit="ms", min_repeats=repeats)
+        for percent, repeats in least.items()
+    )
+    return *percentiles, Metric(name=f"{prefix}latency_ratio", label=f"{label} p50 relative to full precision")
 
 
 #: Every metric by name. Sample counts: from n samples on, the two-sided 95 % order-statistic
@@ -38,16 +66,16 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric(name="accuracy", label="Accuracy", maximise=True),
         Metric(name="accuracy_drop", label="Accuracy drop, relative"),
-        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, final=True),
-        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", final=True),
+        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, told=True),
+        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", told=True),
         Metric(name="divergence", label="Divergence from full precision", logarithmic=True),
-        Metric(name="latency_p50_ms", label="Latency p50", unit="ms"),
-        Metric(name="latency_p90_ms", label="Latency p90", unit="ms", min_repeats=30),
-        Metric(name="latency_p95_ms", label="Latency p95", unit="ms", min_repeats=60),
-        Metric(name="latency_p99_ms", label="Latency p99", unit="ms", min_repeats=500),
-        Metric(name="latency_ratio", label="Latency p50 relative to full precision"),
+        Metric(name=f"{SHIFTED}accuracy", label="Accuracy on shifted data", maximise=True),
+        Metric(name=f"{SHIFTED}accuracy_drop", label="Accuracy drop on shifted data, relative"),
+        Metric(name=f"{SHIFTED}divergence", label="Divergence on shifted data", logarithmic=True),
+        *(metric for workload in Workload for metric in _latencies(workload)),
         Metric(name="weight_memory_mib", label="Weight memory", unit="MiB"),
         Metric(name="peak_memory_mib", label="Peak memory", unit="MiB"),
+        Metric(name="session_ms", label="Making the runtime's session", unit="ms", told=True),
     )
 }
 

@@ -11,6 +11,7 @@ from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.layer import Layer
 from workers.backends import build_backend
+from workers.errors import BackendError
 from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
 
@@ -31,11 +32,16 @@ class NativeMap:
         Raises:
             MapError: if it is not the model the map was made for, or this hardware cannot run a layer's
                 choice; the message names the first difference, and the model is as it was.
-            BackendError: if the map's backend cannot run on this hardware.
+            BackendError: if the map's backend cannot run on this hardware, or runs no layers of PyTorch models.
         """
         layers = self._layers_of(model)
         quantization = self.file.quantization_map()
         backend = build_backend(self.file.backend)
+        if not backend.runs_modules:
+            raise BackendError(
+                f"the map is for the backend {backend.name}, which runs no layers of PyTorch models but whole graphs; "
+                f"export it with: autotune export --format {backend.name}"
+            )
         PreparedModel(model, layers, backend, quantization.ranges).apply(quantization.names)
         return model.eval()
 

@@ -63,7 +63,7 @@ def minimised(metric: Metric, values: Number) -> Number:
 def _unit(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
     if metric.logarithmic:
         return 1.0
-    if metric.name == "accuracy_drop":
+    if metric.name.endswith("accuracy_drop"):
         return 0.1
     value = abs(full_precision[metric.name].value) or 1.0
     return 0.1 * value if metric.maximise else value
@@ -72,7 +72,7 @@ def _unit(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
 def _worthless(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
     if metric.logarithmic:
         return 0.0
-    if metric.name == "accuracy_drop":
+    if metric.name.endswith("accuracy_drop"):
         return 0.1
     value = full_precision[metric.name].value
     return -value + 0.1 * abs(value) if metric.maximise else _SLACK * value

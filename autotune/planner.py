@@ -57,10 +57,10 @@ class Planner:
             constraints: what must hold.
             seed: of the exploration.
         """
-        self._beliefs = Beliefs(expectations, choices)
         self._objectives = objectives
         self._constraints = constraints
         counted = [metric.name for metric in objectives.metrics] + [constraint.metric for constraint in constraints]
+        self._beliefs = Beliefs(expectations, choices, counted)
         self._memory_counts = any("memory" in name for name in counted)
         self._generator = np.random.default_rng(seed)
         self._points: list[tuple[float, ...]] = []
@@ -96,16 +96,17 @@ class Planner:
         """
         self._asked += 1
         explores = self._asked % _EXPLORE == 0
-        candidates = self._unknown(
-            self._candidates(self._beliefs.costs(self._generator if explores else None)), pending
-        )
+        along = self._along_fronts(self._generator if explores else None)
+        candidates = self._unknown(np.concatenate([along, self._neighbours(along)]), pending)
         if not len(candidates):
             return None
-        gains = self._gains(candidates, pending)
-        wanted = self._nearness(candidates, gains) if self._seeks_answer else gains
-        listed = self._short_list(candidates, wanted)
+        predicted = self._beliefs.predict(candidates)
+        values = self._values(predicted)
+        gains = self._gains(values, pending)
+        wanted = self._nearness(values, gains) if self._seeks_answer else gains
+        listed = self._short_list(predicted, wanted)
         candidates, gains, wanted = candidates[listed], gains[listed], wanted[listed]
-        likely = self._probability(candidates)
+        likely = self._probability(candidates, {metric: of_all[listed] for metric, of_all in predicted.items()})
         if not explores:
             likely = _without_gambles(likely)
             self._vain = self._vain + 1 if (gains * likely).max() < _LEAST_GAIN else 0
@@ -117,21 +118,29 @@ class Planner:
 
     def predicted_front(self) -> Maps:
         """Return maps along the front that is predicted now, shape ``(n, groups)``."""
-        return self._along_front(self._beliefs.costs())
+        return self._along_fronts(None)
 
-    def _candidates(self, costs: Costs) -> Maps:
-        along = self._along_front(costs)
-        return np.concatenate([along, self._neighbours(along)])
+    def _along_fronts(self, generator: np.random.Generator | None) -> Maps:
+        """Return maps along the fronts of every divergence and every latency that count."""
+        beliefs = self._beliefs
+        return np.concatenate(
+            [
+                self._along_front(
+                    beliefs.costs(generator, quality=quality, latency=latency), beliefs.change_prices(latency)
+                )
+                for quality, latency in itertools.product(beliefs.qualities, beliefs.latencies)
+            ]
+        )
 
-    def _along_front(self, costs: Costs) -> Maps:
-        found = [cheapest_for_each_budget(costs[0], costs[1]), self._with_few_changes(costs)]
+    def _along_front(self, costs: Costs, prices: Sequence[float]) -> Maps:
+        found = [cheapest_for_each_budget(costs[0], costs[1]), self._with_few_changes(costs, prices)]
         if self._memory_counts:
             found += [cheapest_for_each_budget(costs[0], costs[2]), weighted(costs, self._weightings(costs))]
         return np.concatenate(found)
 
-    def _with_few_changes(self, costs: Costs) -> Maps:
+    def _with_few_changes(self, costs: Costs, prices: Sequence[float]) -> Maps:
         """Return maps along the front for which changes of precision between neighbours have a price."""
-        prices, legal = self._beliefs.change_prices(), self._beliefs.legal
+        legal = self._beliefs.legal
         scale = np.ptp(costs[0][legal]) / (np.ptp(costs[1][legal]) or 1.0)
         price, speed = np.array(list(itertools.product(prices, scale * _SPEEDS))).reshape(-1, 2).T
         weighed = costs[0] + speed[:, None, None] * np.where(legal, costs[1], 0.0)
@@ -159,39 +168,37 @@ class Planner:
         known = self._known | {row.tobytes() for row in pending}
         return np.asarray(maps[sorted(number for key, number in first.items() if key not in known)])
 
-    def _gains(self, candidates: Maps, pending: Maps) -> Vector:
-        """Return what each candidate would add to the hypervolume, as a share of it."""
+    def _gains(self, values: Points, pending: Maps) -> Vector:
+        """Return what candidates of these values would add to the hypervolume, as a share of it."""
         full = self._beliefs.full_precision
-        front = np.array([*self._points, *self._values(pending)]).reshape(-1, len(self._objectives.metrics))
+        measured_soon = self._values(self._beliefs.predict(pending))
+        front = np.array([*self._points, *measured_soon]).reshape(-1, len(self._objectives.metrics))
         reference = self._objectives.reference_point(full)
         front = self._objectives.normalise(front, full)
-        gains = improvements(self._objectives.normalise(self._values(candidates), full), front, reference)
+        gains = improvements(self._objectives.normalise(values, full), front, reference)
         return gains / (hypervolume(front, reference) or 1.0)
 
-    def _short_list(self, candidates: Maps, wanted: Vector) -> npt.NDArray[np.intp]:
+    def _short_list(self, predicted: Mapping[str, Vector], wanted: Vector) -> npt.NDArray[np.intp]:
         """Return the most wanted candidates that are expected to hold, and those that break least otherwise."""
-        predicted = self._beliefs.predict(candidates)
-        broken = np.zeros(len(candidates))
+        broken = np.zeros(len(wanted))
         for constraint in self._constraints:
             broken += np.maximum(constraint.violation(predicted[constraint.metric]), 0.0)
         holding, breaking = np.flatnonzero(broken == 0), np.flatnonzero(broken > 0)
         best, nearest = np.argsort(-wanted[holding])[:_SHORT_LIST], np.argsort(broken[breaking])[:_SHORT_LIST]
         return np.concatenate([holding[best], breaking[nearest]])
 
-    def _nearness(self, candidates: Maps, gains: Vector) -> Vector:
-        """Return by how much candidates better the best answer so far; the hypervolume decides between equals."""
+    def _nearness(self, values: Points, gains: Vector) -> Vector:
+        """Return by how much values better the best answer so far; the hypervolume decides between equals."""
         if not self._points:  # until something is feasible, only that counts
             return 1.0 + 1e-9 * gains
         best = min(point[0] for point in self._points)
-        return np.maximum(best - self._values(candidates)[:, 0], 0.0) + 1e-9 * gains
+        return np.maximum(best - values[:, 0], 0.0) + 1e-9 * gains
 
-    def _values(self, maps: Maps) -> Points:
-        predicted = self._beliefs.predict(maps)
+    def _values(self, predicted: Mapping[str, Vector]) -> Points:
         return np.column_stack([minimised(metric, predicted[metric.name]) for metric in self._objectives.metrics])
 
-    def _probability(self, maps: Maps) -> Vector:
+    def _probability(self, maps: Maps, predicted: Mapping[str, Vector]) -> Vector:
         """Return the probability that maps keep all constraints, as if these were independent."""
-        predicted = self._beliefs.predict(maps)
         likely = np.ones(len(maps))
         for constraint in self._constraints:
             above = predicted[constraint.metric] - constraint.limit

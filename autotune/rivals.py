@@ -58,10 +58,12 @@ def rivals(
     return tuple(found)
 
 
-def accuracy_floor(constraints: Sequence[Constraint], reference: Reference) -> float | None:
+def accuracy_floor(constraints: Sequence[Constraint], reference: Reference, *, shifted: bool = False) -> float | None:
     """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
+    name, full = ("shifted_accuracy", reference.shifted_accuracy) if shifted else ("accuracy", reference.accuracy)
     limits = {constraint.metric: constraint.limit for constraint in constraints}
-    floors = [limits["accuracy"]] if "accuracy" in limits else []
-    if "accuracy_drop" in limits:
-        floors.append(reference.accuracy - limits["accuracy_drop"] * abs(reference.accuracy))
+    floors = [limits[name]] if name in limits else []
+    drop = limits.get(f"{name}_drop")
+    if drop is not None and full is not None:
+        floors.append(full - drop * abs(full))
     return max(floors, default=None)

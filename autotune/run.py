@@ -1,12 +1,14 @@
 """Run one job from its claim to its end."""
 
 import dataclasses
+import time
 from dataclasses import dataclass
 
 from autotune import driver, lifecycle
-from autotune.errors import ConflictError, LeaseLostError, OrderedError, Stopped
+from autotune.errors import ConflictError, JobSpecError, LeaseLostError, OrderedError, Stopped
 from autotune.job_spec import JobSpec, SamplerName
 from autotune.lease import Lease
+from autotune.metrics import SHIFTED
 from autotune.probing import obtain_probes
 from autotune.progress import Listener, Silent
 from autotune.search import Search
@@ -99,8 +101,10 @@ def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, plac
     try:
         job = _describe(store, job, pool.describe())
         lease.check()
+        started_at = time.monotonic()
         probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
-        reason = Search(store, job, spec, pool, listener, lease, probes).run()
+        probed_s = time.monotonic() - started_at
+        reason = Search(store, job, spec, pool, listener, lease, probes, probed_s).run()
         listener.stage(f"Search finished: {reason}")
         return reason
     finally:
@@ -116,6 +120,7 @@ def _workers(spec: JobSpec, place: Place) -> PoolSettings:
 
 def _describe(store: Store, job: JobRecord, description: ModelDescription) -> JobRecord:
     """Record what the workers say about the model, or check that it is still the same model."""
+    _check_figures(JobSpec.parse(job.spec), job.description or description)
     if job.description is None:
         return store.change_job(job.id, lifecycle.held(job.epoch, description=description))
     if job.description.fingerprint != description.fingerprint:
@@ -124,3 +129,23 @@ def _describe(store: Store, job: JobRecord, description: ModelDescription) -> Jo
             "its trials would not compare, so start a new job"
         )
     return job
+
+
+def _check_figures(spec: JobSpec, description: ModelDescription) -> None:
+    """Check that the task has what the job goes by, or a limit would hold because nothing is measured.
+
+    Raises:
+        JobSpecError: if it has not.
+    """
+    for workload in spec.workloads():
+        if workload not in description.workloads:
+            raise JobSpecError(
+                f"workload {workload} is wanted, but task {spec.task.name!r} has "
+                f"{', '.join(description.workloads) or 'none but the forward pass'}; take latency_p50_ms"
+            )
+    wanted = [name for name in spec.metrics() if name.startswith(SHIFTED)]
+    if wanted and description.calibration.clipped is None:
+        raise JobSpecError(
+            f"{wanted[0]} needs a task with shifted data, but task {spec.task.name!r} has none; "
+            f"take {wanted[0].removeprefix(SHIFTED)}"
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -38,6 +39,8 @@ from workers.measurement import Measurement
 from workers.pools.base import Candidate, Outcome, Pool, Rival
 from workers.setup import ModelDescription, Probes
 
+_log = logging.getLogger(__name__)
+
 #: Seconds the driver waits for an outcome before it looks at the clock and the user's orders again.
 _TICK_S = 0.5
 
@@ -54,6 +57,7 @@ class Search:
         listener: Listener,
         lease: Lease,
         probes: Probes | None = None,
+        probed_s: float = 0.0,
     ) -> None:
         assert job.description is not None
         self._store, self._job, self._spec, self._pool, self._listener = store, job, spec, pool, listener
@@ -69,6 +73,8 @@ class Search:
         self._number = max((trial.number for trial in trials), default=-1)
         self._budget = Budget(spec, trials)
         self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
+        #: Seconds that probing took: part of the time limit, but not of the pace of trials.
+        self._probed_s = probed_s
         self._reference: Reference | None = None
         #: When outcomes last arrived, and the seconds it took from there to be ready for more.
         self._heard_at, self._driver_s = time.monotonic(), 0.0
@@ -190,6 +196,7 @@ class Search:
                 number=planned.number,
                 choices=planned.choices,
                 accuracy_floor=accuracy_floor(self._constraints, reference) if reference else None,
+                shifted_floor=accuracy_floor(self._constraints, reference, shifted=True) if reference else None,
                 final=planned.kind is TrialKind.FINAL,
                 rivals=self._rivals(planned, reference) if reference else (),
             )
@@ -234,6 +241,8 @@ class Search:
         now_s = time.monotonic()
         complete[-1] = dataclasses.replace(complete[-1], elapsed_s=now_s - self._clock)
         self._store.record(complete, epoch=self._job.epoch)
+        for result in complete:
+            _log_trial(result.trial)
         self._elapsed_s, self._clock = self._elapsed_s + now_s - self._clock, now_s
         self._listener.trial(self._progress())
 
@@ -271,7 +280,7 @@ class Search:
         return "no other map promises a gain" if study.spent else "all maps of the search space are measured"
 
     def _searched_s(self) -> float:
-        return self._elapsed_s + time.monotonic() - self._clock
+        return self._probed_s + self._elapsed_s + time.monotonic() - self._clock
 
     def _progress(self) -> Progress:
         objectives = Objectives.named(self._spec.objectives)
@@ -293,6 +302,11 @@ def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
         supports=lambda layer, choice: description.refusals[layer.name].get(choice.name),
         rules=spec.rules(),
     )
+
+
+def _log_trial(trial: TrialRecord) -> None:
+    message = f": {trial.message}" if trial.message else ""
+    _log.info("%s%s", trial.state, message, extra={"trial": trial.number})
 
 
 def _events(outcome: Outcome) -> tuple[EventRecord, ...]:

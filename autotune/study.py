@@ -26,8 +26,9 @@ from search_spaces.choice import FULL_PRECISION
 from search_spaces.quantization_map import map_key
 from search_spaces.space import SearchSpace
 
-#: Times the sampler may repeat itself before an unseen neighbour is taken instead.
-_REPEATS = 10
+#: Times the sampler may repeat itself before an unseen neighbour is taken instead. A genetic search that has
+#: converged does little else, and looks through all its trials each time.
+_REPEATS = 3
 #: Neighbours drawn, each farther away on average, before the space is searched in order.
 _NEIGHBOURS = 200
 #: Keys under which genetic algorithms keep a trial's generation; they write none for trials they did not sample.

@@ -75,7 +75,8 @@ class Planned:
         broken = violations(figures, constraints)
         why_rejected = None
         if not result.latency:
-            why_rejected = "latency not measured: the accuracy is below its constraint"
+            where = " on shifted data" if result.shifted else ""
+            why_rejected = f"latency not measured: the accuracy{where} is below its constraint"
         elif result.gave_up:
             passes = len(result.latency[0].candidate_ms)
             why_rejected = f"given up after {passes} passes: slower than a limit, or than maps that are no worse"

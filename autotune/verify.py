@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from autotune.figures import Reference, figures_of
 from autotune.map_file import MapFile
-from autotune.metrics import Figure
+from autotune.metrics import Figure, prefix_of
 from search_spaces.errors import MapError
 from workers.evaluate import Evaluator
-from workers.measurement import Measurement
+from workers.measurement import Measurement, Workload
 from workers.pools.base import Candidate
 from workers.setup import WorkerSetup
 from workers.task import Split
@@ -83,7 +83,13 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
             f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
         )
     choices = file.quantization_map().names
-    reference = evaluator.reference_accuracy(Split.EVALUATION)
+    shifted = "shifted_accuracy" in file.promised
+    reference = Reference(
+        accuracy=evaluator.reference_accuracy(Split.EVALUATION),
+        latency_p50_ms=1.0,  # these only scale milliseconds, of which none is checked
+        workloads_p50_ms=dict.fromkeys(settings.workloads, 1.0),
+        shifted_accuracy=evaluator.reference_accuracy(Split.SHIFTED) if shifted else None,
+    )
     tries: list[tuple[Check, ...]] = []
     while not tries or (_ratio_is_off(tries[-1]) and len(tries) < _TRIES):
         if tries:
@@ -95,11 +101,15 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
     return Verification(checks=checks, held_out_accuracy=held_out, held_out_reference=held_out_reference)
 
 
-def _checks(file: MapFile, measurement: Measurement, accuracy: float, tolerance: float) -> tuple[Check, ...]:
+def _checks(file: MapFile, measurement: Measurement, reference: Reference, tolerance: float) -> tuple[Check, ...]:
     promised = {name: Figure(**figure.model_dump()) for name, figure in file.promised.items()}
-    # The ratio and the accuracies do not depend on the reference latency, which only scales milliseconds.
-    measured = figures_of(measurement, Reference(accuracy=accuracy, latency_p50_ms=1.0))
-    tolerances = {"accuracy": ACCURACY_TOLERANCE, "weight_memory_mib": 0.0, "latency_ratio": tolerance}
+    measured = figures_of(measurement, reference)
+    tolerances = {
+        "accuracy": ACCURACY_TOLERANCE,
+        "shifted_accuracy": ACCURACY_TOLERANCE,
+        "weight_memory_mib": 0.0,
+        **{f"{prefix_of(workload)}latency_ratio": tolerance for workload in Workload},
+    }
     return tuple(
         Check(
             metric=name,
@@ -114,11 +124,11 @@ def _checks(file: MapFile, measurement: Measurement, accuracy: float, tolerance:
 
 
 def _ratio_difference(checks: Sequence[Check]) -> float:
-    return max((abs(check.difference) for check in checks if check.metric == "latency_ratio"), default=0.0)
+    return max((abs(check.difference) for check in checks if check.metric.endswith("latency_ratio")), default=0.0)
 
 
 def _ratio_is_off(checks: Sequence[Check]) -> bool:
-    return not all(check.holds for check in checks if check.metric == "latency_ratio")
+    return not all(check.holds for check in checks if check.metric.endswith("latency_ratio"))
 
 
 def _relative(measured: float, promised: float) -> float:

@@ -11,7 +11,7 @@ from autotune import errors
 from autotune.store.records import JobRecord, Tally, TrialRecord
 from search_spaces.errors import AutotuneError, ChoiceError, MapError, SpaceError
 from workers.errors import TaskError
-from workers.measurement import LatencySamples
+from workers.measurement import LatencySamples, Workload
 
 T = TypeVar("T")
 
@@ -47,6 +47,8 @@ class Latency:
 
     #: Samples in one forward pass.
     batch_size: int
+    #: What was timed.
+    workload: Workload = Workload.FORWARD
     #: Latency of each forward pass in ms, in the order measured.
     candidate_ms: tuple[float, ...]
     #: Latency of each interleaved pass of the full-precision model in ms.
@@ -56,12 +58,18 @@ class Latency:
     def of(cls, samples: LatencySamples) -> "Latency":
         """Return the samples as they are sent."""
         candidate_ms, reference_ms = samples.candidate_ms.tolist(), samples.reference_ms.tolist()
-        return cls(batch_size=samples.batch_size, candidate_ms=tuple(candidate_ms), reference_ms=tuple(reference_ms))
+        return cls(
+            batch_size=samples.batch_size,
+            workload=samples.workload,
+            candidate_ms=tuple(candidate_ms),
+            reference_ms=tuple(reference_ms),
+        )
 
     def samples(self) -> LatencySamples:
         """Return the samples as they were recorded."""
         return LatencySamples(
             batch_size=self.batch_size,
+            workload=self.workload,
             candidate_ms=np.array(self.candidate_ms, dtype=np.float64),
             reference_ms=np.array(self.reference_ms, dtype=np.float64),
         )

@@ -17,7 +17,7 @@ from dashboard.text import value_text
 #: Metrics that a job can limit, in reading order.
 LIMITED = tuple(name for name in METRICS if name in ConstraintSection.model_fields)
 #: Metrics that a job can trade off.
-OBJECTIVES = tuple(name for name, metric in METRICS.items() if not metric.final)
+OBJECTIVES = tuple(name for name, metric in METRICS.items() if not metric.told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -190,6 +190,7 @@ def _layer_row(
     choice = choice_named(choices[layer.name])
     size = description.layer_bytes.get(layer.name, {}).get(choice.name, layer.weight_bytes)
     found = description.calibration.ranges.get(layer.name)
+    clipped_shifted = description.calibration.clipped or {}
     histogram = description.calibration.histograms.get(layer.name)
     return {
         "layer": layer.name,
@@ -205,6 +206,7 @@ def _layer_row(
         "high": found.high if found else np.nan,
         "clipped": histogram.clipped if histogram else np.nan,
         "range": f"{found.low:.4g} to {found.high:.4g}" if found else ABSENT,
+        "clipped_shifted": clipped_shifted.get(layer.name, np.nan),
         "refused": "; ".join(f"{name}: {why}" for name, why in refusals(layer, description).items()),
     }
 

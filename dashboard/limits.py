@@ -61,7 +61,8 @@ def limit_sliders(own: Sequence[Constraint], frame: pd.DataFrame, metrics: Seque
         frame: ``dashboard.frames.trial_frame``, with something measured.
         metrics: what can be limited.
     """
-    own = _absolute(own, frame) if "accuracy" in metrics else own
+    for accuracy in (metric for metric in metrics if metric.endswith("accuracy")):
+        own = _absolute(own, frame, accuracy)
     limits = [limit for limit in own if limit.metric not in metrics]
     starts = {limit.metric: limit.limit for limit in own}
     with st.container(horizontal=True, gap="medium"):
@@ -73,16 +74,16 @@ def limit_sliders(own: Sequence[Constraint], frame: pd.DataFrame, metrics: Seque
     return tuple(limits)
 
 
-def _absolute(own: Sequence[Constraint], frame: pd.DataFrame) -> Sequence[Constraint]:
-    """Return the limits with one floor for the accuracy, the stricter of the absolute and the relative one."""
+def _absolute(own: Sequence[Constraint], frame: pd.DataFrame, accuracy: str) -> Sequence[Constraint]:
+    """Return the limits with one floor for an accuracy, the stricter of the absolute and the relative one."""
     reference = full_precision_row(frame)
     if reference is None:
         return own
-    full = float(reference["accuracy"])
-    others = [limit for limit in own if not limit.metric.startswith("accuracy")]
-    floors = [limit.limit for limit in own if limit.metric == "accuracy"]
-    floors += [full - limit.limit * abs(full) for limit in own if limit.metric == "accuracy_drop"]
-    return [*others, Constraint(metric="accuracy", limit=max(floors), at_most=False)] if floors else others
+    full, drop = float(reference[accuracy]), f"{accuracy}_drop"
+    others = [limit for limit in own if limit.metric not in (accuracy, drop)]
+    floors = [limit.limit for limit in own if limit.metric == accuracy]
+    floors += [full - limit.limit * abs(full) for limit in own if limit.metric == drop]
+    return [*others, Constraint(metric=accuracy, limit=max(floors), at_most=False)] if floors else others
 
 
 def _slider(metric: str, frame: pd.DataFrame, limit: float | None) -> float | None:

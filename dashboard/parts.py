@@ -1,9 +1,10 @@
 """Pieces every page is made of: choosers that live in the URL, live regions, empty states."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ParamSpec
 
+import pandas as pd
 import streamlit as st
 
 from autotune.metrics import METRICS
@@ -19,8 +20,8 @@ from search_spaces.errors import AutotuneError
 REFRESH_S = 2.0
 
 #: What can stand across, and up.
-LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
-QUALITIES = ("accuracy", "divergence")
+LATENCIES = tuple(name for name in METRICS if "latency_p" in name)
+QUALITIES = ("accuracy", "divergence", "shifted_accuracy", "shifted_divergence")
 
 #: Said of jobs of earlier versions.
 NO_HISTOGRAMS = "This job was calibrated before histograms were kept; a new job on the same task records them."
@@ -116,13 +117,19 @@ def choose_many(
     return list(chosen)[:most]
 
 
-def choose_axes(latencies: Sequence[str], objectives: Sequence[str] = ()) -> tuple[str, str]:
+def measured(names: Sequence[str], frames: Iterable[pd.DataFrame]) -> list[str]:
+    """Return the metrics that any trial in the frames has."""
+    found = list(frames)
+    return [name for name in names if any(frame[name].notna().any() for frame in found)]
+
+
+def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: Sequence[str] = ()) -> tuple[str, str]:
     """Return the metrics across and up, of the job's objectives at first; both stay in the URL."""
     with st.container(horizontal=True, gap="medium"):
         x = st.segmented_control(
             "Latency",
             latencies,
-            default=next((metric for metric in latencies if metric in objectives), latencies[0]),
+            default=next((metric for metric in objectives if metric in latencies), latencies[0]),
             required=True,
             format_func=lambda metric: METRICS[metric].label.removeprefix("Latency "),
             key="latency",
@@ -131,15 +138,15 @@ def choose_axes(latencies: Sequence[str], objectives: Sequence[str] = ()) -> tup
         )
         y = st.segmented_control(
             "Quality",
-            QUALITIES,
-            default=next((metric for metric in QUALITIES if metric in objectives), QUALITIES[0]),
+            qualities,
+            default=next((metric for metric in objectives if metric in qualities), qualities[0]),
             required=True,
-            format_func=lambda metric: METRICS[metric].label.partition(" ")[0],
+            format_func=lambda metric: METRICS[metric].label.removesuffix(" from full precision"),
             key="quality",
             bind="query-params",
             help="Accuracy is the task's own metric; divergence is how far outputs are from full precision's.",
         )
-    return x or latencies[0], y or QUALITIES[0]
+    return x or latencies[0], y or qualities[0]
 
 
 def _kept(parameter: str) -> dict[str, str]:

@@ -64,9 +64,9 @@ def value_text(metric: str, value: float) -> str:
     """Return a metric's value with its unit, to the digits that mean something."""
     if not math.isfinite(value):
         return "unknown"
-    if metric == "accuracy":
+    if metric.endswith("accuracy"):
         return f"{value:.4f}"
-    if metric == "accuracy_drop":
+    if metric.endswith("accuracy_drop"):
         return f"{100 * value:.2f} %"
     if metric == "latency_ratio":
         return f"{value:.2f} x"

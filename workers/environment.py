@@ -1,7 +1,9 @@
 """Where a measurement is taken: processor, threads, load, versions."""
 
+import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -25,8 +27,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def capture(*, hardware: str, backend: str) -> Environment:
-    """Return the environment as it is now."""
+def capture(*, hardware: str, backend: str, libraries: Sequence[str] = ()) -> Environment:
+    """Return the environment as it is now; ``libraries`` are distributions the backend runs with."""
     return Environment(
         hardware=hardware,
         backend=backend,
@@ -35,6 +37,14 @@ def capture(*, hardware: str, backend: str) -> Environment:
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "quant-autotune": metadata.version("quant-autotune"),
+            **{name: metadata.version(name) for name in ("quant-autotune", *libraries)},
+            **_revision(),
         },
     )
+
+
+def _revision() -> dict[str, str]:
+    """Return the git revision this distribution was installed from, as pip records it (PEP 610); else nothing."""
+    text = metadata.distribution("quant-autotune").read_text("direct_url.json")
+    commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    return {"git": commit} if commit else {}

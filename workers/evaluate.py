@@ -1,8 +1,10 @@
 """Measure candidates: one ``Evaluator`` holds the model and its prepared layers for a whole job."""
 
+import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -10,17 +12,18 @@ from torch import nn
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
-from workers import device_lock, environment, latency, layer_latency, memory, quality
+from workers import device_lock, environment, latency, quality
 from workers.backends import build_backend
-from workers.calibration.calibrate import calibrate
+from workers.backends.eager import synchronize
+from workers.calibration.calibrate import calibrate, clipped_shares
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
-from workers.measurement import Environment, LatencySamples, Measurement
+from workers.measurement import Environment, LatencySamples, Measurement, Workload
 from workers.pools.base import Candidate
 from workers.prepared import PreparedModel
 from workers.sensitivity.estimate import estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
-from workers.task import Batch, Split
+from workers.task import Split, Timed, splits, workloads
 from workers.tasks import build_task, load_task_file
 
 
@@ -43,19 +46,22 @@ class Evaluator:
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
         print_of_weights = fingerprint(model)
         calibration = self._calibration(setup, model, layers)
+        #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
+        self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, torch.Tensor] = {}
-        self._batches = {size: self._task.latency_batch(size) for size in self._settings.batch_sizes}
+        self._timed = {size: workloads(self._task, size) for size in self._settings.batch_sizes}
         #: What the driver is told about the model.
         self.description = ModelDescription(
             fingerprint=print_of_weights,
             layers=layers,
             refusals=self._refusals(layers),
             layer_bytes=self._prepared.layer_bytes(),
-            other_bytes=self._prepared.other_bytes(),
+            other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
+            workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
         )
 
     def measure(self, candidate: Candidate) -> Measurement:
@@ -64,12 +70,16 @@ class Evaluator:
         self._forward_seconds = 0.0
         at_start = self._environment()
         accuracy, divergence = self.quality(candidate.choices, Split.EVALUATION)
-        ruled_out = candidate.accuracy_floor is not None and accuracy < candidate.accuracy_floor
+        ruled_out = _below(accuracy, candidate.accuracy_floor)
+        shifted = None
+        if Split.SHIFTED in splits(self._task) and not ruled_out:
+            shifted = self.quality(candidate.choices, Split.SHIFTED)
+            ruled_out = _below(shifted[0], candidate.shifted_floor)
         repeats = self._settings.final_repeats if candidate.final else self._settings.repeats
         hopeless = candidate.slowest_hopeful(accuracy, divergence)
         timings = () if ruled_out else self._latency(candidate.choices, repeats, hopeless)
         working = None if ruled_out else self._working_bytes()
-        weight_bytes = self._prepared.weight_bytes()
+        weight_bytes, session_seconds = self._deployed.weight_bytes(), self._deployed.session_seconds
         return Measurement(
             accuracy=accuracy,
             divergence=divergence,
@@ -77,9 +87,11 @@ class Evaluator:
             latency=timings,
             gave_up=not ruled_out and any(len(samples.candidate_ms) < repeats for samples in timings),
             working_bytes=working,
+            shifted=shifted,
             held_out=self.held_out_accuracies(candidate.choices) if candidate.final else None,
             seconds=time.perf_counter() - start,
             forward_seconds=self._forward_seconds,
+            session_seconds=session_seconds,
             environment=at_start,
         )
 
@@ -95,13 +107,10 @@ class Evaluator:
         with device_lock.shared(self._backend.device):
             sensitivity = estimate(self._task, self._prepared, quantized, self._task.calibration())
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
-            batch = next(iter(self._batches.values()))
-            latency_ms, pass_ms = layer_latency.measure(
-                self._prepared,
-                self.description.layers,
-                legal,
-                run=lambda: self._task.forward(self._prepared.model, batch),
-                synchronize=self._synchronize,
+            forward = self._first_timed()[Workload.FORWARD]
+            batch = forward.prepare(self._deployed.model)
+            latency_ms, pass_ms = self._deployed.layer_latencies(
+                self.description.layers, legal, lambda: forward.run(self._deployed.model, batch)
             )
         probes = tuple(
             LayerProbe(
@@ -123,7 +132,7 @@ class Evaluator:
     def quality(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""
         reference = self.reference_outputs(split)
-        self._prepared.apply(choices)
+        self._deployed.apply(choices)
         outputs = self._outputs(split)
         divergence = quality.divergence(outputs, reference, self._task.output_kind)
         return self._task.accuracy(outputs, split), float(divergence.mean())
@@ -139,61 +148,78 @@ class Evaluator:
     def reference_outputs(self, split: Split) -> torch.Tensor:
         """Return full precision's outputs on one split, computed once."""
         if split not in self._reference:
-            self._prepared.reset()
+            self._deployed.reset()
             self._reference[split] = self._outputs(split)
         return self._reference[split]
 
     def _outputs(self, split: Split) -> torch.Tensor:
         start = time.perf_counter()
         with device_lock.shared(self._backend.device):
-            outputs = quality.outputs(self._task, self._prepared.model, split)
+            outputs = quality.outputs(self._task, self._deployed.model, split)
         self._forward_seconds += time.perf_counter() - start
         return outputs
 
     def _latency(self, choices: Mapping[str, str], repeats: int, hopeless: float) -> tuple[LatencySamples, ...]:
+        first, *others = self._timed
+        wanted = [(name, first) for name in dict.fromkeys((Workload.FORWARD, *self._settings.workloads))]
+        wanted += [(Workload.FORWARD, size) for size in others]
         timings: list[LatencySamples] = []
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
-            for size, batch in self._batches.items():
-                # Only the first batch size is what a search goes by.
-                timings.append(self._latency_at(choices, size, batch, repeats, hopeless if not timings else math.inf))
+            for workload, size in wanted:
+                # What is hopeless is so in a forward pass at the first batch size.
+                timings.append(self._latency_in(workload, size, choices, repeats, math.inf if timings else hopeless))
                 if len(timings[-1].candidate_ms) < repeats:
                     break
         return tuple(timings)
 
-    def _latency_at(
-        self, choices: Mapping[str, str], size: int, batch: Batch, repeats: int, hopeless: float
+    def _latency_in(
+        self, workload: Workload, size: int, choices: Mapping[str, str], repeats: int, hopeless: float
     ) -> LatencySamples:
-        def run() -> None:
-            start = time.perf_counter()
-            self._task.forward(self._prepared.model, batch)
-            self._synchronize()
-            self._forward_seconds += time.perf_counter() - start
-
+        timed = self._timed[size][workload]
         return latency.measure(
-            Contender(install=lambda: self._prepared.apply(choices), run=run),
-            Contender(install=self._prepared.reset, run=run),
+            self._contender(timed, lambda: self._deployed.apply(choices)),
+            self._contender(timed, self._deployed.reset),
             batch_size=size,
             repeats=repeats,
             warmup_s=self._settings.warmup_s,
             hopeless=hopeless,
+            workload=workload,
         )
 
-    def _synchronize(self) -> None:
-        if self._backend.device != "cpu":
-            torch.cuda.synchronize()
+    def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
+        install()
+        state = timed.prepare(self._deployed.model)
+
+        def run() -> None:
+            start = time.perf_counter()
+            timed.run(self._deployed.model, state)
+            synchronize(self._backend.device)
+            self._forward_seconds += time.perf_counter() - start
+
+        return Contender(install=install, run=run)
+
+    def _first_timed(self) -> Mapping[Workload, Timed]:
+        return next(iter(self._timed.values()))
 
     def _working_bytes(self) -> int:
-        batch = next(iter(self._batches.values()))
         start = time.perf_counter()
         with torch.inference_mode(), device_lock.shared(self._backend.device):
-            peak = memory.working_bytes(lambda: self._task.forward(self._prepared.model, batch), self._backend.device)
+            peaks = [
+                # What a workload keeps between its runs, such as a cache, is memory at work too.
+                self._deployed.working_bytes(functools.partial(_prepare_and_run, timed, self._deployed.model))
+                for timed in self._first_timed().values()
+            ]
         self._forward_seconds += time.perf_counter() - start
-        return peak
+        return max(peaks)
 
     def _calibration(self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer]) -> Calibration:
         if setup.ranges is not None:
             return Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
-        return calibrate(model, layers, self._task.calibration(), self._task.forward, setup.calibration)
+        found = calibrate(model, layers, self._task.calibration(), self._task.forward, setup.calibration)
+        if Split.SHIFTED not in splits(self._task):
+            return found
+        shifted = self._task.evaluation(Split.SHIFTED)
+        return replace(found, clipped=clipped_shares(model, found.ranges, shifted, self._task.forward))
 
     def _refusals(self, layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
         return {
@@ -206,4 +232,14 @@ class Evaluator:
         }
 
     def _environment(self) -> Environment:
-        return environment.capture(hardware=self._backend.hardware(), backend=self._backend.name)
+        return environment.capture(
+            hardware=self._backend.hardware(), backend=self._backend.name, libraries=self._backend.libraries
+        )
+
+
+def _prepare_and_run(timed: Timed, model: nn.Module) -> None:
+    timed.run(model, timed.prepare(model))
+
+
+def _below(accuracy: float, floor: float | None) -> bool:
+    return floor is not None and accuracy < floor

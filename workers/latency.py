@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.estimates import REFERENCE_PER_ROUND
-from workers.measurement import LatencySamples
+from workers.measurement import LatencySamples, Workload
 
 #: Timed passes of the candidate in one round.
 CANDIDATE_PER_ROUND = 10
@@ -60,6 +60,7 @@ def measure(
     repeats: int,
     warmup_s: float,
     hopeless: float = math.inf,
+    workload: Workload = Workload.FORWARD,
 ) -> LatencySamples:
     """Return at least ``repeats`` latencies of the candidate with interleaved ones of the reference.
 
@@ -79,6 +80,7 @@ def measure(
             gc.enable()
     candidate.install()
     return LatencySamples(
+        workload=workload,
         batch_size=batch_size,
         candidate_ms=np.array([latency for block, _ in rounds for latency in block]),
         reference_ms=np.array([latency for _, block in rounds for latency in block]),

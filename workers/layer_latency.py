@@ -47,15 +47,14 @@ def measure(
         installed = {layer: choice if choice in legal else FULL_PRECISION.name for layer, legal in choices.items()}
         prepared.apply(installed)
         run()
+        if choice == FULL_PRECISION.name:  # before there are hooks, which take time as well
+            passes_ms += [timer.time(run) for _ in range(_PASSES)]
         with _timed(prepared, installed, timer):
             for _ in range(_PASSES):
                 timer.begin_pass()
-                elapsed_ms = timer.time(run)
-                if choice == FULL_PRECISION.name:
-                    passes_ms.append(elapsed_ms)
+                run()
     prepared.reset()
-    shapes = {layer.name: _shape(layer) for layer in layers}
-    return _by_shape(timer.latencies_ms(), shapes), statistics.median(passes_ms)
+    return by_shape(timer.latencies_ms(), layers), statistics.median(passes_ms)
 
 
 class _Timer:
@@ -117,17 +116,17 @@ def _hooks(timer: _Timer, key: tuple[str, str]) -> tuple[Callable[..., None], Ca
     return enter, leave
 
 
+def by_shape(found: Mapping[tuple[str, str], Sequence[float]], layers: Sequence[Layer]) -> dict[tuple[str, str], float]:
+    """Return the median of the latencies found of each layer and choice, layers of one shape taken together."""
+    shapes = {layer.name: _shape(layer) for layer in layers}
+    pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
+    for (layer, choice), latencies_ms in found.items():
+        pooled[shapes[layer], choice] += latencies_ms
+    return {(layer, choice): statistics.median(pooled[shapes[layer], choice]) for layer, choice in found}
+
+
 def _shape(layer: Layer) -> tuple[object, ...]:
     # Operations tell convolutions of one shape but another stride apart.
     return (
         layer.kind, layer.weight_shape, layer.has_bias, layer.conv_groups, layer.input_shape, layer.calls, layer.flops
     )  # fmt: skip
-
-
-def _by_shape(
-    found: Mapping[tuple[str, str], Sequence[float]], shapes: Mapping[str, tuple[object, ...]]
-) -> dict[tuple[str, str], float]:
-    pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
-    for (layer, choice), latencies_ms in found.items():
-        pooled[shapes[layer], choice] += latencies_ms
-    return {(layer, choice): statistics.median(pooled[shapes[layer], choice]) for layer, choice in found}

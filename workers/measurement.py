@@ -10,10 +10,22 @@ import numpy.typing as npt
 Samples = npt.NDArray[np.float64]
 
 
+class Workload(enum.StrEnum):
+    """What production does with a model, timed on its own."""
+
+    #: One forward pass; every task has it.
+    FORWARD = "forward"
+    #: Reading a prompt up to the first token of the answer.
+    PREFILL = "prefill"
+    #: Writing one more token of an answer.
+    DECODE = "decode"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LatencySamples:
-    """Raw latencies of one candidate at one batch size, interleaved with full precision."""
+    """Raw latencies of one candidate in one workload at one batch size, interleaved with full precision."""
 
+    workload: Workload = Workload.FORWARD
     #: Samples in one forward pass.
     batch_size: int
     #: Latency of each forward pass of the candidate in ms, in the order measured; shape ``(n,)``.
@@ -48,18 +60,24 @@ class Measurement:
     divergence: float
     #: Bytes of all parameters, buffers and packed weights of the model.
     weight_bytes: int
-    #: Latencies, one entry a batch size, in the order of the job; empty if ruled out before timing.
+    #: Latencies: a forward pass at the first batch size, the job's other workloads at that size, then forward
+    #: passes at the other sizes; empty if ruled out before timing.
     latency: tuple[LatencySamples, ...]
     #: Whether timing stopped early, because the candidate was slower than others that are no worse.
     gave_up: bool = False
-    #: Largest sum of live activation bytes in one forward pass at the first batch size; None if ruled out before.
+    #: Largest sum of live activation bytes in one pass of any of the task's workloads at the first batch size, what
+    #: it keeps between passes included; None if ruled out before.
     working_bytes: int | None
     #: Task metric on held-out data, which the search never sees, and full precision's; None unless final.
     held_out: tuple[float, float] | None = None
+    #: Task metric and mean divergence on shifted data; None if the task has none, or accuracy ruled it out before.
+    shifted: tuple[float, float] | None = None
     #: Wall-clock seconds the whole measurement took.
     seconds: float
     #: Seconds of it spent inside forward passes.
     forward_seconds: float
+    #: Seconds the backend's runtime took to make a session of the map; None if it makes none. No part of a latency.
+    session_seconds: float | None = None
     #: Where it was taken.
     environment: Environment
 

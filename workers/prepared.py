@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,7 +11,9 @@ from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.errors import MapError, unknown
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.base import Backend
+
+if TYPE_CHECKING:
+    from workers.backends.base import Backend
 
 #: Bytes of prepared layers kept beside the installed ones.
 CACHE_BYTES = 4 << 30
@@ -27,13 +30,15 @@ class PreparedModel:
         self,
         model: nn.Module,
         layers: Sequence[Layer],
-        backend: Backend,
+        backend: "Backend",
         ranges: Mapping[str, ActivationRange],
         *,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         #: The model itself; what its layers are is the last map applied.
         self.model = model
+        #: Its layers, in execution order.
+        self.layers = tuple(layers)
         self._layers = {layer.name: layer for layer in layers}
         self._backend = backend
         self._ranges = ranges
@@ -44,6 +49,11 @@ class PreparedModel:
         self._cached_bytes = 0
         self._cache_bytes = cache_bytes
         self._own_bytes, self._other_bytes = _shares(model, self._originals)
+
+    @property
+    def installed(self) -> dict[str, str]:
+        """Return layer name -> name of the choice that is installed now."""
+        return dict(self._installed)
 
     def apply(self, names: Mapping[str, str]) -> None:
         """Install the map layer name -> choice name; layers it does not name take full precision.

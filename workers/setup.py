@@ -7,7 +7,7 @@ from typing import Any
 
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
-from workers.measurement import Environment
+from workers.measurement import Environment, Workload
 
 
 class ObserverKind(enum.StrEnum):
@@ -36,6 +36,8 @@ class MeasurementSettings:
 
     #: Batch sizes timed; objectives and constraints read the first.
     batch_sizes: tuple[int, ...] = (1,)
+    #: Workloads timed beside the forward pass, at the first batch size.
+    workloads: tuple[Workload, ...] = ()
     #: Threads inside one operator; 0 takes every core the worker may use.
     threads: int = 0
     #: Timed forward passes of a candidate at each batch size.
@@ -108,6 +110,9 @@ class Calibration:
     samples: int
     #: Seconds the pass took.
     seconds: float
+    #: Layer name -> share of its inputs on shifted data that lie outside the range, so that static quantization
+    #: clips them; None if the task has no shifted data.
+    clipped: Mapping[str, float] | None = None
 
 
 class Estimator(enum.StrEnum):
@@ -162,6 +167,8 @@ class ModelDescription:
     other_bytes: int
     calibration: Calibration
     environment: Environment
+    #: Workloads the task can be timed in beside the forward pass.
+    workloads: tuple[Workload, ...] = ()
 
     def weight_bytes(self, names: Mapping[str, str]) -> int:
         """Return the exact weight bytes of the map layer name -> choice name."""

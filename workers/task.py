@@ -1,11 +1,14 @@
 """The ``Task`` seam: what a user gives to have a model tuned."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+from workers.measurement import Workload
 
 #: One batch of inputs, in whatever form the task's own ``forward`` takes.
 Batch = Any
@@ -18,6 +21,8 @@ class Split(enum.StrEnum):
     EVALUATION = "evaluation"
     #: Kept from the search; only verification looks at it.
     HELD_OUT = "held_out"
+    #: Unlike what calibrated, as production's inputs may become; only tasks with ``has_shifted`` have it.
+    SHIFTED = "shifted"
 
 
 class OutputKind(enum.StrEnum):
@@ -62,3 +67,26 @@ class Task(Protocol):
     def latency_batch(self, batch_size: int) -> Batch:
         """Return a real input of ``batch_size`` samples, as production would send it."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """How a workload is run to be timed."""
+
+    #: Gets a model ready, untimed; what it returns is handed to every run of that model.
+    prepare: Callable[[nn.Module], Any]
+    #: What is timed.
+    run: Callable[[nn.Module, Any], object]
+
+
+def workloads(task: Task, batch_size: int) -> dict[Workload, Timed]:
+    """Return how a task's workloads are run: the forward pass, and what its method ``workloads`` may add."""
+    batch = task.latency_batch(batch_size)
+    forward = Timed(prepare=lambda model: batch, run=task.forward)
+    more: Callable[[int], Mapping[Workload, Timed]] | None = getattr(task, "workloads", None)
+    return {Workload.FORWARD: forward, **(more(batch_size) if more else {})}
+
+
+def splits(task: Task) -> tuple[Split, ...]:
+    """Return the splits that a task has: the shifted one only if its attribute ``has_shifted`` is true."""
+    return tuple(Split) if getattr(task, "has_shifted", False) else (Split.EVALUATION, Split.HELD_OUT)

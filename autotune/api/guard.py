@@ -96,7 +96,9 @@ class Guard:
     async def _holder(self, headers: Headers) -> TokenRecord:
         kind, _, text = headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
-            raise UnauthenticatedError("a token is needed; send it as the header 'Authorization: Bearer TOKEN'")
+            raise UnauthenticatedError(
+                "a token is needed; set AUTOTUNE_TOKEN, or send it as the header 'Authorization: Bearer TOKEN'"
+            )
         return await run_in_threadpool(access.holder, self._store, text.strip())
 
     def _check_host(self, headers: Headers) -> None:

@@ -228,14 +228,22 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
         for name, figure in trial.figures.items()
     }
     _print_facts({"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices), **figures})
+    out.print(_layers_table(job, trial))
+
+
+def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
     ranges = job.description.calibration.ranges if job.description else {}
+    clipped = job.description.calibration.clipped if job.description else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("layer", "choice", "input range"):
+    for heading in ("layer", "choice", "input range", *([] if clipped is None else ["clipped on shifted data"])):
         table.add_column(heading, overflow="fold")
     for layer, choice in trial.choices.items():
         known = ranges.get(layer) if choice.endswith("_static") else None
-        table.add_row(Text(layer), Text(choice), f"{known.low:.3g} .. {known.high:.3g}" if known else "")
-    out.print(table)
+        cells = [f"{known.low:.3g} .. {known.high:.3g}" if known else ""]
+        if clipped is not None:
+            cells.append(f"{100 * clipped[layer]:.2g} %" if known else "")
+        table.add_row(Text(layer), Text(choice), *cells)
+    return table
 
 
 def _print_facts(facts: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
-"""Commands about maps and jobs that leave this program: export, verify, optuna-export."""
+"""Commands about maps and jobs that leave this program: export, verify, optuna-export, mlflow-export."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,20 +10,27 @@ import typer
 from rich import box
 from rich.table import Table
 
-from autotune import map_file
+from autotune import csv_export, map_file
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, path_text, reader
 from autotune.cli.output import figure_text, mix, out, print_json, say
 from autotune.errors import ExportError
 from autotune.exporters import exporter_names
 from autotune.front import pick
 from autotune.metrics import METRICS
+from autotune.report import page
+from autotune.report.page import Review
+from autotune.store.records import FrontRecord, TrialRecord
 from search_spaces.errors import unknown
 
 if TYPE_CHECKING:
     from autotune.exporters.verify import ExportCheck
 
+#: Formats written from the records of a job alone -> file or folder written unless another one is named.
+_FROM_RECORDS = {"map": "map.json", "report": "report.html", "csv": "csv"}
 #: What ``--format`` takes; the first is the native map.
-FORMATS = ("map", *exporter_names())
+FORMATS = (*_FROM_RECORDS, *exporter_names())
+#: What a job without a feasible map has for a front.
+_NO_FRONT = FrontRecord(trials=0, members=(), hypervolume=0.0)
 #: Exit code of a verification that found a broken promise; the code of ``MapError``.
 _BROKEN = 5
 
@@ -33,13 +40,14 @@ def add_to(app: typer.Typer) -> None:
     app.command()(export)
     app.command()(verify)
     app.command()(optuna_export)
+    app.command()(mlflow_export)
 
 
 def export(
     job: JobReference,
     database: Database,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write for a map, else the folder.")
+        Path | None, typer.Option("--output", "-o", help="File for a map or report, else the folder.")
     ] = None,
     choose: Annotated[
         str, typer.Option("--pick", help="knee, fastest, smallest, most-accurate, or a trial number.")
@@ -50,25 +58,44 @@ def export(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one map of a job to a file, with its ranges and promised figures, or in a runtime's format."""
+    """Write one map of a job: as a file with its ranges and figures, in a runtime's format, or as a report."""
     if format_name not in FORMATS:
         raise ExportError(unknown("format", format_name, FORMATS))
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
-        trial = pick(client.trials(record.id), choose, tuple(record.spec["objectives"]))
+        trials = client.trials(record.id)
+        front = [*client.fronts(record.id)[-1:], _NO_FRONT][0]
+        if format_name == "csv":
+            _export_csv(trials, front.members, output or Path("csv"), as_json)
+            return
+        trial = pick(trials, choose, tuple(record.spec["objectives"]))
+        latency = client.latency(record.id, trial.number) if format_name == "report" else ()
     document = map_file.map_document(record, trial)
-    output = output or Path("map.json" if format_name == "map" else format_name)
+    output = output or Path(_FROM_RECORDS.get(format_name, format_name))
     result = {"path": str(output), "trial": trial.number, "format": format_name, "map": document}
-    if format_name == "map":
-        map_file.write(document, output)
-    else:
-        result["export"] = _export(document, format_name, output, task_file)
+    match format_name:
+        case "map":
+            map_file.write(document, output)
+        case "report":
+            review = Review(job=record, trials=tuple(trials), front=front, picked=trial, how=choose, latency=latency)
+            map_file.write_text(output, page.build(review))
+        case _:
+            result["export"] = _export(document, format_name, output, task_file)
     if as_json:
         print_json(result)
     else:
         ratio = trial.figures["latency_ratio"].value if "latency_ratio" in trial.figures else None
         speedup = f", {1 / ratio:.2f}x as fast as full precision" if ratio else ""
         say(f"Wrote trial {trial.number} ({mix(trial.choices)}{speedup}) to {output}.")
+
+
+def _export_csv(trials: Sequence[TrialRecord], front: Sequence[int], folder: Path, as_json: bool) -> None:
+    """Write all trials of a job, whatever is picked."""
+    files = csv_export.write(trials, front, folder)
+    if as_json:
+        print_json({"files": [str(path) for path in files], "trials": len(trials)})
+    else:
+        say(f"Wrote {len(trials)} trials to {' and '.join(map(str, files))}.")
 
 
 def _export(document: Mapping[str, Any], format_name: str, folder: Path, task_file: Path | None) -> dict[str, Any]:
@@ -189,3 +216,28 @@ def optuna_export(
         print_json({"study": name, "trials": len(trials)})
     else:
         say(f"Copied {len(trials)} trials of job {record.id} into the study {name!r}.")
+
+
+def mlflow_export(
+    job: JobReference,
+    tracking_uri: Annotated[
+        str,
+        typer.Argument(metavar="TRACKING_URI", help="MLflow store, such as sqlite:///mlflow.db or http://HOST:5000."),
+    ],
+    database: Database,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a job's trials into an MLflow store, a run for each."""
+    from autotune.mlflow_export import export_runs
+
+    with closing(reader(database, url, token)) as client:
+        record = client.find(job)
+        trials = client.trials(record.id)
+        front = client.tallies([record.id])[record.id].front
+    name = export_runs(record, trials, front, tracking_uri)
+    if as_json:
+        print_json({"experiment": name, "trials": len(trials)})
+    else:
+        say(f"Copied {len(trials)} trials of job {record.id} into the experiment {name!r}.")

@@ -36,10 +36,15 @@ _COLUMNS = {
     "latency_p50_ms": "p50 ms",
     "latency_p95_ms": "p95 ms",
     "latency_ratio": "speedup",
+    "prefill_latency_p50_ms": "first ms",
+    "decode_latency_p50_ms": "token ms",
     "accuracy": "accuracy",
+    "shifted_accuracy": "shifted",
     "divergence": "diverg.",
     "weight_memory_mib": "MiB",
 }
+#: Columns that fit 80 characters beside the map, and those left out first where there are more.
+_MOST_COLUMNS, _SPARE = 6, ("latency_p95_ms", "latency_p50_ms")
 LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
 
 
@@ -70,9 +75,9 @@ def figure_text(name: str, figure: Figure | None) -> str:
         return ""
     if METRICS[name].logarithmic:
         return f"{figure.value:.1e}"
-    if name == "accuracy_drop":
+    if name.endswith("accuracy_drop"):
         return f"{100 * figure.value:+.2f} %"
-    return f"{figure.value:.4f}" if name in ("accuracy", "latency_ratio") else f"{figure.value:.2f}"
+    return f"{figure.value:.4f}" if name.endswith(("accuracy", "latency_ratio")) else f"{figure.value:.2f}"
 
 
 def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
@@ -80,7 +85,10 @@ def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
-    columns = {name: heading for name, heading in _COLUMNS.items() if any(name in t.figures for t in trials)}
+    names = [name for name in _COLUMNS if any(name in trial.figures for trial in trials)]
+    for spare in _SPARE[: max(0, len(names) - _MOST_COLUMNS)]:
+        names.remove(spare)
+    columns = {name: _COLUMNS[name] for name in names}
     for heading in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:

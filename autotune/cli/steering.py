@@ -94,6 +94,8 @@ def plan(
     wanted = {"trials": trials, "time_limit_s": time_limit}
     search: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     if no_time_limit:
+        if time_limit is not None:
+            raise JobSpecError("--time-limit and --no-time-limit contradict each other; give one of them")
         search["time_limit_s"] = None
     if not search and priority is None:
         raise JobSpecError("nothing is to change; give --trials, --time-limit, --no-time-limit or --priority")

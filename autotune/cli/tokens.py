@@ -37,7 +37,7 @@ def add(
     """Make a token and print it, this once."""
     with closing(client(database, url, token)) as service:
         made = service.add_token(name, scope=scope, days=days)
-    say(f"Token {made.token.id} of {name}, a {scope}'s. Keep it now: it is not shown again.")
+    say(f"Token {made.token.id} of {name} is a token of scope {scope}. Keep it now: it is not shown again.")
     if as_json:
         print_json({"token": _token_json(made.token), "text": made.text})
     else:

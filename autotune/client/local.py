@@ -95,7 +95,7 @@ class LocalClient:
 
     def resume(self, job_id: str) -> JobRecord:
         """See ``Client.resume``."""
-        return jobs.resume(self._store, job_id)
+        return jobs.resume(self._store, job_id, most_live=self._limits.live_jobs)
 
     def change_plan(self, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
         """See ``Client.change_plan``."""

@@ -1,8 +1,6 @@
 """Exporters: a map and its model -> files that another runtime deploys."""
 
 import importlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +9,8 @@ from autotune.errors import ExportError
 from search_spaces.choice import LayerChoice
 from search_spaces.errors import unknown
 from search_spaces.layer import Layer
+from workers.errors import BackendError
+from workers.libraries import optional_libraries
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,13 @@ _EXPORTERS = {
     "onnxruntime": "autotune.exporters.onnx_exporter:OnnxExporter",
     "torchao": "autotune.exporters.torchao_exporter:TorchAoExporter",
     "huggingface": "autotune.exporters.huggingface_exporter:HuggingFaceExporter",
+    "compressed-tensors": "autotune.exporters.compressed_exporter:CompressedTensorsExporter",
+    "modelopt": "autotune.exporters.modelopt_configuration:ModelOptConfiguration",
+    "llm-compressor": "autotune.exporters.llmcompressor_configuration:LlmCompressorConfiguration",
+    "neural-compressor": "autotune.exporters.neuralcompressor_configuration:NeuralCompressorConfiguration",
 }
+#: Formats whose runtimes run the layers of one fusion group as one, which needs one choice for all of them.
+_FUSING = frozenset({"compressed-tensors", "llm-compressor", "modelopt"})
 #: Layers named in a refusal; more are counted.
 _NAMED = 5
 
@@ -64,29 +70,25 @@ def check(exporter: "Exporter", model: "nn.Module", wanted: Sequence[tuple[Layer
 
 
 @contextmanager
-def libraries() -> Iterator[None]:
-    """Import and call packages of the ``export`` extra inside this context, without what they log and warn of.
+def libraries(extra: str = "export") -> Iterator[None]:
+    """Import and call packages of an extra inside this context, without what they log and warn of.
 
     Raises:
-        ExportError: if one is not installed.
+        ExportError: if one is not installed, or cannot hold or run the model.
     """
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with optional_libraries("this", extra):
             yield
-    except ImportError as error:
-        raise ExportError(
-            f"this format needs the package {error.name or str(error)!r}, which is not installed; "
-            "install what the formats need with: pip install 'quant-autotune[export]'"
-        ) from None
-    finally:
-        logging.disable(level)
+    except BackendError as error:
+        raise ExportError(str(error)) from error
 
 
 def _refusals(exporter: "Exporter", wanted: Sequence[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:
+    fused: dict[str, tuple[Layer, LayerChoice]] = {}
     for layer, choice in wanted:
         reason = exporter.refuses(layer, choice)
+        first, its_choice = fused.setdefault(layer.group, (layer, choice))
+        if reason is None and exporter.name in _FUSING and choice != its_choice:
+            reason = f"its runtimes fuse it with {first.name}, which is {its_choice.name}; give both one choice"
         if reason is not None:
             yield layer.name, f"{choice.name}: {reason}"

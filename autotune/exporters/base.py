@@ -10,6 +10,9 @@ from torch import nn
 from autotune.map_file import MapFile
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
+from workers.backends import build_backend
+from workers.backends.base import Deployed
+from workers.prepared import PreparedModel
 from workers.task import Task
 
 
@@ -23,6 +26,16 @@ class Source:
     model: nn.Module
     #: Every mapped layer of the model, in execution order.
     layers: tuple[Layer, ...]
+
+    def deployed(self) -> Deployed:
+        """Return the model as the map's own backend deploys it, in full precision until a map is applied.
+
+        Raises:
+            BackendError: if that backend cannot run here.
+        """
+        backend = build_backend(self.file.backend)
+        prepared = PreparedModel(self.model, self.layers, backend, self.file.ranges())
+        return backend.deploy(self.task, prepared, self.file.measurement.batch_sizes)
 
 
 class Exporter(Protocol):

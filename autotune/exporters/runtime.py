@@ -1,7 +1,7 @@
-"""Run an export in its own runtime: ``python -m autotune.exporters.runtime``, a process that loads nothing of ours.
+"""Run an export in its own runtime: ``python -m autotune.exporters.runtime``, a process of its own.
 
-The backend that the search measured with is never built here, so nothing but the folder and the task decides the
-outputs.
+The backend that the search measured with runs full precision here, to be timed against, and never the map, so
+nothing but the folder and the task decides the outputs.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 
 from autotune import map_file
 from autotune.exporters import build_exporter, libraries
+from autotune.exporters.base import Source
+from autotune.exporters.export import read_source
 from autotune.exporters.manifest import MAP, Manifest
-from autotune.map_file import MapFile
 from search_spaces.errors import AutotuneError
 from workers import device_lock, environment, latency
 from workers.estimates import latency_ratio
 from workers.latency import Contender
 from workers.measurement import LatencySamples
 from workers.quality import outputs
-from workers.task import Split, Task
-from workers.tasks import build_task, load_task_file
+from workers.task import splits
 
 #: Times the latency is measured at most, and seconds between them: other processes can put a series off.
 _TRIES, _PAUSE_S = 3, 5.0
@@ -46,25 +46,24 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     """
     manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
     exporter = build_exporter(manifest.format)
-    if task_file is not None:
-        load_task_file(task_file)
-    task = build_task(file.task, file.task_parameters)
+    source = read_source(file, task_file=task_file)
     threads = file.provenance.environment.get("threads", file.measurement.threads)
     torch.set_num_threads(threads or environment.usable_cores())
     with libraries():
-        model = exporter.load(folder, manifest.details, task.build_model).eval()
-        found = {str(split): outputs(task, model, split).contiguous() for split in Split}
+        model = exporter.load(folder, manifest.details, source.task.build_model).eval()
+        found = {str(split): outputs(source.task, model, split).contiguous() for split in splits(source.task)}
         if exporter.untimed is None:
-            samples = _latency(file, task, model, repeats, slowest)
+            samples = _latency(source, model, repeats, slowest)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))
             found[REFERENCE_MS] = torch.from_numpy(np.asarray(samples.reference_ms))
     save_file(found, result)
 
 
-def _latency(file: MapFile, task: Task, model: torch.nn.Module, repeats: int, slowest: float) -> LatencySamples:
-    """Return latencies of the export, interleaved with the full-precision model's in PyTorch."""
-    size = file.measurement.batch_sizes[0]
-    batch, reference = task.latency_batch(size), task.build_model().eval()
+def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: float) -> LatencySamples:
+    """Return latencies of the export, interleaved with full precision's on the backend of the map."""
+    task, settings = source.task, source.file.measurement
+    size = settings.batch_sizes[0]
+    batch, reference = task.latency_batch(size), source.deployed().model
     tries: list[LatencySamples] = []
     while not tries or (len(tries[-1].candidate_ms) >= repeats and _ratio(tries[-1]) > slowest and len(tries) < _TRIES):
         if tries:
@@ -75,7 +74,7 @@ def _latency(file: MapFile, task: Task, model: torch.nn.Module, repeats: int, sl
                 Contender(install=_nothing, run=lambda: task.forward(reference, batch)),
                 batch_size=size,
                 repeats=repeats,
-                warmup_s=file.measurement.warmup_s,
+                warmup_s=settings.warmup_s,
                 hopeless=slowest,
             )
         tries.append(timed)

@@ -127,11 +127,17 @@ class Store(WatchStore, Protocol):
         """
         ...
 
-    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+    def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
         """Apply a transition to a job that nobody else changes meanwhile, and return the job as it is now.
+
+        Args:
+            job_id: the job.
+            transition: what changes of it.
+            most_live: jobs its owner may have that wait or run, if this one does not yet; None is without a limit.
 
         Raises:
             NotFoundError: if there is no such job.
+            ConflictError: if its owner has too many jobs.
             AutotuneError: what the transition raises; then nothing is changed.
         """
         ...

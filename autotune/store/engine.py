@@ -45,15 +45,15 @@ def make_engine(url: URL, *, read_only: bool) -> Engine:
     if read_only:
         if not path.exists():
             raise StoreError(f"there is no database {str(path)!r} yet; 'autotune run' makes one")
-        location = f"file:{quote(str(path))}?mode=ro&uri=true"
     else:
         _make_folder(path)
-        location = str(path)
     engine = sa.create_engine(
-        f"sqlite:///{location}",
+        f"sqlite:///{path}",
         connect_args={"timeout": _PATIENCE_S},
         execution_options={"reading": True} if read_only else {},
     )
+    if read_only:
+        sa.event.listen(engine, "do_connect", _open_to_read)
     sa.event.listen(engine, "connect", _configure_reader if read_only else _configure_writer)
     sa.event.listen(engine, "begin", _begin)
     return engine
@@ -64,6 +64,12 @@ def _make_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {str(path.parent)!r} of the database: {error.strerror}") from None
+
+
+def _open_to_read(_: object, __: object, arguments: list[str], options: dict[str, Any]) -> None:
+    # Not in the engine's URL, which is shown to people.
+    arguments[:] = [f"file:{quote(arguments[0])}?mode=ro"]
+    options["uri"] = True
 
 
 def _configure_reader(connection: Any, _: object) -> None:

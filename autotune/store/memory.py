@@ -115,9 +115,7 @@ class MemoryStore:
                 return self.job(job_id)
             if job.id in self._jobs and rows.is_same_submission(self._jobs[job.id].record, job):
                 return self.job(job.id)
-            live = sum(other.owner == job.owner and other.state.is_live for other in self._records())
-            if most_live is not None and live >= most_live:
-                raise ConflictError(f"a user may have {most_live} jobs that wait or run, but {job.owner} has {live}")
+            self._check_room(job.owner, most_live)
             if job.id in self._jobs:
                 raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
             self._jobs[job.id] = _Job(copy.deepcopy(job))
@@ -125,10 +123,12 @@ class MemoryStore:
                 self._submissions[job.owner, submission.key] = submission, job.id
             return job
 
-    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+    def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
         """See ``Store.change_job``."""
         with self._lock:
             job = self._job(job_id)
+            if not job.record.state.is_live:
+                self._check_room(job.record.owner, most_live)
             change = transition(copy.deepcopy(job.record), now())
             if change.job != job.record or change.events:
                 job.record = _counted(change.job)
@@ -215,6 +215,11 @@ class MemoryStore:
 
     def _records(self) -> list[JobRecord]:
         return [job.record for job in list(self._jobs.values())]
+
+    def _check_room(self, owner: str, most_live: int | None) -> None:
+        live = sum(job.owner == owner and job.state.is_live for job in self._records())
+        if most_live is not None and live >= most_live:
+            raise ConflictError(f"a user may have {most_live} jobs that wait or run, but {owner} has {live}")
 
     def _served(self) -> list[JobRecord]:
         """Return the served jobs: higher priority first, then older."""

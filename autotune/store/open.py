@@ -142,7 +142,7 @@ def _check_known(revision: str | None, engine: Engine) -> None:
     if revision is not None and revision not in known:
         raise StoreError(
             f"the tables of {engine.url.render_as_string()} are at revision {revision}, which this program does not "
-            "know: a newer version wrote them; use that version, or name another database"
+            "know: a newer version wrote them; run: pip install --upgrade quant-autotune; or name another database"
         )
 
 

@@ -23,7 +23,7 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
-from workers.measurement import FailureCause, LatencySamples, Samples
+from workers.measurement import FailureCause, LatencySamples, Samples, Workload
 from workers.setup import Estimator, LayerProbe, ModelDescription, Probes
 
 Row = Mapping[Any, Any]
@@ -160,12 +160,13 @@ def figure_rows(trial: TrialRecord) -> list[dict[str, Any]]:
 
 
 def latency_rows(result: TrialResult) -> list[dict[str, Any]]:
-    """Return a row for each batch size a trial was timed at."""
+    """Return a row for each workload and batch size a trial was timed in."""
     return [
         _key(result.trial)
         | {
             "position": position,
             "batch_size": latency.batch_size,
+            "workload": latency.workload.value,
             "candidate_ms": _packed(latency.candidate_ms),
             "reference_ms": _packed(latency.reference_ms),
         }
@@ -178,6 +179,7 @@ def latency_samples(rows: Iterable[Row]) -> tuple[LatencySamples, ...]:
     return tuple(
         LatencySamples(
             batch_size=row["batch_size"],
+            workload=Workload(row["workload"]),
             candidate_ms=_unpacked(row["candidate_ms"]),
             reference_ms=_unpacked(row["reference_ms"]),
         )

@@ -108,9 +108,9 @@ class SqlStore:
                 return self._run(create)
         raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
 
-    def change_job(self, job_id: str, transition: Transition) -> JobRecord:
+    def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
         """See ``Store.change_job``."""
-        return self._run(lambda connection: statements.change_job(connection, job_id, transition))
+        return self._run(lambda connection: statements.change_job(connection, job_id, transition, most_live))
 
     def claim_next(self, transition: Transition) -> JobRecord | None:
         """See ``Store.claim_next``."""

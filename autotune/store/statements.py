@@ -146,9 +146,12 @@ def create_job(
     return record
 
 
-def change_job(connection: Connection, job_id: str, transition: Transition) -> JobRecord:
+def change_job(connection: Connection, job_id: str, transition: Transition, most_live: int | None) -> JobRecord:
     """Apply a transition to a job."""
-    return _change(connection, job(connection, job_id, lock=True), transition)
+    record = job(connection, job_id, lock=True)
+    if most_live is not None and not record.state.is_live:
+        _check_room(connection, record.owner, most_live)
+    return _change(connection, record, transition)
 
 
 def claim_next(connection: Connection, transition: Transition) -> JobRecord | None:

@@ -167,6 +167,7 @@ latency_samples = Table(
     *_trial_key(),
     Column("position", Integer, primary_key=True),
     Column("batch_size", Integer, nullable=False),
+    Column("workload", String(32), nullable=False),
     # Milliseconds as little-endian 64-bit floats, in the order measured.
     Column("candidate_ms", LargeBinary, nullable=False),
     Column("reference_ms", LargeBinary, nullable=False),

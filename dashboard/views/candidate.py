@@ -11,7 +11,7 @@ from streamlit import Page
 
 from autotune.errors import ConflictError
 from autotune.map_file import dump, map_document
-from autotune.metrics import METRICS, Figure
+from autotune.metrics import METRICS, Figure, prefix_of
 from autotune.store.records import JobRecord, TrialRecord, TrialState
 from dashboard import reading
 from dashboard.figures.aligned import aligned_figure
@@ -22,6 +22,7 @@ from dashboard.frames import Limit, full_precision, misses_text, spec_of
 from dashboard.layer_frames import layer_frame
 from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
 from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
+from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
 
 #: Metrics in the header, in reading order, by their short names.
@@ -29,14 +30,17 @@ _HEADLINES = {
     "latency_p50_ms": "Latency p50",
     "latency_p95_ms": "Latency p95",
     "latency_ratio": "Latency ratio",
+    "prefill_latency_p50_ms": "First token p50",
+    "decode_latency_p50_ms": "Per token p50",
     "accuracy": "Accuracy",
+    "shifted_accuracy": "Shifted accuracy",
     "divergence": "Divergence",
     "held_out_accuracy": "Held-out accuracy",
     "weight_memory_mib": "Weight memory",
     "peak_memory_mib": "Peak memory",
 }
 #: Of these, a change from full precision means something.
-_COMPARED = ("latency_p50_ms", "latency_p95_ms", "accuracy", "weight_memory_mib", "peak_memory_mib")
+_COMPARED = tuple(name for name in _HEADLINES if name not in ("latency_ratio", "divergence", "held_out_accuracy"))
 #: Columns of the table of layers; those that nothing is known of are left out.
 _COLUMNS = (
     "layer",
@@ -49,6 +53,7 @@ _COLUMNS = (
     "divergence",
     "range",
     "clipped",
+    "clipped_shifted",
     "refused",
 )
 #: All layers at once.
@@ -199,6 +204,9 @@ def _table(frame: pd.DataFrame) -> None:
             "clipped": st.column_config.NumberColumn(
                 "Clipped", format="%.2g %%", help="Of the inputs seen in calibration, those outside the range"
             ),
+            "clipped_shifted": st.column_config.NumberColumn(
+                "Clipped, shifted", format="percent", help="Share of the input outside the range on shifted data"
+            ),
             "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
         },
     )
@@ -210,18 +218,18 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     if not runs:
         return
     st.header("Latency")
-    sizes = {str(run.batch_size): run for run in runs}
+    sizes = {_timed_text(run): run for run in runs}
     size = next(iter(sizes))
     if len(sizes) > 1:
         size = st.segmented_control("Batch size", list(sizes), default=size, required=True, key="batch") or size
-    run = sizes[size]
+    run, prefix = sizes[size], prefix_of(sizes[size].workload)
     # The figures above are of the first batch size, and corrected; so are the limits.
-    first = size == next(iter(sizes)) and "latency_p50_ms" in trial.figures
-    drift = trial.figures["latency_p50_ms"].value / float(np.median(run.candidate_ms)) if first else 1.0
+    first = run.batch_size == runs[0].batch_size and f"{prefix}latency_p50_ms" in trial.figures
+    drift = trial.figures[f"{prefix}latency_p50_ms"].value / float(np.median(run.candidate_ms)) if first else 1.0
     limits = [
         Limit(value=limit.limit, at_most=True, label=f"limit of {METRICS[limit.metric].label.split()[-1]}")
         for limit in spec_of(job).constraints.constraints()
-        if first and limit.metric.startswith("latency")
+        if first and limit.metric.startswith(f"{prefix}latency")
     ]
     of_run = job.id, trial.number, size
     st.plotly_chart(
@@ -236,6 +244,10 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
         f"{run.candidate_ms.size} passes of this map, {run.reference_ms.size} of full precision in between, batch size "
         f"{size}.{corrected}" + (f" Slower passes not shown: {hidden}." if hidden else "")
     )
+
+
+def _timed_text(run: LatencySamples) -> str:
+    return str(run.batch_size) if run.workload is Workload.FORWARD else f"{run.batch_size}, {run.workload}"
 
 
 def _download(job: JobRecord, trial: TrialRecord) -> None:

@@ -13,7 +13,7 @@ from dashboard.comparing import differences, protocol, relative_front, warning
 from dashboard.figures.compare import MOST_JOBS, compare_figure
 from dashboard.figures.layout import ZOOM_CONFIG
 from dashboard.frames import judged, spec_of
-from dashboard.parts import LATENCIES, choose_axes, choose_many, how_to_begin, job_names
+from dashboard.parts import LATENCIES, QUALITIES, choose_axes, choose_many, how_to_begin, job_names, measured
 from dashboard.text import in_markdown
 
 #: Newest jobs that can be chosen; a link can name others.
@@ -57,8 +57,9 @@ def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
 
 
 def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
-    x, y = choose_axes(LATENCIES)
     read = [(job, reading.progress(job)) for job in jobs]
+    frames = [progress.frame for _, progress in read]
+    x, y = choose_axes(*(measured(metrics, frames) or metrics[:1] for metrics in (LATENCIES, QUALITIES)))
     fronts = {
         names[job.id]: reading.kept(partial(_front, job, progress, x, y), "relative", job.id, progress.version, x, y)
         for job, progress in read

@@ -26,7 +26,7 @@ from dashboard.frames import (
     with_misses,
 )
 from dashboard.limits import limit_sliders
-from dashboard.parts import LATENCIES, choose_axes, choose_job, job_facts, live
+from dashboard.parts import LATENCIES, QUALITIES, choose_axes, choose_job, job_facts, live, measured
 from dashboard.picks import Pick, picks
 from dashboard.text import in_markdown
 from dashboard.zoom import Zoom
@@ -36,7 +36,10 @@ _COLUMNS = {
     "latency_p50_ms": ("p50 (ms)", "%.3f"),
     "latency_p95_ms": ("p95 (ms)", "%.3f"),
     "latency_ratio": ("p50 ratio", "%.3f"),
+    "prefill_latency_p50_ms": ("First token (ms)", "%.3f"),
+    "decode_latency_p50_ms": ("Per token (ms)", "%.3f"),
     "accuracy": ("Accuracy", "%.4f"),
+    "shifted_accuracy": ("Shifted accuracy", "%.4f"),
     "divergence": ("Divergence", "%.2e"),
     "weight_memory_mib": ("Weights (MiB)", "%.1f"),
     "peak_memory_mib": ("Peak (MiB)", "%.1f"),
@@ -67,12 +70,12 @@ def _front(job: JobRecord, map_page: Page) -> None:
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = standing(progress.trials)
     _verdict(job, trials)
-    latencies = [metric for metric in LATENCIES if progress.frame[metric].notna().any()]
+    latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
         _not_drawn(left_out(trials, set(progress.frame["number"])))
         return
-    x, y = choose_axes(latencies, spec.objectives)
+    x, y = choose_axes(latencies, qualities, spec.objectives)
     limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
     zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
     drawing = reading.kept(
@@ -183,8 +186,9 @@ def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
 
 def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
     """Show the points drawn as a table and return the number of the trial whose row was chosen."""
+    shown = measured(list(_COLUMNS), [points])
     event = st.dataframe(
-        points[["name", "on_front", *_COLUMNS, "static", "misses"]].assign(static=100 * points["static"]),
+        points[["name", "on_front", *shown, "static", "misses"]].assign(static=100 * points["static"]),
         hide_index=True,
         key=f"points-{job.id}",
         on_select="rerun",

@@ -25,7 +25,7 @@ _FORM, _FILE = "by a form", "by a job file"
 _KEY = "submission"
 _DEFAULTS = JobSpec.parse({"name": "default", "task": {"name": "default"}})
 #: Smallest change of a limit by the field's buttons.
-_STEPS = {"accuracy": 0.005, "accuracy_drop": 0.005}
+_STEPS = {name: 0.005 for name in LIMITED if "accuracy" in name}
 
 
 def show(jobs_page: Page) -> None:
@@ -128,7 +128,7 @@ def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> f
         step=_STEPS.get(metric, 1.0),
         format="%.4g",
         key=f"limit-{metric}",
-        help="0.01 is one percent of full precision's." if metric == "accuracy_drop" else None,
+        help="0.01 is one percent of full precision's." if metric.endswith("accuracy_drop") else None,
     )
     known = baselines_text(frame, metric)
     if known:

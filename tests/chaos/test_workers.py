@@ -27,13 +27,13 @@ def workers_of(controller: psutil.Process) -> list[psutil.Process]:
 
 
 def test_workers_and_ray_die_and_a_cancelled_job_frees_them(service: Any, rounds: Rounds, until: Any) -> None:
-    generator, kills, heads = random.Random(5), rounds(2, 100), rounds(1, 3)
-    witness = service.submit(pool="ray", count=2, trials=rounds(26, 300), seconds=0.3)
+    generator, kills, heads = random.Random(5), rounds(2, 100), rounds(1, 20)
+    witness = service.submit(pool="ray", count=2, trials=rounds(26, 500), seconds=0.3)
     controller = service.serve()
     service.progress(witness, more=6, seconds=120.0)
     kill_workers(service, witness, controller, kills, generator)
     for _ in range(heads):
-        kill_head(service, witness, controller)
+        kill_head(service, witness, controller, until)
     service.settle(witness, seconds=900.0)
     # A candidate whose worker was killed three times in a row is a recorded failure, rightly so.
     failed = [trial for trial in witness.seen.values() if trial.state is TrialState.FAILED]
@@ -68,13 +68,17 @@ def kill_workers(service: Any, witness: Any, controller: psutil.Process, kills: 
     assert killed == kills, f"the job ended after {killed} kills; give it more trials"
 
 
-def kill_head(service: Any, witness: Any, controller: psutil.Process) -> None:
+def kill_head(service: Any, witness: Any, controller: psutil.Process, until: Any) -> None:
     """Kill the process that Ray's cluster hangs on, and see the job go on on another cluster."""
+    before = len(service.store.events(witness.job_id))
     (gcs,) = (one for one in controller.children(recursive=True) if one.name().startswith("gcs_server"))
     gcs.kill()
     killed_at = time.monotonic()
-    before = len(service.store.events(witness.job_id))
+
+    def noticed() -> bool:
+        kinds = [told.kind for told in service.store.events(witness.job_id)[before:]]
+        return "released" in kinds or not witness.job().state.is_live
+
+    until(noticed, 60.0, "the controller notices")  # workers may record a trial or two until then
     service.progress(witness, more=3, seconds=120.0)
-    kinds = [told.kind for told in service.store.events(witness.job_id)[before:]]
-    assert kinds[:1] == ["released"] or not witness.job().state.is_live, kinds
     print(f"\nRay's head killed: the job went on within {time.monotonic() - killed_at:.1f} s")

@@ -38,7 +38,7 @@ from autotune.store.records import (
 )
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.measurement import Environment, FailureCause, LatencySamples
+from workers.measurement import Environment, FailureCause, LatencySamples, Workload
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -81,7 +81,9 @@ def description() -> ModelDescription:
         refusals={"fc": {"fp16": "no kernel"}},
         layer_bytes={"fc": {"fp32": 64}},
         other_bytes=8,
-        calibration=Calibration(ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5),
+        calibration=Calibration(
+            ranges={"fc": ActivationRange(low=-1.5, high=2.25)}, samples=64, seconds=0.5, clipped={"fc": 1 / 3}
+        ),
         environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
     )
 
@@ -113,8 +115,10 @@ def trial(job_id: str, number: int, **changes: Any) -> TrialRecord:
 def samples() -> tuple[LatencySamples, ...]:
     generator = np.random.default_rng(0)
     return tuple(
-        LatencySamples(batch_size=size, candidate_ms=generator.random(100), reference_ms=generator.random(20))
-        for size in (8, 1)
+        LatencySamples(
+            batch_size=size, workload=workload, candidate_ms=generator.random(100), reference_ms=generator.random(20)
+        )
+        for size, workload in ((8, Workload.FORWARD), (1, Workload.DECODE))
     )
 
 
@@ -158,7 +162,7 @@ def test_records_are_the_stored_ones(client: Client, store: Store) -> None:
 def test_latencies_keep_every_bit(client: Client, store: Store) -> None:
     job = running_job(client, store)
     for found, expected in zip(client.latency(job.id, 0), samples(), strict=True):
-        assert found.batch_size == expected.batch_size
+        assert (found.batch_size, found.workload) == (expected.batch_size, expected.workload)
         np.testing.assert_array_equal(found.candidate_ms, expected.candidate_ms)
         np.testing.assert_array_equal(found.reference_ms, expected.reference_ms)
     assert client.latency(job.id, 1) == ()

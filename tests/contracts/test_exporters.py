@@ -2,16 +2,19 @@
 
 import functools
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from autotune import exporters
 from autotune.errors import ConflictError, ExportError
 from autotune.exporters.base import Exporter, Source
+from autotune.exporters.configuration import Configuration
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
 from autotune.map_file import MapFile
@@ -30,6 +33,9 @@ from workers.tasks import build_task, load_task_file
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "export_tasks.py")
 #: Largest relative difference of outputs from our backend's: the same integers, products in another precision.
 ROUNDING = 0.01
+#: What a format rounds anew, by its own documentation: such outputs may differ from the backend's by as much as two
+#: roundings of the same fineness do, twice what ours differ from full precision.
+ROUNDED_AGAIN = {"compressed-tensors": {"int8_dynamic", "int4_weight_only"}}
 TASKS = ("tiny-bert", "tiny-cnn", "tiny-llama")
 load_task_file(TASK_FILE)
 
@@ -93,6 +99,14 @@ def exporter(request: pytest.FixtureRequest) -> Exporter:
     return exporters.build_exporter(request.param)
 
 
+@pytest.fixture
+def runnable(exporter: Exporter) -> Exporter:
+    """An exporter whose artefact is a model, not a configuration to make one by."""
+    if isinstance(exporter, Configuration):
+        pytest.skip("the format holds no model")
+    return exporter
+
+
 @pytest.fixture(params=TASKS)
 def task_name(exporter: Exporter, request: pytest.FixtureRequest) -> str:
     if exporter.refuses_model(source(request.param).model):
@@ -100,8 +114,10 @@ def task_name(exporter: Exporter, request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def both_outputs(exporter: Exporter, document: Mapping[str, Any], folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs of the loaded artefact, and of our own backend, on the evaluation data."""
+def assert_equal_within_rounding(
+    exporter: Exporter, document: Mapping[str, Any], folder: Path, *, roundings: float = 1.0
+) -> None:
+    """Check outputs of the loaded artefact against our own backend's, on the evaluation data."""
     file = MapFile.model_validate(document)
     manifest = Manifest.read(folder)
     task = build_task(file.task, file.task_parameters)
@@ -109,45 +125,98 @@ def both_outputs(exporter: Exporter, document: Mapping[str, Any], folder: Path) 
     own = source(file.task)
     prepared = PreparedModel(task.build_model(), own.layers, X86Backend(), file.ranges())
     prepared.apply(file.quantization_map().names)
-    return outputs(task, loaded, Split.EVALUATION), outputs(task, prepared.model, Split.EVALUATION)
+    actual, expected = (outputs(task, model, Split.EVALUATION) for model in (loaded, prepared.model))
+    assert actual.shape == expected.shape
+    error, limit = float((actual - expected).norm() / expected.norm()), roundings * ROUNDING
+    if ROUNDED_AGAIN.get(exporter.name, set()) & set(file.quantization_map().names.values()):
+        full = outputs(task, task.build_model(), Split.EVALUATION)
+        limit = 2.0 * float((full - expected).norm() / expected.norm())
+    print(exporter.name, file.task, f"{error:.2e}")
+    assert error < limit
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_export_computes_what_the_backend_computes(
-    exporter: Exporter, task_name: str, choice: str, tmp_path: Path
+    runnable: Exporter, task_name: str, choice: str, tmp_path: Path
 ) -> None:
-    choices = expressible(exporter, task_name, choice)
+    choices = expressible(runnable, task_name, choice)
     if not choices:
         pytest.skip("the format or the backend cannot express it")
     document = with_choices(task_name, choices)
-    export(document, exporter.name, tmp_path / "out")
-    actual, expected = both_outputs(exporter, document, tmp_path / "out")
-    assert actual.shape == expected.shape
-    error = float((actual - expected).norm() / expected.norm())
-    print(exporter.name, task_name, choice, len(choices), f"{error:.2e}")
-    assert error < ROUNDING
+    export(document, runnable.name, tmp_path / "out")
+    assert_equal_within_rounding(runnable, document, tmp_path / "out")
+
+
+@functools.cache
+def able_choices(format_name: str, task_name: str) -> Mapping[str, list[str]]:
+    """Layer -> the choices that its fusion group may take in the format and on the backend."""
+    exporter = exporters.build_exporter(format_name)
+    by_choice = {choice: expressible(exporter, task_name, choice) for choice in CHOICES}
+    return {
+        layer.name: [choice for choice, layers in by_choice.items() if layer.name in layers]
+        for layer in source(task_name).layers
+    }
 
 
 def mixed(exporter: Exporter, task_name: str) -> dict[str, str]:
     """A map that gives neighbouring fusion groups different choices, all that the format and the backend take."""
-    by_choice = {choice: expressible(exporter, task_name, choice) for choice in CHOICES}
-    groups = list(dict.fromkeys(fusion_group(layer.name) for layer in source(task_name).layers))
-    choices = {}
-    for layer in source(task_name).layers:
-        able = [choice for choice, layers in by_choice.items() if layer.name in layers]
-        choices[layer.name] = able[groups.index(fusion_group(layer.name)) % len(able)]
-    return choices
+    able = able_choices(exporter.name, task_name)
+    groups = list(dict.fromkeys(fusion_group(layer) for layer in able))
+    return {layer: names[groups.index(fusion_group(layer)) % len(names)] for layer, names in able.items()}
 
 
 def test_mixed_map_is_exported_again_byte_for_byte(exporter: Exporter, task_name: str, tmp_path: Path) -> None:
     document = with_choices(task_name, mixed(exporter, task_name))
     manifests = [export(document, exporter.name, tmp_path / name) for name in ("first", "second")]
     assert manifests[0] == manifests[1] == Manifest.read(tmp_path / "first")
-    actual, expected = both_outputs(exporter, document, tmp_path / "first")
-    assert (actual - expected).norm() / expected.norm() < ROUNDING
+    if not isinstance(exporter, Configuration):
+        assert_equal_within_rounding(exporter, document, tmp_path / "first")
     assert MapFile.model_validate_json((tmp_path / "first" / "map.json").read_bytes()).quantization_map().names == {
         layer.name: document["layers"][layer.name]["choice"] for layer in source(task_name).layers
     }
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph before its layers take their places depends on the task alone; tracing it takes most of an export."""
+    from workers.onnx import graph
+
+    trace, kept = graph.trace, _traced
+
+    def once(task: Any, *arguments: Any) -> Any:
+        name = type(task).__name__
+        kept[name] = kept.get(name) or trace(task, *arguments)
+        return kept[name]
+
+    monkeypatch.setattr(graph, "trace", once)
+
+
+_traced: dict[str, Any] = {}
+
+
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # smaller maps are not simpler ones
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_any_map_is_loaded_as_it_was_exported(
+    runnable: Exporter, task_name: str, traced_once: None, data: st.DataObject
+) -> None:
+    drawn: dict[str, str] = {}
+    choices = {}
+    for layer, able in able_choices(runnable.name, task_name).items():
+        group = fusion_group(layer)
+        if group not in drawn:
+            drawn[group] = data.draw(st.sampled_from(able), label=group)
+        choices[layer] = drawn[group]
+    document = with_choices(task_name, choices)
+    with tempfile.TemporaryDirectory() as scratch:
+        export(document, runnable.name, Path(scratch, "out"))
+        # Neighbours in bf16 and in int8 add their roundings up.
+        assert_equal_within_rounding(runnable, document, Path(scratch, "out"), roundings=2.0)
 
 
 def test_refusals_are_sentences_and_full_precision_is_never_refused(exporter: Exporter, task_name: str) -> None:
@@ -225,5 +294,5 @@ def test_unknown_format_names_the_known_ones() -> None:
 def test_model_of_another_library_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"huggingface is for models of transformers, .* a Sequential") as caught:
         export(with_choices("tiny-cnn", {}), "huggingface", tmp_path / "out")
-    assert "Formats that can: onnxruntime, torchao, map" in str(caught.value)
+    assert "Formats that can: onnxruntime, torchao, modelopt, neural-compressor, map" in str(caught.value)
     assert list(tmp_path.iterdir()) == []

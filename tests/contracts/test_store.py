@@ -29,7 +29,7 @@ from autotune.store.records import (
 )
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.measurement import Environment, FailureCause, LatencySamples
+from workers.measurement import Environment, FailureCause, LatencySamples, Workload
 from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -73,8 +73,10 @@ def trial(number: int = 0, job_id: str = "a1", **changes: Any) -> TrialRecord:
 def samples() -> tuple[LatencySamples, ...]:
     generator = np.random.default_rng(0)
     return tuple(
-        LatencySamples(batch_size=size, candidate_ms=generator.random(100), reference_ms=generator.random(20))
-        for size in (8, 1)
+        LatencySamples(
+            batch_size=size, workload=workload, candidate_ms=generator.random(100), reference_ms=generator.random(20)
+        )
+        for size, workload in ((8, Workload.FORWARD), (1, Workload.DECODE))
     )
 
 
@@ -94,6 +96,7 @@ def description() -> ModelDescription:
             histograms={"fc": ActivationHistogram(low=-2.0, high=2.5, counts=(1, 0, 8), clipped=0.125)},
             samples=64,
             seconds=0.5,
+            clipped={"fc": 1 / 3},
         ),
         environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
     )
@@ -176,6 +179,7 @@ def test_latency_samples_are_exact(store: Store) -> None:
     store.record([TrialResult(trial=trial(), latency=samples())], epoch=0)
     found = store.latency("a1", 0)
     assert [latency.batch_size for latency in found] == [8, 1]
+    assert [latency.workload for latency in found] == [Workload.FORWARD, Workload.DECODE]
     for mine, theirs in zip(samples(), found, strict=True):
         np.testing.assert_array_equal(mine.candidate_ms, theirs.candidate_ms)
         np.testing.assert_array_equal(mine.reference_ms, theirs.reference_ms)

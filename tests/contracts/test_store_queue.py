@@ -121,6 +121,9 @@ def test_a_user_has_a_number_of_live_jobs_at_most(store: Store) -> None:
     submit(store, spec(), owner="ann", most_live=2)
     with pytest.raises(ConflictError, match="ann has 2"):
         clone(store, jobs[0], owner="ann", most_live=2)
+    with pytest.raises(ConflictError, match="ann has 2"):
+        resume(store, jobs[0].id, most_live=2)
+    assert resume(store, jobs[1].id, most_live=2).state is JobState.QUEUED  # it waits already
 
 
 def test_a_user_who_submits_many_jobs_at_once_stays_below_the_limit(store: Store) -> None:

@@ -11,13 +11,20 @@ from torch import nn
 from search_spaces.discovery import discover
 from workers import quality
 from workers.fingerprint import fingerprint
-from workers.task import Batch, OutputKind, Split, Task
+from workers.task import Batch, OutputKind, Split, Task, splits
 from workers.tasks import build_task, load_task_file
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_task.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 #: Name -> accuracy that full precision reaches on the evaluation split.
-FLOORS = {"minilm-lee": 0.6, "digits-cnn": 0.97, "digits-vit": 0.95, "own-digits": 0.94}
+FLOORS = {
+    "minilm-lee": 0.6,
+    "digits-cnn": 0.97,
+    "digits-vit": 0.95,
+    "own-digits": 0.94,
+    "own-model": 1.0,
+    "causal-lm": 0.0036,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +39,13 @@ class Built:
 
 @pytest.fixture(scope="module", params=FLOORS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    load_task_file(str(EXAMPLE))
+    for own in EXAMPLES.glob("own_*.py"):
+        load_task_file(str(own))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "weights"))
         task = build_task(request.param, {})
         model = task.build_model()
-        outputs = {split: quality.outputs(task, model, split) for split in Split}
+        outputs = {split: quality.outputs(task, model, split) for split in splits(task)}
         yield Built(name=request.param, task=task, model=model, outputs=outputs)
 
 
@@ -47,8 +55,10 @@ def samples(batches: list[Batch]) -> set[bytes]:
     for batch in batches:
         if isinstance(batch, torch.Tensor):
             found |= {row.numpy().tobytes() for row in batch}
-        else:
+        elif "input_ids" in batch:
             found |= {row[row != 0].numpy().tobytes() for row in batch["input_ids"]}
+        else:
+            found |= {b"".join(row.numpy().tobytes() for row in rows) for rows in zip(*batch.values(), strict=True)}
     return found
 
 
@@ -71,7 +81,7 @@ def test_two_builds_are_equal(built: Built) -> None:
 
 
 def test_building_again_leaves_random_numbers_alone(built: Built) -> None:
-    if built.name == "own-digits":
+    if built.name.startswith("own-"):
         pytest.skip("a task of users may draw from the global generator")
     state = torch.get_rng_state()
     built.task.build_model()
@@ -81,19 +91,21 @@ def test_building_again_leaves_random_numbers_alone(built: Built) -> None:
 def test_calibration_is_never_evaluated_on(built: Built) -> None:
     calibration = samples(built.task.calibration())
     assert len(calibration) >= 60
-    for split in Split:
+    for split in splits(built.task):
         assert calibration.isdisjoint(samples(built.task.evaluation(split)))
 
 
 def test_held_out_data_are_not_in_the_evaluation(built: Built) -> None:
     if built.name == "minilm-lee":
         pytest.skip("its splits are pairs of the same documents; see the unit tests of the corpus")
-    evaluation, held_out = (samples(built.task.evaluation(split)) for split in Split)
+    evaluation, held_out = (samples(built.task.evaluation(s)) for s in (Split.EVALUATION, Split.HELD_OUT))
     assert evaluation.isdisjoint(held_out)
 
 
 @pytest.mark.parametrize("split", Split)
 def test_outputs_have_one_finite_row_a_sample(built: Built, split: Split) -> None:
+    if split not in splits(built.task):
+        pytest.skip("the task has no shifted data")
     outputs = built.outputs[split]
     assert len(outputs) == len(samples(built.task.evaluation(split)))
     assert outputs.dim() >= 2
@@ -106,9 +118,23 @@ def test_full_precision_does_not_diverge_from_itself(built: Built) -> None:
 
 
 def test_accuracy_is_that_of_a_trained_model(built: Built) -> None:
-    accuracies = [built.task.accuracy(built.outputs[split], split) for split in Split]
+    accuracies = [built.task.accuracy(built.outputs[s], s) for s in (Split.EVALUATION, Split.HELD_OUT)]
     assert accuracies[0] >= FLOORS[built.name]
     assert abs(accuracies[1] - accuracies[0]) < 0.15
+
+
+def test_shifted_inputs_differ_and_are_what_the_accuracy_reads(built: Built) -> None:
+    if Split.SHIFTED not in splits(built.task):
+        pytest.skip("the task has no shifted data")
+    evaluation, shifted = (samples(built.task.evaluation(s)) for s in (Split.EVALUATION, Split.SHIFTED))
+    assert evaluation.isdisjoint(shifted)
+    outputs = built.outputs[Split.SHIFTED]
+    assert (
+        0.3
+        < built.task.accuracy(outputs, Split.SHIFTED)
+        < built.task.accuracy(built.outputs[Split.EVALUATION], Split.EVALUATION)
+    )
+    assert built.task.accuracy(outputs.roll(1, dims=0), Split.SHIFTED) < built.task.accuracy(outputs, Split.SHIFTED)
 
 
 def test_accuracy_reads_the_outputs_in_order(built: Built) -> None:

@@ -109,6 +109,18 @@ def test_export_that_computes_something_else_is_found_out(run: Run, folder: Path
     assert "cannot load" in done.stderr
 
 
+def test_report_and_tables_come_from_the_records_alone(run: Run, folder: Path) -> None:
+    # Without the task's file, because nothing is built; and in two processes, whose sets have different orders.
+    for name in ("first.html", "second.html"):
+        run("export", "last", "--pick", "fastest", "-f", "report", "-o", name)
+    page = (folder / "first.html").read_bytes()
+    assert page == (folder / "second.html").read_bytes()
+    assert b"lowest median latency" in page
+    assert "Wrote" in run("export", "last", "-f", "csv").stderr
+    trials = (folder / "csv" / "trials.csv").read_text().splitlines()
+    assert len(trials) > len((folder / "csv" / "front.csv").read_text().splitlines()) > 1
+
+
 def accept(path: Path) -> None:
     """Note a changed file in the manifest as if it had been exported so."""
     manifest = Manifest.model_validate_json((path.parent / "export.json").read_bytes())

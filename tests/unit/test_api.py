@@ -301,6 +301,10 @@ def test_users_have_limits() -> None:
     assert "search.trials: must be at most 9" in service.problem(422, "POST /v1/jobs", json=many)
     job_id = service.store.jobs()[0].id
     assert "at most 9" in service.problem(422, f"PATCH /v1/jobs/{job_id}", json={"trials": 10})
+    newest = service.store.jobs()[1].id
+    service.call(f"POST /v1/jobs/{newest}/pause")
+    service.call("POST /v1/jobs", json=JOB)
+    assert "a user may have 2 jobs" in service.problem(409, f"POST /v1/jobs/{newest}/resume")
 
 
 def test_bodies_are_cut_off_while_they_are_read(service: Service) -> None:
@@ -451,7 +455,11 @@ def test_progress_is_told_as_events(service: Service) -> None:
 
 def test_metrics_count_jobs_and_requests(service: Service) -> None:
     service.call("POST /v1/jobs", json=JOB)
+    for method in ("AAA", "AAB"):
+        service.call(f"{method} /v1/jobs")
     text = service.call("GET /metrics").text
+    assert 'autotune_requests_total{method="other",route="/v1/jobs",status="405"} 2.0' in text
+    assert "AA" not in text
     assert 'autotune_jobs{state="queued"} 1.0' in text
     assert 'autotune_trials_total{outcome="complete"} 0.0' in text
     assert 'autotune_requests_total{method="POST",route="/v1/jobs",status="201"} 1.0' in text

@@ -30,10 +30,21 @@ DOORS = {
     "uvicorn": ("autotune/api/",),
     "prometheus_client": ("autotune/api/",),
     "httpx2": ("autotune/client/remote.py",),
-    "onnx": ("autotune/exporters/onnx_graph.py", "autotune/exporters/onnx_layers.py"),
-    "onnxruntime": ("autotune/exporters/onnx_runtime.py",),
+    "onnx": ("workers/onnx/graph.py", "workers/onnx/layers.py"),
+    "onnxruntime": ("workers/onnx/session.py", "workers/onnx/deployed.py"),
     "torchao": ("autotune/exporters/torchao_layers.py",),
-    "transformers": ("workers/tasks/minilm_lee.py", "autotune/exporters/huggingface_exporter.py"),
+    "mlflow": ("autotune/mlflow_export.py",),
+    "modelopt": ("autotune/exporters/modelopt_configuration.py",),
+    "llmcompressor": ("autotune/exporters/llmcompressor_configuration.py",),
+    "neural_compressor": ("autotune/exporters/neuralcompressor_configuration.py",),
+    "compressed_tensors": ("autotune/exporters/compressed_layers.py",),
+    "transformers": (
+        "workers/tasks/minilm_lee.py",
+        "workers/tasks/causal_lm.py",
+        "workers/tasks/causal_models.py",
+        "autotune/exporters/huggingface_exporter.py",
+        "autotune/exporters/pretrained.py",
+    ),
     "sklearn": ("workers/tasks/digits.py",),
 }
 HEAVY = (
@@ -48,6 +59,8 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "torchao",
+    "compressed_tensors",
+    "mlflow",
 )
 #: What command line, dashboard and readers of maps import on every start.
 LIGHT = (

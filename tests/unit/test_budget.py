@@ -33,19 +33,19 @@ def test_final_trials_are_not_the_searchs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit_s", "repeats", "until_s"),
+    ("limit_s", "repeats", "until_s", "final_s"),
     [
-        (400.0, 100, 360.0),  # four finals of five times 2 s
-        (60.0, 100, 45.0),  # but never more than a quarter
-        (400.0, 500, 392.0),  # finals are no longer than trials
+        (400.0, 100, 360.0, 10.0),  # four finals of five times 2 s
+        (60.0, 100, 45.0, 10.0),  # but never more than a quarter
+        (400.0, 500, 392.0, 2.0),  # finals are no longer than trials
     ],
 )
-def test_the_search_leaves_time_for_the_finals(limit_s: float, repeats: int, until_s: float) -> None:
+def test_the_search_leaves_time_for_the_finals(limit_s: float, repeats: int, until_s: float, final_s: float) -> None:
     limits = budget([TRIAL, FINAL], repeats, time_limit_s=limit_s)
     assert limits.allows_search(0, until_s - 0.1)
     assert not limits.allows_search(0, until_s)
-    assert limits.allows_final(0, limit_s - 0.1)
-    assert not limits.allows_final(0, limit_s)
+    assert limits.allows_final(0, limit_s - final_s - 0.1)
+    assert not limits.allows_final(0, limit_s - final_s), "a final would end after the limit"
 
 
 def test_finals_are_few() -> None:

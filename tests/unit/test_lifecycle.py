@@ -125,6 +125,11 @@ def test_an_order_that_is_carried_out_by_others_stops_a_driver_thought_dead() ->
         lifecycle.held(5)(cancelled, AT)
 
 
+def test_a_job_that_is_given_up_after_it_failed_is_no_failure() -> None:
+    cancelled = lifecycle.ordered(Order.CANCEL)(job("failed", error="broken"), AT).job
+    assert (cancelled.state, cancelled.error) == (JobState.CANCELLED, None)
+
+
 def test_drivers_that_die_again_and_again_fail_the_job() -> None:
     record = job("held")
     for deaths in range(1, lifecycle.MOST_CRASHES):

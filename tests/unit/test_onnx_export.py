@@ -13,7 +13,6 @@ from torch import nn
 
 from autotune.errors import ExportError
 from autotune.exporters.base import Source
-from autotune.exporters.calls import Outputs, named_outputs, signature
 from autotune.exporters.onnx_exporter import LAYERS, MODEL, OnnxExporter
 from autotune.map_file import MapFile, MappedLayer
 from search_spaces.choice import CHOICES
@@ -21,6 +20,8 @@ from search_spaces.discovery import discover
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.weight_quantization import int8_per_channel
+from workers.errors import BackendError
+from workers.onnx.calls import Outputs, named_outputs, signature
 from workers.setup import MeasurementSettings
 from workers.task import OutputKind, Split
 
@@ -193,7 +194,7 @@ def test_dimensions_vary_where_batches_differ() -> None:
     ],
 )
 def test_calls_that_no_graph_can_take_are_refused(batches: list[Any], message: str) -> None:
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(BackendError, match=message):
         signature(Calls(), nn.Identity(), batches)  # type: ignore[arg-type]
 
 
@@ -202,7 +203,7 @@ def test_outputs_are_read_by_key_attribute_and_position() -> None:
     assert outputs.first is outputs["first"] is outputs[0]
     with pytest.raises(AttributeError, match="no output 'third'; it has first, second"):
         _ = outputs.third
-    with pytest.raises(ExportError, match="returns a int"):
+    with pytest.raises(BackendError, match="returns a int"):
         named_outputs(3)
 
 

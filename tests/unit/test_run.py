@@ -1,6 +1,8 @@
 """How a run ends: what a driver records when its user changes their mind while it stops."""
 
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,3 +91,21 @@ def test_a_job_that_finished_first_stays_finished(
     searching(monkeypatch, finishes)
     assert run_job(store, job_id).state is JobState.FINISHED
     assert [told.kind for told in store.events(job_id)] == ["started", "finished"]
+
+
+def test_a_search_is_told_how_long_its_probes_took(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    def search(*arguments: Any) -> Any:
+        told.append(arguments[-1])
+        return SimpleNamespace(run=lambda: "done")
+
+    pool = SimpleNamespace(describe=lambda: None, close=lambda: None)
+    monkeypatch.setattr(run, "build_pool", lambda *_: pool)
+    monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
+    monkeypatch.setattr(run, "obtain_probes", lambda *_: time.sleep(0.02))
+    monkeypatch.setattr(run, "Search", search)
+    run_job(store, job_id)
+    assert 0.02 <= told[0] < 20

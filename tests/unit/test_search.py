@@ -1,5 +1,6 @@
 """The search of one job on a pool that answers at once: how it ends, and what it promises."""
 
+import logging
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from autotune.budget import MOST_FINAL, searched
 from autotune.front import compute_front, due, pick, standing
 from autotune.job_spec import JobSpec
-from autotune.jobs import submit
+from autotune.jobs import change_plan, submit
 from autotune.lease import Lease
 from autotune.lifecycle import held
 from autotune.progress import Silent
@@ -114,10 +115,11 @@ def searched_job(
     return store, job, go_on(store, job, pool)
 
 
-def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool) -> str:
+def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: float = 0.0) -> str:
     record = store.job(job.id)
     lease = Lease(store, record)
-    return Search(store, record, JobSpec.parse(job.spec), pool, Silent(), lease).run()  # type: ignore[arg-type]
+    spec = JobSpec.parse(job.spec)
+    return Search(store, record, spec, pool, Silent(), lease, probed_s=probed_s).run()  # type: ignore[arg-type]
 
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
@@ -180,6 +182,13 @@ def test_time_is_kept_for_the_final_measurements() -> None:
     assert finals(trials) == []
 
 
+def test_the_time_limit_holds_for_probing_too() -> None:
+    store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6)
+    change_plan(store, job.id, time_limit_s=100.0)
+    assert go_on(store, store.job(job.id), ScriptedPool(), probed_s=100.0) == "the time limit is reached"
+    assert searched(store.trials(job.id)) == 1
+
+
 def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> None:
     pool = ScriptedPool()
     pool.gives_up = True
@@ -194,6 +203,14 @@ def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> No
     }
     assert "latency_ratio" in given_up[0].figures  # the sampler learns from what was seen
     assert not {trial.number for trial in given_up} & set(store.fronts(job.id)[-1].members)
+
+
+def test_every_recorded_trial_is_logged_by_its_number(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="autotune")
+    store, job, _ = searched_job(ScriptedPool(fails=lambda candidate: candidate.final))
+    told = [(record.__dict__["trial"], record.getMessage()) for record in caplog.records]
+    assert [number for number, _ in told] == [trial.number for trial in store.trials(job.id)]
+    assert {message for _, message in told} == {"complete", "failed: died"}
 
 
 @pytest.mark.parametrize("constraints", [{}, {"accuracy_drop": {"max": 0.02}}])

@@ -127,8 +127,11 @@ def test_newer_tables_are_refused(url: str, engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
     for read_only in (False, True):
-        with pytest.raises(StoreError, match="revision 9999, which this program does not know: a newer version"):
+        with pytest.raises(StoreError, match="revision 9999, which this program does not know: a newer ver") as caught:
             open_store(url, read_only=read_only)
+        shown = make_engine(parse_url(url), read_only=False).url.render_as_string()
+        assert f"the tables of {shown} are" in str(caught.value)
+        assert "run: pip install --upgrade" in str(caught.value)
 
 
 def test_reader_of_an_empty_database_is_told_to_upgrade(url: str, engine: sa.Engine) -> None:

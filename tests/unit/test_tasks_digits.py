@@ -15,7 +15,7 @@ from workers.task import Split
 from workers.tasks import digits
 from workers.tasks.digits import DigitsCNN, DigitsViT, images_of
 
-PARTS = ("train", "calibration", *Split)
+PARTS = ("train", "calibration", Split.EVALUATION, Split.HELD_OUT)
 
 each_task = pytest.mark.parametrize("task", [DigitsCNN(), DigitsViT()], ids=lambda task: type(task).__name__)
 
@@ -42,6 +42,12 @@ def test_parts_are_disjoint_and_all_images() -> None:
         "train": 869, "calibration": 128, Split.EVALUATION: 400, Split.HELD_OUT: 400,
     }  # fmt: skip
     assert len(set.union(*parts.values())) == 1797
+
+
+def test_shifted_images_are_the_evaluation_in_four_times_the_contrast() -> None:
+    images, labels = images_of(Split.SHIFTED)
+    assert torch.equal(images, 4.0 * images_of(Split.EVALUATION)[0])
+    assert torch.equal(labels, images_of(Split.EVALUATION)[1])
 
 
 @pytest.mark.parametrize("part", PARTS)

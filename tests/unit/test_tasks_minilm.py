@@ -50,7 +50,7 @@ def pairs(split: Split) -> set[tuple[int, int]]:
 def test_correlation_over_all_pairs_is_what_full_precision_reaches(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    halves = [lee_corpus.rated_pairs(split) for split in Split]
+    halves = [lee_corpus.rated_pairs(split) for split in (Split.EVALUATION, Split.HELD_OUT)]
     joined = {name: np.concatenate([getattr(half, name) for half in halves]) for name in ("first", "second", "rating")}
     everything = lee_corpus.RatedPairs(**joined)
     monkeypatch.setattr("workers.tasks.minilm_lee.rated_pairs", lambda split: everything)
@@ -74,6 +74,13 @@ def test_halves_of_the_pairs_share_none_and_are_all() -> None:
     assert evaluation.isdisjoint(held_out)
     assert evaluation | held_out == {(i, j) for j in range(50) for i in range(j)}
     assert abs(len(evaluation) - len(held_out)) == 1
+
+
+def test_shifted_documents_are_short_and_rated_by_the_pairs_of_the_evaluation() -> None:
+    assert pairs(Split.SHIFTED) == pairs(Split.EVALUATION)
+    batches = MiniLMLee().evaluation(Split.SHIFTED)
+    assert sum(len(batch["input_ids"]) for batch in batches) == 50
+    assert {batch["input_ids"].shape[1] for batch in batches} == {32}
 
 
 def test_held_out_pairs_are_held_out_for_ever() -> None:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from search_spaces.errors import unknown
 from workers.backends.base import Backend
+from workers.backends.onnx import OnnxRuntimeBackend
 from workers.backends.x86 import X86Backend
 from workers.errors import BackendError
 
 #: Name -> backend, best first: ``auto`` takes the first that is available.
-BACKENDS: dict[str, Callable[[], Backend]] = {"x86": X86Backend}
+BACKENDS: dict[str, Callable[[], Backend]] = {"x86": X86Backend, "onnxruntime": OnnxRuntimeBackend}
 
 
 def build_backend(name: str) -> Backend:
@@ -26,4 +27,6 @@ def build_backend(name: str) -> Backend:
         if reason is None:
             return backend
         refusals.append(f"{candidate}: {reason}")
+    if name != "auto":
+        raise BackendError(f"the backend {name} {reason}")
     raise BackendError(f"no backend can run on this hardware. {'; '.join(refusals)}")

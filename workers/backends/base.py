@@ -1,5 +1,6 @@
-"""The ``Backend`` seam: kernels of one kind of hardware."""
+"""The ``Backend`` seam: kernels of one kind of hardware, or another runtime."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import nn
@@ -7,10 +8,71 @@ from torch import nn
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
+from workers.prepared import PreparedModel
+from workers.task import Task
+
+
+class Deployed(Protocol):
+    """A whole model as it is deployed and measured: it runs any map of its layers.
+
+    Its figures are those of the map that was applied last, full precision before the first.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """Return what is called like the original model."""
+        ...
+
+    @property
+    def session_seconds(self) -> float | None:
+        """Return how long the runtime took to make a session of the map, None if there is no such thing."""
+        ...
+
+    def apply(self, names: Mapping[str, str]) -> None:
+        """Have the map layer name -> choice name run from now on; layers it does not name take full precision.
+
+        An error leaves the model as it was. Changing to full precision and back costs next to nothing.
+
+        Raises:
+            MapError, ChoiceError, CalibrationError: see ``PreparedModel.apply``.
+            BackendError: if the runtime refuses the map.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Have full precision run from now on."""
+        ...
+
+    def other_bytes(self) -> int:
+        """Return the bytes of all weights outside the layers."""
+        ...
+
+    def weight_bytes(self) -> int:
+        """Return the exact bytes of all weights: ``other_bytes``, and the layers' as ``layer_bytes`` says."""
+        ...
+
+    def working_bytes(self, run: Callable[[], object]) -> int:
+        """Return the largest sum of bytes alive at once that one pass allocated; ``run`` makes it."""
+        ...
+
+    def layer_latencies(
+        self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
+    ) -> tuple[dict[tuple[str, str], float], float]:
+        """Return (layer name, choice name) -> ms inside the layer in one pass, and the ms of a full-precision pass.
+
+        Layers of one shape are taken together. The caller holds the device lock. Full precision runs when the call
+        returns.
+
+        Args:
+            layers: to time.
+            choices: layer name -> names of the choices to time, full precision included.
+            run: runs one forward pass.
+        """
+        ...
 
 
 class Backend(Protocol):
-    """Turns a full-precision layer and a choice into a module with real kernels.
+    """Turns full-precision layers and choices into what runs with real kernels.
 
     A prepared module takes and returns what the original takes and returns, in fp32, so layers with
     different choices can be neighbours. It never changes the module it was prepared from.
@@ -20,6 +82,11 @@ class Backend(Protocol):
     name: str
     #: PyTorch device the model runs on.
     device: str
+    #: Distribution names of the libraries it runs with, beside PyTorch.
+    libraries: tuple[str, ...]
+    #: Whether prepared modules are what runs. If not, they hold the weights of what does, and only compute
+    #: the same, so that sensitivities can be estimated in PyTorch.
+    runs_modules: bool
 
     def unavailable(self) -> str | None:
         """Return why the backend cannot run here, or None if it can."""
@@ -52,4 +119,17 @@ class Backend(Protocol):
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         """Return what ``weight_bytes`` of ``layer`` prepared with ``choice`` is, without preparing it."""
+        ...
+
+    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
+        """Return the prepared model as it is deployed; it has its layers from ``prepared``, whose map it sets.
+
+        Args:
+            task: how the model is called.
+            prepared: the model in full precision.
+            batch_sizes: sizes that latency is measured at.
+
+        Raises:
+            BackendError: if the runtime cannot run the model.
+        """
         ...

@@ -32,3 +32,10 @@ def bias_of(original: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Te
 def stored_bytes(*tensors: torch.Tensor | None) -> int:
     """Return the bytes of all tensors that are there."""
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes a layer holds, packed or in full precision."""
+    if isinstance(module, PackedLayer):
+        return module.packed_bytes
+    return stored_bytes(*module.parameters(), *module.buffers())

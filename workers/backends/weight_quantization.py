@@ -2,6 +2,8 @@
 
 import torch
 
+from search_spaces.choice import LayerChoice, Precision
+
 #: Input features that share one int4 scale; the size PyTorch's int4 kernel and most runtimes use.
 INT4_GROUP = 32
 
@@ -65,6 +67,35 @@ def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch
     scales = torch.clamp((high - low) / (2**bits - 1), min=1e-8)
     storage = torch.quint8 if bits == 8 else torch.quint4x2
     return torch.quantize_per_channel(weight, scales, -low / scales, 0, storage), scales, low
+
+
+def rounded(weight: torch.Tensor, choice: LayerChoice, *, by_row: bool) -> torch.Tensor:
+    """Return the fp32 weights that the stored ones of a choice stand for.
+
+    Args:
+        weight: shape ``(out, ...)``.
+        choice: how they are stored.
+        by_row: whether they are an embedding's, whose rows have scales and offsets of their own.
+    """
+    match choice.precision:
+        case Precision.BF16 | Precision.FP16:
+            return weight.to(torch.bfloat16 if choice.precision is Precision.BF16 else torch.float16).float()
+        case Precision.INT8 | Precision.INT4 if by_row:
+            quantized, *affine = affine_per_row(weight, choice.precision.bits)
+            scales, offsets = (part[:, None] for part in affine)
+            integers = torch.round((quantized.dequantize() - offsets) / scales)
+            # Both runtimes hold them in fp16 beside 4-bit rows.
+            kept = torch.float16 if choice.precision is Precision.INT4 else torch.float32
+            return integers * scales.to(kept).float() + offsets.to(kept).float()
+        case Precision.INT8:
+            scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
+            integers, scales = int8_per_channel(weight, scale_dtype)
+            return integers * scales.float().view(-1, *[1] * (weight.dim() - 1))
+        case Precision.INT4:
+            values, scales, zeros = (part.float() for part in int4_per_group(weight))
+            groups = (values.view(len(weight), -1, INT4_GROUP) - 8.0) * scales[..., None] + zeros[..., None]
+            return groups.flatten(1)
+    return weight
 
 
 def _usable(scales: torch.Tensor) -> torch.Tensor:

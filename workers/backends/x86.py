@@ -2,7 +2,7 @@
 
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,12 +12,19 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers import environment
 from workers.backends import x86_bytes
-from workers.backends.packed import PackedLayer
+from workers.backends.base import Deployed
+from workers.backends.eager import Eager
+from workers.backends.packed import PackedLayer, weight_bytes
 from workers.backends.weight_quantization import INT4_GROUP
 from workers.backends.x86_conv import Bf16Conv, Int8Conv
 from workers.backends.x86_embedding import Bf16Embedding, RowwiseEmbedding
 from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
 from workers.errors import CalibrationError
+from workers.prepared import PreparedModel
+from workers.task import Task
+
+#: What x86-64 processors are called.
+X86_MACHINES = ("x86_64", "AMD64")
 
 #: Prepares a layer from its module and its calibrated range, which only static choices have.
 _Prepare = Callable[..., PackedLayer]
@@ -57,6 +64,8 @@ class X86Backend:
 
     name = "x86"
     device = "cpu"
+    libraries: tuple[str, ...] = ()
+    runs_modules = True
 
     def __init__(self) -> None:
         self._features = torch.cpu.get_capabilities()
@@ -68,7 +77,7 @@ class X86Backend:
 
     def unavailable(self) -> str | None:
         """See ``Backend.unavailable``."""
-        if platform.machine() not in ("x86_64", "AMD64"):
+        if platform.machine() not in X86_MACHINES:
             return f"needs an x86-64 processor, but this is {platform.machine()}"
         return None if self._features.get("avx2") else "needs AVX2, which this processor lacks"
 
@@ -98,23 +107,30 @@ class X86Backend:
 
     def weight_bytes(self, prepared: nn.Module) -> int:
         """See ``Backend.weight_bytes``."""
-        if isinstance(prepared, PackedLayer):
-            return prepared.packed_bytes
-        return sum(tensor.nbytes for tensor in (*prepared.parameters(), *prepared.buffers()))
+        return weight_bytes(prepared)
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         """See ``Backend.layer_bytes``."""
         return x86_bytes.layer_bytes(layer, choice)
+
+    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
+        """See ``Backend.deploy``."""
+        return Eager(prepared, self.device)
 
     def _hardware_refuses(self, choice: LayerChoice) -> str | None:
         if choice.precision is Precision.BF16 and not (
             self._features.get("avx512_bf16") or self._features.get("amx_bf16")
         ):
             return "needs AVX512-BF16 or AMX, which this processor lacks; bf16 would be emulated and slow"
-        # Without VNNI the 16-bit sums of two products saturate and outputs are wrong.
-        if choice.needs_int8_products and not (self._features.get("avx512_vnni") or self._features.get("avx_vnni")):
-            return "needs VNNI, which this processor lacks; 8-bit products would saturate"
+        return int8_refusal(self._features) if choice.needs_int8_products else None
+
+
+def int8_refusal(features: Mapping[str, bool]) -> str | None:
+    """Return why no 8-bit products should run on an x86 processor, or None if they should."""
+    # Without VNNI the 16-bit sums of two products saturate and outputs are wrong.
+    if features.get("avx512_vnni") or features.get("avx_vnni"):
         return None
+    return "needs VNNI, which this processor lacks; 8-bit products would saturate"
 
 
 def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import ActivationRange
 from workers.calibration.histogram import RangeHistogram
 from workers.calibration.observers import observed_range, summary
 from workers.errors import CalibrationError
@@ -36,7 +38,8 @@ def calibrate(
         for layer in layers
         if layer.kind is not LayerKind.EMBEDDING and layer.frozen_reason is None
     }
-    with _observing(model, histograms), torch.inference_mode():
+    hooks = {name: _observe(name, histogram) for name, histogram in histograms.items()}
+    with _hooked(model, hooks), torch.inference_mode():
         samples = sum(len(forward(model, batch)) for batch in batches)
     for name, histogram in histograms.items():
         if not histogram.total:
@@ -49,13 +52,31 @@ def calibrate(
     return Calibration(ranges=ranges, histograms=summaries, samples=samples, seconds=time.perf_counter() - start)
 
 
+def clipped_shares(
+    model: nn.Module,
+    ranges: Mapping[str, ActivationRange],
+    batches: Sequence[Batch],
+    forward: Callable[[nn.Module, Batch], torch.Tensor],
+) -> dict[str, float]:
+    """Return layer name -> share of its inputs outside its range, from one pass of full precision over ``batches``.
+
+    A layer that does not run clips nothing; nan counts as outside.
+    """
+    counts = {name: _Clipping() for name in ranges}
+    hooks = {name: _count(ranges[name], counts[name]) for name in ranges}
+    with _hooked(model, hooks), torch.inference_mode():
+        for batch in batches:
+            forward(model, batch)
+    return {name: count.outside / max(1, count.total) for name, count in counts.items()}
+
+
+_Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], None]
+
+
 @contextmanager
-def _observing(model: nn.Module, histograms: Mapping[str, RangeHistogram]) -> Iterator[None]:
-    """Count the inputs of the named layers while the context is open."""
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(_observe(name, histogram))
-        for name, histogram in histograms.items()
-    ]
+def _hooked(model: nn.Module, hooks: Mapping[str, _Hook]) -> Iterator[None]:
+    """Show the inputs of the named layers to their hooks while the context is open."""
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
     try:
         yield
     finally:
@@ -63,7 +84,24 @@ def _observing(model: nn.Module, histograms: Mapping[str, RangeHistogram]) -> It
             handle.remove()
 
 
-def _observe(name: str, histogram: RangeHistogram) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+@dataclass(slots=True)
+class _Clipping:
+    """Values seen, and those of them outside the range."""
+
+    total: int = 0
+    outside: int = 0
+
+
+def _count(known: ActivationRange, counts: _Clipping) -> _Hook:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        inside = (inputs[0] >= known.low) & (inputs[0] <= known.high)
+        counts.total += inside.numel()
+        counts.outside += inside.numel() - int(inside.sum())
+
+    return hook
+
+
+def _observe(name: str, histogram: RangeHistogram) -> _Hook:
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         values = inputs[0].to("cpu", torch.float32)
         if not torch.isfinite(values).all():

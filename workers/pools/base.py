@@ -34,6 +34,8 @@ class Candidate:
     choices: Mapping[str, str]
     #: Latency is not measured if the accuracy is below this; None always measures it.
     accuracy_floor: float | None = None
+    #: The same for the accuracy on shifted data.
+    shifted_floor: float | None = None
     #: Measured at full fidelity: more passes, and the accuracy on held-out data too.
     final: bool = False
     #: A candidate slower than one of them, and no better, is hopeless; its latency need not be measured to the end.

@@ -29,6 +29,7 @@ _BUILT_IN = {
     "minilm-lee": "workers.tasks.minilm_lee:MiniLMLee",
     "digits-cnn": "workers.tasks.digits:DigitsCNN",
     "digits-vit": "workers.tasks.digits:DigitsViT",
+    "causal-lm": "workers.tasks.causal_lm:CausalLM",
 }
 _registered: dict[str, TaskFactory] = {}
 

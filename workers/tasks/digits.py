@@ -23,6 +23,8 @@ Images = torch.Tensor
 
 #: Images of each part but the first, which takes the rest of the 1,797.
 _SIZES = {"calibration": 128, Split.EVALUATION: 400, Split.HELD_OUT: 400}
+#: Shifted images are those of the evaluation in so much more contrast, as another scanner may send them.
+_SHIFTED_CONTRAST = 4.0
 _SPLIT_SEED = 7
 #: Images in one forward pass of an evaluation.
 _BATCH = 200
@@ -36,6 +38,7 @@ class _Digits(ABC):
     seed: int = 0
 
     output_kind = OutputKind.LOGITS
+    has_shifted = True
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, low=0, high=2**32 - 1)
@@ -58,7 +61,7 @@ class _Digits(ABC):
         return [images_of("calibration")[0]]
 
     def evaluation(self, split: Split) -> Sequence[Images]:
-        """Return the 400 images of ``split``."""
+        """Return the 400 images of ``split``; the shifted ones are the evaluation's in four times the contrast."""
         return torch.split(images_of(split)[0], _BATCH)
 
     def forward(self, model: nn.Module, batch: Images) -> torch.Tensor:
@@ -178,7 +181,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def images_of(part: str) -> tuple[Images, torch.Tensor]:
-    """Return the images and digits of ``train``, ``calibration`` or a split; the four are disjoint."""
+    """Return the images and digits of ``train``, ``calibration`` or a split; all but the shifted are disjoint."""
+    if part == Split.SHIFTED:
+        images, digits = _parts()[Split.EVALUATION]
+        return _SHIFTED_CONTRAST * images, digits
     return _parts()[part]
 
 

@@ -47,11 +47,11 @@ def background_documents() -> tuple[str, ...]:
 
 @functools.cache
 def rated_pairs(split: Split) -> RatedPairs:
-    """Return a random half of the 1,225 pairs of rated documents; the two splits share no pair."""
+    """Return a random half of the 1,225 pairs of rated documents; held-out ones are the other half."""
     ratings = np.array([line.split() for line in _lines("similarities0-1.txt", RATED)], dtype=np.float64)
     first, second = np.triu_indices(RATED, k=1)
     evaluation, held_out = np.array_split(_permutation(len(first)), 2)
-    chosen = evaluation if split is Split.EVALUATION else held_out
+    chosen = held_out if split is Split.HELD_OUT else evaluation
     first, second = first[chosen], second[chosen]
     return RatedPairs(first=first, second=second, rating=ratings[first, second])
 

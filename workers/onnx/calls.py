@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autotune.errors import ExportError
-from workers.task import Batch, Task
+from workers.errors import BackendError
+from workers.task import Batch, Task, splits
 
 
 class _Caught(Exception):
@@ -40,19 +40,27 @@ class Signature:
         return model(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
 
 
+def task_batches(task: Task, batch_sizes: Sequence[int]) -> list[Batch]:
+    """Return every batch that a task's model is run on, a real evaluation batch first."""
+    timed = [task.latency_batch(size) for size in batch_sizes]
+    return [*(batch for split in splits(task) for batch in task.evaluation(split)), *task.calibration(), *timed]
+
+
 def signature(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Signature:
     """Return how ``task`` calls ``model``, from the arguments it passes for ``batches``; runs no layer.
 
     The first dimension counts samples and always varies, others do if the batches differ in them.
 
     Raises:
-        ExportError: if tensors hide in containers, or batches pass different arguments.
+        BackendError: if tensors hide in containers, or batches pass different arguments.
     """
     seen = [_arguments(task, model, batch) for batch in batches]
     varying: dict[int | str, tuple[int, ...]] = {}
     for key, value in seen[0].items():
         if isinstance(value, list | tuple | dict):
-            raise ExportError(f"the model's argument {key!r} is a {type(value).__name__}; only tensors can be exported")
+            raise BackendError(
+                f"the model's argument {key!r} is a {type(value).__name__}; only tensors can be exported"
+            )
         if isinstance(value, torch.Tensor):
             varying[key] = _varying(key, [arguments.get(key) for arguments in seen])
     return Signature(arguments=seen[0], varying=varying)
@@ -61,7 +69,7 @@ def signature(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Signatu
 def _varying(key: int | str, values: Sequence[Any]) -> tuple[int, ...]:
     shapes = {tuple(value.shape) for value in values if isinstance(value, torch.Tensor)}
     if not all(isinstance(value, torch.Tensor) for value in values) or len({len(shape) for shape in shapes}) > 1:
-        raise ExportError(f"the model's argument {key!r} is not the same kind of tensor for every batch of the task")
+        raise BackendError(f"the model's argument {key!r} is not the same kind of tensor for every batch of the task")
     return tuple(dim for dim, sizes in enumerate(zip(*shapes, strict=True)) if dim == 0 or len(set(sizes)) > 1)
 
 
@@ -79,7 +87,7 @@ def _arguments(task: Task, model: nn.Module, batch: Batch) -> Arguments:
         return caught[0]
     finally:
         handle.remove()
-    raise ExportError("the task's forward never calls its model, so there is nothing to export")
+    raise BackendError("the task's forward never calls its model, so there is nothing to export")
 
 
 class Outputs(dict[str, torch.Tensor]):
@@ -102,7 +110,7 @@ def named_outputs(result: Any) -> tuple[str, dict[str, torch.Tensor]]:
     left out.
 
     Raises:
-        ExportError: if the result has no such form.
+        BackendError: if the result has no such form.
     """
     if isinstance(result, torch.Tensor):
         return "tensor", {"output": result}
@@ -112,7 +120,9 @@ def named_outputs(result: Any) -> tuple[str, dict[str, torch.Tensor]]:
             return "mapping", tensors
     if isinstance(result, tuple | list) and result and all(isinstance(value, torch.Tensor) for value in result):
         return "sequence", {f"output_{number}": value for number, value in enumerate(result)}
-    raise ExportError(f"the model returns a {type(result).__name__}, but only tensors by position or name are exported")
+    raise BackendError(
+        f"the model returns a {type(result).__name__}, but only tensors by position or name are exported"
+    )
 
 
 def in_form(form: str, tensors: Mapping[str, torch.Tensor]) -> Any:

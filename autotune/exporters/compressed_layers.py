@@ -1,0 +1,78 @@
+"""Compress a model by compressed-tensors, with our integers and ranges wherever its schemes can hold them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
+from torch import nn
+
+from autotune.exporters import compressed_schemes
+from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
+from search_spaces.quantization_map import QuantizationMap
+from workers.backends.weight_quantization import INT4_GROUP, int8_per_channel
+
+#: Scales of an int4 group to choose from, relative to the one that reaches the largest weight.
+_CUTS = [1.0 - 0.04 * step for step in range(10)]
+
+
+def compress(model: nn.Module, quantization: QuantizationMap) -> dict[str, Any]:
+    """Compress ``model`` in place and return its ``quantization_config``."""
+    groups = compressed_schemes.groups(quantization.choices)
+    targets = {target for group in groups.values() for target in group["targets"]}
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    config = QuantizationConfig.model_validate(
+        {
+            "config_groups": groups,
+            "format": compressed_schemes.model_format(groups.values()),
+            # vLLM wants each linear layer in a group or here.
+            "ignore": [name for name in linear if name not in targets],
+            "quantization_status": QuantizationStatus.FROZEN,
+        }
+    )
+    apply_quantization_config(model, config, show_progress=False)
+    for name, choice in quantization.choices.items():
+        if choice != FULL_PRECISION:
+            _fill(model.get_submodule(name), _tensors(model.get_submodule(name), choice))
+        if choice.needs_calibration:
+            scale, zero_point = quantization.ranges[name].affine_uint8()
+            static = {"input_scale": torch.tensor([scale]), "input_zero_point": torch.tensor([zero_point - 128])}
+            _fill(model.get_submodule(name), static)
+    ModelCompressor(quantization_config=config).compress_model(model)
+    document: dict[str, Any] = config.model_copy(
+        update={"quantization_status": QuantizationStatus.COMPRESSED}
+    ).model_dump(mode="json", exclude_none=True)
+    return document
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    for attribute, tensor in tensors.items():
+        module.get_parameter(attribute).data.copy_(tensor)
+
+
+def _tensors(module: nn.Module, choice: LayerChoice) -> dict[str, torch.Tensor]:
+    """Return weights that the library rounds to exactly the integers wanted, and what it rounds them with."""
+    weight = module.get_parameter("weight").detach()
+    if choice.precision is Precision.INT4:
+        return _int4(weight)
+    values, scales = int8_per_channel(weight, torch.float32 if choice.needs_int8_products else torch.bfloat16)
+    scale = scales.float()[:, None]
+    return {"weight": values * scale, "weight_scale": scale}
+
+
+def _int4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return weights rounded again, to the symmetric groups of the format, with scales that bf16 holds.
+
+    Of each group's scales, from one that cuts no weight to one that cuts the largest, the one with the smallest
+    squared error is taken; else groups without zero points would be coarser than ours.
+    """
+    grouped = weight.view(len(weight), -1, INT4_GROUP)
+    widest = grouped.abs().amax(dim=-1, keepdim=True) / 7.0
+    scales = [(widest * cut).to(torch.bfloat16).float().clamp(min=torch.finfo(torch.float32).tiny) for cut in _CUTS]
+    rounded = torch.stack([torch.clamp(torch.round(grouped / scale), -8, 7) * scale for scale in scales])
+    best = (rounded - grouped).square().sum(dim=-1, keepdim=True).argmin(dim=0)
+    return {
+        "weight": rounded.gather(0, best.expand_as(grouped)[None])[0].flatten(1),
+        "weight_scale": torch.stack(scales).gather(0, best[None])[0, ..., 0],
+    }

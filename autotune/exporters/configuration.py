@@ -1,0 +1,104 @@
+"""Configurations for libraries that quantize by themselves: written, validated by the library, never run by us."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autotune.errors import ExportError
+from autotune.exporters import libraries
+from autotune.exporters.base import Source
+from search_spaces.choice import LayerChoice
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import QuantizationMap
+
+#: Name of the file beside each configuration that says what it is and how far it was checked.
+NOTE = "NOTE.txt"
+
+
+class Configuration(ABC):
+    """An exporter whose artefact is a recipe: which layer takes which choice, in the words of one library."""
+
+    name: str
+    #: Name of the file in the folder.
+    file: str
+    #: Distribution name of the library that reads the file, and the version whose rules it follows.
+    library: str
+    written_for: str
+    #: Lines of Python that use the file.
+    usage: str
+    #: What the library does otherwise than our backend, for people.
+    differs: str
+    libraries: tuple[str, ...] = ()
+    untimed: str | None = "a configuration holds no model"
+
+    @property
+    def rounding(self) -> str:
+        """Return how the library's outputs may differ from our backend's."""
+        return f"validated, not run; {self.differs}"
+
+    @abstractmethod
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Exporter.refuses``."""
+
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """See ``Exporter.refuses_model``."""
+        return None
+
+    @abstractmethod
+    def text(self, quantization: QuantizationMap) -> str:
+        """Return the file's content for a map."""
+
+    @abstractmethod
+    def validate(self, text: str) -> None:
+        """Parse ``text`` with the library, which raises an exception of its own if that is not a configuration."""
+
+    def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
+        """See ``Exporter.write``."""
+        text = self.text(source.file.quantization_map())
+        version = self._validated(text)
+        Path(folder, self.file).write_text(text, encoding="utf-8")
+        Path(folder, NOTE).write_text(self._note(version), encoding="utf-8")
+        return {"validated_with": version}
+
+    def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
+        """Raise ``ExportError``, because there is no model to load."""
+        raise ExportError(
+            f"the format {self.name} is a configuration for {self.library}, validated, not run: there is nothing to "
+            f"load. Quantize with {self.library}, as {NOTE} shows, and evaluate what comes out"
+        )
+
+    def _validated(self, text: str) -> str | None:
+        """Return the version of the library that accepts ``text``, or None if the library is not installed."""
+        try:
+            version = metadata.version(self.library)
+        except metadata.PackageNotFoundError:
+            return None
+        with libraries():
+            try:
+                self.validate(text)
+            except ImportError:
+                raise
+            except Exception as error:  # every library has its own
+                raise ExportError(f"{self.library} {version} does not accept the configuration: {error}") from None
+        return version
+
+    def _note(self, version: str | None) -> str:
+        checked = (
+            f"{self.library} {version} accepted {self.file} when it was written: validated, not run."
+            if version
+            else f"{self.library} is not installed here. {self.file} was written by the rules of {self.written_for} "
+            "and is neither validated here nor run; install it and export again to validate."
+        )
+        differs = f"{self.differs[0].upper()}{self.differs[1:]}."
+        return (
+            f"{checked}\n\n{differs}\nWhat was measured is in map.json, calibrated ranges included.\n\n{self.usage}\n"
+        )
+
+
+def header(configuration: Configuration) -> str:
+    """Return the first lines of a configuration in a format that has comments."""
+    return f"# For {configuration.library}. Not run by autotune; {NOTE} says what validated it.\n"

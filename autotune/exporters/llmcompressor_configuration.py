@@ -1,0 +1,55 @@
+"""The ``llm-compressor`` format: a recipe whose groups are those of our compressed-tensors checkpoints."""
+
+import yaml
+from torch import nn
+
+from autotune.exporters import compressed_schemes, pretrained
+from autotune.exporters.configuration import Configuration, header
+from search_spaces.choice import LayerChoice
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import QuantizationMap
+
+
+class LlmCompressorConfiguration(Configuration):
+    """Writes the recipe that ``llmcompressor.oneshot`` takes."""
+
+    name = "llm-compressor"
+    file = "recipe.yaml"
+    library = "llmcompressor"
+    written_for = "llm-compressor 0.14"
+    usage = (
+        "    from llmcompressor import oneshot\n"
+        '    oneshot(model=model, dataset=dataset, recipe="recipe.yaml", output_dir="compressed")'
+    )
+    differs = (
+        "llm-compressor calibrates static ranges again on its own data, takes dynamic ranges of each token, and "
+        "its int4 groups have no zero points; the format compressed-tensors keeps our ranges"
+    )
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Exporter.refuses``."""
+        return compressed_schemes.refusal(layer, choice)
+
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """See ``Exporter.refuses_model``."""
+        return pretrained.refusal(model)
+
+    def text(self, quantization: QuantizationMap) -> str:
+        """See ``Configuration.text``."""
+        modifier = {"config_groups": compressed_schemes.groups(quantization.choices)}
+        recipe = {"quant_stage": {"quant_modifiers": {"QuantizationModifier": modifier}}}
+        return header(self) + yaml.dump(recipe, Dumper=_NoAliases, sort_keys=False)
+
+    def validate(self, text: str) -> None:
+        """See ``Configuration.validate``."""
+        from llmcompressor.recipe import Recipe
+
+        for modifier in Recipe.create_instance(text).modifiers:
+            modifier.resolve_quantization_config()
+
+
+class _NoAliases(yaml.SafeDumper):
+    """Writes the scheme of two groups twice, which people read more easily than a reference."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True

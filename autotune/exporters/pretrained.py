@@ -1,0 +1,45 @@
+"""Folders of transformers: a ``config.json`` beside safetensors, written and loaded by ``save_pretrained``'s rules."""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autotune.exporters.safetensors_header import sort_header
+
+
+def refusal(model: nn.Module) -> str | None:
+    """Return why no such folder can hold ``model``, or None if one can."""
+    # By name, because nothing but the model itself says whether transformers is worth importing.
+    if any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
+        return None
+    return f"is for models of transformers, but the task builds a {type(model).__name__}"
+
+
+def save(model: Any, folder: Path) -> Mapping[str, Any]:
+    """Write a model of transformers into ``folder`` and return what ``load`` needs."""
+    with no_progress_bar():
+        model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        sort_header(weights)
+    return {"class": type(model).__name__}
+
+
+def load(folder: Path, details: Mapping[str, Any]) -> nn.Module:
+    """Return the model that ``save`` wrote into ``folder``, as transformers loads it."""
+    import transformers
+
+    with no_progress_bar():
+        loaded: nn.Module = getattr(transformers, details["class"]).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    return loaded
+
+
+def no_progress_bar() -> contextlib.redirect_stderr[io.StringIO]:
+    """Return a context without progress bars, which transformers turns off for the whole process only."""
+    return contextlib.redirect_stderr(io.StringIO())

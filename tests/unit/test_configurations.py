@@ -1,0 +1,126 @@
+"""Configurations for other libraries: their content, and what the real library makes of it where it is installed."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch import nn
+
+from autotune import exporters
+from autotune.errors import ExportError
+from autotune.exporters.base import Source
+from autotune.exporters.configuration import NOTE, Configuration
+from autotune.map_file import MapFile
+from search_spaces.quantization_map import ActivationRange, QuantizationMap
+
+# A name that is the start of another one, as they are in blocks of more than ten layers.
+CHOSEN = {
+    "block.1": "int8_static",
+    "block.10": "int8_dynamic",
+    "gate": "int8_weight_only",
+    "head": "int4_weight_only",
+    "norm": "fp32",
+}
+MAP = QuantizationMap.from_names(CHOSEN, {"block.1": ActivationRange(low=-1.0, high=3.0)})
+FORMATS = ("modelopt", "llm-compressor", "neural-compressor")
+
+
+class _File(MapFile):
+    """A map file of which a configuration reads the map only."""
+
+    def quantization_map(self) -> QuantizationMap:
+        return MAP
+
+
+def configuration(name: str) -> Configuration:
+    built = exporters.build_exporter(name)
+    assert isinstance(built, Configuration)
+    return built
+
+
+def document(name: str) -> Any:
+    return yaml.safe_load(configuration(name).text(MAP))
+
+
+def write(name: str, folder: Path) -> dict[str, Any]:
+    source = Source(file=_File.model_construct(), task=None, model=nn.Module(), layers=())  # type: ignore[arg-type]
+    return dict(configuration(name).write(source, folder))
+
+
+def test_modelopt_fixes_static_ranges_and_leaves_the_rest_alone() -> None:
+    first, *entries = document("modelopt")["quant_cfg"]
+    assert first == {"quantizer_name": "*", "enable": False}
+    found = {entry["quantizer_name"]: entry["cfg"] for entry in entries}
+    assert found["block.1.input_quantizer"] == {"num_bits": 8, "axis": None, "constant_amax": 3.0}
+    assert found["block.10.input_quantizer"] == {"num_bits": 8, "axis": None, "type": "dynamic"}
+    assert found["head.weight_quantizer"] == {"num_bits": 4, "block_sizes": {-1: 32}}
+    assert set(found) == {
+        "block.1.weight_quantizer", "block.1.input_quantizer", "block.10.weight_quantizer", "block.10.input_quantizer",
+        "gate.weight_quantizer", "head.weight_quantizer",
+    }  # fmt: skip
+
+
+def test_recipe_has_a_group_for_each_choice() -> None:
+    modifier = document("llm-compressor")["quant_stage"]["quant_modifiers"]["QuantizationModifier"]
+    assert {name: group["targets"] for name, group in modifier["config_groups"].items()} == {
+        choice: [layer] for layer, choice in CHOSEN.items() if choice != "fp32"
+    }
+
+
+def test_neural_compressor_names_match_whole_layers() -> None:
+    sections = json.loads(configuration("neural-compressor").text(MAP))
+    assert list(sections["static_quant"]["local"]) == [r"block\.1$"]
+    assert sections["rtn"]["global"] == {"dtype": "fp32"}
+    assert sections["rtn"]["local"]["head$"]["bits"] == 4
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_library_accepts_it(name: str) -> None:
+    written = configuration(name)
+    try:
+        metadata.version(written.library)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{written.library} is not installed; docs/export.md says how to run this test with it")
+    with exporters.libraries():
+        written.validate(written.text(MAP))
+        with pytest.raises(Exception):  # noqa: B017, PT011 - each library has its own
+            written.validate(written.text(MAP).replace("bits", "bites"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("version", ["9.9", None])
+def test_note_says_whether_the_library_accepted_it(
+    name: str, version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(library: str) -> str:
+        if version is None:
+            raise metadata.PackageNotFoundError(library)
+        return version
+
+    monkeypatch.setattr(metadata, "version", installed)
+    monkeypatch.setattr(type(configuration(name)), "validate", lambda self, text: None)
+    assert write(name, tmp_path) == {"validated_with": version}
+    note = (tmp_path / NOTE).read_text()
+    expected = "9.9 accepted" if version else "is neither validated here nor run"
+    assert expected in note
+    assert ("validated, not run" in note) == (version is not None)
+
+
+def test_what_the_library_does_not_accept_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(self: Configuration, text: str) -> None:
+        raise ValueError("no such field")
+
+    monkeypatch.setattr(metadata, "version", lambda library: "9.9")
+    monkeypatch.setattr(type(configuration("modelopt")), "validate", reject)
+    with pytest.raises(ExportError, match=r"nvidia-modelopt 9\.9 does not accept the configuration: no such field"):
+        write("modelopt", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_there_is_no_model_to_load(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="validated, not run: there is nothing to load"):
+        configuration(name).load(tmp_path, {}, nn.Module)

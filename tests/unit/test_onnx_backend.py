@@ -1,0 +1,255 @@
+"""The ONNX Runtime backend: what it refuses, what its sessions hold, what is made once, what a profile says."""
+
+import importlib.util
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from autotune.exporters.base import Source
+from autotune.exporters.onnx_exporter import MODEL, OnnxExporter
+from autotune.map_file import MapFile, MappedLayer
+from autotune.native_map import NativeMap
+from search_spaces.choice import CHOICES
+from search_spaces.discovery import discover
+from search_spaces.quantization_map import ActivationRange
+from workers.backends import build_backend
+from workers.backends.onnx import OnnxRuntimeBackend
+from workers.errors import BackendError
+from workers.fingerprint import fingerprint
+from workers.onnx import deployed as deployed_module
+from workers.onnx import profiling
+from workers.onnx.deployed import OnnxDeployed
+from workers.prepared import PreparedModel
+from workers.setup import MeasurementSettings
+from workers.task import OutputKind, Split
+
+X = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+MIXED = {"0": "int8_static", "2": "int4_weight_only", "4": "int8_dynamic"}
+
+
+class Task:
+    """A small model of three layers."""
+
+    output_kind = OutputKind.EMBEDDING
+
+    def build_model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 16), nn.LayerNorm(16)
+        ).eval()
+
+    def calibration(self) -> Sequence[torch.Tensor]:
+        return [X]
+
+    def evaluation(self, split: Split) -> Sequence[torch.Tensor]:
+        return [X]
+
+    def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = model(batch)
+        return outputs
+
+    def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
+        return 1.0
+
+    def latency_batch(self, batch_size: int) -> torch.Tensor:
+        return X[:batch_size]
+
+
+RANGES = {name: ActivationRange(low=-4.0, high=4.0) for name in MIXED}
+
+
+def prepared_model(task: Task, backend: OnnxRuntimeBackend) -> PreparedModel:
+    model = task.build_model()
+    return PreparedModel(model, discover(model, lambda m: task.forward(m, X)), backend, RANGES)
+
+
+@pytest.fixture(scope="module")
+def deployed() -> OnnxDeployed:
+    task, backend = Task(), OnnxRuntimeBackend()
+    built = backend.deploy(task, prepared_model(task, backend), (1,))
+    assert isinstance(built, OnnxDeployed)
+    return built
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Every graph a session is opened of."""
+    opened: list[bytes] = []
+
+    def note(graph: bytes, **options: Any) -> Any:
+        opened.append(graph)
+        return open_session(graph, **options)
+
+    open_session = deployed_module.open_session
+    monkeypatch.setattr(deployed_module, "open_session", note)
+    return opened
+
+
+def outputs(model: nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        result: torch.Tensor = model(X)
+        return result
+
+
+def test_weight_bytes_are_those_of_the_constants(deployed: OnnxDeployed, graphs: list[bytes]) -> None:
+    for names in (MIXED, dict.fromkeys(MIXED, "int8_weight_only"), {"2": "int8_dynamic"}):
+        deployed.apply(names)
+        constants = onnx.load_from_string(graphs[-1]).graph.initializer
+        assert deployed.weight_bytes() == sum(onnx.numpy_helper.to_array(value).nbytes for value in constants)
+
+
+def test_sessions_are_made_for_new_maps_only(deployed: OnnxDeployed, graphs: list[bytes]) -> None:
+    deployed.apply({"0": "int8_dynamic"})
+    del graphs[:]
+    for _ in range(3):
+        deployed.reset()
+        full = deployed.session_seconds
+        deployed.apply({"0": "int8_static"})
+        assert deployed.session_seconds != full
+    assert len(graphs) == 1
+
+
+def test_layers_are_made_once(deployed: OnnxDeployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [MIXED, MIXED | {"0": "int8_dynamic"}]
+    for names in maps:
+        deployed.apply(names)
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("a layer is made again")
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "prepare", fail)
+    for names in maps:
+        deployed.apply(names)
+
+
+def test_error_of_the_runtime_leaves_the_model_as_it_was(
+    deployed: OnnxDeployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed.apply(MIXED)
+    before, weight_bytes = outputs(deployed.model), deployed.weight_bytes()
+
+    def refuse(graph: bytes) -> None:
+        raise BackendError("too strange")
+
+    monkeypatch.setattr(deployed_module, "open_session", refuse)
+    with pytest.raises(BackendError, match="too strange"):
+        deployed.apply({"0": "int4_weight_only"})
+    assert torch.equal(outputs(deployed.model), before)
+    assert deployed.weight_bytes() == weight_bytes
+
+
+def test_export_holds_what_was_measured(deployed: OnnxDeployed, graphs: list[bytes], tmp_path: Path) -> None:
+    deployed.apply(MIXED | {"2": "int8_weight_only"})
+    file = map_file(MIXED | {"2": "int8_weight_only"})
+    task, model = Task(), Task().build_model()
+    layers = discover(model, lambda m: task.forward(m, X))
+    source = Source(file=file, task=task, model=model, layers=layers)
+    details = OnnxExporter().write(source, tmp_path)
+    assert (tmp_path / MODEL).read_bytes() == graphs[-1]
+    assert torch.equal(outputs(OnnxExporter().load(tmp_path, details, Task().build_model)), outputs(deployed.model))
+
+
+def map_file(choices: dict[str, str]) -> MapFile:
+    model = Task().build_model()
+    return MapFile.model_construct(
+        task="small",
+        backend="onnxruntime",
+        model_fingerprint=fingerprint(model),
+        layers={
+            layer.name: MappedLayer(
+                kind=layer.kind, weight_shape=layer.weight_shape, choice=choices[layer.name], input_range=(-4.0, 4.0)
+            )
+            for layer in discover(model, lambda m: m(X))
+        },
+        measurement=MeasurementSettings(),
+    )
+
+
+def test_map_is_not_applied_to_a_pytorch_model() -> None:
+    model = Task().build_model()
+    before = dict(model.named_modules())
+    with pytest.raises(BackendError, match=r"whole graphs; export it with: autotune export --format onnxruntime"):
+        NativeMap(map_file(MIXED)).apply(model)
+    assert dict(model.named_modules()) == before
+
+
+class Wasteful(Task):
+    def build_model(self) -> nn.Module:
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.used, self.unused = nn.Linear(32, 8), nn.Linear(32, 8)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                self.unused(x)
+                outputs: torch.Tensor = self.used(x)
+                return outputs
+
+        return Model().eval()
+
+
+def test_layer_without_a_place_in_the_graph_is_named() -> None:
+    backend = OnnxRuntimeBackend()
+    with pytest.raises(BackendError, match=r"lacks the layers unused: .* use the backend x86"):
+        backend.deploy(Wasteful(), prepared_model(Wasteful(), backend), (1,))
+
+
+@pytest.mark.parametrize("choice", ["bf16", "fp16"])
+def test_what_would_be_widened_is_refused(choice: str) -> None:
+    (layer,) = discover(nn.Sequential(nn.Linear(8, 8)), lambda m: m(torch.zeros(1, 8)))
+    assert f"widens {choice} weights to fp32" in str(OnnxRuntimeBackend().refuses(layer, CHOICES[choice]))
+
+
+def test_int8_products_need_vnni_on_x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    (layer,) = discover(nn.Sequential(nn.Linear(8, 8)), lambda m: m(torch.zeros(1, 8)))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    for machine, refused in (("x86_64", True), ("aarch64", False)):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        reason = OnnxRuntimeBackend().refuses(layer, CHOICES["int8_dynamic"])
+        assert (reason is not None and "needs VNNI" in reason) == refused
+    assert OnnxRuntimeBackend().refuses(layer, CHOICES["int8_weight_only"]) is None
+
+
+def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find: Callable[..., Any] = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    with pytest.raises(BackendError, match=r"onnxruntime needs the package 'onnxruntime', .* pip install 'quant-aut"):
+        build_backend("onnxruntime")
+
+
+def node(name: str, dur: int, in_use: int, peak: int) -> dict[str, Any]:
+    memory = {"mem_bytes_in_use": str(in_use), "mem_in_use_peak": str(peak)}
+    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": dur, "args": memory}
+
+
+RUN = {"cat": "Session", "name": "model_run", "dur": 9}
+
+
+def test_profile_is_read_pass_by_pass(tmp_path: Path) -> None:
+    path = tmp_path / "profiling.json"
+    first, second = node("a/MatMul_0", 1000, 10, 10), node("a/MatMul_0", 2000, 10, 10)
+    path.write_text(json.dumps([{"cat": "Session", "name": "load", "dur": 1}, first, RUN, second, RUN]))
+    assert profiling.read_passes(path) == [[first], [second]]
+
+
+def test_time_goes_to_the_layer_a_node_is_named_after() -> None:
+    events = [
+        node("block.0/MatMul_0", 1000, 0, 0),
+        node("block.0#2/MatMulInteger_1_fused/", 500, 0, 0),
+        node("block.0", 7, 0, 0),
+        node("block.00/MatMul_0", 7, 0, 0),
+        node("BiasGelu_token_3", 7, 0, 0),
+    ]
+    assert profiling.layer_ms(events, ["block.0", "block.1"]) == {"block.0": 1.5, "block.1": 0.0}
+
+
+def test_peak_of_loading_is_not_taken_for_that_of_a_pass() -> None:
+    assert profiling.working_bytes([node("a", 1, 100, 150), node("b", 1, 160, 190), node("c", 1, 120, 190)]) == 90
+    assert profiling.working_bytes([node("a", 1, 100, 500), node("b", 1, 160, 500), node("c", 1, 120, 500)]) == 60

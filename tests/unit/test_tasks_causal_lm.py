@@ -1,0 +1,204 @@
+"""Causal language models: tokens, perplexity, the cache, tied weights, experts."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces.discovery import discover
+from search_spaces.layer import Layer
+from workers import quality
+from workers.errors import TaskError
+from workers.evaluate import Evaluator
+from workers.fingerprint import fingerprint
+from workers.measurement import Workload
+from workers.pools.base import Candidate
+from workers.setup import MeasurementSettings, WorkerSetup
+from workers.task import Split, splits, workloads
+from workers.tasks.causal_lm import CausalLM
+from workers.tasks.causal_models import TINY, build_causal_model
+from workers.tasks.experts import Experts, separate_experts
+
+SMALL = {"prompt_tokens": 16, "output_tokens": 4, "windows": 8, "batch_size": 4}
+
+
+@pytest.fixture(scope="module", params=TINY)
+def checkpoint(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: str) -> nn.Module:
+    return build_causal_model(checkpoint)
+
+
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    task = CausalLM(**SMALL)  # all tiny models read bytes
+    found = discover(model, lambda m: task.forward(m, torch.cat(list(task.evaluation(Split.EVALUATION)))))
+    return {layer.name: layer for layer in found}
+
+
+def test_accuracy_is_one_over_perplexity(model: nn.Module) -> None:
+    task = CausalLM(**SMALL)
+    outputs = quality.outputs(task, model, Split.HELD_OUT)
+    tokens = torch.cat(list(task.evaluation(Split.HELD_OUT)))
+    logs = outputs.double().log_softmax(dim=-1)
+    each = [float(logs[w, t, tokens[w, t + 1]]) for w in range(8) for t in range(15)]
+    assert task.accuracy(outputs, Split.HELD_OUT) == pytest.approx(math.exp(sum(each) / len(each)))
+
+
+def test_certain_and_right_is_one() -> None:
+    task = CausalLM(**SMALL)
+    tokens = torch.cat(list(task.evaluation(Split.EVALUATION)))
+    outputs = 100.0 * nn.functional.one_hot(tokens.roll(-1, dims=1), 256).float()
+    assert task.accuracy(outputs, Split.EVALUATION) == pytest.approx(1.0)
+
+
+def test_decoding_with_the_cache_writes_what_whole_passes_write(model: nn.Module) -> None:
+    task = CausalLM(**SMALL)
+    decode, prompts = workloads(task, 2)[Workload.DECODE], task.latency_batch(2)
+    expected = prompts
+    with torch.inference_mode():
+        for _ in range(4):
+            expected = torch.cat([expected, task.forward(model, expected)[:, -1:].argmax(dim=-1)], dim=1)
+        answer = decode.prepare(model)
+        written = [answer.token]
+        for _ in range(3):
+            decode.run(model, answer)
+            written.append(answer.token)
+    assert torch.equal(torch.cat([prompts, *written], dim=1), expected)
+
+
+def test_decoding_begins_again_after_the_output_tokens(model: nn.Module) -> None:
+    decode = workloads(CausalLM(**SMALL), 1)[Workload.DECODE]
+    with torch.inference_mode():
+        answer = decode.prepare(model)
+        lengths, tokens = [], []
+        for _ in range(9):
+            lengths.append(answer.cache.get_seq_length())
+            tokens.append(int(answer.token))
+            decode.run(model, answer)
+    assert lengths == [16, 17, 18, 19] * 2 + [16]
+    assert tokens[:4] == tokens[4:8]
+
+
+def test_tied_weights_stay_as_they_are_and_say_why() -> None:
+    layers = layers_of(build_causal_model("tiny-tied-llama"))
+    tied = {name: layer.frozen_reason for name, layer in layers.items() if layer.frozen_reason}
+    assert set(tied) == {"model.embed_tokens", "lm_head"}
+    assert "shares its weight with model.embed_tokens" in str(tied["lm_head"])
+    assert layers_of(build_causal_model("tiny-llama"))["lm_head"].frozen_reason is None
+
+
+def test_tied_weights_count_once_and_stay_tied() -> None:
+    settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0)
+    parameters = {**SMALL, "checkpoint": "tiny-tied-llama"}
+    found = Evaluator(WorkerSetup(task="causal-lm", task_parameters=parameters, measurement=settings))
+    description, model = found.description, found._prepared.model
+    full = {layer.name: "fp32" for layer in description.layers}
+    assert description.weight_bytes(full) == sum(p.nbytes for p in model.parameters()) + sum(
+        b.nbytes for b in model.buffers()
+    )
+    found.measure(
+        Candidate(number=0, accuracy_floor=2.0, choices={
+            layer.name: "int8_dynamic" for layer in description.layers if layer.frozen_reason is None
+        })
+    )  # fmt: skip
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_experts_are_layers_that_share_a_choice() -> None:
+    layers = layers_of(build_causal_model("tiny-mixtral"))
+    experts = [layer for name, layer in layers.items() if ".experts." in name]
+    assert len(experts) == 2 * 4 * 3
+    assert {layer.frozen_reason for layer in experts} == {None}
+    assert {layer.group for layer in experts} == {
+        f"model.layers.{block}.mlp.experts.*.{part}" for block in (0, 1) for part in ("gate_up", "down_proj")
+    }
+
+
+def test_separate_experts_say_the_same_and_share_the_weights() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture, sizes = TINY["tiny-mixtral"]
+    fused = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes)).eval()
+    tokens = torch.arange(100)[None]
+    with torch.inference_mode():
+        before = fused(input_ids=tokens).logits
+        size = sum(parameter.nbytes for parameter in fused.parameters())
+        separate_experts(fused)
+        after = fused(input_ids=tokens).logits
+    assert isinstance(fused.model.layers[0].mlp.experts, Experts)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert sum(parameter.nbytes for parameter in fused.parameters()) == size
+
+
+def test_experts_of_another_layout_stay_fused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture, sizes = TINY["tiny-mixtral"]
+    fused = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes))
+    fused.model.layers[0].mlp.experts.is_transposed = True
+    separate_experts(fused)
+    kept = [isinstance(layer.mlp.experts, Experts) for layer in fused.model.layers]
+    assert kept == [False, True]
+
+
+def test_a_folder_of_safetensors_is_a_checkpoint(tmp_path: Path) -> None:
+    original = build_causal_model("tiny-llama")
+    original.save_pretrained(tmp_path)
+    assert fingerprint(build_causal_model(str(tmp_path))) == fingerprint(original)
+    with pytest.raises(TaskError, match=r"cannot load the tokenizer of checkpoint .* give a folder"):
+        CausalLM(checkpoint=str(tmp_path)).calibration()
+
+
+def test_text_and_shifted_text_are_read_in_windows(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("abcd" * 96)
+    (tmp_path / "shifted").write_text("ABCD" * 96)
+    task = CausalLM(**SMALL, text=str(tmp_path / "text"), shifted_text=str(tmp_path / "shifted"))
+    assert splits(task) == tuple(Split)
+    assert splits(CausalLM(**SMALL)) == (Split.EVALUATION, Split.HELD_OUT)
+    assert bytes(task.evaluation(Split.EVALUATION)[0][0].tolist()) == b"abcd" * 4
+    assert bytes(task.evaluation(Split.SHIFTED)[0][0].tolist()) == b"ABCD" * 4
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"checkpoint": "no/such"},
+            r"cannot load the tokenizer of checkpoint 'no/such': .*; give a folder of safetensors",
+        ),
+        ({"text": "/no/such"}, "cannot read the text '/no/such'"),
+        ({"windows": 1 << 20}, r"the text has \d+ tokens, but 3145728 windows of 64 take 201326592; give a longer"),
+        ({"prompt_tokens": 1}, "'prompt_tokens' must be an integer from 2"),
+        ({"text": 3}, "'text' must be text, but got 3"),
+    ],
+)
+def test_what_cannot_be_used_is_explained(
+    parameters: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def use() -> None:
+        task = CausalLM(**parameters)  # type: ignore[arg-type]
+        task.calibration()
+        task.build_model()
+
+    with pytest.raises(TaskError, match=message):
+        use()
+
+
+def test_every_workload_is_timed_and_the_cache_is_memory_at_work() -> None:
+    settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0, workloads=(Workload.PREFILL, Workload.DECODE))
+    parameters = {**SMALL, "prompt_tokens": 128}
+    found = Evaluator(WorkerSetup(task="causal-lm", task_parameters=parameters, measurement=settings))
+    assert found.description.workloads == (Workload.PREFILL, Workload.DECODE)
+    measurement = found.measure(Candidate(number=0, choices={"lm_head": "int8_dynamic"}))
+    assert [samples.workload for samples in measurement.latency] == list(Workload)
+    assert all(len(samples.candidate_ms) >= 20 for samples in measurement.latency)
+    cache = 2 * 2 * 128 * 2 * 16 * 4  # keys and values, layers, tokens, heads, width of a head, bytes
+    assert measurement.working_bytes is not None
+    assert measurement.working_bytes > cache

@@ -1,0 +1,122 @@
+"""Workloads beside the forward pass, from the job file to the sampler's beliefs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autotune.beliefs import Beliefs, kinds
+from autotune.errors import JobSpecError
+from autotune.expectations import Expectations
+from autotune.figures import Reference, figures_of
+from autotune.job_spec import JobSpec
+from autotune.metrics import METRICS, Figure, prefix_of
+from autotune.run import _check_figures
+from workers.measurement import Environment, LatencySamples, Measurement, Workload
+from workers.setup import Calibration, ModelDescription
+
+ENVIRONMENT = Environment(hardware="CPU", backend="x86", threads=1, load=0.0, versions={})
+
+
+def samples(workload: Workload, candidate_ms: float, reference_ms: float, batch_size: int = 1) -> LatencySamples:
+    return LatencySamples(
+        workload=workload, batch_size=batch_size, candidate_ms=np.full(100, candidate_ms),
+        reference_ms=np.full(20, reference_ms),
+    )  # fmt: skip
+
+
+def measurement(*latency: LatencySamples) -> Measurement:
+    return Measurement(
+        accuracy=0.5, divergence=0.0, weight_bytes=8, latency=latency, working_bytes=8, seconds=1.0,
+        forward_seconds=1.0, environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
+FULL = measurement(
+    samples(Workload.FORWARD, 10.0, 10.0), samples(Workload.DECODE, 2.0, 2.0), samples(Workload.FORWARD, 99.0, 99.0, 8)
+)
+
+
+def test_every_workload_has_percentiles_and_a_ratio() -> None:
+    for workload in Workload:
+        names = [name for name in METRICS if name.startswith(f"{prefix_of(workload)}latency")]
+        assert len(names) == 5
+        assert METRICS[f"{prefix_of(workload)}latency_p99_ms"].min_repeats == 500
+    assert METRICS["prefill_latency_p50_ms"].label == "Time to first token p50"
+
+
+def test_figures_of_each_workload_are_corrected_by_its_own_reference() -> None:
+    reference = Reference.of(FULL)
+    assert reference.latency_p50_ms == 10.0
+    assert reference.workloads_p50_ms == {Workload.DECODE: 2.0}
+    figures = figures_of(
+        measurement(samples(Workload.FORWARD, 6.0, 12.0), samples(Workload.DECODE, 3.0, 4.0)), reference
+    )
+    assert figures["latency_p50_ms"].value == pytest.approx(5.0)
+    assert figures["decode_latency_p50_ms"].value == pytest.approx(1.5)
+    assert figures["decode_latency_ratio"].value == pytest.approx(0.75)
+    assert "prefill_latency_p50_ms" not in figures
+    assert Reference.of_figures(figures_of(FULL, reference)) == reference
+
+
+@pytest.mark.parametrize(
+    ("job", "workloads"),
+    [
+        ({}, ()),
+        ({"objectives": ["decode_latency_p50_ms", "accuracy"]}, (Workload.DECODE,)),
+        ({"constraints": {"prefill_latency_p95_ms": {"max": 5}}, "measurement": {"workloads": ["decode", "forward"]}},
+         (Workload.PREFILL, Workload.DECODE)),
+    ],
+)  # fmt: skip
+def test_a_job_times_what_it_asks_for_and_what_it_goes_by(
+    job: dict[str, object], workloads: tuple[Workload, ...]
+) -> None:
+    spec = JobSpec.parse({"name": "timed", "task": {"name": "causal-lm"}, **job})
+    assert spec.worker_setup().measurement.workloads == workloads
+
+
+def test_an_unknown_workload_is_refused() -> None:
+    with pytest.raises(JobSpecError, match=r"measurement.workloads.0: must be 'forward', 'prefill' or 'decode'"):
+        JobSpec.parse({"name": "a", "task": {"name": "b"}, "measurement": {"workloads": ["sleep"]}})
+
+
+def test_a_task_must_have_the_workloads_of_the_job() -> None:
+    description = ModelDescription(
+        fingerprint="0" * 64, layers=(), refusals={}, layer_bytes={}, other_bytes=0,
+        calibration=Calibration(ranges={}, samples=0, seconds=0.0), environment=ENVIRONMENT,
+    )  # fmt: skip
+    spec = JobSpec.parse({"name": "a", "task": {"name": "b"}, "objectives": ["decode_latency_p50_ms", "accuracy"]})
+    _check_figures(spec, replace(description, workloads=(Workload.PREFILL, Workload.DECODE)))
+    with pytest.raises(JobSpecError, match="workload decode is wanted, but task 'b' has none but the forward pass"):
+        _check_figures(spec, description)
+
+
+def test_each_workload_has_beliefs_of_its_own() -> None:
+    choices = [("fp32", "int8_weight_only", "int8_dynamic")] * 4
+    latency = np.tile([0.0, 0.0, -0.2], (4, 1))
+    expected = Expectations(
+        divergence=np.tile([0.0, 1e-4, 1e-4], (4, 1)), latency=latency, memory_mib=np.tile([4.0, 1.0, 1.0], (4, 1)),
+        fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=0.0, probed=True,
+    )  # fmt: skip
+    beliefs = Beliefs(expected, choices, ["decode_latency_p50_ms", "accuracy"])
+    beliefs.full_precision = {
+        "latency_p50_ms": Figure(value=10.0), "decode_latency_p50_ms": Figure(value=2.0), "accuracy": Figure(value=0.5)
+    }  # fmt: skip
+    uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
+    # One row at a time is as fast as its weights are small: the other way round than a whole prompt.
+    ratios = [(1.0, 1.0), (1.0, 0.4), (0.2, 0.9)]
+    beliefs.observe(
+        uniform,
+        [{"latency_ratio": Figure(value=a), "decode_latency_ratio": Figure(value=b)} for a, b in ratios],
+    )
+    found = beliefs.predict(uniform)
+    np.testing.assert_allclose(found["latency_ratio"], [1.0, 1.0, 0.2], atol=0.02)
+    np.testing.assert_allclose(found["decode_latency_p50_ms"], [2.0, 0.8, 1.8], atol=0.15)
+    assert beliefs.costs(latency="decode_")[1][:, 1].max() < -0.1
+    assert beliefs.costs()[1][:, 1].min() > -0.02
+    assert (beliefs.deviation("decode_latency_p50_ms", uniform) > 0).all()
+
+
+def test_kinds_are_those_of_the_metrics_or_plain() -> None:
+    assert kinds(["weight_memory_mib", "peak_memory_mib"]) == (("",), ("",))
+    assert kinds(["shifted_divergence", "prefill_latency_ratio"]) == (("shifted_",), ("prefill_",))

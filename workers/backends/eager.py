@@ -1,0 +1,53 @@
+"""A model that PyTorch runs layer by layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from search_spaces.layer import Layer
+from workers import layer_latency, memory
+from workers.prepared import PreparedModel
+
+
+class Eager:
+    """The prepared model itself. See ``Deployed``."""
+
+    session_seconds: float | None = None
+
+    def __init__(self, prepared: PreparedModel, device: str) -> None:
+        #: See ``Deployed.model``.
+        self.model = prepared.model
+        self._prepared = prepared
+        self._device = device
+
+    def apply(self, names: Mapping[str, str]) -> None:
+        """See ``Deployed.apply``."""
+        self._prepared.apply(names)
+
+    def reset(self) -> None:
+        """See ``Deployed.reset``."""
+        self._prepared.reset()
+
+    def other_bytes(self) -> int:
+        """See ``Deployed.other_bytes``."""
+        return self._prepared.other_bytes()
+
+    def weight_bytes(self) -> int:
+        """See ``Deployed.weight_bytes``."""
+        return self._prepared.weight_bytes()
+
+    def working_bytes(self, run: Callable[[], object]) -> int:
+        """See ``Deployed.working_bytes``."""
+        return memory.working_bytes(run, self._device)
+
+    def layer_latencies(
+        self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
+    ) -> tuple[dict[tuple[str, str], float], float]:
+        """See ``Deployed.layer_latencies``."""
+        return layer_latency.measure(self._prepared, layers, choices, run, lambda: synchronize(self._device))
+
+
+def synchronize(device: str) -> None:
+    """Wait until a device is idle."""
+    if device != "cpu":
+        torch.cuda.synchronize()

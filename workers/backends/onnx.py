@@ -1,0 +1,129 @@
+"""The ONNX Runtime backend: whole maps run as sessions on the CPU; PyTorch only computes what a layer would."""
+
+import importlib.util
+import platform
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import ActivationRange
+from workers import environment
+from workers.backends import onnx_bytes
+from workers.backends.activation_quantization import affine_of
+from workers.backends.base import Deployed
+from workers.backends.packed import PackedLayer, weight_bytes
+from workers.backends.weight_quantization import rounded
+from workers.backends.x86 import X86_MACHINES, int8_refusal
+from workers.errors import CalibrationError
+from workers.libraries import optional_libraries
+from workers.onnx import choices
+from workers.prepared import PreparedModel
+from workers.task import Task
+
+_USER = "the backend onnxruntime"
+
+
+class OnnxLayer(PackedLayer):
+    """A layer as a part of a graph.
+
+    Called, it computes in PyTorch what its nodes compute: with the weights that the stored ones stand for, and the
+    input rounded to the same integers. Products are taken in fp32, so that outputs differ in their last bits.
+    """
+
+    def __init__(self, original: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> None:
+        from workers.onnx.layers import fragment
+
+        super().__init__(original)
+        #: Nodes and constants.
+        self.fragment = fragment(original, choice, input_range)
+        self.packed_bytes = self.fragment.nbytes
+        # In a list, so that the original's weights are no parameters of this layer.
+        self._original = [original]
+        self._choice = choice
+        self._affine = None if input_range is None else input_range.affine_uint8()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the nodes compute of ``x``."""
+        (original,) = self._original
+        assert isinstance(original.weight, torch.Tensor)
+        stored = rounded(original.weight, self._choice, by_row=isinstance(original, nn.Embedding))
+        weight = torch.empty_like(original.weight).copy_(stored)  # in its memory format
+        if self._choice.needs_int8_products:
+            scale, zero_point = self._affine or affine_of(x)
+            x = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
+        result: torch.Tensor = functional_call(original, {"weight": weight}, (x,))
+        return result
+
+
+class OnnxRuntimeBackend:
+    """Runs the whole graph of each map in ONNX Runtime, on the CPU."""
+
+    name = "onnxruntime"
+    device = "cpu"
+    libraries: tuple[str, ...] = ("onnxruntime",)
+    runs_modules = False
+
+    def __init__(self) -> None:
+        self._features = torch.cpu.get_capabilities()
+
+    def unavailable(self) -> str | None:
+        """See ``Backend.unavailable``."""
+        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+        if not missing:
+            return None
+        return (
+            f"needs the package {missing[0]!r}, which is not installed; "
+            "install it with: pip install 'quant-autotune[export]'"
+        )
+
+    def hardware(self) -> str:
+        """See ``Backend.hardware``."""
+        return f"{environment.cpu_name()}, {environment.usable_cores()} cores"
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Backend.refuses``."""
+        if choice == FULL_PRECISION:
+            return None
+        if choice.precision in (Precision.BF16, Precision.FP16):
+            return (
+                f"ONNX Runtime's CPU provider widens {choice.precision} weights to fp32 when it loads them, so they "
+                "would save neither time nor memory"
+            )
+        return layer.frozen_reason or choices.refuses(layer, choice) or self._hardware_refuses(choice)
+
+    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+        """See ``Backend.prepare``.
+
+        Raises:
+            CalibrationError: if the choice is static and there is no range.
+        """
+        if choice == FULL_PRECISION:
+            return module
+        if choice.needs_calibration and input_range is None:
+            raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
+        with optional_libraries(_USER, "export"):
+            return OnnxLayer(module, choice, input_range if choice.needs_calibration else None).eval()
+
+    def weight_bytes(self, prepared: nn.Module) -> int:
+        """See ``Backend.weight_bytes``."""
+        return weight_bytes(prepared)
+
+    def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
+        """See ``Backend.layer_bytes``."""
+        return onnx_bytes.layer_bytes(layer, choice)
+
+    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
+        """See ``Backend.deploy``."""
+        with optional_libraries(_USER, "export"):
+            from workers.onnx.deployed import OnnxDeployed
+
+            return OnnxDeployed(task, prepared, batch_sizes)
+
+    def _hardware_refuses(self, choice: LayerChoice) -> str | None:
+        if choice.needs_int8_products and platform.machine() in X86_MACHINES:
+            return int8_refusal(self._features)
+        return None

@@ -1,0 +1,170 @@
+"""Causal language models on a text: perplexity, time to first token, time per output token."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from workers.errors import TaskError
+from workers.measurement import Workload
+from workers.task import OutputKind, Split, Timed
+from workers.tasks.causal_models import build_causal_model, encode
+from workers.tasks.checks import extra_packages, require_integer
+from workers.tasks.lee_corpus import background_documents
+
+#: Token numbers, shape ``(windows, tokens)``.
+Tokens = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM:
+    """A causal language model on a text; accuracy is the probability of the next token, 1 / perplexity.
+
+    It is the geometric mean over all tokens of the text's windows, so a drop of 1 % is a perplexity 1 % higher.
+    Windows of the text take turns to calibrate, to be evaluated on and to be held out.
+    """
+
+    #: A folder of safetensors, the name of one on the hub, or ``tiny-llama``, ``tiny-tied-llama``, ``tiny-mixtral``.
+    checkpoint: str = "tiny-llama"
+    #: A file of UTF-8 text; empty for the news of the Lee corpus.
+    text: str = ""
+    #: A file of text unlike the first, as production's may become; empty for none.
+    shifted_text: str = ""
+    #: Tokens of a window of text, and of the prompts that latency is measured on.
+    prompt_tokens: int = 64
+    #: Tokens written after a prompt.
+    output_tokens: int = 16
+    #: Windows that calibrate, are evaluated on, and are held out, each.
+    windows: int = 64
+    #: Windows in one forward pass of evaluation and calibration.
+    batch_size: int = 16
+
+    output_kind = OutputKind.LOGITS
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "text", "shifted_text"):
+            if not isinstance(getattr(self, name), str):
+                raise TaskError(f"task parameter {name!r} must be text, but got {getattr(self, name)!r}")
+        for name, low in (("prompt_tokens", 2), ("output_tokens", 1), ("windows", 1), ("batch_size", 1)):
+            require_integer(name, getattr(self, name), low=low, high=1 << 20)
+
+    @property
+    def has_shifted(self) -> bool:
+        """Return whether there is a shifted text."""
+        return bool(self.shifted_text)
+
+    def build_model(self) -> nn.Module:
+        """Return the checkpoint's model in fp32."""
+        return build_causal_model(self.checkpoint)
+
+    def calibration(self) -> Sequence[Tokens]:
+        """Return every third window of the text."""
+        return torch.split(self._windows(self.text)[0::3], self.batch_size)
+
+    def evaluation(self, split: Split) -> Sequence[Tokens]:
+        """Return every third window of the text, from another one on for each split; those of the shifted text."""
+        if split is Split.SHIFTED:
+            return torch.split(self._windows(self.shifted_text)[1::3], self.batch_size)
+        return torch.split(self._windows(self.text)[1 if split is Split.EVALUATION else 2 :: 3], self.batch_size)
+
+    def forward(self, model: nn.Module, batch: Tokens) -> torch.Tensor:
+        """Return logits, shape ``(windows, tokens, vocabulary)``."""
+        logits: torch.Tensor = model(input_ids=batch, use_cache=False).logits
+        return logits
+
+    def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
+        """Return the geometric mean of the probabilities of the tokens that follow; 0 for nan logits."""
+        tokens = torch.cat(list(self.evaluation(split)))
+        losses = [  # window by window: the float64 of all would be twice the outputs
+            F.cross_entropy(logits[:-1].double(), window[1:]) for logits, window in zip(outputs, tokens, strict=True)
+        ]
+        return float(torch.stack(losses).mean().neg().exp().nan_to_num(nan=0.0))
+
+    def latency_batch(self, batch_size: int) -> Tokens:
+        """Return windows that calibrate, from the first again if there are too few, as prompts."""
+        windows = self._windows(self.text)[0::3]
+        return windows[torch.arange(batch_size) % len(windows)]
+
+    def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
+        """Return prefill, up to the first token, and decode, one more token with a cache of what came before.
+
+        Decoding begins behind the prompt, and begins there again after ``output_tokens``.
+        """
+        prompts = self.latency_batch(batch_size)
+        return {
+            Workload.PREFILL: Timed(prepare=lambda model: prompts, run=_begin),
+            Workload.DECODE: Timed(
+                prepare=lambda model: _answer(model, prompts),
+                run=functools.partial(_decode, most=self.prompt_tokens + self.output_tokens),
+            ),
+        }
+
+    def _windows(self, text: str) -> Tokens:
+        return _windows(self.checkpoint, text, self.prompt_tokens, 3 * self.windows)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Answer:
+    """Where decoding stands."""
+
+    cache: Any
+    #: Token to go on from, shape ``(prompts, 1)``.
+    token: Tokens
+    #: The first one, and how many are in the cache before it.
+    first: Tokens
+    begin: int
+
+
+def _begin(model: nn.Module, prompts: Tokens) -> tuple[Any, Tokens]:
+    """Return the cache of prompts and the first tokens of the answers, shape ``(prompts, 1)``."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    logits = model(input_ids=prompts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return cache, logits.argmax(dim=-1)
+
+
+def _answer(model: nn.Module, prompts: Tokens) -> _Answer:
+    cache, token = _begin(model, prompts)
+    return _Answer(cache=cache, token=token, first=token, begin=prompts.shape[1])
+
+
+def _decode(model: nn.Module, answer: _Answer, *, most: int) -> None:
+    """Write one more token; at ``most`` tokens the answer begins again."""
+    logits = model(input_ids=answer.token, past_key_values=answer.cache, use_cache=True, logits_to_keep=1).logits
+    answer.token = logits.argmax(dim=-1)
+    length = answer.cache.get_seq_length()
+    if length >= most:
+        answer.cache.crop(answer.begin - length)
+        answer.token = answer.first
+
+
+@functools.cache
+def _windows(checkpoint: str, text: str, length: int, count: int) -> Tokens:
+    """Return the first ``count`` windows of a text, shape ``(count, length)``.
+
+    Raises:
+        TaskError: if the file cannot be read, or is too short.
+    """
+    tokens = encode(checkpoint, _read(text))
+    if len(tokens) < count * length:
+        raise TaskError(
+            f"the text has {len(tokens)} tokens, but {count} windows of {length} take {count * length}; "
+            "give a longer text, or lower windows or prompt_tokens"
+        )
+    return tokens[: count * length].reshape(count, length)
+
+
+def _read(text: str) -> str:
+    if not text:
+        with extra_packages():
+            return "\n\n".join(background_documents())
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read the text {text!r}: {error}; give a file of UTF-8 text") from None

@@ -1,0 +1,109 @@
+"""Causal language models with their tokens: checkpoints of transformers, and tiny ones of random weights."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.errors import TaskError
+from workers.tasks.checks import extra_packages
+from workers.tasks.experts import separate_experts
+
+#: Sizes of the tiny models; their tokens are the bytes of UTF-8.
+_SIZES = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+#: Checkpoints that need no file: name -> architecture and what its configuration sets.
+TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "tiny-llama": ("llama", _SIZES),
+    "tiny-tied-llama": ("llama", {**_SIZES, "tie_word_embeddings": True}),
+    "tiny-mixtral": ("mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+#: Largest difference of logits, relative to the largest one, that the order of sums may make.
+_TOLERANCE = 1e-4
+
+
+def build_causal_model(checkpoint: str) -> nn.Module:
+    """Return a causal language model in fp32 and evaluation mode, its experts as separate layers.
+
+    Args:
+        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub.
+
+    Raises:
+        TaskError: if it cannot be loaded, or separating its experts changes what it says.
+    """
+    with _transformers(), torch.random.fork_rng(devices=[]):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if checkpoint in TINY:
+            torch.manual_seed(0)
+            architecture, sizes = TINY[checkpoint]
+            config = AutoConfig.for_model(architecture, **sizes)
+            model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        else:
+            with _explained("model", checkpoint):
+                model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
+    model.eval()
+    tokens = torch.arange(16)[None]
+    with torch.inference_mode():
+        before = model(input_ids=tokens, use_cache=False).logits
+    separate_experts(model)
+    with torch.inference_mode():
+        after = model(input_ids=tokens, use_cache=False).logits
+    if not torch.allclose(after, before, rtol=0.0, atol=_TOLERANCE * float(before.abs().max())):
+        raise TaskError(
+            f"checkpoint {checkpoint!r} says something else once its experts are separate layers, so they cannot be "
+            "quantized; report the architecture"
+        )
+    return model
+
+
+def encode(checkpoint: str, text: str) -> torch.Tensor:
+    """Return the tokens of a text, shape ``(tokens,)``: bytes for a tiny model, else its own tokenizer's.
+
+    Raises:
+        TaskError: if the checkpoint has no tokenizer.
+    """
+    if checkpoint in TINY:
+        return torch.tensor(list(text.encode()))
+    with _transformers():
+        from transformers import AutoTokenizer
+
+        with _explained("tokenizer", checkpoint):
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+
+
+@contextlib.contextmanager
+def _transformers() -> Iterator[None]:
+    """Import and use transformers in this context, without progress bars."""
+    with extra_packages():
+        from transformers.utils import logging
+
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            if shown:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _explained(what: str, checkpoint: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise TaskError(
+            f"cannot load the {what} of checkpoint {checkpoint!r}: {first}; give a folder of safetensors, the name of "
+            f"one on the hub, or one of {', '.join(TINY)}"
+        ) from None
