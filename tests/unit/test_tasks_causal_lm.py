@@ -191,6 +191,21 @@ def test_what_cannot_be_used_is_explained(
         use()
 
 
+def test_experts_are_measured_quantized() -> None:
+    parameters = {**SMALL, "checkpoint": "tiny-mixtral", "windows": 32}
+    setup = WorkerSetup(
+        task="causal-lm", task_parameters=parameters, measurement=MeasurementSettings(threads=1, repeats=20)
+    )
+    found = Evaluator(setup)
+    choices = {layer.name: "int8_static" for layer in found.description.layers if ".experts." in layer.name}
+    measurement = found.measure(Candidate(number=0, choices=choices, accuracy_floor=2.0))
+    assert len(choices) == 24
+    assert 0.0 < measurement.divergence < 0.01
+    assert measurement.weight_bytes < 0.7 * found.description.weight_bytes(
+        {layer.name: "fp32" for layer in found.description.layers}
+    )
+
+
 def test_every_workload_is_timed_and_the_cache_is_memory_at_work() -> None:
     settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0, workloads=(Workload.PREFILL, Workload.DECODE))
     parameters = {**SMALL, "prompt_tokens": 128}
