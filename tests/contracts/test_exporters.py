@@ -301,7 +301,7 @@ def test_missing_library_says_what_to_install(exporter: Exporter) -> None:
         pytest.raises(ExportError, match=r"needs the package 'onyx', .* pip install 'quant-autotune\[export\]'"),
         exporters.libraries(),
     ):
-        raise ImportError(name="onyx")
+        raise ModuleNotFoundError(name="onyx")
 
 
 def test_unknown_format_names_the_known_ones() -> None:
