@@ -25,7 +25,7 @@ def optional_libraries(user: str, extra: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise BackendError(
             f"{user} needs the package {error.name or str(error)!r}, which is not installed; "
             f"install it with: pip install 'quant-autotune[{extra}]'"

@@ -81,6 +81,22 @@ def test_export_to_onnxruntime_is_verified_in_a_fresh_process(run: Run, folder: 
     assert checks["size_mib"]["measured"] > promised["weight_memory_mib"]["value"]
 
 
+@pytest.mark.slow
+def test_what_onnxruntime_was_searched_with_is_what_it_runs(run: Run, folder: Path) -> None:
+    job = JOB | {"name": "graphs", "backend": "onnxruntime", "search": {"trials": 3, "sampler": "random", "seed": 0}}
+    (folder / "graphs.yaml").write_text(yaml.safe_dump(job))
+    run("run", "graphs.yaml", "--task-file", TASK_FILE)
+    shown = json.loads(run("show", "graphs", "1", "--json").stdout)["trial"]
+    assert shown["figures"]["session_ms"]["value"] > 0.0
+    run("export", "graphs", "--pick", "1", "-f", "onnxruntime", "-o", "graphs", "--task-file", TASK_FILE)
+    document = verification(run, "graphs")
+    assert document["holds"]
+    assert checks_of(document)["divergence_from_backend"]["measured"] == 0.0
+    promised = json.loads((folder / "graphs" / MAP).read_text())["promised"]
+    constants = onnx.load(folder / "graphs" / "model.onnx").graph.initializer
+    assert sum(len(value.raw_data) for value in constants) == promised["weight_memory_mib"]["value"] * 2**20
+
+
 def test_figures_fit_the_terminal(run: Run) -> None:
     run("export", "last", "-f", "onnxruntime", "--task-file", TASK_FILE)
     shown = run("verify", "onnxruntime", "--task-file", TASK_FILE, "--repeats", "20", "--tolerance", "100")

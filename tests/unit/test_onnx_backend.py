@@ -24,7 +24,7 @@ from workers.backends.onnx import OnnxRuntimeBackend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
 from workers.onnx import deployed as deployed_module
-from workers.onnx import profile
+from workers.onnx import profiling
 from workers.onnx.deployed import OnnxDeployed
 from workers.prepared import PreparedModel
 from workers.setup import MeasurementSettings
@@ -233,10 +233,10 @@ RUN = {"cat": "Session", "name": "model_run", "dur": 9}
 
 
 def test_profile_is_read_pass_by_pass(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json"
+    path = tmp_path / "profiling.json"
     first, second = node("a/MatMul_0", 1000, 10, 10), node("a/MatMul_0", 2000, 10, 10)
     path.write_text(json.dumps([{"cat": "Session", "name": "load", "dur": 1}, first, RUN, second, RUN]))
-    assert profile.read_passes(path) == [[first], [second]]
+    assert profiling.read_passes(path) == [[first], [second]]
 
 
 def test_time_goes_to_the_layer_a_node_is_named_after() -> None:
@@ -247,9 +247,9 @@ def test_time_goes_to_the_layer_a_node_is_named_after() -> None:
         node("block.00/MatMul_0", 7, 0, 0),
         node("BiasGelu_token_3", 7, 0, 0),
     ]
-    assert profile.layer_ms(events, ["block.0", "block.1"]) == {"block.0": 1.5, "block.1": 0.0}
+    assert profiling.layer_ms(events, ["block.0", "block.1"]) == {"block.0": 1.5, "block.1": 0.0}
 
 
 def test_peak_of_loading_is_not_taken_for_that_of_a_pass() -> None:
-    assert profile.working_bytes([node("a", 1, 100, 150), node("b", 1, 160, 190), node("c", 1, 120, 190)]) == 90
-    assert profile.working_bytes([node("a", 1, 100, 500), node("b", 1, 160, 500), node("c", 1, 120, 500)]) == 60
+    assert profiling.working_bytes([node("a", 1, 100, 150), node("b", 1, 160, 190), node("c", 1, 120, 190)]) == 90
+    assert profiling.working_bytes([node("a", 1, 100, 500), node("b", 1, 160, 500), node("c", 1, 120, 500)]) == 60

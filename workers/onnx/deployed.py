@@ -14,7 +14,7 @@ from search_spaces.layer import Layer
 from workers.backends.onnx import OnnxLayer
 from workers.errors import BackendError
 from workers.layer_latency import by_shape
-from workers.onnx import profile
+from workers.onnx import profiling
 from workers.onnx.graph import Traced, constant_bytes, serialized, trace
 from workers.onnx.layers import Fragment, fragment
 from workers.onnx.session import OnnxModule, open_session
@@ -89,7 +89,7 @@ class OnnxDeployed:
 
     def working_bytes(self, run: Callable[[], object]) -> int:
         """See ``Deployed.working_bytes``."""
-        return profile.working_bytes(self._profiled(run, passes=1)[0])
+        return profiling.working_bytes(self._profiled(run, passes=1)[0])
 
     def layer_latencies(
         self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
@@ -103,7 +103,7 @@ class OnnxDeployed:
         for choice in dict.fromkeys(name for of_layer in choices.values() for name in of_layer):
             self.apply({layer: choice for layer, legal in choices.items() if choice in legal})
             passes = self._profiled(run, passes=_PASSES)[_COLD:]
-            found = [profile.layer_ms(events, choices) for events in passes]
+            found = [profiling.layer_ms(events, choices) for events in passes]
             latencies_ms |= {
                 (layer, choice): [of_pass[layer] for of_pass in found]
                 for layer, legal in choices.items()
@@ -142,7 +142,7 @@ class OnnxDeployed:
             for name, module in modules.items()
         }
 
-    def _profiled(self, run: Callable[[], object], *, passes: int) -> list[profile.Pass]:
+    def _profiled(self, run: Callable[[], object], *, passes: int) -> list[profiling.Pass]:
         """Return the profile of passes through a fresh session of the installed map."""
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(self._graph(), profile=Path(folder, "profile"))
@@ -153,7 +153,7 @@ class OnnxDeployed:
             finally:
                 self.model.session = usual
                 written = Path(session.end_profiling())
-            return profile.read_passes(written)
+            return profiling.read_passes(written)
 
 
 def _time_ms(run: Callable[[], object]) -> float:
