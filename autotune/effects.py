@@ -8,6 +8,7 @@ import numpy.typing as npt
 from autotune.knapsack import Costs, Maps
 from autotune.metrics import Figure
 from autotune.surrogate import AdditiveModel, Vector
+from search_spaces.choice import FULL_PRECISION
 
 #: Spread of effects that were not probed around their guess: each by itself, and all of one choice together.
 GUESS_SPREAD = (1.0, 1.0)
@@ -57,7 +58,7 @@ class Effects:
         alone, together = spreads
         effects = np.concatenate([[0.0], prior[self.legal]])
         typical = float(np.median(np.abs(effects[effects != 0.0]))) if effects.any() else 0.0
-        spread = np.where(effects != 0.0, alone * np.abs(effects) + 0.05 * typical, 0.0)
+        spread = np.where(effects != 0.0, alone * np.abs(effects) + 0.05 * typical, self._of_others(effects, typical))
         spread[0] = np.hypot(0.02 * typical, np.hypot(alone, together) * fixed)
         of_choice = np.array(
             [[False, *(name == choice for name in self.names)] for choice in dict.fromkeys(self.names)]
@@ -71,6 +72,19 @@ class Effects:
         alike = _alike(effects, self.names) * (of_effect * np.abs(effects) + of_typical * typical)
         shared = np.pad(np.vstack([shared, alike]), ((0, 0), (0, 1)))
         return AdditiveModel(np.append(mean, turns[0]), np.append(spread, turns[1]), shared)
+
+    def _of_others(self, effects: Vector, typical: float) -> Vector:
+        """Return how large the effects of the same choice in other groups are; nothing for full precision.
+
+        What full precision costs is known. Of anything else a zero is an estimate that may miss as much as there is.
+        """
+        sizes = np.zeros(len(effects))
+        for choice in dict.fromkeys(self.names):
+            if choice != FULL_PRECISION.name:
+                of_choice = np.array([False, *(name == choice for name in self.names)])
+                others = np.abs(effects[of_choice & (effects != 0.0)])
+                sizes[of_choice] = np.median(others) if len(others) else typical
+        return sizes
 
 
 def observe(

@@ -23,6 +23,8 @@ _MISFIT = 0.08
 _LEAST_EFFECT = 0.1
 #: Guesses are scaled to no less, or nothing measured later would count.
 _LEAST_DIVERGENCE = 1e-6
+#: Factor by which the first map of a choice may differ from its probes; beyond it they only tell layers apart.
+_TRUST = 5.0
 
 
 class QualityBeliefs:
@@ -50,14 +52,16 @@ class QualityBeliefs:
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
         """Learn what was measured of maps, shape ``(n, groups)``; figures may be missing."""
-        divergence, drop = f"{self._prefix}divergence", f"{self._prefix}accuracy_drop"
-        columns = self._effects.of(maps)
-        if not self._probed:
-            self._scale_guesses(maps, columns, figures)
-        self._observe_divergence(columns, figures, divergence)
-        self._drops += [(each[divergence].value, each[drop].value) for each in figures if drop in each]
-        if self._drops:
-            self._link = AccuracyLink.fitted(*np.array(self._drops).T)
+        start = 0
+        for row, each in enumerate(figures):
+            taken = self._unscaled(maps[row])
+            measured = each.get(f"{self._prefix}divergence")
+            if taken and measured is not None and (measured.value > 0.0 or not self._probed):
+                if self._probed:  # what was learned until here says which part of the divergence is that of others
+                    self._learn(maps[start:row], figures[start:row])
+                    start = row
+                self._scale_prior(taken, np.append(0, self._effects.of(maps[row : row + 1])), measured.value)
+        self._learn(maps[start:], figures[start:])
 
     def costs(self, generator: np.random.Generator | None = None) -> Costs:
         """Return the divergence of every choice, expected or drawn from the beliefs; shape ``(groups, choices)``."""
@@ -83,29 +87,40 @@ class QualityBeliefs:
             return self._link.scatter * abs(full_precision[metric].value)
         return self._link.scatter if metric.endswith("accuracy_drop") else 0.0
 
-    def _observe_divergence(self, columns: Maps, figures: Sequence[Mapping[str, Figure]], metric: str) -> None:
+    def _learn(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
+        divergence, drop = f"{self._prefix}divergence", f"{self._prefix}accuracy_drop"
+        columns = self._effects.of(maps)
         # Guesses are so far off that pairs would explain what single effects have yet to learn.
-        rows = [row for row, each in enumerate(figures) if self._probed and metric in each and each[metric].value > 0.0]
-        values = np.array([figures[row][metric].value for row in rows])
+        rows = [row for row, each in enumerate(figures) if self._probed and _positive(each.get(divergence))]
+        values = np.array([figures[row][divergence].value for row in rows])
         self._interactions.judge(columns[rows], values)
-        observe(self._model, columns, figures, metric, _MISFIT)
+        observe(self._model, columns, figures, divergence, _MISFIT)
         self._interactions.learn(columns[rows], values)
+        self._drops += [(each[divergence].value, each[drop].value) for each in figures if drop in each]
+        if self._drops:
+            self._link = AccuracyLink.fitted(*np.array(self._drops).T)
 
-    def _scale_guesses(self, maps: Maps, columns: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
-        """Let the first map that takes a choice say how large the divergences of that choice are."""
-        for row, each in enumerate(figures):
-            names = {self._effects.choices[group][choice] for group, choice in enumerate(maps[row])}
-            taken = names - {FULL_PRECISION.name} - self._scaled
-            measured = each.get(f"{self._prefix}divergence")
-            if taken and measured is not None:
-                self._scale_guess(taken, np.append(0, columns[row]), measured.value)
+    def _unscaled(self, choices: Maps) -> set[str]:
+        """Return the choices that one map, shape ``(groups,)``, is the first to take."""
+        names = {self._effects.choices[group][choice] for group, choice in enumerate(choices)}
+        return names - {FULL_PRECISION.name} - self._scaled
 
-    def _scale_guess(self, taken: set[str], effects: Maps, divergence: float) -> None:
-        """Scale the guesses of choices so that the effects of a map sum to what it was measured to diverge."""
-        # What is fixed has the scale of the first choice, as far as anybody can tell.
-        scaled = np.array([not self._scaled, *(name in taken for name in self._effects.names)])
+    def _scale_prior(self, taken: set[str], effects: Maps, divergence: float) -> None:
+        """Scale the priors of choices so that the effects of a map sum to what it was measured to diverge.
+
+        Probes are only scaled if they are far off.
+        """
+        # Of guesses, what is fixed has the scale of the first choice, as far as anybody can tell.
+        first = not self._scaled and not self._probed
+        scaled = np.array([first, *(name in taken for name in self._effects.names)])
         part, rest = (float((self._model.mean * which)[effects].sum()) for which in (scaled, ~scaled))
         whole = max(divergence, _LEAST_DIVERGENCE)
-        self._model.scale(scaled, max(whole - rest, _LEAST_EFFECT * whole) / part)
-        self._least[scaled] = _LEAST_EFFECT * self._model.mean[scaled]
+        factor = max(whole - rest, _LEAST_EFFECT * whole) / part if part else 1.0
+        if not self._probed or not 1.0 / _TRUST < factor < _TRUST:
+            self._model.scale(scaled, factor)
+            self._least[scaled] = _LEAST_EFFECT * self._model.mean[scaled]
         self._scaled |= taken
+
+
+def _positive(figure: Figure | None) -> bool:
+    return figure is not None and figure.value > 0.0

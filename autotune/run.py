@@ -140,7 +140,7 @@ def _check_figures(spec: JobSpec, description: ModelDescription) -> None:
     for workload in spec.workloads():
         if workload not in description.workloads:
             raise JobSpecError(
-                f"workload {workload} is wanted, but task {spec.task.name!r} has "
+                f"workload {workload} is wanted, but task {spec.task.name!r} on {description.environment.backend} has "
                 f"{', '.join(description.workloads) or 'none but the forward pass'}; take latency_p50_ms"
             )
     wanted = [name for name in spec.metrics() if name.startswith(SHIFTED)]

@@ -45,6 +45,27 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
     return tuple(replace(layer, order=order) for order, layer in enumerate(layers))
 
 
+def skipped(model: nn.Module) -> dict[str, str]:
+    """Return name -> why a module's weights stay in full precision, for modules that are no quantizable layers.
+
+    Weights are parameters of two dimensions or more, held by the module itself. Those of the model itself go by
+    ``(model)``.
+    """
+    return {
+        name or "(model)": _no_layer(module)
+        for name, module in model.named_modules()
+        if _kind(module) is None and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    }
+
+
+def _no_layer(module: nn.Module) -> str:
+    if isinstance(module, nn.MultiheadAttention):
+        return "PyTorch reads the weights of nn.MultiheadAttention without calling layers that could be replaced"
+    if isinstance(module, tuple(_KINDS)):
+        return f"{type(module).__name__} has a forward of its own, which a replacement would not run"
+    return f"no quantized kernel takes the place of {type(module).__name__}"
+
+
 class _Trace:
     """Shapes and counts gathered by forward hooks."""
 

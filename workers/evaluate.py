@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from search_spaces.choice import CHOICES, FULL_PRECISION
-from search_spaces.discovery import discover
+from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
 from workers import device_lock, environment, latency, quality
 from workers.backends import build_backend
@@ -44,14 +44,14 @@ class Evaluator:
         model = self._task.build_model().eval()
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
-        print_of_weights = fingerprint(model)
+        print_of_weights, left_out = fingerprint(model), skipped(model)
         calibration = self._calibration(setup, model, layers)
         #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, torch.Tensor] = {}
-        self._timed = {size: workloads(self._task, size) for size in self._settings.batch_sizes}
+        self._timed = {size: self._workloads(size) for size in self._settings.batch_sizes}
         #: What the driver is told about the model.
         self.description = ModelDescription(
             fingerprint=print_of_weights,
@@ -61,6 +61,7 @@ class Evaluator:
             other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
+            skipped=left_out,
             workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
         )
 
@@ -197,6 +198,11 @@ class Evaluator:
             self._forward_seconds += time.perf_counter() - start
 
         return Contender(install=install, run=run)
+
+    def _workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
+        found = workloads(self._task, batch_size)
+        # Another runtime has the forward pass, and no cache that a task could hand back to it.
+        return found if self._backend.runs_modules else {Workload.FORWARD: found[Workload.FORWARD]}
 
     def _first_timed(self) -> Mapping[Workload, Timed]:
         return next(iter(self._timed.values()))

@@ -169,6 +169,8 @@ class ModelDescription:
     environment: Environment
     #: Workloads the task can be timed in beside the forward pass.
     workloads: tuple[Workload, ...] = ()
+    #: Module name -> why its weights stay in full precision, for modules that are no quantizable layers.
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def weight_bytes(self, names: Mapping[str, str]) -> int:
         """Return the exact weight bytes of the map layer name -> choice name."""

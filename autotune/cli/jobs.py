@@ -232,17 +232,26 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
 
 
 def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
-    ranges = job.description.calibration.ranges if job.description else {}
-    clipped = job.description.calibration.clipped if job.description else None
+    """Return the layers with what they take, then the modules that are no layers; columns with nothing to say go."""
+    description = job.description
+    ranges = description.calibration.ranges if description else {}
+    clipped = (description.calibration.clipped if description else None) or {}
+    layers = description.layers if description else ()
+    reasons = {layer.name: layer.frozen_reason for layer in layers if layer.frozen_reason}
+    reasons |= description.skipped if description else {}
+    static = {layer for layer, choice in trial.choices.items() if choice.endswith("_static") and layer in ranges}
+    columns = {
+        "input range": {layer: f"{ranges[layer].low:.3g} .. {ranges[layer].high:.3g}" for layer in static},
+        "clipped on shifted data": {layer: f"{100 * clipped[layer]:.2g} %" for layer in static & clipped.keys()},
+        "stays fp32 because": reasons,
+    }
+    shown = {heading: cells for heading, cells in columns.items() if cells}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("layer", "choice", "input range", *([] if clipped is None else ["clipped on shifted data"])):
+    for heading in ("layer", "choice", *shown):
         table.add_column(heading, overflow="fold")
-    for layer, choice in trial.choices.items():
-        known = ranges.get(layer) if choice.endswith("_static") else None
-        cells = [f"{known.low:.3g} .. {known.high:.3g}" if known else ""]
-        if clipped is not None:
-            cells.append(f"{100 * clipped[layer]:.2g} %" if known else "")
-        table.add_row(Text(layer), Text(choice), *cells)
+    for name in dict.fromkeys((*trial.choices, *reasons)):
+        cells = (Text(known.get(name, "")) for known in shown.values())
+        table.add_row(Text(name), Text(trial.choices.get(name, "fp32")), *cells)
     return table
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _EXPORTERS = {
     "onnxruntime": "autotune.exporters.onnx_exporter:OnnxExporter",
     "torchao": "autotune.exporters.torchao_exporter:TorchAoExporter",
+    "torch-export": "autotune.exporters.program_exporter:ProgramExporter",
     "huggingface": "autotune.exporters.huggingface_exporter:HuggingFaceExporter",
     "compressed-tensors": "autotune.exporters.compressed_exporter:CompressedTensorsExporter",
     "modelopt": "autotune.exporters.modelopt_configuration:ModelOptConfiguration",

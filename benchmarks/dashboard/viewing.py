@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import sessions
@@ -32,9 +33,12 @@ ROUNDS = (False, True, True, False) * 2
 REFRESH_S = 2.0
 
 
-def watch(address: str, viewers: int) -> None:
+def watch(address: str, viewers: int, looking: Event) -> None:
     """Look at the newest job until this process is ended."""
     os.nice(19)  # as if on another machine
+    once = sessions.Load(sessions=1, reruns=0, pause_s=REFRESH_S)
+    asyncio.run(sessions.look(address, "front", "", once, 0))
+    looking.set()
     load = sessions.Load(sessions=viewers, reruns=sys.maxsize, pause_s=REFRESH_S)
     asyncio.run(sessions.crowd(address, "front", "", load))
 
@@ -42,9 +46,13 @@ def watch(address: str, viewers: int) -> None:
 @contextmanager
 def watched(address: str, viewers: int) -> Iterator[None]:
     """Have viewers while the context is open."""
-    process = multiprocessing.get_context("spawn").Process(target=watch, args=(address, viewers), daemon=True)
+    context = multiprocessing.get_context("spawn")
+    looking = context.Event()
+    process = context.Process(target=watch, args=(address, viewers, looking), daemon=True)
     process.start()
     try:
+        if not looking.wait(60):  # what starting them takes is not what looking takes
+            raise RuntimeError("the viewers did not begin to look")
         yield
         if not process.is_alive():
             raise RuntimeError("the viewers stopped looking")

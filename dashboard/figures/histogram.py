@@ -1,11 +1,16 @@
 """How the inputs of one layer were distributed in calibration, with the range that static quantization covers."""
 
+import math
+
 import plotly.graph_objects as go
 
 from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import FAINT, LIMIT, QUIET, STRONG
 from search_spaces.quantization_map import ActivationRange
 from workers.setup import ActivationHistogram
+
+#: Share of the axis above the bars, where the ends of the range are named.
+_ROOM_FOR_WORDS = 0.2
 
 
 def histogram_figure(histogram: ActivationHistogram, calibrated: ActivationRange, revision: str) -> go.Figure:
@@ -37,7 +42,14 @@ def histogram_figure(histogram: ActivationHistogram, calibrated: ActivationRange
             annotation_position=side,
         )
     figure.update_xaxes(title="Input of the layer", gridcolor=QUIET, zeroline=False)
+    least, most = (math.log10(limit(count for count in histogram.counts if count) / total) for limit in (min, max))
     figure.update_yaxes(
-        title="Share of the values", type="log", gridcolor=QUIET, dtick=1, exponentformat="power", zeroline=False
+        title="Share of the values",
+        type="log",
+        range=(least - 0.5, most + _ROOM_FOR_WORDS * (most - least + 1)),
+        gridcolor=QUIET,
+        dtick=1,
+        exponentformat="power",
+        zeroline=False,
     )
     return finish(figure, height=300, revision=revision, legend=False).update_layout(bargap=0, margin_t=24)

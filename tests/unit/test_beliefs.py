@@ -216,3 +216,21 @@ def test_maps_that_diverge_by_nothing_may_be_observed_together() -> None:
     beliefs = believe(replace(TRUTH, divergence=idle))
     beliefs.observe(maps, [{"divergence": Figure(value=0.0)}] * 3)
     np.testing.assert_allclose(beliefs.predict(OTHERS)["divergence"], sums(idle, OTHERS), atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1 / 3000, 1 / 30, 30])
+def test_probes_of_another_scale_are_scaled_by_uniform_maps(factor: float) -> None:
+    probes = replace(TRUTH, divergence=np.where(LEGAL, factor * TRUTH.divergence, np.inf))
+    beliefs = believe(probes)
+    for row in UNIFORM:
+        beliefs.observe(row[None], measure(row[None]))
+    np.testing.assert_allclose(beliefs.predict(OTHERS)["divergence"], sums(TRUTH.divergence, OTHERS), rtol=0.15)
+
+
+def test_a_layer_that_was_probed_to_cost_nothing_may_cost_something() -> None:
+    probed = TRUTH.divergence.copy()
+    probed[3] = 0.0
+    beliefs = believe(replace(TRUTH, divergence=probed), np.concatenate([UNIFORM, OTHERS[:30]]))
+    cost = beliefs.costs()[0][3]
+    assert cost[0] == 0.0
+    np.testing.assert_allclose(cost[2:], TRUTH.divergence[3, 2:], rtol=0.2)

@@ -141,7 +141,9 @@ def test_layers_that_runtimes_fuse_must_share_a_choice(layers: dict[str, Layer])
     with pytest.raises(ExportError, match=r"cannot express 1 of 3 layers") as caught:
         exporters.check(CompressedTensorsExporter(), llama(), wanted)
     assert f"its runtimes fuse it with {names[0]}, which is int8_dynamic" in str(caught.value)
-    assert "Formats that can: onnxruntime, torchao, huggingface, neural-compressor, map" in str(caught.value)
+    assert "Formats that can: onnxruntime, torchao, torch-export, huggingface, neural-compressor, map" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(

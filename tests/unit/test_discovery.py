@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from search_spaces.discovery import discover
+from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer, LayerKind
 
 X = torch.ones(2, 4)
@@ -200,3 +200,31 @@ def test_layers_of_a_fusion_group_carry_its_name() -> None:
 
     groups = {name: layer.group for name, layer in layers_of(nn.Sequential(Attention())).items()}
     assert groups == {"0.query": "0.qkv", "0.key": "0.qkv", "0.out": "0.out"}
+
+
+class Scaled(nn.Linear):
+    """A linear layer that does more than one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2.0 * super().forward(x)
+
+
+def test_every_weight_is_in_a_layer_or_skipped_with_the_reason() -> None:
+    model = nn.ModuleDict(
+        {
+            "lstm": nn.LSTM(4, 4), "up": nn.ConvTranspose2d(2, 2, 3), "attention": nn.MultiheadAttention(4, 2),
+            "scaled": Scaled(4, 4), "norm": nn.LayerNorm(4), "linear": nn.Linear(4, 4),
+        }
+    )  # fmt: skip
+    model.position = nn.Parameter(torch.zeros(3, 4))
+    found = skipped(model)
+    assert found["lstm"] == "no quantized kernel takes the place of LSTM"
+    assert found["up"] == "no quantized kernel takes the place of ConvTranspose2d"
+    assert "without calling layers" in found["attention"]
+    assert found["scaled"].startswith("Scaled has a forward of its own")
+    layers = {layer.name for layer in discover(model, lambda m: m["linear"](X))}
+    assert set(found) == {"(model)", "lstm", "up", "attention", "scaled"}
+    owners = {
+        name.rpartition(".")[0] or "(model)" for name, parameter in model.named_parameters() if parameter.dim() > 1
+    }
+    assert owners == layers | set(found)

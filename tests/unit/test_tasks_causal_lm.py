@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces.discovery import discover
+from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
 from workers import quality
 from workers.errors import TaskError
@@ -142,6 +142,7 @@ def test_experts_of_another_layout_stay_fused() -> None:
     fused = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes))
     fused.model.layers[0].mlp.experts.is_transposed = True
     separate_experts(fused)
+    assert "model.layers.0.mlp.experts" in skipped(fused)
     kept = [isinstance(layer.mlp.experts, Experts) for layer in fused.model.layers]
     assert kept == [False, True]
 
@@ -189,6 +190,21 @@ def test_what_cannot_be_used_is_explained(
 
     with pytest.raises(TaskError, match=message):
         use()
+
+
+def test_experts_are_measured_quantized() -> None:
+    parameters = {**SMALL, "checkpoint": "tiny-mixtral", "windows": 32}
+    setup = WorkerSetup(
+        task="causal-lm", task_parameters=parameters, measurement=MeasurementSettings(threads=1, repeats=20)
+    )
+    found = Evaluator(setup)
+    choices = {layer.name: "int8_static" for layer in found.description.layers if ".experts." in layer.name}
+    measurement = found.measure(Candidate(number=0, choices=choices, accuracy_floor=2.0))
+    assert len(choices) == 24
+    assert 0.0 < measurement.divergence < 0.01
+    assert measurement.weight_bytes < 0.7 * found.description.weight_bytes(
+        {layer.name: "fp32" for layer in found.description.layers}
+    )
 
 
 def test_every_workload_is_timed_and_the_cache_is_memory_at_work() -> None:
