@@ -152,6 +152,9 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     )
     _costs(of_trial, frame)
     _table(frame)
+    left_out = "; ".join(f"{name} ({why})" for name, why in job.description.skipped.items())
+    if left_out:
+        st.caption(in_markdown(f"These weights are in no layer and stay in fp32: {left_out}.", longest=1000))
 
 
 def _strip(

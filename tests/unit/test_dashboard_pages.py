@@ -273,6 +273,10 @@ def test_the_map_page_leads_with_figures_against_full_precision(page) -> None:  
     assert metrics["Weight memory"].delta.startswith("-")
 
 
+def test_the_map_page_lists_weights_that_are_in_no_layer(page) -> None:  # type: ignore[no-untyped-def]
+    assert r"embeddings\.rotary \(no quantized kernel" in _texts(page("candidate", "finished"))
+
+
 def test_a_failed_candidate_says_why_and_cannot_be_exported(page) -> None:  # type: ignore[no-untyped-def]
     app = page("candidate", "finished", 10)
     assert "its worker died" in app.error[0].value
