@@ -38,7 +38,7 @@ class Configuration(ABC):
     @property
     def rounding(self) -> str:
         """Return how the library's outputs may differ from our backend's."""
-        return f"validated, not run; {self.differs}"
+        return f"not run; {self.differs}"
 
     @abstractmethod
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
@@ -67,7 +67,7 @@ class Configuration(ABC):
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
         """Raise ``ExportError``, because there is no model to load."""
         raise ExportError(
-            f"the format {self.name} is a configuration for {self.library}, validated, not run: there is nothing to "
+            f"the format {self.name} is a configuration for {self.library}, not run: there is nothing to "
             f"load. Quantize with {self.library}, as {NOTE} shows, and evaluate what comes out"
         )
 

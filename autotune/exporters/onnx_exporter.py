@@ -23,9 +23,10 @@ class OnnxExporter:
 
     name = "onnxruntime"
     rounding = (
-        "int8 static and dynamic layers hold the same integers and ranges, so only sums differ in their last bits, "
-        "which now and then rounds an activation to the neighbouring integer; bf16, int8 and int4 weight-only "
-        "layers hold the same weights, but ONNX Runtime multiplies them in fp32 where the search did in bf16"
+        "none after a search in ONNX Runtime; after another one int8 static and dynamic layers hold the same "
+        "integers and ranges, so only sums differ in their last bits, which now and then rounds an activation to the "
+        "neighbouring integer; bf16, int8 and int4 weight-only layers hold the same weights, but ONNX Runtime "
+        "multiplies them in fp32 where the search did in bf16"
     )
     libraries = ("onnx", "onnxruntime", "onnxscript", "torch")
     untimed = None

@@ -172,6 +172,20 @@ def map_file(choices: dict[str, str]) -> MapFile:
     )
 
 
+def test_calls_of_one_pass_are_added_up(deployed: OnnxDeployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "layer_ms", lambda events, names: {name: len(events) for name in names})
+    choices = {name: ["fp32"] for name in MIXED}
+
+    def nodes(calls: int) -> float:
+        def run() -> None:
+            for _ in range(calls):
+                outputs(deployed.model)
+
+        return deployed.layer_latencies(deployed._prepared.layers, choices, run)[0]["0", "fp32"]
+
+    assert nodes(3) == 3 * nodes(1) > 0
+
+
 def test_map_is_not_applied_to_a_pytorch_model() -> None:
     model = Task().build_model()
     before = dict(model.named_modules())
@@ -232,11 +246,11 @@ def node(name: str, dur: int, in_use: int, peak: int) -> dict[str, Any]:
 RUN = {"cat": "Session", "name": "model_run", "dur": 9}
 
 
-def test_profile_is_read_pass_by_pass(tmp_path: Path) -> None:
+def test_profile_is_read_call_by_call(tmp_path: Path) -> None:
     path = tmp_path / "profiling.json"
     first, second = node("a/MatMul_0", 1000, 10, 10), node("a/MatMul_0", 2000, 10, 10)
     path.write_text(json.dumps([{"cat": "Session", "name": "load", "dur": 1}, first, RUN, second, RUN]))
-    assert profiling.read_passes(path) == [[first], [second]]
+    assert profiling.read_calls(path) == [[first], [second]]
 
 
 def test_time_goes_to_the_layer_a_node_is_named_after() -> None:

@@ -5,22 +5,22 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-#: One pass: the events of its nodes, in order.
-Pass = list[dict[str, Any]]
+#: What the nodes of one call or pass did, in order.
+Events = list[dict[str, Any]]
 
 
-def read_passes(path: Path) -> list[Pass]:
-    """Return the passes recorded in a profile."""
-    passes: list[Pass] = [[]]
+def read_calls(path: Path) -> list[Events]:
+    """Return the calls of the session recorded in a profile."""
+    calls: list[Events] = [[]]
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            passes[-1].append(event)
+            calls[-1].append(event)
         elif event["name"] == "model_run":
-            passes.append([])
-    return passes[:-1]
+            calls.append([])
+    return calls[:-1]
 
 
-def layer_ms(events: Pass, layers: Collection[str]) -> dict[str, float]:
+def layer_ms(events: Events, layers: Collection[str]) -> dict[str, float]:
     """Return the milliseconds one pass spent in the nodes of each layer.
 
     Nodes that ONNX Runtime makes of several keep the name of one of them, which starts with the layer's; what it
@@ -35,7 +35,7 @@ def layer_ms(events: Pass, layers: Collection[str]) -> dict[str, float]:
     return found
 
 
-def working_bytes(events: Pass) -> int:
+def working_bytes(events: Events) -> int:
     """Return how many bytes the first pass of a session had allocated at once, beyond those it began with.
 
     The allocator's peak also counts temporary memory inside kernels, but may date from when the session was made.
