@@ -104,6 +104,9 @@ def test_each_workload_has_beliefs_of_its_own() -> None:
     beliefs.full_precision = {
         "latency_p50_ms": Figure(value=10.0), "decode_latency_p50_ms": Figure(value=2.0), "accuracy": Figure(value=0.5)
     }  # fmt: skip
+    # Before anything was measured half of the time of decoding goes with the bytes; forward passes were probed.
+    np.testing.assert_allclose(beliefs.costs(latency="decode_")[1], np.tile([0.0, -0.375 / 4, -0.375 / 4], (4, 1)))
+    np.testing.assert_allclose(beliefs.costs()[1], latency)
     uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
     # One row at a time is as fast as its weights are small: the other way round than a whole prompt.
     ratios = [(1.0, 1.0), (1.0, 0.4), (0.2, 0.9)]
