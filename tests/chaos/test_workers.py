@@ -79,6 +79,7 @@ def kill_head(service: Any, witness: Any, controller: psutil.Process, until: Any
         kinds = [told.kind for told in service.store.events(witness.job_id)[before:]]
         return "released" in kinds or not witness.job().state.is_live
 
-    until(noticed, 60.0, "the controller notices")  # workers may record a trial or two until then
+    until(noticed, 60.0, "the controller notices")
+    witness.look()  # workers may have recorded a trial or two until then
     service.progress(witness, more=3, seconds=120.0)
     print(f"\nRay's head killed: the job went on within {time.monotonic() - killed_at:.1f} s")
