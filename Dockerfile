@@ -14,7 +14,7 @@ COPY constraints.txt /
 COPY --chmod=0755 docker/entrypoint /usr/local/bin/entrypoint
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --quiet --no-cache-dir --root-user-action=ignore -c /constraints.txt \
-        "$(echo /wheels/quant_autotune-*.whl)[tasks]" \
+        "$(echo /wheels/quant_autotune-*.whl)[export,tasks]" \
     && useradd --system --uid 10001 --no-create-home --home-dir /tmp autotune
 # The root file system is mounted read-only; what libraries cache in the home folder goes to /tmp.
 ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
