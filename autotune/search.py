@@ -264,7 +264,8 @@ class Search:
         One worker that takes its time gets none ahead: the sampler had better know the last result first.
         """
         slots = self._pool.slots
-        return slots + min(slots, round(slots * self._driver_s / self._budget.trial_s))
+        ready = min(slots, round(slots * self._driver_s / self._budget.trial_s)) if self._pool.queues else 0
+        return slots + ready
 
     def _budget_left(self) -> bool:
         return self._budget.allows_search(len(self._pending), self._searched_s())

@@ -49,6 +49,8 @@ def description(layers: int) -> ModelDescription:
 class SimulatedPool:
     """Workers that take ``trial_s`` seconds for a candidate and make its figures up."""
 
+    queues = True
+
     def __init__(self, slots: int, trial_s: float) -> None:
         self.slots = slots
         self._trial_s = trial_s

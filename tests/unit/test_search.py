@@ -48,6 +48,8 @@ LOSS = {"fp32": 0.0, "bf16": 1e-4, "int8_dynamic": 1e-2}
 class ScriptedPool:
     """Measures a model whose layers' effects add up; a search's latencies are off by ``luck``, final ones are true."""
 
+    queues = True
+
     def __init__(
         self, slots: int = 1, luck: float = 0.05, fails: Callable[[Candidate], bool] = lambda _: False
     ) -> None:
@@ -227,3 +229,10 @@ def test_candidates_are_kept_ready_if_workers_would_wait_for_the_driver(trial_s:
     pool.trial_s = trial_s
     searched_job(pool, sampler="random", trials=60)
     assert max(pool.waiting) == most
+
+
+def test_no_candidate_is_kept_ready_where_the_driver_would_wait_for_it() -> None:
+    pool = ScriptedPool(slots=1)
+    pool.trial_s, pool.queues = 1e-9, False
+    searched_job(pool, sampler="random", trials=20)
+    assert max(pool.waiting) == 1

@@ -88,6 +88,9 @@ class Pool(Protocol):
 
     #: Candidates that can be measured at the same time, 0 while others have the workers; more may be submitted.
     slots: int
+    #: Whether candidates beyond those wait for a worker to be free; a pool that measures in process makes the driver
+    #: wait instead.
+    queues: bool
 
     def capacity(self) -> Capacity | None:
         """Return what the pool's workers share with those of other jobs; None if they have it to themselves."""

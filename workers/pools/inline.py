@@ -14,6 +14,7 @@ class InlinePool:
     """Measures each candidate as it is submitted. A candidate that kills the process kills the driver."""
 
     slots = 1
+    queues = False
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._evaluator = Evaluator(setup)

@@ -81,6 +81,8 @@ class _Running:
 class RayPool:
     """Measures candidates on Ray actors, replacing those that die or hang."""
 
+    queues = True
+
     def __init__(self, setup: WorkerSetup, settings: PoolSettings) -> None:
         self.slots = 1
         self._setup = setup
