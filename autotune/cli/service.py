@@ -1,9 +1,11 @@
 """Commands that run the service: serve, api."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from autotune.cli.options import Database, TaskFile, path_text
 from autotune.cli.output import say
 from autotune.store.base import Store
 from autotune.store.open import open_store
+from workers.tasks.checks import DATA_FOLDER
 
 if TYPE_CHECKING:
     from autotune.api.server import ApiServer
@@ -53,6 +56,8 @@ def serve(
     from autotune.service.settings import ServiceSettings
 
     logs.configure(as_json=json_logs)
+    # Others submit what runs here; this process's folder is what they may name files of.
+    os.environ.setdefault(DATA_FOLDER, str(Path.cwd()))
     settings = ServiceSettings(
         database=database,
         jobs=at_once,

@@ -218,3 +218,20 @@ def test_every_workload_is_timed_and_the_cache_is_memory_at_work() -> None:
     cache = 2 * 2 * 128 * 2 * 16 * 4  # keys and values, layers, tokens, heads, width of a head, bytes
     assert measurement.working_bytes is not None
     assert measurement.working_bytes > cache
+
+
+@pytest.mark.parametrize("outside", ["/etc/passwd", "../secret.txt", "link.txt"])
+def test_jobs_of_others_read_no_files_outside_the_data_folder(
+    outside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "secret.txt").write_text("secret " * 1000)
+    (data / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (data / "inside.txt").write_text("hello " * 1000)
+    monkeypatch.setenv("AUTOTUNE_DATA", str(data))
+    assert len(CausalLM(**SMALL, text="inside.txt").calibration())
+    with pytest.raises(TaskError, match="must be a path inside the folder"):
+        CausalLM(**SMALL, text=outside).calibration()
+    with pytest.raises(TaskError, match="must be a path inside the folder"):
+        build_causal_model(outside)

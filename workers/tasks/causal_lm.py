@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.task import OutputKind, Split, Timed
 from workers.tasks.causal_models import build_causal_model, encode
-from workers.tasks.checks import extra_packages, require_integer
+from workers.tasks.checks import contained, extra_packages, require_integer
 from workers.tasks.lee_corpus import background_documents
 
 #: Token numbers, shape ``(windows, tokens)``.
@@ -165,6 +164,6 @@ def _read(text: str) -> str:
         with extra_packages():
             return "\n\n".join(background_documents())
     try:
-        return Path(text).read_text(encoding="utf-8")
+        return contained("text", text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read the text {text!r}: {error}; give a file of UTF-8 text") from None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workers.errors import TaskError
-from workers.tasks.checks import extra_packages
+from workers.tasks.checks import contained, extra_packages
 from workers.tasks.experts import separate_experts
 
 #: Sizes of the tiny models; their tokens are the bytes of UTF-8.
@@ -50,7 +50,8 @@ def build_causal_model(checkpoint: str) -> nn.Module:
             model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         else:
             with _explained("model", checkpoint):
-                model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
+                source = _source(checkpoint)
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     model.eval()
     tokens = torch.arange(16)[None]
     with torch.inference_mode():
@@ -78,8 +79,14 @@ def encode(checkpoint: str, text: str) -> torch.Tensor:
         from transformers import AutoTokenizer
 
         with _explained("tokenizer", checkpoint):
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+            tokenizer = AutoTokenizer.from_pretrained(_source(checkpoint))
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+
+
+def _source(checkpoint: str) -> str:
+    """Return a checkpoint's folder, or its name on the hub if there is no such folder."""
+    folder = contained("checkpoint", checkpoint)
+    return str(folder) if folder.exists() else checkpoint
 
 
 @contextlib.contextmanager

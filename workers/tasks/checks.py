@@ -3,10 +3,32 @@
 import contextlib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from workers.errors import TaskError
+
+#: Environment variable with the folder that files named by jobs must be in; unset where a user runs only their own.
+DATA_FOLDER = "AUTOTUNE_DATA"
+
+
+def contained(name: str, path: str) -> Path:
+    """Return the path that a task parameter names, relative to the data folder and inside it if there is one.
+
+    Raises:
+        TaskError: if it is outside.
+    """
+    if not os.environ.get(DATA_FOLDER):
+        return Path(path)
+    folder = Path(os.environ[DATA_FOLDER]).resolve()
+    found = (folder / path).resolve()
+    if not found.is_relative_to(folder):
+        raise TaskError(
+            f"task parameter {name!r} must be a path inside the folder ${DATA_FOLDER} of the workers, {str(folder)!r}, "
+            f"but got {path!r}; put the file there"
+        )
+    return found
 
 
 def require_integer(name: str, value: object, *, low: int, high: int) -> None:
