@@ -15,10 +15,9 @@ from workers import environment
 from workers.backends import onnx_bytes
 from workers.backends.activation_quantization import affine_of
 from workers.backends.base import Deployed
-from workers.backends.packed import PackedLayer, weight_bytes
+from workers.backends.packed import PackedLayer, range_of, weight_bytes
 from workers.backends.weight_quantization import rounded
 from workers.backends.x86 import X86_MACHINES, int8_refusal
-from workers.errors import CalibrationError
 from workers.libraries import optional_libraries
 from workers.onnx import choices
 from workers.prepared import PreparedModel
@@ -103,10 +102,9 @@ class OnnxRuntimeBackend:
         """
         if choice == FULL_PRECISION:
             return module
-        if choice.needs_calibration and input_range is None:
-            raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
+        needed = range_of(choice, input_range)
         with optional_libraries(_USER, "export"):
-            return OnnxLayer(module, choice, input_range if choice.needs_calibration else None).eval()
+            return OnnxLayer(module, choice, needed).eval()
 
     def weight_bytes(self, prepared: nn.Module) -> int:
         """See ``Backend.weight_bytes``."""

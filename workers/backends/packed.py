@@ -3,6 +3,10 @@
 import torch
 from torch import nn
 
+from search_spaces.choice import LayerChoice
+from search_spaces.quantization_map import ActivationRange
+from workers.errors import CalibrationError
+
 
 class PackedLayer(nn.Module):
     """A layer whose weights are held in a kernel's own packed form only.
@@ -39,3 +43,16 @@ def weight_bytes(module: nn.Module) -> int:
     if isinstance(module, PackedLayer):
         return module.packed_bytes
     return stored_bytes(*module.parameters(), *module.buffers())
+
+
+def range_of(choice: LayerChoice, input_range: ActivationRange | None) -> ActivationRange | None:
+    """Return the range that a layer is prepared with: the calibrated one for static choices, else None.
+
+    Raises:
+        CalibrationError: if the choice is static and there is none.
+    """
+    if not choice.needs_calibration:
+        return None
+    if input_range is None:
+        raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
+    return input_range

@@ -14,12 +14,11 @@ from workers import environment
 from workers.backends import x86_bytes
 from workers.backends.base import Deployed
 from workers.backends.eager import Eager
-from workers.backends.packed import PackedLayer, weight_bytes
+from workers.backends.packed import PackedLayer, range_of, weight_bytes
 from workers.backends.weight_quantization import INT4_GROUP
 from workers.backends.x86_conv import Bf16Conv, Int8Conv
 from workers.backends.x86_embedding import Bf16Embedding, RowwiseEmbedding
 from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
-from workers.errors import CalibrationError
 from workers.prepared import PreparedModel
 from workers.task import Task
 
@@ -99,11 +98,10 @@ class X86Backend:
         """
         if choice == FULL_PRECISION:
             return module
-        if choice.needs_calibration and input_range is None:
-            raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
+        needed = range_of(choice, input_range)
         kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
         with torch.no_grad():
-            return _KERNELS[kind][choice.name](module, input_range if choice.needs_calibration else None).eval()
+            return _KERNELS[kind][choice.name](module, needed).eval()
 
     def weight_bytes(self, prepared: nn.Module) -> int:
         """See ``Backend.weight_bytes``."""
