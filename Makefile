@@ -71,7 +71,7 @@ chaos: $(VENV)/.installed-test ## Kill everything the service is made of, for ho
 
 .PHONY: bench
 bench: $(VENV)/.installed-test ## Run every benchmark; results go to benchmarks/results
-	@for script in benchmarks/*.py benchmarks/search/{estimators,compare}.py benchmarks/service/overhead.py; do
+	@for script in benchmarks/*.py benchmarks/search/{ask,estimators,compare}.py benchmarks/service/overhead.py; do
 		echo "== $$script"
 		$(BIN)/python "$$script"
 	done

@@ -8,6 +8,7 @@ nothing until maps show that they would have been predicted better with them.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from autotune.surrogate import AdditiveModel, Columns, Matrix, Vector
 
@@ -76,8 +77,15 @@ def _covariance(effects: Vector, known: Columns, columns: Columns) -> Matrix:
 
     It is the sum of a b over the pairs of effects that two maps share: half of (sum of a)^2 - sum of a^2.
     """
-    here, there = (np.zeros((len(maps), len(effects)), dtype=np.float32) for maps in (known, columns))
-    np.put_along_axis(here, known, effects[known].astype(np.float32), axis=1)
-    np.put_along_axis(there, columns, np.float32(1.0), axis=1)
+    shared = np.intersect1d(known, columns)
+    here, there = (_marked(maps, len(effects))[:, shared] for maps in (known, columns))
+    here *= effects[shared].astype(np.float32)
     sums, squares = np.split(np.concatenate([here, here**2]) @ there.T, 2)
     return np.asarray((sums.astype(np.float64) ** 2 - squares) / 2.0)
+
+
+def _marked(maps: Columns, effects: int) -> npt.NDArray[np.float32]:
+    """Return which effects each map has, shape ``(maps, effects)``."""
+    marked = np.zeros((len(maps), effects), dtype=np.float32)
+    np.put_along_axis(marked, maps, np.float32(1.0), axis=1)
+    return marked

@@ -30,13 +30,15 @@ def cheapest_for_each_budget(cost: Costs, spent: Costs) -> Maps:
     best[0] = 0.0
     taken = np.zeros((len(cost), len(best)), dtype=np.intp)
     for group, (costs, of_group) in enumerate(zip(cost, steps, strict=True)):
-        extended = np.full_like(best, np.inf)
-        for choice in np.flatnonzero(np.isfinite(costs)):
+        first, *others = _worth_their_steps(costs, of_group)
+        extended = best + costs[first]
+        taken[group] = first
+        for choice in others:
             step = of_group[choice]
             total = best[: len(best) - step] + costs[choice]
             better = total < extended[step:]
-            extended[step:][better] = total[better]
-            taken[group, step:][better] = choice
+            np.copyto(extended[step:], total, where=better)
+            np.copyto(taken[group, step:], choice, where=better)
         best = extended
     before = np.concatenate([[np.inf], np.minimum.accumulate(best)[:-1]])
     budgets = np.flatnonzero(best < before)
@@ -49,6 +51,15 @@ def _steps(spent: Costs) -> npt.NDArray[np.intp]:
     beyond = np.where(finite, spent - np.where(finite, spent, np.inf).min(axis=1, keepdims=True), 0.0)
     whole = beyond.max(axis=1).sum()
     return np.rint(beyond * (_BINS / whole if whole > 0 else 0.0)).astype(np.intp)
+
+
+def _worth_their_steps(costs: Costs, steps: npt.NDArray[np.intp]) -> list[int]:
+    """Return a group's choices that cost less than all that spend no more, from the thriftiest on."""
+    kept: list[int] = []
+    for choice in np.lexsort((costs, steps)).tolist():
+        if costs[choice] < (costs[kept[-1]] if kept else np.inf):
+            kept.append(choice)
+    return kept
 
 
 def _backtrack(taken: npt.NDArray[np.intp], steps: npt.NDArray[np.intp], budgets: npt.NDArray[np.intp]) -> Maps:

@@ -17,7 +17,9 @@ Columns = npt.NDArray[np.intp]
 #: Noise of a value that is never ruled out, relative to what is uncertain about it.
 _LEAST_NOISE = 1e-6
 
-#: Rows of the covariance updated at once.
+#: Observations that are not written into the covariance one by one.
+_UNWRITTEN = 32
+#: Rows of the covariance written at once.
 _BLOCK = 64
 
 
@@ -34,7 +36,10 @@ class AdditiveModel:
         """
         #: Expected effects, shape ``(effects,)``.
         self.mean = mean.copy()
+        # The covariance is that of some time ago, less what was learned since, the product of these two: it is too
+        # large to be written at every observation.
         self._covariance = np.diag(spread**2) + shared.T @ shared
+        self._spreads = self._gains = np.empty((0, len(mean)))
 
     def observe(self, columns: Columns, values: Vector, noise: Vector, features: Matrix | None = None) -> None:
         """Update the beliefs by measured sums.
@@ -47,26 +52,29 @@ class AdditiveModel:
                 shape ``(n, features)``.
         """
         design = self._design(columns, features)
-        # One map touches few rows of the covariance; many maps are quicker as one product.
-        spreads = (
-            self._covariance[np.flatnonzero(design)].sum(axis=0)[None]
-            if len(design) == 1 and features is None
-            else design @ self._covariance
-        )
+        touched = np.flatnonzero(design.any(axis=0))
+        spreads = design[:, touched] @ self._covariance[touched] - (design @ self._spreads.T) @ self._gains
         between = spreads @ design.T
         # Sums of the same uncertain effects, known next to exactly, would make the system singular.
         own = np.maximum(noise**2, _LEAST_NOISE**2 * between.diagonal())
-        gain = np.linalg.solve(between + np.diag(own), spreads)
-        self.mean += (values - design @ self.mean) @ gain
+        gains = np.linalg.solve(between + np.diag(own), spreads)
+        self.mean += (values - design @ self.mean) @ gains
+        self._spreads, self._gains = np.vstack([self._spreads, spreads]), np.vstack([self._gains, gains])
+        if len(self._gains) >= _UNWRITTEN:
+            self._write()
+
+    def _write(self) -> None:
         for start in range(0, len(self.mean), _BLOCK):  # block by block, because one of all would leave the caches
             rows = slice(start, start + _BLOCK)
-            self._covariance[rows] -= spreads[:, rows].T @ gain
+            self._covariance[rows] -= self._spreads[:, rows].T @ self._gains
+        self._spreads = self._gains = self._gains[:0]
 
     def scale(self, effects: npt.NDArray[np.bool_], factor: float) -> None:
         """Multiply the beliefs about some effects, marked in a mask of shape ``(effects,)``, by a factor."""
         factors = np.where(effects, factor, 1.0)
         self.mean *= factors
         self._covariance *= np.outer(factors, factors)
+        self._spreads, self._gains = self._spreads * factors, self._gains * factors
 
     def predict(self, columns: Columns, features: Matrix | None = None) -> Vector:
         """Return the expected sums of maps, shape ``(n,)``."""
@@ -76,7 +84,10 @@ class AdditiveModel:
     def deviation(self, columns: Columns, features: Matrix | None = None) -> Vector:
         """Return the standard deviations of the sums of maps, shape ``(n,)``."""
         design = self._design(columns, features)
-        variances = ((design @ self._covariance) * design).sum(axis=1)
+        touched = np.flatnonzero(design.any(axis=0))
+        design = design[:, touched]
+        variances = ((design @ self._covariance[np.ix_(touched, touched)]) * design).sum(axis=1)
+        variances -= ((design @ self._spreads[:, touched].T) * (design @ self._gains[:, touched].T)).sum(axis=1)
         return np.asarray(np.sqrt(np.maximum(variances, 0.0)))
 
     def _design(self, columns: Columns, features: Matrix | None) -> Matrix:
@@ -89,5 +100,5 @@ class AdditiveModel:
 
     def draw(self, generator: np.random.Generator) -> Vector:
         """Return effects drawn from the belief about each, as if they were independent; shape ``(effects,)``."""
-        deviations = np.sqrt(np.maximum(self._covariance.diagonal(), 0.0))
-        return np.asarray(generator.normal(self.mean, deviations))
+        variances = self._covariance.diagonal() - (self._spreads * self._gains).sum(axis=0)
+        return np.asarray(generator.normal(self.mean, np.sqrt(np.maximum(variances, 0.0))))

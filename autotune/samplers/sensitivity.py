@@ -73,9 +73,10 @@ class SensitivitySampler(BaseSampler):
     def _plan(
         self, planner: Planner, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any] | None:
-        trials = [other for other in study._get_trials(deepcopy=False, use_cache=False) if self._is_whole(other)]
+        trials = study._get_trials(deepcopy=False, use_cache=False)
+        new = [other for other in trials if other.number not in self._told and self._is_whole(other)]
         planner.set_full_precision(_figures(study.user_attrs[FULL_PRECISION_FIGURES]))
-        told = [other for other in trials if other.state in _FINISHED and other.number not in self._told]
+        told = [other for other in new if other.state in _FINISHED]
         if told:
             self._told.update(other.number for other in told)
             planner.observe(
@@ -83,7 +84,7 @@ class SensitivitySampler(BaseSampler):
                 [_figures(other.user_attrs.get(FIGURES, {})) for other in told],
                 [_is_feasible(other) for other in told],
             )
-        pending = [other for other in trials if other.state is TrialState.RUNNING and other.number != trial.number]
+        pending = [other for other in new if other.state is TrialState.RUNNING and other.number != trial.number]
         proposed = planner.propose(self._maps(pending))
         if proposed is None:
             return None

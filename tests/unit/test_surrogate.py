@@ -57,13 +57,18 @@ def test_beliefs_are_the_textbook_posterior(seed: int) -> None:
 def test_one_batch_is_as_good_as_one_by_one(seed: int) -> None:
     generator = np.random.default_rng(seed)
     prior = random_prior(generator)
-    columns, values, noise = random_maps(generator, 8), generator.normal(size=8), generator.uniform(0.1, 1.0, 8)
+    # More than stay unwritten, and some that do.
+    columns, values, noise = random_maps(generator, 40), generator.normal(size=40), generator.uniform(0.1, 1.0, 40)
     batch, single, others = AdditiveModel(*prior), AdditiveModel(*prior), random_maps(generator, 20)
     batch.observe(columns, values, noise)
-    for row in range(8):
+    for row in range(40):
         single.observe(columns[row : row + 1], values[row : row + 1], noise[row : row + 1])
+    for model in (batch, single):
+        model.scale(np.arange(EFFECTS) % 2 == 0, 3.0)
     np.testing.assert_allclose(single.predict(others), batch.predict(others), atol=1e-9)
     np.testing.assert_allclose(single.deviation(others), batch.deviation(others), atol=1e-7)
+    drawn = (model.draw(np.random.default_rng(seed)) for model in (batch, single))
+    np.testing.assert_allclose(*drawn, atol=1e-7)
 
 
 @given(SEEDS)
