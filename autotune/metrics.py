@@ -36,7 +36,7 @@ class Metric:
 SHIFTED = "shifted_"
 
 #: Workload -> its name for people.
-_WORKLOADS = {
+WORKLOADS = {
     Workload.FORWARD: "Latency",
     Workload.PREFILL: "Time to first token",
     Workload.DECODE: "Time per output token",
@@ -49,7 +49,7 @@ def prefix_of(workload: Workload) -> str:
 
 
 def _latencies(workload: Workload) -> tuple[Metric, ...]:
-    prefix, label = prefix_of(workload), _WORKLOADS[workload]
+    prefix, label = prefix_of(workload), WORKLOADS[workload]
     least = {50: 0, 90: 30, 95: 60, 99: 500}
     percentiles = (
         Metric(name=f"{prefix}latency_p{percent}_ms", label=f"{label} p{percent}", unit="ms", min_repeats=repeats)

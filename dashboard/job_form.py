@@ -1,6 +1,6 @@
 """From what is filled in to a job file, and from a job file to a job. Pure functions of their arguments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,16 @@ import yaml
 
 from autotune.errors import JobSpecError
 from autotune.job_spec import MAX_BYTES, ConstraintSection, JobSpec
-from autotune.metrics import METRICS
+from autotune.metrics import METRICS, SHIFTED, WORKLOADS, prefix_of
 from autotune.yaml_file import load_yaml
 from dashboard.frames import full_precision_row
 from dashboard.text import value_text
 
+#: Beginning of the names of metrics that only some tasks have -> what these have in common.
+SPECIAL = {
+    SHIFTED: "Shifted data",
+    **{prefix: label for workload, label in WORKLOADS.items() if (prefix := prefix_of(workload))},
+}
 #: Metrics that a job can limit, in reading order.
 LIMITED = tuple(name for name in METRICS if name in ConstraintSection.model_fields)
 #: Metrics that a job can trade off.
@@ -90,6 +95,18 @@ def read_job(raw: bytes) -> JobSpec:
     if len(raw) > MAX_BYTES:
         raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but this one has {len(raw)}")
     return JobSpec.parse(_plain(raw, "this file"), source="this file")
+
+
+def offered(metrics: Sequence[str], special: Collection[str]) -> list[str]:
+    """Return the metrics that a task has which has those of these ``SPECIAL`` beginnings."""
+    missing = tuple(prefix for prefix in SPECIAL if prefix not in special)
+    return [metric for metric in metrics if not metric.startswith(missing)]
+
+
+def special_in(frame: pd.DataFrame | None) -> list[str]:
+    """Return the beginnings of ``SPECIAL`` metrics that were measured, for a frame as ``baselines_text`` takes it."""
+    measured = () if frame is None else frame.columns[frame.notna().any()]
+    return [prefix for prefix in SPECIAL if any(name.startswith(prefix) for name in measured)]
 
 
 def baselines_text(frame: pd.DataFrame | None, metric: str) -> str:

@@ -12,9 +12,9 @@ from autotune import jobs as service
 from autotune.job_spec import JobSpec, SamplerName
 from autotune.metrics import METRICS
 from autotune.store.records import JobRecord
-from dashboard import reading
+from dashboard import job_form, reading
 from dashboard.acting import act, tell_outcome
-from dashboard.job_form import LIMITED, OBJECTIVES, JobForm, as_text, baselines_text, document, read_job
+from dashboard.job_form import LIMITED, OBJECTIVES, SPECIAL, JobForm, as_text, document, read_job
 from dashboard.text import in_markdown
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError
@@ -78,15 +78,18 @@ def _fields() -> JobForm:
         help="Registered with the controllers; autotune tasks lists them.",
     )
     parameters = st.text_input("Task parameters", placeholder="key: value", help="YAML; autotune tasks lists them.")
+    frame = _measured(jobs, task)
+    special = _special(task, frame)
     objectives = st.pills(
         "Objectives, two or three",
-        OBJECTIVES,
+        job_form.offered(OBJECTIVES, special),
         default=_DEFAULTS.objectives,
         selection_mode="multi",
         format_func=_label,
         wrap=True,
+        key="objectives",
     )
-    limits = _limits(_measured(jobs, task))
+    limits = _limits(frame, job_form.offered(LIMITED, special))
     st.header("Search")
     choices = st.pills("Choices", list(CHOICES), default=_DEFAULTS.search.choices, selection_mode="multi", wrap=True)
     layers = st.text_area(
@@ -110,13 +113,27 @@ def _fields() -> JobForm:
     )
 
 
-def _limits(frame: pd.DataFrame | None) -> dict[str, float | None]:
+def _special(task: str | None, frame: pd.DataFrame | None) -> list[str]:
+    """Ask which metrics the task has beside those that all have."""
+    return st.pills(
+        "The task also measures",
+        list(SPECIAL),
+        default=job_form.special_in(frame),
+        selection_mode="multi",
+        format_func=SPECIAL.__getitem__,
+        wrap=True,
+        help="Of shifted data and of language models; a job is refused if its task does not have what it goes by.",
+        key=f"special-{task}",
+    )
+
+
+def _limits(frame: pd.DataFrame | None, metrics: Sequence[str]) -> dict[str, float | None]:
     """Show a field for every limit, beside what the baselines of the same task measured."""
     st.header("Limits")
     if frame is None:
         st.caption("No job of this task was measured yet, so there are no baselines to compare with.")
     columns = st.columns(2)
-    return {metric: _limit(columns[place % 2], metric, frame) for place, metric in enumerate(LIMITED)}
+    return {metric: _limit(columns[place % 2], metric, frame) for place, metric in enumerate(metrics)}
 
 
 def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> float | None:
@@ -130,7 +147,7 @@ def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> f
         key=f"limit-{metric}",
         help="0.01 is one percent of full precision's." if metric.endswith("accuracy_drop") else None,
     )
-    known = baselines_text(frame, metric)
+    known = job_form.baselines_text(frame, metric)
     if known:
         column.caption(in_markdown(f"Measured: {known}"))
     return limit

@@ -21,7 +21,7 @@ PICTURES = {
     "front-dark": ("/front?job={}", 1400, True),
     "map": ("/map?job={}&trial=24", 2050, False),
     "diff": ("/diff?job={}&first=3&second=24", 2050, False),
-    "layers": ("/layers?job={}", 1100, True),
+    "layers": ("/layers?job={}", 1200, True),
     "compare": ("/compare?jobs={}&jobs={other}", 1050, False),
     "system": ("/system", 700, False),
 }

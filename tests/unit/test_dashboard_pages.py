@@ -552,6 +552,19 @@ def test_a_form_is_submitted_as_the_job_file_it_shows(own) -> None:  # type: ign
     assert app.success[0].value.startswith(r"Submitted\: from the page")
 
 
+def test_metrics_that_not_every_task_has_are_offered_on_demand(own) -> None:  # type: ignore[no-untyped-def]
+    app = _submit_page()
+    objectives = _field(app, "button_group", "Objectives, two or three")
+    assert "Time per output token p50 (ms)" not in objectives.options
+    objectives.set_value(["latency_p95_ms", "divergence"]).run()
+    app = _field(app, "button_group", "The task also measures").set_value(["decode_"]).run()
+    objectives = _field(app, "button_group", "Objectives, two or three")
+    assert "Time per output token p50 (ms)" in objectives.options
+    assert objectives.value == ["latency_p95_ms", "divergence"]
+    app = _field(app, "number_input", "Time per output token p95 (ms) at most").set_value(30.0).run()
+    assert "decode_latency_p95_ms" in app.code[0].value
+
+
 def test_a_form_with_mistakes_cannot_be_submitted(own) -> None:  # type: ignore[no-untyped-def]
     app = _submit_page()
     app = _field(app, "number_input", "Latency p99 (ms) at most").set_value(14.0).run()

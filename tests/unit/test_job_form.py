@@ -74,3 +74,16 @@ def test_baselines_stand_beside_limits() -> None:
     assert job_form.baselines_text(frame, "accuracy") == "fp32 0.7213, uniform bf16 0.7211"
     assert job_form.baselines_text(frame, "latency_p99_ms") == ""
     assert job_form.baselines_text(None, "accuracy") == ""
+
+
+def test_metrics_that_only_some_tasks_have_are_offered_when_they_are_measured() -> None:
+    spec = JobSpec.parse({"name": "a job", "task": {"name": "minilm-lee"}})
+    frame = trial_frame([result.trial for result in islice(seed.results(spec, "0001"), 20)])
+    assert job_form.special_in(frame) == job_form.special_in(None) == []
+    plain = job_form.offered(job_form.OBJECTIVES, [])
+    assert {"accuracy", "latency_p95_ms", "peak_memory_mib"} < set(plain)
+    assert not any(name.startswith(("shifted", "prefill", "decode")) for name in plain)
+    also = set(job_form.offered(job_form.OBJECTIVES, ["shifted_", "decode_"])) - set(plain)
+    assert {"shifted_accuracy", "decode_latency_ratio"} < also
+    assert not any(name.startswith("prefill") for name in also)
+    assert job_form.special_in(frame.assign(shifted_accuracy=0.5)) == ["shifted_"]
