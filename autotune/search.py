@@ -182,7 +182,7 @@ class Search:
         return True
 
     def _plan_of(self, proposal: Proposal, kind: TrialKind, label: str | None) -> Planned:
-        return self._plan(self._space.layer_choices(proposal.assignment), kind, label)
+        return self._plan(proposal.choices, kind, label)
 
     def _plan(self, choices: Mapping[str, str], kind: TrialKind, label: str | None) -> Planned:
         self._number += 1

@@ -7,6 +7,7 @@ only system of record (see ``docs/decisions/0002-study-in-memory.md``).
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -26,6 +27,8 @@ from search_spaces.choice import FULL_PRECISION
 from search_spaces.quantization_map import map_key
 from search_spaces.space import SearchSpace
 
+V = TypeVar("V")
+
 #: Times the sampler may repeat itself before an unseen neighbour is taken instead. A genetic search that has
 #: converged does little else, and looks through all its trials each time.
 _REPEATS = 3
@@ -42,9 +45,9 @@ _GENERATIONS: dict[type[BaseSampler], str] = {
 class Proposal:
     """A map to measure next."""
 
-    #: Choice of each free group.
-    assignment: Mapping[str, str]
-    #: ``map_key`` of the whole map.
+    #: Choice of each layer.
+    choices: Mapping[str, str]
+    #: ``map_key`` of these.
     key: str
     #: The study's own trial.
     trial: optuna.Trial
@@ -72,7 +75,9 @@ class Study:
         self._objectives = Objectives.named(objectives)
         # Samplers tell constraints apart by position, so every trial gets all of them in one order.
         self._constraints = sorted(constraint.metric for constraint in constraints)
-        self._distributions = _Shared((group.name, _Choices(group.choices)) for group in space.free_groups)
+        self._distributions: _Shared[BaseDistribution] = _Shared(
+            (group.name, _Choices(group.choices)) for group in space.free_groups
+        )
         # A resumed job draws new numbers instead of repeating those of its start.
         self._seed = (seed + 1_000_003 * len(history)) % 2**32
         self._random = random.Random(self._seed)
@@ -107,9 +112,8 @@ class Study:
 
     def propose(self, assignment: Mapping[str, str]) -> Proposal | None:
         """Return the proposal of a given map, or None if it was proposed before."""
-        if self._key(assignment) in self._known:
-            return None
-        return self._fixed(assignment)
+        choices = self._space.layer_choices(assignment)
+        return None if map_key(choices) in self._known else self._fixed(assignment, choices)
 
     def ask(self) -> Proposal | None:
         """Return a map that was never proposed before, or None when there is none left worth it."""
@@ -121,12 +125,13 @@ class Study:
         for _ in range(_REPEATS):
             trial = self._study.ask()
             assignment = self._draw(trial)
-            key = self._key(assignment)
+            choices = self._space.layer_choices(assignment)
+            key = map_key(choices)
             if key not in self._known:
-                return self._take(trial, assignment, key)
+                return self._take(trial, choices, key)
             self._tell(trial, self._known[key])
         unseen = self._neighbour(assignment)
-        return None if unseen is None else self._fixed(unseen)
+        return None if unseen is None else self._fixed(unseen, self._space.layer_choices(unseen))
 
     def tell(self, proposal: Proposal, record: TrialRecord) -> None:
         """Tell the sampler what became of a proposal."""
@@ -156,7 +161,7 @@ class Study:
     def _key(self, assignment: Mapping[str, str]) -> str:
         return map_key(self._space.layer_choices(assignment))
 
-    def _fixed(self, assignment: Mapping[str, str]) -> Proposal:
+    def _fixed(self, assignment: Mapping[str, str], choices: Mapping[str, str]) -> Proposal:
         """Propose a map the sampler did not choose."""
         trial = self._study.ask()
         self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
@@ -164,7 +169,7 @@ class Study:
         if key:
             # These samplers overlook trials they did not sample unless they belong to a generation.
             self._storage.set_trial_system_attr(trial._trial_id, key, self._generation(key))
-        return self._take(trial, assignment, self._key(assignment))
+        return self._take(trial, choices, map_key(choices))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, str]:
         """Return the map that the sampler proposes, and make it the trial's."""
@@ -184,9 +189,9 @@ class Study:
         trials = self._study._get_trials(deepcopy=False)
         return max((trial.system_attrs.get(key, 0) for trial in trials), default=0)
 
-    def _take(self, trial: optuna.Trial, assignment: Mapping[str, str], key: str) -> Proposal:
+    def _take(self, trial: optuna.Trial, choices: Mapping[str, str], key: str) -> Proposal:
         self._known[key] = None
-        return Proposal(assignment=dict(assignment), key=key, trial=trial)
+        return Proposal(choices=choices, key=key, trial=trial)
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord | None) -> None:
         """Report a result; a repeat of a map that is still being measured has none and is failed."""
@@ -248,18 +253,20 @@ class _Choices(CategoricalDistribution):
     __hash__ = CategoricalDistribution.__hash__
 
 
-class _Shared(dict[str, BaseDistribution]):
-    """The choices of all groups, of which no trial needs a copy of its own."""
+class _Shared(dict[str, V]):
+    """The choices of all groups, or those taken, of which Optuna makes copies that nobody writes to."""
 
-    def __deepcopy__(self, memo: object) -> "_Shared":
+    def __deepcopy__(self, memo: object) -> "_Shared[V]":
         return self
 
 
 class _Storage(InMemoryStorage):
     """Optuna's storage in memory, which takes all parameters of a trial at once instead of copying it for each."""
 
-    def set_trial_params(self, trial_id: int, params: Mapping[str, str], distributions: _Shared) -> None:
+    def set_trial_params(
+        self, trial_id: int, params: Mapping[str, str], distributions: _Shared[BaseDistribution]
+    ) -> None:
         """Give a running trial its parameters."""
         trial = self._get_trial(trial_id)
-        trial.params.update(params)
+        trial.params = _Shared(params)
         trial.distributions = distributions

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from workers.measurement import LatencySamples, Samples
 
@@ -49,20 +50,31 @@ def latency_ratio(latency: LatencySamples) -> Estimate:
 
     Whole rounds are resampled, because neighbouring samples share the machine's momentary state.
     """
-    rounds = len(latency.reference_ms) // REFERENCE_PER_ROUND
-    candidate = latency.candidate_ms.reshape(rounds, -1)
-    reference = latency.reference_ms.reshape(rounds, -1)
-    picks = np.random.default_rng(0).integers(rounds, size=(_RESAMPLES, rounds))
-    ratios = _median_of_rounds(candidate[picks]) / _median_of_rounds(reference[picks])
+    drawn = _draws(len(latency.reference_ms) // REFERENCE_PER_ROUND)
+    ratios = _medians(latency.candidate_ms, drawn) / _medians(latency.reference_ms, drawn)
     tail = 100.0 * (1.0 - CONFIDENCE) / 2.0
     low, high = np.percentile(ratios, [tail, 100.0 - tail])
     value = float(np.median(latency.candidate_ms) / np.median(latency.reference_ms))
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def _median_of_rounds(resampled: Samples) -> Samples:
-    """Return the median of each resample; (resamples, rounds, passes) -> (resamples,)."""
-    return np.asarray(np.median(resampled, axis=(1, 2)))
+@functools.lru_cache(maxsize=16)
+def _draws(rounds: int) -> npt.NDArray[np.intp]:
+    """Return how often each round is in each resample, shape ``(resamples, rounds)``."""
+    picks = np.random.default_rng(0).integers(rounds, size=(_RESAMPLES, rounds))
+    return np.asarray((picks[:, :, None] == np.arange(rounds)).sum(axis=1))
+
+
+def _medians(samples: Samples, drawn: npt.NDArray[np.intp]) -> Samples:
+    """Return the median of each resample of whole rounds, shape ``(resamples,)``.
+
+    One sort serves all resamples: a sample's rank in one is the number of draws of the samples up to it.
+    """
+    order = np.argsort(samples)
+    ranks = np.cumsum(drawn[:, order * drawn.shape[1] // len(samples)], axis=1)
+    middle = ((len(samples) - 1) // 2, len(samples) // 2)
+    lower, upper = (samples[order][(ranks <= rank).sum(axis=1)] for rank in middle)
+    return np.asarray((lower + upper) / 2.0)
 
 
 @functools.cache

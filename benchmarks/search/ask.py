@@ -57,7 +57,7 @@ def main() -> None:
         if proposal is None:
             print(f"the search was spent after {number} trials")
             break
-        trial = model.measured(number, model.space.layer_choices(proposal.assignment), limits, rng)
+        trial = model.measured(number, proposal.choices, limits, rng)
         start = time.perf_counter()
         study.tell(proposal, trial)
         telling.append(time.perf_counter() - start)

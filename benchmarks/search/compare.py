@@ -98,7 +98,7 @@ def by_study(name: SamplerName, *, start: str = "uniform", limited: bool = False
                 if assignment is None:
                     return
                 continue
-            trial = measured(recording, len(trials), space.layer_choices(proposal.assignment), noise, limits)
+            trial = measured(recording, len(trials), proposal.choices, noise, limits)
             study.tell(proposal, trial)
             trials.append(trial)
             yield trial.choices

@@ -93,7 +93,7 @@ def search(study: Study, space: SearchSpace, trials: int, first: int = 0, slots:
         if not pending:
             break
         proposal = pending.pop(0)
-        choices = space.layer_choices(proposal.assignment)
+        choices = proposal.choices
         record = measured(first + len(records), choices, study.sampler_state(proposal))
         study.tell(proposal, record)
         records.append(record)
@@ -134,8 +134,8 @@ def test_baselines_come_as_they_were_given(sampler: SamplerName) -> None:
     for number, choice in enumerate(CHOICES[1:]):
         proposal = study.propose(space.uniform(choice))
         assert proposal is not None
-        assert set(proposal.assignment.values()) == {choice}
-        record = measured(number, space.layer_choices(proposal.assignment), study.sampler_state(proposal))
+        assert set(proposal.choices.values()) == {choice}
+        record = measured(number, proposal.choices, study.sampler_state(proposal))
         study.tell(proposal, record)
         assert study.propose(space.uniform(choice)) is None
     assert not keys(search(study, space, 10)) & {map_key(space.layer_choices(space.uniform(c))) for c in CHOICES}
@@ -147,7 +147,7 @@ def test_rejected_and_failed_trials_are_digested(sampler: SamplerName) -> None:
     for number, state in enumerate([TrialState.REJECTED, TrialState.FAILED, TrialState.COMPLETE] * 5):
         proposal = study.ask()
         assert proposal is not None
-        record = measured(number, space.layer_choices(proposal.assignment))
+        record = measured(number, proposal.choices)
         if state is not TrialState.COMPLETE:
             record = replace(record, state=state, figures={}, violations={"latency_p50_ms": 0.5})
         study.tell(proposal, record)
@@ -195,7 +195,7 @@ def baselines(study: Study, space: SearchSpace) -> list[TrialRecord]:
     for number, choice in enumerate(CHOICES[1:]):
         proposal = study.propose(space.uniform(choice))
         assert proposal is not None
-        records.append(measured(number, space.layer_choices(proposal.assignment), study.sampler_state(proposal)))
+        records.append(measured(number, proposal.choices, study.sampler_state(proposal)))
         study.tell(proposal, records[-1])
     return records
 

@@ -60,6 +60,19 @@ def test_ratio_takes_out_a_common_drift() -> None:
     assert estimate.high == pytest.approx(0.25, rel=1e-9)
 
 
+@given(st.integers(2, 12), st.integers(1, 5), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_ratio_interval_is_the_bootstrap_of_whole_rounds(rounds: int, passes: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    # Whole milliseconds, so that samples are often equal.
+    candidate = generator.integers(1, 9, (rounds, passes)).astype(float)
+    reference = generator.integers(1, 9, (rounds, REFERENCE_PER_ROUND)).astype(float)
+    estimate = latency_ratio(latencies(candidate.ravel(), reference.ravel()))
+    picks = np.random.default_rng(0).integers(rounds, size=(400, rounds))
+    ratios = [np.median(candidate[pick]) / np.median(reference[pick]) for pick in picks]
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.percentile(ratios, [2.5, 97.5])))
+
+
 def test_ratio_interval_widens_with_noise() -> None:
     generator = np.random.default_rng(2)
     quiet = latencies(generator.normal(2, 0.01, 100), generator.normal(4, 0.01, 20))
