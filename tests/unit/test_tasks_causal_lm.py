@@ -2,7 +2,10 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +21,7 @@ from workers.pools.base import Candidate
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, splits, workloads
 from workers.tasks.causal_lm import CausalLM
-from workers.tasks.causal_models import TINY, build_causal_model
+from workers.tasks.causal_models import TINY, build_causal_model, encode
 from workers.tasks.experts import Experts, separate_experts
 
 SMALL = {"prompt_tokens": 16, "output_tokens": 4, "windows": 8, "batch_size": 4}
@@ -235,3 +238,57 @@ def test_jobs_of_others_read_no_files_outside_the_data_folder(
         CausalLM(**SMALL, text=outside).calibration()
     with pytest.raises(TaskError, match="must be a path inside the folder"):
         build_causal_model(outside)
+
+
+def test_a_gguf_file_is_dequantized_with_its_tokenizer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = build_causal_model("tiny-llama")
+    file = write_gguf(tmp_path / "tiny.gguf", model, quantized="model.layers.0.mlp.down_proj.weight")
+    loaded = build_causal_model(file)
+    for name, weight in model.state_dict().items():
+        rounding = weight.abs().max() / 127 if "0.mlp.down_proj" in name else 0.0
+        assert (loaded.state_dict()[name] - weight).abs().max() <= rounding
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+    assert encode(file, "ab").tolist()[-2:] == [3 + ord("a"), 3 + ord("b")]
+    assert not capfd.readouterr().err
+
+
+def test_a_gguf_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"none\.gguf.*a GGUF file"):
+        build_causal_model(f"{tmp_path}/none.gguf")
+
+
+def write_gguf(path: Path, model: nn.Module, *, quantized: str) -> str:
+    """Write a model with a tokenizer of bytes as llama.cpp does, one weight in 8 bits."""
+    config: Any = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(253))])
+    writer.add_token_scores([0.0] * 256)
+    writer.add_token_types([2, 3, 3, *([6] * 253)])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        values = weight.numpy()
+        heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(name.partition("_proj")[0][-1])
+        if "self_attn" in name and heads:  # its rotary embeddings want the halves of a head interleaved
+            values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        kind = gguf.GGMLQuantizationType.Q8_0 if name == quantized else gguf.GGMLQuantizationType.F32
+        values = gguf.quants.quantize(np.ascontiguousarray(values), kind)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)

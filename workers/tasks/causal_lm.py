@@ -28,7 +28,8 @@ class CausalLM:
     Windows of the text take turns to calibrate, to be evaluated on and to be held out.
     """
 
-    #: A folder of safetensors, the name of one on the hub, or ``tiny-llama``, ``tiny-tied-llama``, ``tiny-mixtral``.
+    #: A folder of safetensors, the name of one on the hub, a GGUF file in either, or ``tiny-llama``,
+    #: ``tiny-tied-llama``, ``tiny-mixtral``.
     checkpoint: str = "tiny-llama"
     #: A file of UTF-8 text; empty for the news of the Lee corpus.
     text: str = ""

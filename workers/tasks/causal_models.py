@@ -1,6 +1,7 @@
 """Causal language models with their tokens: checkpoints of transformers, and tiny ones of random weights."""
 
 import contextlib
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ def build_causal_model(checkpoint: str) -> nn.Module:
     """Return a causal language model in fp32 and evaluation mode, its experts as separate layers.
 
     Args:
-        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub.
+        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub, or a GGUF file
+            in either, whose weights are dequantized.
 
     Raises:
         TaskError: if it cannot be loaded, or separating its experts changes what it says.
@@ -50,8 +52,9 @@ def build_causal_model(checkpoint: str) -> nn.Module:
             model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         else:
             with _explained("model", checkpoint):
-                source = _source(checkpoint)
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+                model = AutoModelForCausalLM.from_pretrained(
+                    **_source(checkpoint), dtype=torch.float32, use_safetensors=True
+                )
     model.eval()
     tokens = torch.arange(16)[None]
     with torch.inference_mode():
@@ -79,14 +82,16 @@ def encode(checkpoint: str, text: str) -> torch.Tensor:
         from transformers import AutoTokenizer
 
         with _explained("tokenizer", checkpoint):
-            tokenizer = AutoTokenizer.from_pretrained(_source(checkpoint))
+            tokenizer = AutoTokenizer.from_pretrained(**_source(checkpoint))
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
 
 
-def _source(checkpoint: str) -> str:
-    """Return a checkpoint's folder, or its name on the hub if there is no such folder."""
-    folder = contained("checkpoint", checkpoint)
-    return str(folder) if folder.exists() else checkpoint
+def _source(checkpoint: str) -> dict[str, str]:
+    """Return where transformers finds a checkpoint: a folder, else a name on the hub, and the GGUF file in it."""
+    place, _, file = checkpoint.rpartition("/") if checkpoint.endswith(".gguf") else (checkpoint, "", "")
+    folder = contained("checkpoint", place)
+    source = {"pretrained_model_name_or_path": str(folder) if folder.exists() else place}
+    return source | {"gguf_file": file} if file else source
 
 
 @contextlib.contextmanager
@@ -98,7 +103,8 @@ def _transformers() -> Iterator[None]:
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            yield
+            with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files heeds no setting
+                yield
         finally:
             if shown:
                 logging.enable_progress_bar()  # type: ignore[no-untyped-call]
@@ -112,5 +118,5 @@ def _explained(what: str, checkpoint: str) -> Iterator[None]:
         first = str(error).strip().partition("\n")[0]
         raise TaskError(
             f"cannot load the {what} of checkpoint {checkpoint!r}: {first}; give a folder of safetensors, the name of "
-            f"one on the hub, or one of {', '.join(TINY)}"
+            f"one on the hub, a GGUF file in either, or one of {', '.join(TINY)}"
         ) from None
