@@ -38,6 +38,10 @@ class ActivationRange:
         scale = max((self.high - self.low) / 255.0, 1e-12)
         return scale, min(255, max(0, round(-self.low / scale)))
 
+    def symmetric_scale(self, largest: float) -> float:
+        """Return the scale of symmetric quantization that takes the bound farther from zero to ``largest``."""
+        return max(-self.low, self.high, 1e-12) / largest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationMap:

@@ -1,7 +1,7 @@
 """One latency measurement at a time per device and host, across processes, jobs and users.
 
 Accuracy passes share the device; a latency measurement has it alone, or its neighbours would be its
-noise. The lock dies with the process that holds it.
+noise. The lock dies with the process that holds it. Each GPU is a device of its own.
 """
 
 import fcntl
@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from workers import gpu
 
 
 @contextmanager
@@ -28,7 +30,9 @@ def exclusive(device: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(device: str, operation: int) -> Iterator[None]:
-    path = Path(tempfile.gettempdir()) / f"quant-autotune-{device.replace(':', '-')}.lock"
+    # Processes number the GPUs that each may see; the same number may be another GPU.
+    name = device if device == "cpu" else f"{device}-{gpu.identity()}"
+    path = Path(tempfile.gettempdir()) / f"quant-autotune-{name}.lock"
     # Any user may lock, so any user may open; a link planted at the path is not followed.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:

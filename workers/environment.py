@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from workers import gpu
 from workers.measurement import Environment
 
 
@@ -27,7 +28,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def capture(*, hardware: str, backend: str, libraries: Sequence[str] = ()) -> Environment:
+def capture(*, hardware: str, backend: str, device: str, libraries: Sequence[str] = ()) -> Environment:
     """Return the environment as it is now; ``libraries`` are distributions the backend runs with."""
     return Environment(
         hardware=hardware,
@@ -38,6 +39,7 @@ def capture(*, hardware: str, backend: str, libraries: Sequence[str] = ()) -> En
             "python": platform.python_version(),
             "torch": torch.__version__,
             **{name: metadata.version(name) for name in ("quant-autotune", *libraries)},
+            **({} if device == "cpu" else gpu.versions()),
             **_revision(),
         },
     )

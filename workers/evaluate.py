@@ -12,13 +12,13 @@ from torch import nn
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
-from workers import device_lock, environment, latency, quality
+from workers import clock, device_lock, environment, latency, quality
 from workers.backends import build_backend
-from workers.backends.eager import synchronize
 from workers.calibration.calibrate import calibrate, clipped_shares
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
 from workers.measurement import Environment, LatencySamples, Measurement, Workload
+from workers.placement import placed
 from workers.pools.base import Candidate
 from workers.prepared import PreparedModel
 from workers.sensitivity.estimate import estimate
@@ -40,7 +40,8 @@ class Evaluator:
         self._settings = setup.measurement
         torch.set_num_threads(self._settings.threads or environment.usable_cores())
         self._backend = build_backend(setup.backend)
-        self._task = build_task(setup.task, setup.task_parameters)
+        self._clock = clock.clock_of(self._backend.device)
+        self._task = placed(build_task(setup.task, setup.task_parameters), self._backend.device)
         model = self._task.build_model().eval()
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
@@ -185,19 +186,19 @@ class Evaluator:
             warmup_s=self._settings.warmup_s,
             hopeless=hopeless,
             workload=workload,
+            time_pass=self._time_pass,
         )
 
     def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
         install()
         state = timed.prepare(self._deployed.model)
+        return Contender(install=install, run=lambda: timed.run(self._deployed.model, state))
 
-        def run() -> None:
-            start = time.perf_counter()
-            timed.run(self._deployed.model, state)
-            synchronize(self._backend.device)
-            self._forward_seconds += time.perf_counter() - start
-
-        return Contender(install=install, run=run)
+    def _time_pass(self, run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        elapsed_ms = clock.time_ms(run, self._clock)
+        self._forward_seconds += time.perf_counter() - start
+        return elapsed_ms
 
     def _workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
         found = workloads(self._task, batch_size)
@@ -239,7 +240,10 @@ class Evaluator:
 
     def _environment(self) -> Environment:
         return environment.capture(
-            hardware=self._backend.hardware(), backend=self._backend.name, libraries=self._backend.libraries
+            hardware=self._backend.hardware(),
+            backend=self._backend.name,
+            device=self._backend.device,
+            libraries=self._backend.libraries,
         )
 
 

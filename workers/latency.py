@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workers.clock import time_ms
 from workers.estimates import REFERENCE_PER_ROUND
 from workers.measurement import LatencySamples, Workload
 
@@ -35,6 +36,9 @@ _STAKES, _RISK = np.array([1.0, 0.6]), 0.05
 #: Latencies of the candidate and of the reference in one round, in ms.
 _Round = tuple[list[float], list[float]]
 
+#: Runs one pass to its end and returns its milliseconds.
+TimePass = Callable[[Callable[[], object]], float]
+
 #: Warm-up ends when the medians of two neighbouring windows differ by less than this share.
 _STABLE = 0.02
 _WINDOW = 5
@@ -48,7 +52,7 @@ class Contender:
 
     #: Puts the model in place.
     install: Callable[[], None]
-    #: Runs one forward pass and waits for it to end.
+    #: Runs one forward pass; the clock waits for it to end.
     run: Callable[[], object]
 
 
@@ -61,6 +65,7 @@ def measure(
     warmup_s: float,
     hopeless: float = math.inf,
     workload: Workload = Workload.FORWARD,
+    time_pass: TimePass = time_ms,
 ) -> LatencySamples:
     """Return at least ``repeats`` latencies of the candidate with interleaved ones of the reference.
 
@@ -68,12 +73,12 @@ def measure(
     rests meanwhile; the caller holds the device lock. The candidate is installed when the call returns.
     """
     candidate.install()
-    _warm_up(candidate.run, warmup_s)
+    _warm_up(candidate.run, warmup_s, time_pass)
     collecting = gc.isenabled()
     gc.disable()
     try:
         rounds = _measure_rounds(
-            candidate, reference, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND), hopeless=hopeless
+            candidate, reference, time_pass, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND), hopeless=hopeless
         )
     finally:
         if collecting:
@@ -87,12 +92,14 @@ def measure(
     )
 
 
-def _measure_rounds(candidate: Contender, reference: Contender, *, wanted: int, hopeless: float) -> list[_Round]:
+def _measure_rounds(
+    candidate: Contender, reference: Contender, time_pass: TimePass, *, wanted: int, hopeless: float
+) -> list[_Round]:
     """Return ``wanted`` rounds in the order measured, the least disturbed ones if some were; fewer if hopeless."""
     rounds: list[_Round] = []
     doubt = Doubt(hopeless)
     while len(rounds) < wanted or (_quiet(rounds) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
-        rounds.append(_measure_round(candidate, reference, candidate_first=len(rounds) % 2 == 1))
+        rounds.append(_measure_round(candidate, reference, time_pass, candidate_first=len(rounds) % 2 == 1))
         # Later it would save little.
         if doubt.is_settled_by(*rounds[-1]) and 2 * len(rounds) <= wanted:
             return rounds
@@ -119,12 +126,12 @@ class Doubt:
         return bool(self._fortunes.mean() >= 1.0 / _RISK)
 
 
-def _measure_round(candidate: Contender, reference: Contender, *, candidate_first: bool) -> _Round:
+def _measure_round(candidate: Contender, reference: Contender, time_pass: TimePass, *, candidate_first: bool) -> _Round:
     if candidate_first:
-        timed = _time_block(candidate, CANDIDATE_PER_ROUND)
-        return timed, _time_block(reference, REFERENCE_PER_ROUND)
-    timed_reference = _time_block(reference, REFERENCE_PER_ROUND)
-    return _time_block(candidate, CANDIDATE_PER_ROUND), timed_reference
+        timed = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
+        return timed, _time_block(reference, REFERENCE_PER_ROUND, time_pass)
+    timed_reference = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
+    return _time_block(candidate, CANDIDATE_PER_ROUND, time_pass), timed_reference
 
 
 def _quiet(rounds: list[_Round]) -> int:
@@ -134,25 +141,17 @@ def _quiet(rounds: list[_Round]) -> int:
     return sum(median <= _DISTURBED * quietest for median in medians)
 
 
-def _time_block(contender: Contender, passes: int) -> list[float]:
+def _time_block(contender: Contender, passes: int, time_pass: TimePass) -> list[float]:
     contender.install()
-    contender.run()
-    return [_time(contender.run) for _ in range(passes)]
+    return [time_pass(contender.run) for _ in range(1 + passes)][1:]
 
 
-def _time(run: Callable[[], object]) -> float:
-    """Return the milliseconds of one pass."""
-    start = time.perf_counter_ns()
-    run()
-    return (time.perf_counter_ns() - start) / 1e6
-
-
-def _warm_up(run: Callable[[], object], least_s: float) -> None:
+def _warm_up(run: Callable[[], object], least_s: float, time_pass: TimePass) -> None:
     """Run until ``least_s`` seconds have passed and latencies have settled."""
     start = time.perf_counter()
     recent: list[float] = []
     while True:
-        recent.append(_time(run))
+        recent.append(time_pass(run))
         elapsed = time.perf_counter() - start
         if elapsed >= _PATIENCE * least_s and len(recent) >= _WINDOW:
             return

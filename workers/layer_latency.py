@@ -5,7 +5,6 @@ layers with one choice. A layer timed by itself, over and over, would find its w
 """
 
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import nn
 
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.layer import Layer
+from workers.clock import Clock, time_ms
 from workers.prepared import PreparedModel
 
 #: Rounds over all uniform maps, and timed passes of a map in each.
@@ -26,7 +26,7 @@ def measure(
     layers: Sequence[Layer],
     choices: Mapping[str, Sequence[str]],
     run: Callable[[], object],
-    synchronize: Callable[[], object],
+    clock: Clock,
 ) -> tuple[dict[tuple[str, str], float], float]:
     """Return (layer name, choice name) -> ms inside the layer in one pass, and the ms of a full-precision pass.
 
@@ -38,9 +38,9 @@ def measure(
         layers: to time.
         choices: layer name -> names of the choices to time, full precision included.
         run: runs one forward pass.
-        synchronize: waits until the device is idle.
+        clock: of the device.
     """
-    timer = _Timer(synchronize)
+    timer = _Timer(clock)
     names = dict.fromkeys(choice for of_layer in choices.values() for choice in of_layer)
     passes_ms: list[float] = []
     for choice in list(names) * _ROUNDS:
@@ -48,11 +48,11 @@ def measure(
         prepared.apply(installed)
         run()
         if choice == FULL_PRECISION.name:  # before there are hooks, which take time as well
-            passes_ms += [timer.time(run) for _ in range(_PASSES)]
+            passes_ms += [time_ms(run, clock) for _ in range(_PASSES)]
         with _timed(prepared, installed, timer):
             for _ in range(_PASSES):
-                timer.begin_pass()
                 run()
+                timer.end_pass()
     prepared.reset()
     return by_shape(timer.latencies_ms(), layers), statistics.median(passes_ms)
 
@@ -60,35 +60,29 @@ def measure(
 class _Timer:
     """Milliseconds of every pass inside each module, summed over its calls in the pass."""
 
-    def __init__(self, synchronize: Callable[[], object]) -> None:
-        self._synchronize = synchronize
-        self._passes: list[dict[tuple[str, str], float]] = []
-        self._started: dict[tuple[str, str], float] = {}
-
-    def begin_pass(self) -> None:
-        self._passes.append(defaultdict(float))
-
-    def time(self, run: Callable[[], object]) -> float:
-        start = self._now_ms()
-        run()
-        return self._now_ms() - start
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._started: dict[tuple[str, str], Any] = {}
+        #: Entry and exit of each call in the present pass; read when it has ended, not to make a GPU wait within it.
+        self._calls: list[tuple[tuple[str, str], Any, Any]] = []
 
     def enter(self, key: tuple[str, str]) -> None:
-        self._started[key] = self._now_ms()
+        self._started[key] = self._clock.mark()
 
     def leave(self, key: tuple[str, str]) -> None:
-        self._passes[-1][key] += self._now_ms() - self._started[key]
+        self._calls.append((key, self._started[key], self._clock.mark()))
+
+    def end_pass(self) -> None:
+        of_pass: dict[tuple[str, str], float] = defaultdict(float)
+        for key, start, end in self._calls:
+            of_pass[key] += self._clock.between_ms(start, end)
+        self._calls.clear()
+        for key, elapsed_ms in of_pass.items():
+            self._found[key].append(elapsed_ms)
 
     def latencies_ms(self) -> dict[tuple[str, str], list[float]]:
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for of_pass in self._passes:
-            for key, elapsed_ms in of_pass.items():
-                found[key].append(elapsed_ms)
-        return found
-
-    def _now_ms(self) -> float:
-        self._synchronize()
-        return time.perf_counter_ns() / 1e6
+        return self._found
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Task(Protocol):
         ...
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the outputs of ``model`` on ``batch``, shape ``(samples, ...)``."""
+        """Return the outputs of ``model`` on ``batch``, shape ``(samples, ...)``; both are on one device."""
         ...
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
@@ -73,7 +73,7 @@ class Task(Protocol):
 class Timed:
     """How a workload is run to be timed."""
 
-    #: Gets a model ready, untimed; what it returns is handed to every run of that model.
+    #: Gets a model ready, untimed; what it returns is handed to every run of that model, and is on its device.
     prepare: Callable[[nn.Module], Any]
     #: What is timed.
     run: Callable[[nn.Module, Any], object]

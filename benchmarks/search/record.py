@@ -25,6 +25,7 @@ from replay import mixing_of
 
 from search_spaces.choice import FULL_PRECISION, choice_named
 from workers import layer_latency
+from workers.clock import HOST_CLOCK
 from workers.estimates import latency_ratio
 from workers.evaluate import Evaluator
 from workers.pools.base import Candidate
@@ -163,7 +164,7 @@ def layer_latencies(
         with torch.inference_mode():
             latency_ms, pass_ms = layer_latency.measure(
                 evaluator._prepared, evaluator.description.layers, choices,
-                run=lambda: evaluator._task.forward(evaluator._prepared.model, batch), synchronize=lambda: None,
+                run=lambda: evaluator._task.forward(evaluator._prepared.model, batch), clock=HOST_CLOCK,
             )  # fmt: skip
         for (layer, choice), elapsed_ms in latency_ms.items():
             change = (elapsed_ms - latency_ms[layer, FULL_PRECISION.name]) / pass_ms

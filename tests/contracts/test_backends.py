@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice
+from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice, Precision
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.backends import BACKENDS
 from workers.backends.base import Backend, Deployed
+from workers.backends.torchao import TorchAoBackend
 from workers.calibration.calibrate import calibrate
+from workers.placement import moved, placed
 from workers.prepared import PreparedModel
 from workers.setup import CalibrationSettings
 from workers.task import OutputKind, Split
@@ -37,13 +39,27 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    built = BACKENDS[request.param]()
+#: The backends, and those for GPUs on the CPU too.
+TESTED: dict[str, Callable[[], Backend]] = {
+    **BACKENDS,
+    "torchao-on-cpu": lambda: TorchAoBackend("cpu"),
+    "torchao-compiled-on-cpu": lambda: TorchAoBackend("cpu", compiler="eager"),
+}
+ON_GPU = ("torchao", "torchao-compiled")
+each_backend = [pytest.param(name, marks=[pytest.mark.gpu] if name in ON_GPU else []) for name in TESTED]
+
+
+def build(name: str) -> Backend:
+    built = TESTED[name]()
     reason = built.unavailable()
     if reason is not None:
         pytest.skip(reason)
     return built
+
+
+@pytest.fixture(params=each_backend)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return build(request.param)
 
 
 @pytest.fixture(params=LAYERS)
@@ -72,7 +88,7 @@ def test_choice_is_refused_in_a_sentence_or_runs(
     assert (actual.shape, actual.dtype, actual.stride()) == (exact.shape, exact.dtype, exact.stride())
     assert torch.equal(actual, again)
     error = (actual.cpu() - exact).norm() / exact.norm()
-    assert error < {4: 0.15}.get(choice.precision.bits, 0.03)
+    assert error < {Precision.INT4: 0.15, Precision.FP8: 0.06}.get(choice.precision, 0.03)
     assert not prepared.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
@@ -105,7 +121,7 @@ def test_full_precision_is_the_layer_itself(backend: Backend) -> None:
 
 
 def test_backend_names_itself_and_its_hardware(backend: Backend) -> None:
-    assert BACKENDS[backend.name] is type(backend)
+    assert type(BACKENDS[backend.name]()) is type(backend)
     assert backend.hardware()
 
 
@@ -169,34 +185,35 @@ class Running:
     def uniform(self, choice: str) -> dict[str, str]:
         return {x.name: choice for x in self.prepared.layers if self.backend.refuses(x, CHOICES[choice]) is None}
 
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        return TASK.forward(self.deployed.model, moved(batch, self.backend.device))
+
     def outputs(self) -> torch.Tensor:
         with torch.inference_mode():
-            return TASK.forward(self.deployed.model, X)
+            return self.run(X).cpu()
 
     def computed(self, names: Mapping[str, str]) -> torch.Tensor:
         """What the prepared modules compute, one after the other in PyTorch."""
         own = prepared_model(self.backend)
         own.apply(names)
         with torch.inference_mode():
-            return TASK.forward(own.model, X)
+            return TASK.forward(own.model, moved(X, self.backend.device)).cpu()
 
 
 X = TASK.batch(6, 11)
 
 
 def prepared_model(backend: Backend) -> PreparedModel:
-    model = TASK.build_model()
-    layers = discover(model, lambda m: TASK.forward(m, TASK.calibration()[0]))
-    ranges = calibrate(model, layers, TASK.calibration(), TASK.forward, CalibrationSettings()).ranges
+    task = placed(TASK, backend.device)
+    model = task.build_model()
+    layers = discover(model, lambda m: task.forward(m, task.calibration()[0]))
+    ranges = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings()).ranges
     return PreparedModel(model, layers, backend, ranges)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=each_backend)
 def running(request: pytest.FixtureRequest) -> Running:
-    built = BACKENDS[request.param]()
-    reason = built.unavailable()
-    if reason is not None:
-        pytest.skip(reason)
+    built = build(request.param)
     prepared = prepared_model(built)
     return Running(built, prepared, built.deploy(TASK, prepared, (1, 4)))
 
@@ -239,17 +256,17 @@ def test_deployed_model_goes_back_to_full_precision(running: Running) -> None:
 
 
 def test_map_that_does_not_fit_leaves_the_deployed_model_alone(running: Running) -> None:
-    running.deployed.apply({"head": "int8_dynamic"})
+    running.deployed.apply({"head": "int8_weight_only"})
     before, weight_bytes = running.outputs(), running.deployed.weight_bytes()
-    with pytest.raises(MapError, match="layer 'twice' cannot take fp8_static"):
-        running.deployed.apply({"twice": "fp8_static"})
+    with pytest.raises(MapError, match="layer 'rows' cannot take fp8_static"):
+        running.deployed.apply({"rows": "fp8_static"})
     assert torch.equal(running.outputs(), before)
     assert running.deployed.weight_bytes() == weight_bytes
 
 
 def test_deployed_model_tells_its_working_memory(running: Running) -> None:
     def pass_of(samples: int) -> int:
-        return running.deployed.working_bytes(lambda: TASK.forward(running.deployed.model, TASK.batch(samples, 9)))
+        return running.deployed.working_bytes(lambda: running.run(TASK.batch(samples, 9)))
 
     running.deployed.apply(running.uniform("int8_dynamic"))
     with torch.inference_mode():
@@ -263,9 +280,7 @@ def test_deployed_model_times_every_layer_and_choice(running: Running) -> None:
         for layer in running.prepared.layers
     }
     with torch.inference_mode():
-        latency_ms, pass_ms = running.deployed.layer_latencies(
-            running.prepared.layers, choices, lambda: TASK.forward(running.deployed.model, X)
-        )
+        latency_ms, pass_ms = running.deployed.layer_latencies(running.prepared.layers, choices, lambda: running.run(X))
     assert set(latency_ms) == {(layer, choice) for layer, names in choices.items() for choice in names}
     assert all(0.0 < elapsed < 1e3 for elapsed in latency_ms.values())
     assert pass_ms > 0.0

@@ -32,7 +32,7 @@ DOORS = {
     "httpx2": ("autotune/client/remote.py",),
     "onnx": ("workers/onnx/graph.py", "workers/onnx/layers.py"),
     "onnxruntime": ("workers/onnx/session.py", "workers/onnx/deployed.py"),
-    "torchao": ("autotune/exporters/torchao_layers.py",),
+    "torchao": ("workers/backends/torchao_layers.py", "autotune/exporters/torchao_layers.py"),
     "mlflow": ("autotune/mlflow_export.py",),
     "modelopt": ("autotune/exporters/modelopt_configuration.py",),
     "llmcompressor": ("autotune/exporters/llmcompressor_configuration.py",),

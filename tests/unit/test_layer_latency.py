@@ -13,6 +13,7 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import layer_latency
 from workers.backends.x86 import X86Backend
+from workers.clock import HOST_CLOCK, Clock
 from workers.prepared import CACHE_BYTES, PreparedModel
 
 X = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
@@ -67,11 +68,10 @@ def timed(
     *,
     legal: Mapping[str, tuple[str, ...]] = LEGAL,
     run: Callable[[], object] | None = None,
+    clock: Clock = HOST_CLOCK,
 ) -> tuple[dict[Key, float], float]:
     with torch.inference_mode():
-        return layer_latency.measure(
-            prepared, layers, legal, run=run or (lambda: prepared.model(X)), synchronize=lambda: None
-        )
+        return layer_latency.measure(prepared, layers, legal, run or (lambda: prepared.model(X)), clock)
 
 
 EVERY = {(layer, choice) for layer, names in LEGAL.items() for choice in names}
@@ -122,19 +122,18 @@ def test_calls_of_one_pass_are_added_up() -> None:
 
 
 def test_first_pass_after_a_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(layer_latency._Timer, "_now_ms", lambda timer: clock.now_ms)
+    clock = LayerClock()
     monkeypatch.setattr(layer_latency, "_ROUNDS", 1)
     monkeypatch.setattr(layer_latency, "_PASSES", 1)
     prepared, layers = prepared_model()
     for key in EVERY:
         prepared.module(*key).register_forward_hook(clock.tick)
-    latency_ms, pass_ms = timed(prepared, layers, run=lambda: clock.run(prepared.model))
+    latency_ms, pass_ms = timed(prepared, layers, run=lambda: clock.run(prepared.model), clock=clock)
     assert latency_ms == dict.fromkeys(EVERY, 1.0)
     assert pass_ms == 4.0
 
 
-class Clock:
+class LayerClock:
     """Every layer takes 1 ms, and 1,000 ms in the first pass after a change of the map."""
 
     def __init__(self) -> None:
@@ -146,6 +145,12 @@ class Clock:
         installed = list(model.children())
         self._cold, self._installed = installed != self._installed, installed
         model(X)
+
+    def mark(self) -> float:
+        return self.now_ms
+
+    def between_ms(self, start: float, end: float) -> float:
+        return end - start
 
     def tick(self, *_: object) -> None:
         self.now_ms += 1000.0 if self._cold else 1.0

@@ -1,15 +1,23 @@
 """Backends: a layer and a choice -> a module that runs it with this hardware's own kernels."""
 
+import functools
 from collections.abc import Callable
 
 from search_spaces.errors import unknown
 from workers.backends.base import Backend
 from workers.backends.onnx import OnnxRuntimeBackend
+from workers.backends.torchao import TorchAoBackend
 from workers.backends.x86 import X86Backend
 from workers.errors import BackendError
 
-#: Name -> backend, best first: ``auto`` takes the first that is available.
-BACKENDS: dict[str, Callable[[], Backend]] = {"x86": X86Backend, "onnxruntime": OnnxRuntimeBackend}
+#: Name -> backend, best first: ``auto`` takes the first that is available. Those for GPUs come last as long as they
+#: have run on none.
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "x86": X86Backend,
+    "onnxruntime": OnnxRuntimeBackend,
+    "torchao": TorchAoBackend,
+    "torchao-compiled": functools.partial(TorchAoBackend, compiler="inductor"),
+}
 
 
 def build_backend(name: str) -> Backend:

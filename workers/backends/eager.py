@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from search_spaces.layer import Layer
 from workers import layer_latency, memory
+from workers.clock import clock_of
 from workers.prepared import PreparedModel
 
 
@@ -44,10 +43,4 @@ class Eager:
         self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
     ) -> tuple[dict[tuple[str, str], float], float]:
         """See ``Deployed.layer_latencies``."""
-        return layer_latency.measure(self._prepared, layers, choices, run, lambda: synchronize(self._device))
-
-
-def synchronize(device: str) -> None:
-    """Wait until a device is idle."""
-    if device != "cpu":
-        torch.cuda.synchronize()
+        return layer_latency.measure(self._prepared, layers, choices, run, clock_of(self._device))

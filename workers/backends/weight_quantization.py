@@ -1,4 +1,4 @@
-"""Weights to integers: per-channel symmetric int8, per-group asymmetric int4, per-row affine embeddings."""
+"""Weights to few bits: per-channel symmetric int8 and fp8, per-group asymmetric int4, per-row affine embeddings."""
 
 import torch
 
@@ -6,6 +6,9 @@ from search_spaces.choice import LayerChoice, Precision
 
 #: Input features that share one int4 scale; the size PyTorch's int4 kernel and most runtimes use.
 INT4_GROUP = 32
+
+#: Largest number of fp8 as activations and weights have it: four bits of exponent, three of fraction (e4m3).
+FP8_LARGEST = 448.0
 
 
 def int8_per_channel(
@@ -26,6 +29,16 @@ def int8_per_channel(
     broadcast = scales.float().view(-1, *[1] * (weight.dim() - 1))
     values = torch.clamp(torch.round(weight / broadcast), -127, 127).to(torch.int8)
     return values.contiguous(), scales  # the kernels refuse a transposed layout or misread it
+
+
+def fp8_per_channel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return fp8 values of the same shape as ``weight``, ``(out, in)``, and fp32 scales of shape ``(out, 1)``."""
+    return _fp8(weight, weight.abs().amax(dim=1, keepdim=True))
+
+
+def fp8_per_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return fp8 values of the same shape as ``weight``, ``(out, in)``, and one fp32 scale of shape ``(1, 1)``."""
+    return _fp8(weight, weight.abs().amax().view(1, 1))
 
 
 def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -96,6 +109,12 @@ def rounded(weight: torch.Tensor, choice: LayerChoice, *, by_row: bool) -> torch
             groups = (values.view(len(weight), -1, INT4_GROUP) - 8.0) * scales[..., None] + zeros[..., None]
             return groups.flatten(1)
     return weight
+
+
+def _fp8(weight: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scales = _usable(largest / FP8_LARGEST)
+    # Beyond its largest number the type has nothing but nan.
+    return (weight / scales).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scales
 
 
 def _usable(scales: torch.Tensor) -> torch.Tensor:

@@ -97,9 +97,9 @@ class CausalLM:
         """
         prompts = self.latency_batch(batch_size)
         return {
-            Workload.PREFILL: Timed(prepare=lambda model: prompts, run=_begin),
+            Workload.PREFILL: Timed(prepare=lambda model: _beside(model, prompts), run=_begin),
             Workload.DECODE: Timed(
-                prepare=lambda model: _answer(model, prompts),
+                prepare=lambda model: _answer(model, _beside(model, prompts)),
                 run=functools.partial(_decode, most=self.prompt_tokens + self.output_tokens),
             ),
         }
@@ -118,6 +118,11 @@ class _Answer:
     #: The first one, and how many are in the cache before it.
     first: Tokens
     begin: int
+
+
+def _beside(model: nn.Module, prompts: Tokens) -> Tokens:
+    """Return the prompts on the model's device."""
+    return prompts.to(next(model.parameters()).device)
 
 
 def _begin(model: nn.Module, prompts: Tokens) -> tuple[Any, Tokens]:

@@ -1,0 +1,54 @@
+"""Clocks tell how long a device worked, on a made-up GPU where there is none."""
+
+import pytest
+import torch
+
+from workers import clock
+from workers.clock import HOST_CLOCK, CudaClock, clock_of, time_ms
+
+
+class Stream:
+    """A GPU that is late: what it was given is done when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.given_ms: list[float] = []
+        self.done = 0
+
+    def event(self, *, enable_timing: bool) -> "Event":
+        assert enable_timing
+        return Event(self)
+
+
+class Event:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.position = -1
+
+    def record(self) -> None:
+        self.position = len(self._stream.given_ms)
+
+    def synchronize(self) -> None:
+        self._stream.done = max(self._stream.done, self.position)
+
+    def elapsed_time(self, end: "Event") -> float:
+        assert self._stream.done >= end.position, "PyTorch raises if the device has not come there"
+        return sum(self._stream.given_ms[self.position : end.position])
+
+
+def test_cuda_clock_takes_the_time_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream()
+    monkeypatch.setattr(torch.cuda, "Event", stream.event)
+    stream.given_ms.append(100.0)  # still at work when the clock starts
+    assert time_ms(lambda: stream.given_ms.append(3.0), CudaClock()) == 3.0
+    assert stream.done == 2
+
+
+def test_host_clock_takes_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([5_000_000, 7_500_000])
+    monkeypatch.setattr(clock.time, "perf_counter_ns", lambda: next(now))
+    assert time_ms(lambda: None) == 2.5
+
+
+def test_device_chooses_the_clock() -> None:
+    assert clock_of("cpu") is HOST_CLOCK
+    assert isinstance(clock_of("cuda"), CudaClock)

@@ -1,0 +1,51 @@
+"""What is recorded of a GPU, and which lock it has, on a made-up one."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from workers import device_lock, environment, gpu
+
+
+@pytest.fixture(autouse=True)
+def h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version: 12\n")
+    monkeypatch.setattr(gpu, "_DRIVER", version)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="5f1d"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024", "535.183.01"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs)", "580.65.06"),
+        ("GCC version:  gcc version 12.3.0", None),
+    ],
+)
+def test_driver_version_is_read_from_its_kernel_module(text: str, version: str | None) -> None:
+    assert gpu.driver_version(text) == version
+
+
+def test_environment_records_the_gpu() -> None:
+    found = environment.capture(hardware=gpu.hardware(), backend="torchao", device="cuda")
+    assert found.hardware == "NVIDIA H100 80GB HBM3, compute capability 9.0"
+    assert found.versions.items() >= {"cuda": "13.0", "nvidia-driver": "535.183.01"}.items()
+
+
+def test_environment_of_the_cpu_knows_no_gpu() -> None:
+    assert not {"cuda", "nvidia-driver"} & set(environment.capture(hardware="", backend="x86", device="cpu").versions)
+
+
+def test_each_gpu_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device_lock.tempfile, "gettempdir", lambda: str(tmp_path))
+    with device_lock.exclusive("cuda"), device_lock.exclusive("cpu"):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="other"))
+        with device_lock.exclusive("cuda"):
+            names = {path.name for path in tmp_path.glob("*.lock")}
+    assert names == {f"quant-autotune-{name}.lock" for name in ("cpu", "cuda-5f1d", "cuda-other")}

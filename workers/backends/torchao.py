@@ -1,0 +1,105 @@
+"""The torchao backend: layers on a CUDA GPU, run eagerly or compiled."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import ActivationRange
+from workers import environment, gpu
+from workers.backends import torchao_support
+from workers.backends.base import Deployed
+from workers.backends.eager import Eager
+from workers.backends.packed import range_of, weight_bytes
+from workers.libraries import optional_libraries
+from workers.prepared import PreparedModel
+from workers.task import Task
+
+_HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+class TorchAoBackend:
+    """Runs layers in torchao's tensors, and in PyTorch's own CUDA kernels for what those lack."""
+
+    libraries: tuple[str, ...] = ("torchao",)
+    runs_modules = True
+
+    def __init__(self, device: str = "cuda", *, compiler: str | None = None) -> None:
+        """Take a device and, if layers are to be compiled, the backend of ``torch.compile``.
+
+        On the device ``cpu`` the same code runs with CPU kernels: to be tested, not to be fast.
+        """
+        # A mode is a backend of its own, because figures of one cannot be compared with those of the other.
+        self.name = "torchao" if compiler is None else "torchao-compiled"
+        self.device = device
+        self._compiler = compiler
+
+    def unavailable(self) -> str | None:
+        """See ``Backend.unavailable``."""
+        if importlib.util.find_spec("torchao") is None:
+            return (
+                "needs the package 'torchao', which is not installed; "
+                "install it with: pip install 'quant-autotune[export]'"
+            )
+        if self.device == "cpu":
+            return None
+        if torch.version.cuda is None:
+            return f"needs a build of PyTorch with CUDA, but this is {torch.__version__}; install one, or take x86"
+        if not torch.cuda.is_available():
+            return "needs a CUDA device, but PyTorch sees none; take x86, or give the workers one by workers.gpus"
+        return None
+
+    def hardware(self) -> str:
+        """See ``Backend.hardware``."""
+        if self.device == "cpu":
+            return f"{environment.cpu_name()}, {environment.usable_cores()} cores"
+        return gpu.hardware()
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Backend.refuses``."""
+        return torchao_support.refuses(None if self.device == "cpu" else gpu.capability(), layer, choice)
+
+    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+        """See ``Backend.prepare``; the prepared module is on the backend's device.
+
+        Raises:
+            CalibrationError: if the choice is static and there is no range.
+        """
+        if choice == FULL_PRECISION:
+            return module
+        needed = range_of(choice, input_range)
+        with optional_libraries("the backend torchao", "export"), torch.no_grad():
+            return self._prepare(module, choice, needed).eval()
+
+    def weight_bytes(self, prepared: nn.Module) -> int:
+        """See ``Backend.weight_bytes``."""
+        return weight_bytes(prepared)
+
+    def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
+        """See ``Backend.layer_bytes``."""
+        return torchao_support.layer_bytes(layer, choice)
+
+    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
+        """See ``Backend.deploy``."""
+        return Eager(prepared, self.device)
+
+    def _prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+        from workers.backends.torchao_layers import HalfLayer, Int4Linear, QuantizedLinear
+
+        if choice.precision in _HALVES:
+            return HalfLayer(module, _HALVES[choice.precision], self.device)
+        assert isinstance(module, nn.Linear)
+        if choice.precision is Precision.INT4:
+            return Int4Linear(module, self.device, self._compile)
+        return QuantizedLinear(module, choice, input_range, self.device, self._compile)
+
+    @functools.cached_property
+    def _compile(self) -> Callable[..., Any]:
+        from workers.backends.torchao_layers import regional, uncompiled
+
+        return uncompiled if self._compiler is None else regional(self._compiler)

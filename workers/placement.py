@@ -1,0 +1,76 @@
+"""Bring a task onto a device: its model, and every batch it hands out."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.measurement import Workload
+from workers.task import Batch, OutputKind, Split, Task, Timed
+
+
+def moved(value: Any, device: str) -> Any:
+    """Return ``value`` with every tensor in it on ``device``.
+
+    Looks into tuples, named ones too, lists and mappings; whatever else can move, such as a batch with a method
+    ``to``, moves by itself.
+    """
+    if callable(getattr(value, "to", None)):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(part, device) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(moved(part, device) for part in value))
+    return type(value)(moved(part, device) for part in value) if type(value) in (tuple, list) else value
+
+
+def placed(task: Task, device: str) -> Task:
+    """Return ``task`` with model and batches on ``device``; on the CPU, where tasks build them, itself."""
+    return task if device == "cpu" else PlacedTask(task, device)
+
+
+class PlacedTask:
+    """A task whose model and batches are on a device; batches stay there once they were asked for.
+
+    Outputs come back to the CPU where accuracy is computed, as they do for every task. What a task's own workloads
+    make beside ``latency_batch`` they put onto the model's device themselves.
+    """
+
+    def __init__(self, task: Task, device: str) -> None:
+        self._task = task
+        self._device = device
+        self._evaluation = functools.cache(lambda split: moved(task.evaluation(split), device))
+        self.output_kind: OutputKind = task.output_kind
+        self.has_shifted: bool = getattr(task, "has_shifted", False)
+
+    def build_model(self) -> nn.Module:
+        """See ``Task.build_model``; the model is on the device."""
+        return self._task.build_model().to(self._device)
+
+    def calibration(self) -> Sequence[Batch]:
+        """See ``Task.calibration``."""
+        return [moved(batch, self._device) for batch in self._task.calibration()]
+
+    def evaluation(self, split: Split) -> Sequence[Batch]:
+        """See ``Task.evaluation``."""
+        batches: Sequence[Batch] = self._evaluation(split)
+        return batches
+
+    def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """See ``Task.forward``."""
+        return self._task.forward(model, batch)
+
+    def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
+        """See ``Task.accuracy``."""
+        return self._task.accuracy(outputs, split)
+
+    def latency_batch(self, batch_size: int) -> Batch:
+        """See ``Task.latency_batch``."""
+        return moved(self._task.latency_batch(batch_size), self._device)
+
+    def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
+        """Return the task's workloads beside the forward pass, as they are."""
+        more = getattr(self._task, "workloads", None)
+        return more(batch_size) if more else {}
