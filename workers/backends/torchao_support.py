@@ -23,14 +23,14 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     LayerKind.CONV2D: _HALVES,
     LayerKind.EMBEDDING: _HALVES,
 }
-#: Weight format -> least compute capability whose tensor cores take it, and the first GPUs that have it. Weights of
-#: int8 and int4 alone are multiplied in bf16.
-_LEAST: dict[Precision, tuple[tuple[int, int], str]] = {
-    Precision.FP16: ((7, 0), "V100"),
-    Precision.BF16: ((8, 0), "A100"),
-    Precision.INT8: ((8, 0), "A100"),
-    Precision.INT4: ((8, 0), "A100"),
-    Precision.FP8: ((8, 9), "L4 or H100"),
+#: Weight format -> least compute capability whose tensor cores take it, the first GPUs that have it, and what to take
+#: instead. Weights of int8 and int4 alone are multiplied in bf16.
+_LEAST: dict[Precision, tuple[tuple[int, int], str, str]] = {
+    Precision.FP16: ((7, 0), "V100", "fp32"),
+    Precision.BF16: ((8, 0), "A100", "fp16"),
+    Precision.INT8: ((8, 0), "A100", "fp16"),
+    Precision.INT4: ((8, 0), "A100", "fp16"),
+    Precision.FP8: ((8, 9), "L4, H100", "int8"),
 }
 #: Features that 8-bit tensor cores and the int4 kernel take at once.
 _ALIGNMENT = 16
@@ -86,8 +86,11 @@ def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
 
 
 def _device_refuses(capability: Capability, choice: LayerChoice) -> str | None:
-    least, gpus = _LEAST[choice.precision]
+    least, gpus, instead = _LEAST[choice.precision]
     if capability is None or capability >= least:
         return None
     needed, found = (".".join(map(str, version)) for version in (least, capability))
-    return f"{choice.precision} needs compute capability {needed} ({gpus} or newer), but this GPU has {found}"
+    return (
+        f"{choice.precision} needs compute capability {needed} ({gpus} or newer), but this GPU has {found}; "
+        f"take {instead}"
+    )
