@@ -27,7 +27,8 @@ class NativeMap:
         """Replace the mapped layers of ``model`` by quantized ones, in place, and return it.
 
         Args:
-            model: the full-precision model, on the CPU; all other layers stay as they are.
+            model: the full-precision model; it is moved to the device of the map's backend, and its other layers stay
+                as they are.
 
         Raises:
             MapError: if it is not the model the map was made for, or this hardware cannot run a layer's
@@ -42,7 +43,7 @@ class NativeMap:
                 f"the map is for the backend {backend.name}, which runs no layers of PyTorch models but whole graphs; "
                 f"export it with: autotune export --format {backend.name}"
             )
-        PreparedModel(model, layers, backend, quantization.ranges).apply(quantization.names)
+        PreparedModel(model.to(backend.device), layers, backend, quantization.ranges).apply(quantization.names)
         return model.eval()
 
     def _layers_of(self, model: nn.Module) -> list[Layer]:

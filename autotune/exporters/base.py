@@ -12,6 +12,7 @@ from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from workers.backends import build_backend
 from workers.backends.base import Deployed
+from workers.placement import placed
 from workers.prepared import PreparedModel
 from workers.task import Task
 
@@ -27,15 +28,28 @@ class Source:
     #: Every mapped layer of the model, in execution order.
     layers: tuple[Layer, ...]
 
-    def deployed(self) -> Deployed:
-        """Return the model as the map's own backend deploys it, in full precision until a map is applied.
+    def deployed(self) -> tuple[Task, Deployed]:
+        """Return the model as the map's own backend deploys it, and the task on that backend's device.
+
+        Full precision runs until a map is applied.
 
         Raises:
             BackendError: if that backend cannot run here.
         """
         backend = build_backend(self.file.backend)
-        prepared = PreparedModel(self.model, self.layers, backend, self.file.ranges())
-        return backend.deploy(self.task, prepared, self.file.measurement.batch_sizes)
+        task, model = placed(self.task, backend.device), self.model.to(backend.device)
+        prepared = PreparedModel(model, self.layers, backend, self.file.ranges())
+        return task, backend.deploy(task, prepared, self.file.measurement.batch_sizes)
+
+    def untimed(self, exporter: "Exporter") -> str | None:
+        """Return why the latency of the map in a format would mean nothing beside the promised one, None if it would.
+
+        Raises:
+            BackendError: if the map's backend cannot run here.
+        """
+        if exporter.untimed is None and build_backend(self.file.backend).device != "cpu":
+            return "the map was measured on a GPU, and its export runs on the CPU"
+        return exporter.untimed
 
 
 class Exporter(Protocol):

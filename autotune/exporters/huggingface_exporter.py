@@ -8,7 +8,7 @@ from torch import nn
 
 from autotune.exporters import libraries, pretrained
 from autotune.exporters.base import Source
-from autotune.exporters.torchao_exporter import TorchAoExporter, refusal
+from autotune.exporters.torchao_exporter import COMPUTED_IN, TorchAoExporter, refusal
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
 
@@ -25,6 +25,10 @@ class HuggingFaceExporter:
         """See ``Exporter.refuses``."""
         if choice.needs_calibration:
             return "transformers drops static ranges when it loads torchao weights; the format torchao keeps them"
+        if choice.precision in COMPUTED_IN:
+            return (
+                f"transformers gives a {choice.precision} layer what its neighbours return; the format torchao casts it"
+            )
         return None if choice == FULL_PRECISION else refusal(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:
@@ -41,7 +45,7 @@ class HuggingFaceExporter:
 
             model = source.model
             assert isinstance(model, PreTrainedModel)
-            config = torchao_layers.quantize(model, source.layers, source.file.quantization_map())
+            config = torchao_layers.quantize(source)
             if config.fqn_to_config:
                 quantization = TorchAoConfig(quant_type=config, include_input_output_embeddings=True)
                 model.config.quantization_config = quantization

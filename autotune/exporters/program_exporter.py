@@ -12,7 +12,7 @@ from torch.export import Dim
 from autotune.errors import ExportError
 from autotune.exporters import libraries
 from autotune.exporters.base import Source
-from autotune.exporters.torchao_exporter import TorchAoExporter
+from autotune.exporters.torchao_exporter import TorchAoExporter, computed_in
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from workers.onnx.calls import Signature, signature
@@ -48,7 +48,8 @@ class ProgramExporter:
 
             batches = [batch for split in splits(source.task) for batch in source.task.evaluation(split)]
             calls = signature(source.task, source.model, batches)
-            torchao_layers.quantize(source.model, source.layers, source.file.quantization_map())
+            torchao_layers.quantize(source)
+            torchao_layers.cast(source.model, computed_in(source))
             program = _trace(source.model, calls)
             for node in program.graph.nodes:
                 # They tell the folders of this machine.

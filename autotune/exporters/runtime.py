@@ -52,7 +52,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     with libraries():
         model = exporter.load(folder, manifest.details, source.task.build_model).eval()
         found = {str(split): outputs(source.task, model, split).contiguous() for split in splits(source.task)}
-        if exporter.untimed is None:
+        if source.untimed(exporter) is None:
             samples = _latency(source, model, repeats, slowest)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))
             found[REFERENCE_MS] = torch.from_numpy(np.asarray(samples.reference_ms))
@@ -63,7 +63,7 @@ def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: floa
     """Return latencies of the export, interleaved with full precision's on the backend of the map."""
     task, settings = source.task, source.file.measurement
     size = settings.batch_sizes[0]
-    batch, reference = task.latency_batch(size), source.deployed().model
+    batch, reference = task.latency_batch(size), source.deployed()[1].model
     tries: list[LatencySamples] = []
     while not tries or (len(tries[-1].candidate_ms) >= repeats and _ratio(tries[-1]) > slowest and len(tries) < _TRIES):
         if tries:

@@ -15,10 +15,13 @@ from workers.backends.weight_quantization import INT4_GROUP
 #: Names in the folder: the state dict, and the ``FqnToConfig`` it was quantized by.
 WEIGHTS, CONFIG = "model.safetensors", "fqn_to_config.json"
 
+_FP8 = ("fp8_dynamic", "fp8_weight_only")
 _CHOICES: dict[LayerKind, tuple[str, ...]] = {
-    LayerKind.LINEAR: ("int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"),
+    LayerKind.LINEAR: ("int8_static", "int8_dynamic", "int8_weight_only", *_FP8, "int4_weight_only"),
     LayerKind.EMBEDDING: ("int8_weight_only", "int4_weight_only"),
 }
+#: Weight format -> the type that layers with it compute in, whatever the model does.
+COMPUTED_IN = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP8: "bfloat16"}
 
 
 class TorchAoExporter:
@@ -46,24 +49,35 @@ class TorchAoExporter:
         with libraries():
             from autotune.exporters import torchao_layers
 
-            config = torchao_layers.quantize(source.model, source.layers, source.file.quantization_map())
+            config = torchao_layers.quantize(source)
             torchao_layers.save(source.model, config, Path(folder, WEIGHTS), Path(folder, CONFIG))
-        return {}
+        return {"computed_in": computed_in(source)}
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
         """See ``Exporter.load``."""
         with libraries():
             from autotune.exporters import torchao_layers
 
-            return torchao_layers.load(build_model(), Path(folder, WEIGHTS))
+            model = torchao_layers.load(build_model(), Path(folder, WEIGHTS))
+            return torchao_layers.cast(model, details["computed_in"])
+
+
+def computed_in(source: Source) -> dict[str, str]:
+    """Return layer name -> the type it computes in, for the layers whose input has to be cast."""
+    choices = source.file.quantization_map().choices
+    return {
+        layer.name: COMPUTED_IN[choices[layer.name].precision]
+        for layer in source.layers
+        if choices[layer.name].precision in COMPUTED_IN
+    }
 
 
 def refusal(layer: Layer, choice: LayerChoice) -> str | None:
     """Return why torchao cannot express a choice other than full precision, or None if it can."""
     if choice.precision in (Precision.BF16, Precision.FP16):
-        return f"torchao quantizes weights; it has no {choice.precision} layer between fp32 ones"
-    if choice.precision is Precision.FP8:
-        return "torchao's fp8 kernels need a GPU, on which this version measures nothing"
+        return layer.frozen_reason
+    if choice.name == "fp8_static":
+        return "torchao has no fp8 tensor that holds a static scale; take fp8_dynamic, or int8_static"
     if choice.name not in _CHOICES.get(layer.kind, ()):
         return f"torchao has no {choice.name} tensor for {layer.kind} layers"
     features = layer.weight_shape[1]

@@ -1,8 +1,8 @@
-"""Quantize a model by torchao, with our integers and ranges wherever its tensors can hold them."""
+"""Quantize a model by torchao, with our numbers and ranges wherever its tensors can hold them."""
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import nn
 from torchao.core.config import AOBaseConfig, config_to_dict
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
     FqnToConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8StaticActivationInt8WeightConfig,
@@ -26,39 +28,58 @@ from torchao.quantization import (
 )
 from torchao.quantization.quant_primitives import MappingType
 
+from autotune.exporters.base import Source
 from autotune.exporters.safetensors_header import sort_header
-from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
+from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
-from search_spaces.quantization_map import ActivationRange, QuantizationMap
-from workers.backends.weight_quantization import INT4_GROUP, affine_per_row, int4_per_group, int8_per_channel
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.torchao_layers import quantized_weight
+from workers.backends.weight_quantization import (
+    INT4_GROUP,
+    INT8_LARGEST,
+    affine_per_row,
+    int4_per_group,
+    int8_per_channel,
+)
 
 #: PyTorch has the type, but its stubs do not.
 _INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]
-#: Activations as our kernels take them: one asymmetric range for the tensor; weights with one scale a row.
-_W8A8: dict[str, Any] = {
-    "granularity": [PerTensor(), PerRow()],
-    "act_mapping_type": MappingType.ASYMMETRIC,
-    "set_inductor_config": False,
-}
+_HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
-def quantize(model: nn.Module, layers: Sequence[Layer], quantization: QuantizationMap) -> FqnToConfig:
-    """Quantize ``model`` in place and return the configuration that did it, without the static scales.
+def quantize(source: Source) -> FqnToConfig:
+    """Quantize the source's model in place and return the configuration that does it, without the static scales.
 
-    They are tensors, which no JSON file can hold; the state dict has them.
+    They are tensors, which no JSON file can hold; the state dict has them. Layers in half precision have none.
     """
-    choices = {layer: quantization.choices[layer.name] for layer in layers}
-    quantized = {layer: choice for layer, choice in choices.items() if choice != FULL_PRECISION}
-    ranges = quantization.ranges
-    complete = OrderedDict((layer.name, _config(layer, c, ranges.get(layer.name))) for layer, c in quantized.items())
-    integers = {layer.name: _integers(model, layer, choice) for layer, choice in quantized.items()}
-    quantize_(model, FqnToConfig(complete), filter_fn=None)
-    for name, tensors in integers.items():
-        weight = model.get_submodule(name).weight
-        for attribute, tensor in tensors.items():
-            # torchao's own integers have another range, and zero points that are integers.
-            setattr(weight, attribute, tensor.reshape(getattr(weight, attribute).shape))
-    return FqnToConfig(OrderedDict((layer.name, _config(layer, choice, None)) for layer, choice in quantized.items()))
+    quantization = source.file.quantization_map()
+    on_gpu = source.file.backend.startswith("torchao")
+    integers: OrderedDict[str, AOBaseConfig] = OrderedDict()
+    without_ranges: OrderedDict[str, AOBaseConfig] = OrderedDict()
+    for layer in source.layers:
+        choice = quantization.choices[layer.name]
+        if choice.precision in (*_HALVES, Precision.FP8):
+            _in_half(source.model.get_submodule(layer.name), choice)
+        if choice.precision in (Precision.INT8, Precision.INT4):
+            integers[layer.name] = _config(layer, choice, quantization.ranges.get(layer.name), on_gpu)
+        if choice.precision.is_quantized:
+            without_ranges[layer.name] = _config(layer, choice, None, on_gpu)
+    _quantize_to_integers(source, quantization.choices, FqnToConfig(integers))
+    return FqnToConfig(without_ranges)
+
+
+def cast(model: nn.Module, computed_in: Mapping[str, str]) -> nn.Module:
+    """Have layers take their inputs in another type, and return their outputs in fp32; return the model.
+
+    Args:
+        model: whose weights are quantized.
+        computed_in: layer name -> name of a PyTorch type.
+    """
+    for name, type_name in computed_in.items():
+        before, after = _casts(getattr(torch, type_name))
+        model.get_submodule(name).register_forward_pre_hook(before)
+        model.get_submodule(name).register_forward_hook(after)
+    return model
 
 
 def save(model: nn.Module, config: FqnToConfig, weights: Path, configuration: Path) -> None:
@@ -85,15 +106,50 @@ def load(model: nn.Module, weights: Path) -> nn.Module:
     return model
 
 
-def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | None) -> AOBaseConfig:
+def _casts(dtype: torch.dtype) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def before(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+
+    def after(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output.to(torch.float32)
+
+    return before, after
+
+
+def _in_half(module: nn.Module, choice: LayerChoice) -> None:
+    """Give a layer its weights in bf16 or fp16, or in fp8 with the rest in bf16."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    fp8 = quantized_weight(weight.detach(), choice, None) if choice.precision is Precision.FP8 else None
+    module.to(_HALVES.get(choice.precision, torch.bfloat16))
+    if fp8 is not None:
+        module.weight = nn.Parameter(fp8, requires_grad=False)
+
+
+def _quantize_to_integers(source: Source, choices: Mapping[str, LayerChoice], config: FqnToConfig) -> None:
+    layers = [layer for layer in source.layers if layer.name in config.fqn_to_config]
+    integers = {layer.name: _integers(source.model, layer, choices[layer.name]) for layer in layers}
+    quantize_(source.model, config, filter_fn=None)
+    for name, tensors in integers.items():
+        weight = source.model.get_submodule(name).weight
+        for attribute, tensor in tensors.items():
+            # torchao's own integers have another range, and zero points that are integers.
+            setattr(weight, attribute, tensor.reshape(getattr(weight, attribute).shape))
+
+
+def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | None, on_gpu: bool) -> AOBaseConfig:
     match choice.name:
         case "int8_static":
-            scale, zero_point = (None, None) if calibrated is None else _affine_int8(calibrated, len(layer.input_shape))
-            return Int8StaticActivationInt8WeightConfig(act_quant_scale=scale, act_quant_zero_point=zero_point, **_W8A8)
+            activation = _activation(PerTensor(), on_gpu) | _static(layer, calibrated, on_gpu)
+            return Int8StaticActivationInt8WeightConfig(**activation)
         case "int8_dynamic":
-            return Int8DynamicActivationInt8WeightConfig(**_W8A8)
+            return Int8DynamicActivationInt8WeightConfig(**_activation(PerRow() if on_gpu else PerTensor(), on_gpu))
         case "int8_weight_only" if layer.kind is LayerKind.LINEAR:
             return Int8WeightOnlyConfig(set_inductor_config=False)
+        case "fp8_dynamic":
+            return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+        case "fp8_weight_only":
+            return Float8WeightOnlyConfig(set_inductor_config=False)
     return IntxWeightOnlyConfig(
         weight_dtype=_INT4 if choice.precision is Precision.INT4 else torch.int8,
         granularity=PerGroup(INT4_GROUP) if layer.kind is LayerKind.LINEAR else PerAxis(0),
@@ -101,11 +157,27 @@ def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | Non
     )
 
 
-def _affine_int8(calibrated: ActivationRange, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _activation(granularity: PerRow | PerTensor, on_gpu: bool) -> dict[str, Any]:
+    """Return how activations are quantized, as the kernels did that the map was measured with; weights by row."""
+    return {
+        "granularity": [granularity, PerRow()],
+        "act_mapping_type": MappingType.SYMMETRIC if on_gpu else MappingType.ASYMMETRIC,
+        "set_inductor_config": False,
+    }
+
+
+def _static(layer: Layer, calibrated: ActivationRange | None, on_gpu: bool) -> dict[str, torch.Tensor | None]:
     """Return scale and zero point with as many dimensions as the input has, which torchao wants."""
+    if calibrated is None:
+        return {"act_quant_scale": None}
+    shape = (1,) * len(layer.input_shape)
+    if on_gpu:
+        return {"act_quant_scale": torch.full(shape, calibrated.symmetric_scale(INT8_LARGEST))}
     scale, zero_point = calibrated.affine_uint8()
-    shape = (1,) * dims
-    return torch.full(shape, scale), torch.full(shape, zero_point - 128, dtype=torch.int8)
+    return {
+        "act_quant_scale": torch.full(shape, scale),
+        "act_quant_zero_point": torch.full(shape, zero_point - 128, dtype=torch.int8),
+    }
 
 
 def _integers(model: nn.Module, layer: Layer, choice: LayerChoice) -> dict[str, torch.Tensor]:

@@ -92,20 +92,21 @@ def verify_export(
     found = _run(folder, repeats, slowest, task_file)
     source = read_source(file, task_file=task_file)
     full = quality.outputs(source.task, source.model, Split.EVALUATION)
-    deployed = source.deployed()
+    task, deployed = source.deployed()
     deployed.apply(file.quantization_map().names)
-    ours = quality.outputs(source.task, deployed.model, Split.EVALUATION)
+    ours = quality.outputs(task, deployed.model, Split.EVALUATION)
+    untimed = source.untimed(exporter)
     checks = [
         *_output_checks(source.task, found[Split.EVALUATION], ours, full),
         *_accuracy_checks(source.task, found, promised),
-        *(_latency_checks(file, found, promised, slowest) if exporter.untimed is None else ()),
+        *(_latency_checks(file, found, promised, slowest) if untimed is None else ()),
         _size(manifest, promised),
     ]
     return ExportVerification(
         format=manifest.format,
         rounding=manifest.rounding,
         libraries={name: metadata.version(name) for name in exporter.libraries},
-        untimed=exporter.untimed,
+        untimed=untimed,
         checks=tuple(checks),
     )
 

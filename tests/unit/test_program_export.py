@@ -52,7 +52,7 @@ def source(*, stubborn: bool) -> Source:
     torch.manual_seed(0)
     model, task = Network(stubborn=stubborn).eval(), Task()
     layers = discover(model, lambda m: task.forward(m, task.evaluation(None)[0]))
-    return Source(file=_File.model_construct(), task=task, model=model, layers=layers)  # type: ignore[arg-type]
+    return Source(file=_File.model_construct(backend="x86"), task=task, model=model, layers=layers)  # type: ignore[arg-type]
 
 
 def test_program_takes_any_batch_as_the_model_does(tmp_path: Path) -> None:

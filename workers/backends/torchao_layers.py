@@ -23,6 +23,7 @@ from workers.backends.packed import PackedLayer, bias_of, stored_bytes
 from workers.backends.weight_quantization import (
     FP8_LARGEST,
     INT4_GROUP,
+    INT8_LARGEST,
     fp8_per_channel,
     fp8_per_tensor,
     int4_per_group,
@@ -169,7 +170,9 @@ def quantized_weight(weight: torch.Tensor, choice: LayerChoice, input_range: Act
         granularity = PerRow() if input_range is None else PerTensor()
         arguments["act_quant_kwargs"] = QuantizeTensorToInt8Kwargs(granularity=granularity)
     if input_range is not None:
-        arguments["act_quant_scale"] = torch.full((1, 1), input_range.symmetric_scale(127.0), device=weight.device)
+        arguments["act_quant_scale"] = torch.full(
+            (1, 1), input_range.symmetric_scale(INT8_LARGEST), device=weight.device
+        )
     # It is given what it returns in this type.
     dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
     tensor: torch.Tensor = Int8Tensor(values, scales.unsqueeze(1), [1, weight.shape[1]], dtype, **arguments)

@@ -7,6 +7,9 @@ from search_spaces.choice import LayerChoice, Precision
 #: Input features that share one int4 scale; the size PyTorch's int4 kernel and most runtimes use.
 INT4_GROUP = 32
 
+#: Largest integer of symmetric int8, which leaves out -128.
+INT8_LARGEST = 127.0
+
 #: Largest number of fp8 as activations and weights have it: four bits of exponent, three of fraction (e4m3).
 FP8_LARGEST = 448.0
 
@@ -25,7 +28,7 @@ def int8_per_channel(
         about ``values * scales``.
     """
     largest = weight.flatten(1).abs().amax(dim=1)
-    scales = _usable(largest / 127.0).to(scale_dtype)
+    scales = _usable(largest / INT8_LARGEST).to(scale_dtype)
     broadcast = scales.float().view(-1, *[1] * (weight.dim() - 1))
     values = torch.clamp(torch.round(weight / broadcast), -127, 127).to(torch.int8)
     return values.contiguous(), scales  # the kernels refuse a transposed layout or misread it

@@ -1,0 +1,117 @@
+"""Maps that were measured by the torchao backend keep its numbers in the formats that torchao holds."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autotune import exporters
+from autotune.exporters.export import export, read_source
+from autotune.exporters.manifest import Manifest
+from autotune.map_file import MapFile
+from search_spaces.choice import CHOICES, choice_named
+from search_spaces.discovery import discover
+from search_spaces.layer import Layer
+from workers.backends.torchao import TorchAoBackend
+from workers.calibration.calibrate import calibrate
+from workers.fingerprint import fingerprint
+from workers.prepared import PreparedModel
+from workers.quality import outputs
+from workers.setup import CalibrationSettings
+from workers.task import Split
+from workers.tasks import build_task, load_task_file
+
+load_task_file(str(Path(__file__).parents[1] / "data" / "export_tasks.py"))
+BACKEND = TorchAoBackend("cpu")
+#: Choices whose layers multiply in fp32 outside of the backend, which does it in bf16.
+WIDENED = {"int8_weight_only", "int4_weight_only"}
+
+
+@functools.cache
+def blank(task_name: str) -> Mapping[str, Any]:
+    task = build_task(task_name, {})
+    model = task.build_model()
+    layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
+    ranges = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings()).ranges
+    return {
+        "schema": "autotune.map/v1", "task": task_name, "task_parameters": {}, "backend": "torchao",
+        "model_fingerprint": fingerprint(model),
+        "layers": {
+            layer.name: {
+                "kind": layer.kind, "weight_shape": list(layer.weight_shape), "choice": "fp32",
+                "input_range": [ranges[layer.name].low, ranges[layer.name].high] if layer.name in ranges else None,
+            }
+            for layer in layers
+        },
+        "measurement": {}, "promised": {},
+        "provenance": {
+            "job": "j", "job_name": "tiny", "trial": 1, "measured_at": "2026-01-01T00:00:00Z", "seed": 0,
+            "calibration": {}, "calibration_samples": 16, "environment": {},
+        },
+    }  # fmt: skip
+
+
+def document(task_name: str, choices: Mapping[str, str]) -> dict[str, Any]:
+    layers = {name: layer | {"choice": choices.get(name, "fp32")} for name, layer in blank(task_name)["layers"].items()}
+    return {**blank(task_name), "layers": layers}
+
+
+def difference(folder: Path, format_name: str, exported: Mapping[str, Any]) -> float:
+    """How far the loaded export is from the backend's own model, relative to its outputs."""
+    file = MapFile.model_validate(exported)
+    export(exported, format_name, folder)
+    task, source = build_task(file.task, {}), read_source(file)
+    exporter = exporters.build_exporter(format_name)
+    loaded = exporter.load(folder, Manifest.read(folder).details, task.build_model)
+    prepared = PreparedModel(source.model, source.layers, BACKEND, file.ranges())
+    prepared.apply(file.quantization_map().names)
+    actual, expected = (outputs(task, model, Split.EVALUATION) for model in (loaded, prepared.model))
+    return float((actual - expected).norm() / expected.norm())
+
+
+@functools.cache
+def layers_of(task_name: str) -> tuple[Layer, ...]:
+    return read_source(MapFile.model_validate(blank(task_name))).layers
+
+
+def able(task_name: str, choice: str) -> list[str]:
+    exporter, wanted = exporters.build_exporter("torchao"), choice_named(choice)
+    return [
+        layer.name
+        for layer in layers_of(task_name)
+        if exporter.refuses(layer, wanted) is None and BACKEND.refuses(layer, wanted) is None
+    ]
+
+
+@pytest.mark.parametrize("choice", [name for name in CHOICES if name not in ("fp32", "fp8_static")])
+def test_export_computes_what_the_backend_does(choice: str, tmp_path: Path) -> None:
+    names = able("tiny-bert", choice)
+    assert len(names) >= 12
+    apart = difference(tmp_path / "out", "torchao", document("tiny-bert", dict.fromkeys(names, choice)))
+    assert apart < (0.01 if choice in WIDENED else 1e-6)
+
+
+@pytest.mark.parametrize(("format_name", "task_name"), [("torchao", "tiny-cnn"), ("torch-export", "tiny-cnn")])
+def test_neighbours_of_every_choice_are_exported_together(format_name: str, task_name: str, tmp_path: Path) -> None:
+    every = {choice: able(task_name, choice) for choice in CHOICES}
+    layers = list(blank(task_name)["layers"])
+    offers = {layer: [choice for choice, names in every.items() if layer in names] for layer in layers}
+    choices = {layer: names[index % len(names)] for index, (layer, names) in enumerate(offers.items())}
+    assert len(set(choices.values())) >= 3
+    assert difference(tmp_path / "out", format_name, document(task_name, choices)) < 0.01
+
+
+def test_fp8_with_a_static_range_is_refused_with_a_way_out() -> None:
+    layer = layers_of("tiny-bert")[-1]
+    reason = exporters.build_exporter("torchao").refuses(layer, choice_named("fp8_static"))
+    assert reason == "torchao has no fp8 tensor that holds a static scale; take fp8_dynamic, or int8_static"
+
+
+def test_types_that_layers_compute_in_are_told_beside_the_weights(tmp_path: Path) -> None:
+    first, second, *_ = able("tiny-bert", "fp8_dynamic")
+    details = export(document("tiny-bert", {first: "fp8_dynamic", second: "fp16"}), "torchao", tmp_path / "out").details
+    assert details == {"computed_in": {first: "bfloat16", second: "float16"}}
+    assert all(hasattr(torch, name) for name in details["computed_in"].values())
