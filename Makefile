@@ -61,6 +61,10 @@ check: $(VENV)/.installed-test ## Lint, check formatting, types and the directio
 test: check chromium ## Run every check and every test
 	@$(BIN)/pytest $(PYTEST_FLAGS)
 
+.PHONY: test-gpu
+test-gpu: $(VENV)/.installed-test ## Run the tests that need a GPU; device, versions and counts go to docs/gpu-tests.json
+	@$(BIN)/python tests/record_gpu.py docs/gpu-tests.json $(PYTEST_FLAGS)
+
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-test chromium ## Take the pictures of the dashboard in docs/images again
 	@$(BIN)/python tests/browser/screenshots.py docs/images

@@ -43,6 +43,14 @@ def test_cuda_clock_takes_the_time_of_the_device(monkeypatch: pytest.MonkeyPatch
     assert stream.done == 2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_clock_waits_for_a_gpu() -> None:
+    cycles = 20_000_000  # some 10 ms
+    time_ms(lambda: torch.cuda._sleep(cycles), CudaClock())
+    assert time_ms(lambda: torch.cuda._sleep(cycles), CudaClock()) > 1.0 > time_ms(lambda: None, CudaClock())
+
+
 def test_host_clock_takes_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([5_000_000, 7_500_000])
     monkeypatch.setattr(clock.time, "perf_counter_ns", lambda: next(now))

@@ -86,6 +86,13 @@ def test_decisions_are_numbered_and_listed() -> None:
     assert [path.name[:4] for path in DECISIONS] == [f"{number:04}" for number in range(1, len(DECISIONS) + 1)]
 
 
+def test_readme_claims_of_gpus_what_is_recorded() -> None:
+    readme = (ROOT / "README.md").read_text()
+    recorded = (ROOT / "docs" / "gpu-tests.json").exists()
+    assert ("docs/gpu-tests.json" in readme) == recorded
+    assert ("has run on no GPU" in readme) != recorded
+
+
 def test_the_job_file_in_the_readme_is_one() -> None:
     (job_file,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert JobSpec.parse(yaml.safe_load(job_file)).rules()

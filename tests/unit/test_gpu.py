@@ -1,7 +1,10 @@
 """What is recorded of a GPU, and which lock it has, on a made-up one."""
 
+import json
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,9 @@ def h100(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu, "_DRIVER", version)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="5f1d"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="5f1d", total_memory=80 << 30)
+    )
     monkeypatch.setattr(torch.version, "cuda", "13.0")
 
 
@@ -49,3 +54,29 @@ def test_each_gpu_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pat
         with device_lock.exclusive("cuda"):
             names = {path.name for path in tmp_path.glob("*.lock")}
     assert names == {f"quant-autotune-{name}.lock" for name in ("cpu", "cuda-5f1d", "cuda-other")}
+
+
+def test_run_of_the_gpu_tests_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(Path(__file__).parents[1] / "record_gpu.py"))["main"]
+    written = tmp_path / "gpu-tests.json"
+
+    def run(arguments: list[str], plugins: list[Any]) -> int:
+        assert arguments == ["-m", "gpu", "-x"]
+        for when, outcome in (("setup", "skipped"), ("setup", "passed"), ("call", "passed"), ("call", "failed")):
+            plugins[0].pytest_runtest_logreport(SimpleNamespace(when=when, outcome=outcome))
+        return 1
+
+    monkeypatch.setattr(pytest, "main", run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(written, "-x") == 1
+    assert not written.exists()
+    assert "nothing was run" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(written, "-x") == 1
+    found = json.loads(written.read_text())
+    assert found["hardware"] == "NVIDIA H100 80GB HBM3, compute capability 9.0"
+    assert found["memory_mib"] == 80 << 10
+    assert found["versions"].keys() >= {"torch", "torchao", "cuda", "nvidia-driver", "quant-autotune"}
+    assert found["tests"] == {"passed": 1, "failed": 1, "skipped": 1}
