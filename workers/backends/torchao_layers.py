@@ -51,6 +51,8 @@ def regional(compiler: str) -> Compile:
     choice only, and however many there are, none falls back to running uncompiled.
     """
     torch._dynamo.config.accumulated_recompile_limit = 1 << 16
+    # It takes no torchao tensor (PyTorch 2.13), and tells of each in a traceback; the cache below it works.
+    torch._functorch.config.enable_autograd_cache = False
 
     # PyTorch has the argument, but its stubs do not.
     options: dict[str, Any] = {"fullgraph": True, "backend": compiler, "isolate_recompiles": True}
