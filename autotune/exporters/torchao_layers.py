@@ -30,6 +30,7 @@ from torchao.quantization.quant_primitives import MappingType
 
 from autotune.exporters.base import Source
 from autotune.exporters.safetensors_header import sort_header
+from autotune.exporters.torchao_exporter import COMPUTED_IN
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
@@ -44,7 +45,6 @@ from workers.backends.weight_quantization import (
 
 #: PyTorch has the type, but its stubs do not.
 _INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]
-_HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 def quantize(source: Source) -> FqnToConfig:
@@ -53,17 +53,18 @@ def quantize(source: Source) -> FqnToConfig:
     They are tensors, which no JSON file can hold; the state dict has them. Layers in half precision have none.
     """
     quantization = source.file.quantization_map()
-    on_gpu = source.file.backend.startswith("torchao")
+    # As the kernels took activations that the map was measured with.
+    symmetric = source.file.backend.startswith("torchao")
     integers: OrderedDict[str, AOBaseConfig] = OrderedDict()
     without_ranges: OrderedDict[str, AOBaseConfig] = OrderedDict()
     for layer in source.layers:
         choice = quantization.choices[layer.name]
-        if choice.precision in (*_HALVES, Precision.FP8):
+        if choice.precision in COMPUTED_IN:
             _in_half(source.model.get_submodule(layer.name), choice)
-        if choice.precision in (Precision.INT8, Precision.INT4):
-            integers[layer.name] = _config(layer, choice, quantization.ranges.get(layer.name), on_gpu)
+        elif choice.precision.is_quantized:
+            integers[layer.name] = _config(layer, choice, quantization.ranges.get(layer.name), symmetric)
         if choice.precision.is_quantized:
-            without_ranges[layer.name] = _config(layer, choice, None, on_gpu)
+            without_ranges[layer.name] = _config(layer, choice, None, symmetric)
     _quantize_to_integers(source, quantization.choices, FqnToConfig(integers))
     return FqnToConfig(without_ranges)
 
@@ -121,7 +122,7 @@ def _in_half(module: nn.Module, choice: LayerChoice) -> None:
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     fp8 = quantized_weight(weight.detach(), choice, None) if choice.precision is Precision.FP8 else None
-    module.to(_HALVES.get(choice.precision, torch.bfloat16))
+    module.to(getattr(torch, COMPUTED_IN[choice.precision]))
     if fp8 is not None:
         module.weight = nn.Parameter(fp8, requires_grad=False)
 
@@ -137,13 +138,15 @@ def _quantize_to_integers(source: Source, choices: Mapping[str, LayerChoice], co
             setattr(weight, attribute, tensor.reshape(getattr(weight, attribute).shape))
 
 
-def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | None, on_gpu: bool) -> AOBaseConfig:
+def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | None, symmetric: bool) -> AOBaseConfig:
     match choice.name:
         case "int8_static":
-            activation = _activation(PerTensor(), on_gpu) | _static(layer, calibrated, on_gpu)
+            activation = _activation(PerTensor(), symmetric) | _static(layer, calibrated, symmetric)
             return Int8StaticActivationInt8WeightConfig(**activation)
         case "int8_dynamic":
-            return Int8DynamicActivationInt8WeightConfig(**_activation(PerRow() if on_gpu else PerTensor(), on_gpu))
+            return Int8DynamicActivationInt8WeightConfig(
+                **_activation(PerRow() if symmetric else PerTensor(), symmetric)
+            )
         case "int8_weight_only" if layer.kind is LayerKind.LINEAR:
             return Int8WeightOnlyConfig(set_inductor_config=False)
         case "fp8_dynamic":
@@ -157,21 +160,21 @@ def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | Non
     )
 
 
-def _activation(granularity: PerRow | PerTensor, on_gpu: bool) -> dict[str, Any]:
-    """Return how activations are quantized, as the kernels did that the map was measured with; weights by row."""
+def _activation(granularity: PerRow | PerTensor, symmetric: bool) -> dict[str, Any]:
+    """Return how activations are quantized, and weights by row."""
     return {
         "granularity": [granularity, PerRow()],
-        "act_mapping_type": MappingType.SYMMETRIC if on_gpu else MappingType.ASYMMETRIC,
+        "act_mapping_type": MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC,
         "set_inductor_config": False,
     }
 
 
-def _static(layer: Layer, calibrated: ActivationRange | None, on_gpu: bool) -> dict[str, torch.Tensor | None]:
+def _static(layer: Layer, calibrated: ActivationRange | None, symmetric: bool) -> dict[str, torch.Tensor | None]:
     """Return scale and zero point with as many dimensions as the input has, which torchao wants."""
     if calibrated is None:
         return {"act_quant_scale": None}
     shape = (1,) * len(layer.input_shape)
-    if on_gpu:
+    if symmetric:
         return {"act_quant_scale": torch.full(shape, calibrated.symmetric_scale(INT8_LARGEST))}
     scale, zero_point = calibrated.affine_uint8()
     return {

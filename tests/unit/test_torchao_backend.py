@@ -85,6 +85,17 @@ def test_layers_of_one_shape_and_choice_are_compiled_once() -> None:
     assert counter.frame_count == 2 * len(QUANTIZED) + 2
 
 
+@pytest.mark.parametrize("name", ["int8_dynamic", "fp8_static", "int4_weight_only"])
+def test_compiled_layer_takes_any_number_of_rows(name: str) -> None:
+    torch._dynamo.reset()
+    layer, eager = prepared(name, backend=TorchAoBackend("cpu", compiler="eager")), prepared(name)
+    for rows in (40, 24, 17, 16, 2, 1, 0, 64):
+        x = torch.randn(rows, 64)
+        assert torch.equal(run(layer, x), run(eager, x))
+        with torch.no_grad():
+            assert torch.equal(layer(x), eager(x))
+
+
 def test_nothing_is_compiled_by_default() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

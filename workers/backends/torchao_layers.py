@@ -54,8 +54,13 @@ def regional(compiler: str) -> Compile:
     # It takes no torchao tensor (PyTorch 2.13), and tells of each in a traceback; the cache below it works.
     torch._functorch.config.enable_autograd_cache = False
 
-    # PyTorch has the argument, but its stubs do not.
-    options: dict[str, Any] = {"fullgraph": True, "backend": compiler, "isolate_recompiles": True}
+    options: dict[str, Any] = {  # PyTorch has them all, but its stubs do not
+        "fullgraph": True,
+        "backend": compiler,
+        "isolate_recompiles": True,
+        # No row, one, few and many, before and after their number is known to vary, with gradients off in two ways.
+        "recompile_limit": 32,
+    }
 
     @functools.cache
     def compiled(function: Callable[..., torch.Tensor], *key: object) -> Callable[..., torch.Tensor]:
@@ -156,6 +161,8 @@ def multiply_int4(
     rows: torch.Tensor, packed: torch.Tensor, scales_and_zeros: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the fp32 product of ``rows``, shape ``(rows, in)``, with packed int4 weights."""
+    if not len(rows):  # the kernel cannot be started on nothing
+        return rows.new_zeros(0, scales_and_zeros.shape[1])
     on_cpu = rows.device.type == "cpu"
     kernel = torch.ops.aten._weight_int4pack_mm_for_cpu if on_cpu else torch.ops.aten._weight_int4pack_mm
     product: torch.Tensor = kernel(rows.to(torch.bfloat16), packed, INT4_GROUP, scales_and_zeros)
