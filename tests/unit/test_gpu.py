@@ -49,10 +49,11 @@ def test_environment_of_the_cpu_knows_no_gpu() -> None:
 
 def test_each_gpu_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(device_lock.tempfile, "gettempdir", lambda: str(tmp_path))
-    with device_lock.exclusive("cuda"), device_lock.exclusive("cpu"):
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="other"))
-        with device_lock.exclusive("cuda"):
-            names = {path.name for path in tmp_path.glob("*.lock")}
+    for uuid in ("5f1d", "other"):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda uuid=uuid: SimpleNamespace(uuid=uuid))
+        with device_lock.exclusive("cuda"), device_lock.exclusive("cpu"):
+            pass
+    names = {path.name for path in tmp_path.glob("*.lock")}
     assert names == {f"quant-autotune-{name}.lock" for name in ("cpu", "cuda-5f1d", "cuda-other")}
 
 

@@ -70,6 +70,15 @@ def test_each_row_is_multiplied_as_it_is_among_many(name: str, rows: int) -> Non
     assert torch.allclose(few, run(layer, x)[:rows], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["int8_static", "int8_dynamic"])
+def test_kernel_of_integers_gets_the_rows_it_needs_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, kernel = [], torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: given.append(len(a)) or kernel(a, b))
+    for rows in (1, 16, 17):
+        run(prepared(name), torch.randn(rows, 64))
+    assert given == [32, 32, 17], "CUDA refuses 16 and fewer"
+
+
 def test_layers_of_one_shape_and_choice_are_compiled_once() -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
