@@ -1,10 +1,16 @@
 """Clocks tell how long a device worked, on a made-up GPU where there is none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from workers import clock
-from workers.clock import HOST_CLOCK, CudaClock, clock_of, time_ms
+from workers.clock import HOST_CLOCK, CudaClock, HostClock, clock_of, time_ms
+from workers.evaluate import Evaluator
+from workers.pools.base import Candidate
+from workers.setup import MeasurementSettings, WorkerSetup
+from workers.tasks import load_task_file
 
 
 class Stream:
@@ -60,3 +66,17 @@ def test_host_clock_takes_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch) 
 def test_device_chooses_the_clock() -> None:
     assert clock_of("cpu") is HOST_CLOCK
     assert isinstance(clock_of("cuda"), CudaClock)
+
+
+def test_candidates_are_timed_by_the_clock_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sevens(HostClock):
+        def between_ms(self, start: int, end: int) -> float:
+            return 7.0
+
+    monkeypatch.setattr(clock, "clock_of", {"cpu": Sevens()}.__getitem__)
+    load_task_file(str(Path(__file__).parents[1] / "data" / "export_tasks.py"))
+    settings = MeasurementSettings(repeats=10, warmup_s=0.0, threads=1)
+    evaluator = Evaluator(WorkerSetup(task="tiny-cnn", measurement=settings))
+    found = evaluator.measure(Candidate(number=0, choices={}))
+    assert {*found.latency[0].candidate_ms, *found.latency[0].reference_ms} == {7.0}
+    assert 0.0 < found.forward_seconds < found.seconds
