@@ -14,10 +14,10 @@ from rich.text import Text
 from autotune.budget import searched
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
-    LEGEND,
     figure_text,
     front_table,
     job_json,
+    legend,
     mix,
     out,
     print_json,
@@ -185,7 +185,8 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     on_front.sort(key=lambda trial: trial.figures[order].value)
     out.print(front_table(f"Pareto front of {job.name} ({', '.join(job.spec['objectives'])})", on_front))
     out.print(front_table("Baselines", baselines))
-    out.print(Text(f"{LEGEND}. Speedup is against full precision, interleaved.", style="dim"))
+    known = legend(job.spec["search"]["choices"])
+    out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
     if any(trial.kind is TrialKind.FINAL for trial in on_front):
         passes = job.spec["measurement"]["final_repeats"]
         out.print(Text(f"* measured again in the end with {passes} passes", style="dim"))

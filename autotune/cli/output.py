@@ -45,7 +45,8 @@ _COLUMNS = {
 }
 #: Columns that fit 80 characters beside the map, and those left out first where there are more.
 _MOST_COLUMNS, _SPARE = 6, ("latency_p95_ms", "latency_p50_ms")
-LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
+_LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
+_FP8_LEGEND = "sf8/df8/wf8 fp8 static/dynamic/weight-only"
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -59,8 +60,13 @@ def say(message: str) -> None:
 
 
 def short_choice(name: str) -> str:
-    """Return a choice's abbreviation, which ``LEGEND`` explains."""
+    """Return a choice's abbreviation, which ``legend`` explains."""
     return _SHORT.get(name, name)
+
+
+def legend(choices: Iterable[str]) -> str:
+    """Return what the abbreviations of choices mean, those of fp8 if there are any."""
+    return f"{_LEGEND} · {_FP8_LEGEND}" if any(name.startswith("fp8_") for name in choices) else _LEGEND
 
 
 def mix(choices: Mapping[str, str]) -> str:

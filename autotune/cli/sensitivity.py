@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.options import AsJson, Database, JobReference, Token, Url, reader
-from autotune.cli.output import LEGEND, job_json, out, print_json, say, short_choice
+from autotune.cli.output import job_json, legend, out, print_json, say, short_choice
 from autotune.errors import ConflictError
 from autotune.job_spec import JobSpec, SamplerName
 from autotune.probing import probes_of
@@ -53,7 +53,7 @@ def sensitivity(
         print_json({"job": about, **_probes_json(probes, layers)})
         return
     out.print(_table(f"Layers of {record.name}, most sensitive first", layers, choices))
-    out.print(Text(f"{_EXPLAINED} {LEGEND}.", style="dim"))
+    out.print(Text(f"{_EXPLAINED} {legend(choices)}.", style="dim"))
     say(f"Estimated by {_METHODS[probes.estimator]} from {probes.samples} samples in {probes.seconds:.1f} s.")
 
 
