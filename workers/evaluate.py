@@ -51,7 +51,7 @@ class Evaluator:
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
-        self._reference: dict[Split, torch.Tensor] = {}
+        self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
         self._timed = {size: self._workloads(size) for size in self._settings.batch_sizes}
         #: What the driver is told about the model.
         self.description = ModelDescription(
@@ -133,11 +133,11 @@ class Evaluator:
 
     def quality(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""
-        reference = self.reference_outputs(split)
+        reference, _ = self._reference_of(split)
         self._deployed.apply(choices)
-        outputs = self._outputs(split)
+        outputs, accuracy = self._run(split)
         divergence = quality.divergence(outputs, reference, self._task.output_kind)
-        return self._task.accuracy(outputs, split), float(divergence.mean())
+        return accuracy, float(divergence.mean())
 
     def held_out_accuracies(self, choices: Mapping[str, str]) -> tuple[float, float]:
         """Return the accuracy of a map and of full precision on held-out data."""
@@ -145,21 +145,23 @@ class Evaluator:
 
     def reference_accuracy(self, split: Split) -> float:
         """Return full precision's accuracy on one split."""
-        return self._task.accuracy(self.reference_outputs(split), split)
+        return self._reference_of(split)[1]
 
-    def reference_outputs(self, split: Split) -> torch.Tensor:
-        """Return full precision's outputs on one split, computed once."""
+    def _reference_of(self, split: Split) -> tuple[torch.Tensor, float]:
+        """Return full precision's outputs and accuracy on one split, computed once."""
         if split not in self._reference:
             self._deployed.reset()
-            self._reference[split] = self._outputs(split)
+            self._reference[split] = self._run(split)
         return self._reference[split]
 
-    def _outputs(self, split: Split) -> torch.Tensor:
+    def _run(self, split: Split) -> tuple[torch.Tensor, float]:
+        """Return the outputs and the accuracy of the map that is installed."""
         start = time.perf_counter()
         with device_lock.shared(self._backend.device):
             outputs = quality.outputs(self._task, self._deployed.model, split)
+            judged = quality.judged(self._task, self._deployed.model, outputs, split)
         self._forward_seconds += time.perf_counter() - start
-        return outputs
+        return outputs, self._task.accuracy(judged, split)
 
     def _latency(self, choices: Mapping[str, str], repeats: int, hopeless: float) -> tuple[LatencySamples, ...]:
         first, *others = self._timed

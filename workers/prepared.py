@@ -131,7 +131,9 @@ class PreparedModel:
         reason = self._backend.refuses(self._layers[name], wanted)
         if reason is not None:
             raise MapError(f"layer {name!r} cannot take {choice}: {reason}")
-        return self._backend.prepare(self._originals[name], wanted, self._ranges.get(name))
+        prepared = self._backend.prepare(self._originals[name], wanted, self._ranges.get(name))
+        describe(prepared, self._originals[name])
+        return prepared
 
     def _evict(self) -> None:
         """Drop the prepared layers used longest ago until the cache fits; never one that is installed."""
@@ -140,6 +142,13 @@ class PreparedModel:
                 return
             if self._installed[name] != choice:
                 self._cached_bytes -= self._backend.weight_bytes(self._cache.pop((name, choice)))
+
+
+def describe(replacement: nn.Module, original: nn.Module) -> None:
+    """Have a layer's replacement say of itself what the layer does: some models read the strides or sizes of theirs."""
+    for attribute, value in vars(original).items():
+        if not attribute.startswith("_") and not hasattr(replacement, attribute):
+            setattr(replacement, attribute, value)
 
 
 #: Where a module hangs: a parent's table of children, and the name in it. Writing there is what

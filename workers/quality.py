@@ -1,5 +1,7 @@
 """Outputs of a model on a task's data, and how far they diverge from full precision's."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +14,15 @@ def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:
     """Return the model's outputs on every batch of ``split``, in order; shape ``(samples, ...)``, fp32, CPU."""
     with torch.inference_mode():
         return torch.cat([task.forward(model, batch).float().cpu() for batch in task.evaluation(split)])
+
+
+def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split) -> torch.Tensor:
+    """Return what the accuracy of ``split`` is taken of: what the task has the model generate, else the outputs."""
+    generate: Callable[[nn.Module, Split], torch.Tensor] | None = getattr(task, "generate", None)
+    if generate is None:
+        return outputs
+    with torch.inference_mode():
+        return generate(model, split).cpu()
 
 
 def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKind) -> torch.Tensor:

@@ -61,7 +61,10 @@ class Task(Protocol):
         ...
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return the metric, higher is better, of the outputs of all batches of ``split`` in order."""
+        """Return the metric, higher is better, of the outputs of all batches of ``split`` in order.
+
+        If the task has a method ``generate(model, split)``, that is called with what it returns instead.
+        """
         ...
 
     def latency_batch(self, batch_size: int) -> Batch:

@@ -20,17 +20,18 @@ from autotune.exporters.base import Source
 from autotune.exporters.export import read_source
 from autotune.exporters.manifest import MAP, Manifest
 from search_spaces.errors import AutotuneError
-from workers import device_lock, environment, latency
+from workers import device_lock, environment, latency, quality
 from workers.estimates import latency_ratio
 from workers.latency import Contender
 from workers.measurement import LatencySamples
-from workers.quality import outputs
-from workers.task import splits
+from workers.task import Task, splits
 
 #: Times the latency is measured at most, and seconds between them: other processes can put a series off.
 _TRIES, _PAUSE_S = 3, 5.0
 #: Keys of the result beside the splits: milliseconds of the export, and of the full-precision PyTorch model.
 CANDIDATE_MS, REFERENCE_MS = "candidate_ms", "reference_ms"
+#: Beginning of the keys of what a task generates and judges.
+JUDGED = "judged_"
 
 
 def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: str | None) -> None:
@@ -51,12 +52,23 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     torch.set_num_threads(threads or environment.usable_cores())
     with libraries():
         model = exporter.load(folder, manifest.details, source.task.build_model).eval()
-        found = {str(split): outputs(source.task, model, split).contiguous() for split in splits(source.task)}
+        found = _splits(source.task, model)
         if source.untimed(exporter) is None:
             samples = _latency(source, model, repeats, slowest)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))
             found[REFERENCE_MS] = torch.from_numpy(np.asarray(samples.reference_ms))
     save_file(found, result)
+
+
+def _splits(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return split -> outputs, and what accuracies are taken of where that is something else."""
+    found: dict[str, torch.Tensor] = {}
+    for split in splits(task):
+        found[split] = outputs = quality.outputs(task, model, split).contiguous()
+        judged = quality.judged(task, model, outputs, split)
+        if judged is not outputs:
+            found[JUDGED + split] = judged.contiguous()
+    return found
 
 
 def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: float) -> LatencySamples:

@@ -18,7 +18,7 @@ from autotune.errors import ExportError
 from autotune.exporters import build_exporter
 from autotune.exporters.export import read_source
 from autotune.exporters.manifest import MANIFEST, MAP, Manifest
-from autotune.exporters.runtime import CANDIDATE_MS, REFERENCE_MS
+from autotune.exporters.runtime import CANDIDATE_MS, JUDGED, REFERENCE_MS
 from autotune.figures import MIB
 from autotune.map_file import MapFile
 from workers import quality
@@ -140,15 +140,14 @@ def _output_checks(task: Task, actual: torch.Tensor, ours: torch.Tensor, full: t
 def _accuracy_checks(
     task: Task, found: Mapping[str, torch.Tensor], promised: Mapping[str, float]
 ) -> tuple[ExportCheck, ...]:
-    held_out = task.accuracy(found[Split.HELD_OUT], Split.HELD_OUT)
+    def accuracy(split: Split) -> float:
+        return task.accuracy(found.get(JUDGED + split, found[split]), split)
+
+    held_out = accuracy(Split.HELD_OUT)
     expected = promised.get("held_out_accuracy")
     kept = {"accuracy": Split.EVALUATION, "shifted_accuracy": Split.SHIFTED}
     return (
-        *(
-            _accuracy_check(name, promised[name], task.accuracy(found[split], split))
-            for name, split in kept.items()
-            if name in promised
-        ),
+        *(_accuracy_check(name, promised[name], accuracy(split)) for name, split in kept.items() if name in promised),
         ExportCheck(name="held_out_accuracy", expected=expected, measured=held_out, limit=None),
     )
 

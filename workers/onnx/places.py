@@ -9,6 +9,7 @@ from torch import nn
 from search_spaces.layer import Layer
 from workers.onnx.calls import Signature, named_outputs
 from workers.onnx.geometry import convolution_geometry
+from workers.prepared import describe
 
 #: Domain of the operator that holds a layer's place until its own nodes take it.
 DOMAIN = "autotune"
@@ -39,6 +40,7 @@ class _Placeholder(nn.Module):
         self._name = name
         # In a list, so that its weights are no parameters of the traced model.
         self._original = [original]
+        describe(self, original)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.onnx.ops.symbolic(
@@ -58,7 +60,7 @@ def _output_shape(module: nn.Module, x: torch.Tensor) -> tuple[int, ...]:
         return (*x.shape, module.embedding_dim)
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
     geometry = convolution_geometry(module)
-    begins, ends = torch.tensor(geometry["pads"]).view(2, -1).tolist()
+    begins, ends = geometry["pads"][: len(x.shape) - 2], geometry["pads"][len(x.shape) - 2 :]
     sizes = (
         (size + begin + end - dilation * (kernel - 1) - 1) // stride + 1
         for size, begin, end, dilation, kernel, stride in zip(

@@ -14,6 +14,7 @@ from workers.measurement import Workload
 from workers.task import OutputKind, Split, Timed
 from workers.tasks.causal_models import build_causal_model, encode
 from workers.tasks.checks import contained, extra_packages, require_integer
+from workers.tasks.decoding import Answer, decode
 from workers.tasks.lee_corpus import background_documents
 
 #: Token numbers, shape ``(windows, tokens)``.
@@ -99,8 +100,8 @@ class CausalLM:
         return {
             Workload.PREFILL: Timed(prepare=lambda model: _beside(model, prompts), run=_begin),
             Workload.DECODE: Timed(
-                prepare=lambda model: _answer(model, _beside(model, prompts)),
-                run=functools.partial(_decode, most=self.prompt_tokens + self.output_tokens),
+                prepare=lambda model: _begin(model, _beside(model, prompts)),
+                run=functools.partial(decode, most=self.prompt_tokens + self.output_tokens),
             ),
         }
 
@@ -108,45 +109,24 @@ class CausalLM:
         return _windows(self.checkpoint, text, self.prompt_tokens, 3 * self.windows)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Answer:
-    """Where decoding stands."""
-
-    cache: Any
-    #: Token to go on from, shape ``(prompts, 1)``.
-    token: Tokens
-    #: The first one, and how many are in the cache before it.
-    first: Tokens
-    begin: int
-
-
 def _beside(model: nn.Module, prompts: Tokens) -> Tokens:
     """Return the prompts on the model's device."""
     return prompts.to(next(model.parameters()).device)
 
 
-def _begin(model: nn.Module, prompts: Tokens) -> tuple[Any, Tokens]:
-    """Return the cache of prompts and the first tokens of the answers, shape ``(prompts, 1)``."""
+def _begin(model: nn.Module, prompts: Tokens) -> Answer:
+    """Return the first tokens of the answers, with the cache of the prompts."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    logits = model(input_ids=prompts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    return cache, logits.argmax(dim=-1)
+    first = _step(model, prompts, cache).argmax(dim=-1)
+    return Answer(step=_step, cache=cache, token=first, first=first, begin=prompts.shape[1])
 
 
-def _answer(model: nn.Module, prompts: Tokens) -> _Answer:
-    cache, token = _begin(model, prompts)
-    return _Answer(cache=cache, token=token, first=token, begin=prompts.shape[1])
-
-
-def _decode(model: nn.Module, answer: _Answer, *, most: int) -> None:
-    """Write one more token; at ``most`` tokens the answer begins again."""
-    logits = model(input_ids=answer.token, past_key_values=answer.cache, use_cache=True, logits_to_keep=1).logits
-    answer.token = logits.argmax(dim=-1)
-    length = answer.cache.get_seq_length()
-    if length >= most:
-        answer.cache.crop(answer.begin - length)
-        answer.token = answer.first
+def _step(model: nn.Module, tokens: Tokens, cache: Any) -> torch.Tensor:
+    """Return the logits behind the last of ``tokens``, shape ``(prompts, 1, vocabulary)``."""
+    logits: torch.Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return logits
 
 
 @functools.cache

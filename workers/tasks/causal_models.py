@@ -1,15 +1,13 @@
 """Causal language models with their tokens: checkpoints of transformers, and tiny ones of random weights."""
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from workers.errors import TaskError
-from workers.tasks.checks import contained, extra_packages
+from workers.tasks.checkpoints import explained, quiet_transformers, source
 from workers.tasks.experts import separate_experts
 
 #: Sizes of the tiny models; their tokens are the bytes of UTF-8.
@@ -28,6 +26,8 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tiny-tied-llama": ("llama", {**_SIZES, "tie_word_embeddings": True}),
     "tiny-mixtral": ("mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
+#: Checkpoints beside folders and names, for messages.
+_OTHERS = ("a GGUF file in either", *TINY)
 #: Largest difference of logits, relative to the largest one, that the order of sums may make.
 _TOLERANCE = 1e-4
 
@@ -42,7 +42,7 @@ def build_causal_model(checkpoint: str) -> nn.Module:
     Raises:
         TaskError: if it cannot be loaded, or separating its experts changes what it says.
     """
-    with _transformers(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         if checkpoint in TINY:
@@ -51,7 +51,7 @@ def build_causal_model(checkpoint: str) -> nn.Module:
             config = AutoConfig.for_model(architecture, **sizes)
             model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         else:
-            with _explained("model", checkpoint):
+            with explained("model", checkpoint, _OTHERS):
                 model = AutoModelForCausalLM.from_pretrained(
                     **_source(checkpoint), dtype=torch.float32, use_safetensors=True
                 )
@@ -78,10 +78,10 @@ def encode(checkpoint: str, text: str) -> torch.Tensor:
     """
     if checkpoint in TINY:
         return torch.tensor(list(text.encode()))
-    with _transformers():
+    with quiet_transformers():
         from transformers import AutoTokenizer
 
-        with _explained("tokenizer", checkpoint):
+        with explained("tokenizer", checkpoint, _OTHERS):
             tokenizer = AutoTokenizer.from_pretrained(**_source(checkpoint))
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
 
@@ -89,34 +89,5 @@ def encode(checkpoint: str, text: str) -> torch.Tensor:
 def _source(checkpoint: str) -> dict[str, str]:
     """Return where transformers finds a checkpoint: a folder, else a name on the hub, and the GGUF file in it."""
     place, _, file = checkpoint.rpartition("/") if checkpoint.endswith(".gguf") else (checkpoint, "", "")
-    folder = contained("checkpoint", place)
-    source = {"pretrained_model_name_or_path": str(folder) if folder.exists() else place}
-    return source | {"gguf_file": file} if file else source
-
-
-@contextlib.contextmanager
-def _transformers() -> Iterator[None]:
-    """Import and use transformers in this context, without progress bars."""
-    with extra_packages():
-        from transformers.utils import logging
-
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files heeds no setting
-                yield
-        finally:
-            if shown:
-                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextlib.contextmanager
-def _explained(what: str, checkpoint: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise TaskError(
-            f"cannot load the {what} of checkpoint {checkpoint!r}: {first}; give a folder of safetensors, the name of "
-            f"one on the hub, a GGUF file in either, or one of {', '.join(TINY)}"
-        ) from None
+    found = {"pretrained_model_name_or_path": source(place)}
+    return found | {"gguf_file": file} if file else found

@@ -41,6 +41,16 @@ def require_integer(name: str, value: object, *, low: int, high: int) -> None:
         raise TaskError(f"task parameter {name!r} must be an integer from {low} to {high}, but got {value!r}")
 
 
+def require_number(name: str, value: object, *, low: float, high: float) -> None:
+    """Check a task parameter that came from a job file.
+
+    Raises:
+        TaskError: if ``value`` is no number from ``low`` to ``high``.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise TaskError(f"task parameter {name!r} must be a number from {low:g} to {high:g}, but got {value!r}")
+
+
 @contextlib.contextmanager
 def extra_packages() -> Iterator[None]:
     """Import packages of the ``tasks`` extra inside this context, without what they log.

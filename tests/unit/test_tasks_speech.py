@@ -1,0 +1,312 @@
+"""Speech to text: audio files, what is written greedily, word errors, the cache."""
+
+import csv
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autotune.exporters.runtime import _splits
+from search_spaces.discovery import discover, skipped
+from workers import quality
+from workers.errors import TaskError
+from workers.evaluate import Evaluator
+from workers.fingerprint import fingerprint
+from workers.measurement import Workload
+from workers.pools.base import Candidate
+from workers.setup import MeasurementSettings, WorkerSetup
+from workers.task import Split, workloads
+from workers.tasks.speech_audio import RATE, read_folder
+from workers.tasks.speech_models import TINY, build_speech_model, speech_of
+from workers.tasks.speech_seq2seq import SpeechSeq2Seq
+
+SMALL = {"output_tokens": 6, "chunks": 4, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return build_speech_model("tiny-whisper")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as checkpoints are published: the tiny model with more tokens, and a processor."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    folder = tmp_path_factory.mktemp("whisper")
+    special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES)]
+    special += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>"]
+    tokenizer = WhisperTokenizer(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": [*special, "<|notimestamps|>"]})
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=16, chunk_length=2), tokenizer).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {**TINY["tiny-whisper"], "vocab_size": len(tokenizer), "decoder_start_token_id": 257}
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes))
+    model.generation_config.begin_suppress_tokens = [220, 256]
+    model.generation_config.suppress_tokens = [1, 2]
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_wav(path: Path, seconds: float, *, rate: int = RATE, channels: int = 1) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        samples = np.sin(np.arange(int(seconds * rate * channels)) * (0.01 + 0.001 * len(path.stem) + seconds))
+        file.writeframes((16384 * samples).astype("<i2").tobytes())
+
+
+def write_table(
+    folder: Path, rows: list[tuple[str, str]], head: tuple[str, ...] = ("file_name", "transcription")
+) -> None:
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+@pytest.fixture
+def spoken(tmp_path: Path) -> Path:
+    """Six files of half a second to a second, with transcripts."""
+    for number in range(6):
+        write_wav(tmp_path / f"{number}.wav", 0.5 + 0.1 * number)
+    write_table(tmp_path, [(f"{n}.wav", text) for n, text in enumerate(["a b", "c", "Go!", "x", "y z", "ho"])])
+    return tmp_path
+
+
+def one_by_one(task: SpeechSeq2Seq, model: nn.Module, split: Split) -> torch.Tensor:
+    """What is written if each token takes one whole pass."""
+    rows = []
+    for batch in task.evaluation(split):
+        features, ids = batch["input_features"], batch["decoder_input_ids"][:, : len(task._speech.prefix)]
+        logits = torch.zeros(len(ids), 0, 1)
+        for _ in range(task.output_tokens):
+            logits = model(input_features=features, decoder_input_ids=ids).logits[:, len(task._speech.prefix) - 1 :]
+            ids = torch.cat([ids, task._speech.chosen(logits)[:, -1:]], dim=1)
+        rows.append(task._speech.chosen(logits))
+    return torch.cat(rows)
+
+
+def test_full_precision_writes_what_it_is_compared_with(model: nn.Module) -> None:
+    task = SpeechSeq2Seq(**SMALL)
+    written = task.generate(model, Split.EVALUATION)
+    assert torch.equal(written, one_by_one(task, model, Split.EVALUATION))
+    led = torch.cat([batch["decoder_input_ids"] for batch in task.evaluation(Split.EVALUATION)])
+    assert torch.equal(written[:, :-1], led[:, 1:])
+    assert task.accuracy(written, Split.EVALUATION) == 1.0
+
+
+def test_another_model_is_judged_by_what_it_writes_by_itself(model: nn.Module) -> None:
+    torch.manual_seed(5)
+    other = build_speech_model("tiny-whisper")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        task = SpeechSeq2Seq(**SMALL)
+        expected = one_by_one(task, other, Split.HELD_OUT)
+        outputs = quality.outputs(task, other, Split.HELD_OUT)
+    assert torch.equal(task.generate(other, Split.HELD_OUT), expected)
+    assert torch.equal(quality.judged(task, other, outputs, Split.HELD_OUT), expected)
+    assert 0.0 < task.accuracy(expected, Split.HELD_OUT) < 1.0
+
+
+def test_exports_are_judged_by_what_they_write(model: nn.Module) -> None:
+    task = SpeechSeq2Seq(**SMALL)
+    found = _splits(task, model)
+    assert found["evaluation"].is_floating_point()
+    assert torch.equal(found["judged_evaluation"], task.generate(model, Split.EVALUATION))
+    assert torch.equal(found["judged_held_out"], task.generate(model, Split.HELD_OUT))
+
+
+def test_accuracy_counts_wrong_words_against_transcripts(spoken: Path) -> None:
+    task = SpeechSeq2Seq(**SMALL, audio=str(spoken))
+
+    def written(*texts: str) -> torch.Tensor:
+        return torch.tensor([[*text.encode(), *[256] * (6 - len(text))] for text in texts])
+
+    assert task.accuracy(written("c", "Y, z."), Split.EVALUATION) == 1.0
+    assert task.accuracy(written("c", "y x"), Split.EVALUATION) == pytest.approx(2 / 3)
+    assert task.accuracy(written("", "y"), Split.EVALUATION) == pytest.approx(1 / 3)
+    assert task.accuracy(written("a b c", "a b c"), Split.EVALUATION) == 0.0
+    assert task.accuracy(written("go", "ho"), Split.HELD_OUT) == 1.0
+
+
+def test_transcripts_lead_the_logits_and_nothing_counts_behind_their_end(spoken: Path, model: nn.Module) -> None:
+    task = SpeechSeq2Seq(**SMALL, audio=str(spoken))
+    (batch,) = task.evaluation(Split.EVALUATION)
+    assert batch["decoder_input_ids"].tolist() == [[257, ord("c"), *[256] * 4], [257, *b"y z", 256, 256]]
+    with torch.inference_mode():
+        logits = task.forward(model, batch)
+    assert (logits != 0.0).any(dim=-1).tolist() == [[True] * 2 + [False] * 4, [True] * 4 + [False] * 2]
+
+
+def test_nothing_is_written_behind_the_end_or_that_is_suppressed(checkpoint: Path) -> None:
+    logits = torch.zeros(1, 4, 400)
+    for position, likely in enumerate([[256, 220, 7], [1, 2, 9], [256], [5]]):
+        logits[0, position, likely] = torch.arange(len(likely), 0.0, -1.0)
+    assert speech_of(str(checkpoint), "en").chosen(logits).tolist() == [[7, 9, 256, 256]]
+
+
+def test_decoding_with_the_cache_writes_what_whole_passes_write(model: nn.Module) -> None:
+    task = SpeechSeq2Seq(**SMALL)
+    timed = workloads(task, 2)
+    batch = task.latency_batch(2)
+    with torch.inference_mode():
+        answer = timed[Workload.DECODE].prepare(model)
+        first, lengths, tokens = answer.token, [], []
+        for _ in range(13):
+            lengths.append(answer.cache.get_seq_length())
+            tokens.append(answer.token)
+            timed[Workload.DECODE].run(model, answer)
+        begun = timed[Workload.PREFILL].run(model, timed[Workload.PREFILL].prepare(model))
+    assert lengths == [1, 2, 3, 4, 5, 6] * 2 + [1]
+    assert torch.equal(torch.cat(tokens[:6], dim=1)[:, :5], batch["decoder_input_ids"][:, 1:])
+    assert torch.equal(torch.cat(tokens[:6], dim=1), torch.cat(tokens[6:12], dim=1))
+    assert torch.equal(begun[1].token, first)
+
+
+def test_a_published_folder_is_a_checkpoint_and_written_as_transformers_does(checkpoint: Path, spoken: Path) -> None:
+    from transformers import GenerationMixin
+
+    task = SpeechSeq2Seq(**SMALL, checkpoint=str(checkpoint), audio=str(spoken), language="en")
+    model = task.build_model()
+    (batch,) = task.calibration()
+    prefix = list(task._speech.prefix)
+    assert batch["decoder_input_ids"][0].tolist() == [*prefix, *task._speech.encode("a b"), 256, 256]
+    assert task._speech.decode([*prefix, *task._speech.encode("Hi ho"), 256]) == "Hi ho"
+    generated = GenerationMixin.generate(
+        model, batch["input_features"], decoder_input_ids=torch.tensor([prefix] * 2), max_new_tokens=6
+    )
+    with torch.inference_mode():
+        assert torch.equal(task._settled(model, batch), generated[:, len(prefix) :])
+    assert fingerprint(build_speech_model(str(checkpoint))) == fingerprint(model)
+
+
+def test_audio_without_a_table_is_cut_to_chunks(tmp_path: Path) -> None:
+    write_wav(tmp_path / "b.wav", 1.2)
+    write_wav(tmp_path / "a.wav", 0.5)
+    task = SpeechSeq2Seq(**SMALL, audio=str(tmp_path), chunk_seconds=0.5)
+    assert [(chunk.name, len(chunk.waveform) / RATE) for chunk in task._chunks] == [
+        ("a.wav", 0.5), ("b.wav", 0.5), ("b.wav", 0.5), ("b.wav", pytest.approx(0.2))
+    ]  # fmt: skip
+    assert np.abs(task._chunks[1].waveform).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_every_weight_is_a_layer_or_says_why_not(model: nn.Module) -> None:
+    task = SpeechSeq2Seq(**SMALL)
+    layers = {layer.name: layer for layer in discover(model, lambda m: task.forward(m, task.latency_batch(1)))}
+    assert {name for name, layer in layers.items() if layer.frozen_reason} == {"proj_out", "model.decoder.embed_tokens"}
+    assert layers["model.decoder.layers.0.encoder_attn.k_proj"].group.endswith("encoder_attn.qkv")
+    assert list(skipped(model)) == ["model.decoder.embed_positions"]
+
+
+def test_every_layer_and_workload_is_measured_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = MeasurementSettings(threads=1, repeats=10, warmup_s=0.0, workloads=(Workload.PREFILL, Workload.DECODE))
+    found = Evaluator(WorkerSetup(task="speech-seq2seq", task_parameters=SMALL, measurement=settings))
+    refusals = found.description.refusals
+    choices = {name: "int8_static" for name, refused in refusals.items() if "int8_static" not in refused}
+    choices["model.encoder.embed_positions"] = "int8_weight_only"
+    measurement = found.measure(Candidate(number=0, choices=choices, accuracy_floor=-1.0))
+    assert {"model.encoder.conv1", "model.encoder.conv2"} <= set(choices)
+    assert 0.0 < measurement.divergence < 0.05
+    assert [samples.workload for samples in measurement.latency] == list(Workload)
+    assert measurement.accuracy > 0.5
+    monkeypatch.setattr(SpeechSeq2Seq, "generate", lambda *_: torch.zeros(4, 6, dtype=torch.long))
+    assert found.quality(choices, Split.EVALUATION)[0] == 0.0
+
+
+def test_another_runtime_is_judged_by_what_it_writes() -> None:
+    pytest.importorskip("onnxruntime")
+    settings = MeasurementSettings(threads=1, repeats=10, warmup_s=0.0)
+    parameters = {**SMALL, "output_tokens": 3}
+    setup = WorkerSetup(task="speech-seq2seq", task_parameters=parameters, backend="onnxruntime", measurement=settings)
+    measurement = Evaluator(setup).measure(Candidate(number=0, choices={"model.encoder.conv2": "int8_dynamic"}))
+    assert 0.0 < measurement.divergence < 0.01
+    assert measurement.accuracy > 0.5
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"checkpoint": "no/such", "audio": "."}, "cannot load the processor of checkpoint 'no/such': .* tiny-whisper"),
+        ({"checkpoint": "no/such"}, "'no/such' needs a folder of wav files; name it by the parameter audio"),
+        ({"audio": "no/such"}, "cannot read the audio 'no/such': .*; give a folder of wav files"),
+        ({"chunk_seconds": -1}, "'chunk_seconds' must be a number from 0 to 3600, but got -1"),
+        ({"chunk_seconds": 3}, "'chunk_seconds' must be at most the 2 seconds that 'tiny-whisper' hears"),
+        ({"output_tokens": 0}, "'output_tokens' must be an integer from 1"),
+        ({"language": 3}, "'language' must be text, but got 3"),
+    ],
+)
+def test_what_cannot_be_used_is_explained(
+    parameters: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def use() -> None:
+        SpeechSeq2Seq(**parameters).calibration()  # type: ignore[arg-type]
+
+    with pytest.raises(TaskError, match=message):
+        use()
+
+
+def test_audio_that_cannot_be_used_is_explained(spoken: Path, checkpoint: Path) -> None:
+    def use(**parameters: object) -> None:
+        SpeechSeq2Seq(**{**SMALL, "audio": str(spoken), **parameters}).calibration()  # type: ignore[arg-type]
+
+    with pytest.raises(
+        TaskError, match=r"transcript of '0.wav' has 3 tokens and an end, but output_tokens is 3; raise"
+    ):
+        use(output_tokens=3)
+    with pytest.raises(TaskError, match=r"'2.wav' lasts 0.7 s, but a chunk 0.6 s, and its transcript cannot be cut"):
+        use(chunk_seconds=0.6)
+    with pytest.raises(TaskError, match=r"cannot load the processor .* Unsupported language: klingon"):
+        use(checkpoint=str(checkpoint), language="klingon")
+    write_wav(spoken / "0.wav", 0.5, rate=8000, channels=2)
+    with pytest.raises(TaskError, match=r"1 channel of 16 bits at 16000 Hz, but .* has 2 of 16 bits at 8000 Hz; conv"):
+        use()
+    (spoken / "0.wav").write_text("no sound")
+    with pytest.raises(TaskError, match=r"0.wav': .*; give wav files of plain samples"):
+        use()
+    write_table(spoken, [("1.wav", "a")], head=("file", "transcription"))
+    with pytest.raises(TaskError, match="must have the columns file_name and transcription"):
+        use()
+    write_table(spoken, [("1.wav", "a"), ("2.wav", "b")])
+    with pytest.raises(TaskError, match=r"at least 3 chunks are needed, .* has 2; give more or longer files"):
+        use()
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(TaskError, match=r"Whisper's architecture, but checkpoint .* is of the type 'llama'"):
+        build_speech_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../out.wav", "/etc/hostname", "link.wav"])
+def test_jobs_of_others_read_no_files_outside_the_data_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = tmp_path / "data" / "audio"
+    audio.mkdir(parents=True)
+    write_wav(tmp_path / "data" / "inside.wav", 0.1)
+    write_wav(tmp_path / "out.wav", 0.1)
+    (audio / "link.wav").symlink_to(tmp_path / "out.wav")
+    monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "data"))
+    write_table(audio, [("../inside.wav", "a")])
+    assert len(read_folder("audio")) == 1
+    write_table(audio, [(name.replace("../out", "../../out"), "a")])
+    with pytest.raises(TaskError, match="must be a path inside the folder"):
+        read_folder("audio")
+    with pytest.raises(TaskError, match="must be a path inside the folder"):
+        SpeechSeq2Seq(**SMALL, audio="..").calibration()

@@ -1,0 +1,47 @@
+"""Checkpoints of transformers as job files name them: a tiny model's name, a folder, a name on the hub."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
+
+from workers.errors import TaskError
+from workers.tasks.checks import contained, extra_packages
+
+
+def source(checkpoint: str) -> str:
+    """Return a checkpoint's folder, or its name on the hub if there is no such folder."""
+    folder = contained("checkpoint", checkpoint)
+    return str(folder) if folder.exists() else checkpoint
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Import and use transformers in this context, without progress bars."""
+    with extra_packages():
+        from transformers.utils import logging
+
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files heeds no setting
+                yield
+        finally:
+            if shown:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def explained(what: str, checkpoint: str, tiny: Iterable[str]) -> Iterator[None]:
+    """Load a part of a checkpoint in this context.
+
+    Raises:
+        TaskError: if it cannot be loaded.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise TaskError(
+            f"cannot load the {what} of checkpoint {checkpoint!r}: {first}; give a folder of safetensors, the name of "
+            f"one on the hub, or one of {', '.join(tiny)}"
+        ) from None
