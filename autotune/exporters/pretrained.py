@@ -12,12 +12,20 @@ from torch import nn
 from autotune.exporters.safetensors_header import sort_header
 
 
-def refusal(model: nn.Module) -> str | None:
+def refusal(model: Any) -> str | None:
     """Return why no such folder can hold ``model``, or None if one can."""
     # By name, because nothing but the model itself says whether transformers is worth importing.
-    if any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
+    if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
+        return f"is for models of transformers, but the task builds a {type(model).__name__}"
+    with torch.device("meta"):
+        loaded = type(model)(model.config)
+    changed = sorted(loaded.state_dict().keys() ^ model.state_dict().keys())
+    if not changed:
         return None
-    return f"is for models of transformers, but the task builds a {type(model).__name__}"
+    return (
+        f"is for models as transformers loads them, but the task changed the layers of this {type(model).__name__}, "
+        f"{changed[0]} among them; have it leave them, as fold_batch_norms: false does for batch norms"
+    )
 
 
 def save(model: Any, folder: Path) -> Mapping[str, Any]:

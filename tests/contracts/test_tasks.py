@@ -26,6 +26,7 @@ FLOORS = {
     "own-model": 1.0,
     "causal-lm": 0.0036,
     "speech-seq2seq": 1.0,
+    "image-classification": 0.95,
 }
 
 

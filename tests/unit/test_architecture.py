@@ -43,11 +43,13 @@ DOORS = {
         "workers/tasks/causal_lm.py",
         "workers/tasks/causal_models.py",
         "workers/tasks/checkpoints.py",
+        "workers/tasks/image_models.py",
         "workers/tasks/speech_models.py",
         "workers/tasks/speech_seq2seq.py",
         "autotune/exporters/huggingface_exporter.py",
         "autotune/exporters/pretrained.py",
     ),
+    "PIL": ("workers/tasks/image_folder.py",),
     "jiwer": ("workers/tasks/speech_seq2seq.py",),
     "sklearn": ("workers/tasks/digits.py",),
 }

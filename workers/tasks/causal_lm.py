@@ -13,7 +13,7 @@ from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.task import OutputKind, Split, Timed
 from workers.tasks.causal_models import build_causal_model, encode
-from workers.tasks.checks import contained, extra_packages, require_integer
+from workers.tasks.checks import contained, extra_packages, require_integer, require_text
 from workers.tasks.decoding import Answer, decode
 from workers.tasks.lee_corpus import background_documents
 
@@ -49,8 +49,7 @@ class CausalLM:
 
     def __post_init__(self) -> None:
         for name in ("checkpoint", "text", "shifted_text"):
-            if not isinstance(getattr(self, name), str):
-                raise TaskError(f"task parameter {name!r} must be text, but got {getattr(self, name)!r}")
+            require_text(name, getattr(self, name))
         for name, low in (("prompt_tokens", 2), ("output_tokens", 1), ("windows", 1), ("batch_size", 1)):
             require_integer(name, getattr(self, name), low=low, high=1 << 20)
 

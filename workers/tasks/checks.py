@@ -41,6 +41,26 @@ def require_integer(name: str, value: object, *, low: int, high: int) -> None:
         raise TaskError(f"task parameter {name!r} must be an integer from {low} to {high}, but got {value!r}")
 
 
+def require_text(name: str, value: object) -> None:
+    """Check a task parameter that came from a job file.
+
+    Raises:
+        TaskError: if ``value`` is no text.
+    """
+    if not isinstance(value, str):
+        raise TaskError(f"task parameter {name!r} must be text, but got {value!r}")
+
+
+def require_flag(name: str, value: object) -> None:
+    """Check a task parameter that came from a job file.
+
+    Raises:
+        TaskError: if ``value`` is not true or false.
+    """
+    if not isinstance(value, bool):
+        raise TaskError(f"task parameter {name!r} must be true or false, but got {value!r}")
+
+
 def require_number(name: str, value: object, *, low: float, high: float) -> None:
     """Check a task parameter that came from a job file.
 

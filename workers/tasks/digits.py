@@ -3,8 +3,7 @@
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 
 from workers.task import OutputKind, Split
 from workers.tasks.checks import extra_packages, require_integer
-from workers.tasks.weights_cache import restore_or_train
+from workers.tasks.weights_cache import one_thread, restore_or_train
 
 #: Grey images in [0, 1], shape ``(images, 1, 8, 8)``.
 Images = torch.Tensor
@@ -159,7 +158,7 @@ def train(model: nn.Module, epochs: int = 15) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     steps = epochs * -(-len(images) // 32)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    with _one_thread():
+    with one_thread():
         for _ in range(epochs):
             for batch in torch.split(torch.randperm(len(images)), 32):
                 optimizer.zero_grad()
@@ -167,17 +166,6 @@ def train(model: nn.Module, epochs: int = 15) -> None:
                 torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sum in one order whatever the number of threads, so that every worker trains equal weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def images_of(part: str) -> tuple[Images, torch.Tensor]:

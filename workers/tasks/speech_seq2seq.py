@@ -12,7 +12,7 @@ from torch import nn
 from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.task import OutputKind, Split, Timed
-from workers.tasks.checks import extra_packages, require_integer, require_number
+from workers.tasks.checks import extra_packages, require_integer, require_number, require_text
 from workers.tasks.decoding import Answer, decode
 from workers.tasks.speech_audio import RATE, Utterance, pieces, read_folder, tones
 from workers.tasks.speech_models import TINY, Speech, build_speech_model, normal, speech_of
@@ -52,8 +52,7 @@ class SpeechSeq2Seq:
 
     def __post_init__(self) -> None:
         for name in ("checkpoint", "audio", "language"):
-            if not isinstance(getattr(self, name), str):
-                raise TaskError(f"task parameter {name!r} must be text, but got {getattr(self, name)!r}")
+            require_text(name, getattr(self, name))
         for name, low in (("output_tokens", 1), ("chunks", 1), ("batch_size", 1)):
             require_integer(name, getattr(self, name), low=low, high=1 << 20)
         require_number("chunk_seconds", self.chunk_seconds, low=0.0, high=3600.0)

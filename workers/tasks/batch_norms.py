@@ -1,0 +1,73 @@
+"""Batch norms folded into the convolutions before them, as every runtime does, so that one layer is quantized."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+#: Largest difference of outputs, relative to the largest one, that the order of sums may make.
+_TOLERANCE = 1e-4
+
+#: Types of which a replacement is known to compute the same.
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[str, ...]:
+    """Fold what can be folded, in place; return the names of the batch norms that are gone.
+
+    A norm is folded if it is the only one to read what a convolution just returned, both run once in one pass, and
+    the model's outputs stay equal. Others stay as they are.
+
+    Args:
+        model: in evaluation mode.
+        run: returns the outputs of the model on an example batch.
+    """
+    with torch.no_grad():  # inference mode would make weights that no gradient can pass
+        reference, pairs = _pairs(model, run)
+        tolerance = _TOLERANCE * float(reference.abs().max())
+
+        def fold(some: Sequence[tuple[str, str]]) -> bool:
+            """Fold some norms unless outputs change; return whether they are gone."""
+            kept: dict[str, Any] = {name: model.get_submodule(name) for pair in some for name in pair}
+            for norm, conv in some:
+                model.set_submodule(conv, fuse_conv_bn_eval(kept[conv], kept[norm]))
+                model.set_submodule(norm, nn.Identity().eval())
+            if torch.allclose(run(model), reference, rtol=0.0, atol=tolerance):
+                return True
+            for name, module in kept.items():
+                model.set_submodule(name, module)
+            return False
+
+        if not fold(pairs):
+            pairs = [pair for pair in pairs if fold([pair])]
+    return tuple(norm for norm, _ in pairs)
+
+
+def _pairs(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+    """Return the outputs, and each batch norm with the convolution whose result it reads."""
+    calls: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    modules = {name: module for name, module in model.named_modules() if type(module) in (*_CONVOLUTIONS, *_NORMS)}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        return lambda module, inputs, output: calls.append((name, inputs[0], output))
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        outputs = run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = {name for name, count in Counter(name for name, _, _ in calls).items() if count == 1}
+    # The calls hold every tensor, so that no two of them have one id.
+    writers = {id(output): name for name, _, output in calls if type(modules[name]) in _CONVOLUTIONS}
+    read = [(name, writers[id(read)]) for name, read, _ in calls if _is_fixed(modules[name]) and id(read) in writers]
+    return outputs, [(norm, conv) for norm, conv in read if {norm, conv} <= once]
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    """Return whether a module is a batch norm whose statistics do not depend on the batch."""
+    return type(module) in _NORMS and not module.training and module.running_mean is not None

@@ -1,0 +1,133 @@
+"""Image classifiers with what prepares images for them: checkpoints of transformers, and tiny ones for shapes."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from workers.tasks import shape_images
+from workers.tasks.batch_norms import fold_batch_norms
+from workers.tasks.checkpoints import explained, quiet_transformers, source
+from workers.tasks.shape_images import SHAPES, SIDE, Pixels, draw
+from workers.tasks.weights_cache import one_thread, restore_or_train
+
+#: Checkpoints that need no file: name -> architecture and what its configuration sets.
+TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "tiny-resnet": (
+        "resnet",
+        {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"},
+    ),
+    "tiny-mobilenet": (
+        "mobilenet_v2",
+        {"depth_multiplier": 0.25, "image_size": SIDE, "output_stride": 16, "classifier_dropout_prob": 0.0},
+    ),
+}
+#: Pictures that tiny models are trained on, and their seed; no task looks at them.
+_TRAINING, _SEED = 900, 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Vision:
+    """What a checkpoint's model takes and says."""
+
+    #: Pictures -> inputs, shape ``(pictures, 3, height, width)``.
+    prepared: Callable[[Sequence[Pixels]], torch.Tensor]
+    #: Names of the classes, in the order of the logits.
+    labels: tuple[str, ...]
+
+
+def build_image_model(checkpoint: str, *, fold: bool) -> nn.Module:
+    """Return an image classifier in fp32 and evaluation mode.
+
+    Args:
+        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub.
+        fold: whether batch norms are folded into convolutions where that changes nothing.
+
+    Raises:
+        TaskError: if it cannot be loaded.
+    """
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), explained("model", checkpoint, TINY):
+        from transformers import AutoModelForImageClassification
+
+        if checkpoint in TINY:
+            torch.manual_seed(0)
+            model: nn.Module = AutoModelForImageClassification.from_config(  # type: ignore[no-untyped-call]
+                _configuration(checkpoint)
+            )
+            restore_or_train(model, _weights_name(checkpoint), train)
+        else:
+            model = AutoModelForImageClassification.from_pretrained(
+                source(checkpoint), dtype=torch.float32, use_safetensors=True
+            )
+    model.eval()
+    if fold:
+        example = vision_of(checkpoint).prepared([picture for picture, _ in draw(2, _SEED)])
+        fold_batch_norms(model, lambda folded: folded(pixel_values=example).logits)
+    return model
+
+
+def vision_of(checkpoint: str) -> Vision:
+    """Return what surrounds a checkpoint's model.
+
+    Raises:
+        TaskError: if it cannot be loaded.
+    """
+    with quiet_transformers(), explained("image processor", checkpoint, TINY):
+        from transformers import AutoConfig, AutoImageProcessor
+
+        if checkpoint in TINY:
+            return Vision(prepared=_scaled, labels=SHAPES)
+        place = source(checkpoint)
+        # The other backend needs torchvision.
+        processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            place, backend="pil"
+        )
+        names: Mapping[int, str] = AutoConfig.from_pretrained(place).id2label
+    return Vision(
+        prepared=lambda pictures: processor(list(pictures), return_tensors="pt")["pixel_values"],
+        labels=tuple(names[number] for number in sorted(names)),
+    )
+
+
+def train(model: nn.Module, epochs: int = 8) -> None:
+    """Train ``model`` in place on pictures of shapes; random numbers come from torch's global generator."""
+    pictures, names = zip(*draw(_TRAINING, _SEED), strict=True)
+    images, labels = _scaled(pictures), torch.tensor([SHAPES.index(name) for name in names])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # MobileNet's configuration has one for runs of weeks
+    steps = epochs * -(-len(images) // 32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    model.train()
+    with one_thread():
+        for _ in range(epochs):
+            for batch in torch.split(torch.randperm(len(images)), 32):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(pixel_values=images[batch]).logits, labels[batch], label_smoothing=0.1)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                schedule.step()
+
+
+def _configuration(checkpoint: str) -> Any:
+    from transformers import AutoConfig
+
+    architecture, sizes = TINY[checkpoint]
+    return AutoConfig.for_model(architecture, num_labels=len(SHAPES), **sizes)
+
+
+def _weights_name(checkpoint: str) -> str:
+    # Networks, training and pictures are in these files, so any edit of one trains again.
+    sources = b"".join(Path(file).read_bytes() for file in (__file__, shape_images.__file__))
+    return f"{checkpoint}-torch{torch.__version__}-{hashlib.sha256(sources).hexdigest()[:12]}"
+
+
+def _scaled(pictures: Sequence[Pixels]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous()
