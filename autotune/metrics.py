@@ -40,6 +40,7 @@ WORKLOADS = {
     Workload.FORWARD: "Latency",
     Workload.PREFILL: "Time to first token",
     Workload.DECODE: "Time per output token",
+    Workload.SAMPLING: "Time of a whole sample",
 }
 
 

@@ -19,6 +19,8 @@ class Workload(enum.StrEnum):
     PREFILL = "prefill"
     #: Writing one more token of an answer.
     DECODE = "decode"
+    #: Making a whole sample of a generative model, by many passes.
+    SAMPLING = "sampling"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

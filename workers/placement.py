@@ -1,7 +1,7 @@
 """Bring a task onto a device: its model, and every batch it hands out."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,12 @@ def moved(value: Any, device: str) -> Any:
     return type(value)(moved(part, device) for part in value) if type(value) in (tuple, list) else value
 
 
+def beside(model: nn.Module, value: Any) -> Any:
+    """Return ``value`` with every tensor in it on the device of the model's parameters, if it has any."""
+    parameter = next(model.parameters(), None)
+    return value if parameter is None else moved(value, str(parameter.device))
+
+
 def placed(task: Task, device: str) -> Task:
     """Return ``task`` with model and batches on ``device``; on the CPU, where tasks build them, itself."""
     return task if device == "cpu" else PlacedTask(task, device)
@@ -44,6 +50,8 @@ class PlacedTask:
         self._evaluation = functools.cache(lambda split: moved(task.evaluation(split), device))
         self.output_kind: OutputKind = task.output_kind
         self.has_shifted: bool = getattr(task, "has_shifted", False)
+        if hasattr(task, "generate"):
+            self.generate: Callable[[nn.Module, Split], torch.Tensor] = task.generate
 
     def build_model(self) -> nn.Module:
         """See ``Task.build_model``; the model is on the device."""

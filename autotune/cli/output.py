@@ -38,6 +38,7 @@ _COLUMNS = {
     "latency_ratio": "speedup",
     "prefill_latency_p50_ms": "first ms",
     "decode_latency_p50_ms": "token ms",
+    "sampling_latency_p50_ms": "sample ms",
     "accuracy": "accuracy",
     "shifted_accuracy": "shifted",
     "divergence": "diverg.",

@@ -27,6 +27,7 @@ FLOORS = {
     "causal-lm": 0.0036,
     "speech-seq2seq": 1.0,
     "image-classification": 0.95,
+    "diffusion": 1.0 - 1e-9,
 }
 
 

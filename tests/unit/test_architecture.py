@@ -49,6 +49,7 @@ DOORS = {
         "autotune/exporters/huggingface_exporter.py",
         "autotune/exporters/pretrained.py",
     ),
+    "diffusers": ("workers/tasks/diffusion_models.py",),
     "PIL": ("workers/tasks/image_folder.py",),
     "jiwer": ("workers/tasks/speech_seq2seq.py",),
     "sklearn": ("workers/tasks/digits.py",),

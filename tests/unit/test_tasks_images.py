@@ -132,8 +132,8 @@ def test_norms_stay_where_folding_would_change_something(shared: bool) -> None:
 
 def test_norms_of_convolutions_that_run_twice_stay() -> None:
     conv = nn.Conv2d(3, 3, 1)
-    model = nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)).eval()
-    assert fold_batch_norms(model, lambda m: m(torch.randn(1, 3, 4, 4))) == ()
+    model, images = nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)).eval(), torch.randn(1, 3, 4, 4)
+    assert fold_batch_norms(model, lambda m: m(images)) == ()
     assert norms_of(model) == 2
 
 

@@ -76,7 +76,7 @@ def test_a_job_times_what_it_asks_for_and_what_it_goes_by(
 
 
 def test_an_unknown_workload_is_refused() -> None:
-    with pytest.raises(JobSpecError, match=r"measurement.workloads.0: must be 'forward', 'prefill' or 'decode'"):
+    with pytest.raises(JobSpecError, match=r"workloads.0: must be 'forward', 'prefill', 'decode' or 'sampling'"):
         JobSpec.parse({"name": "a", "task": {"name": "b"}, "measurement": {"workloads": ["sleep"]}})
 
 

@@ -30,6 +30,7 @@ _BUILT_IN = {
     "digits-cnn": "workers.tasks.digits:DigitsCNN",
     "digits-vit": "workers.tasks.digits:DigitsViT",
     "causal-lm": "workers.tasks.causal_lm:CausalLM",
+    "diffusion": "workers.tasks.diffusion:Diffusion",
     "image-classification": "workers.tasks.image_classification:ImageClassification",
     "speech-seq2seq": "workers.tasks.speech_seq2seq:SpeechSeq2Seq",
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from workers.errors import TaskError
 from workers.measurement import Workload
+from workers.placement import beside
 from workers.task import OutputKind, Split, Timed
 from workers.tasks.causal_models import build_causal_model, encode
 from workers.tasks.checks import contained, extra_packages, require_integer, require_text
@@ -97,20 +98,15 @@ class CausalLM:
         """
         prompts = self.latency_batch(batch_size)
         return {
-            Workload.PREFILL: Timed(prepare=lambda model: _beside(model, prompts), run=_begin),
+            Workload.PREFILL: Timed(prepare=lambda model: beside(model, prompts), run=_begin),
             Workload.DECODE: Timed(
-                prepare=lambda model: _begin(model, _beside(model, prompts)),
+                prepare=lambda model: _begin(model, beside(model, prompts)),
                 run=functools.partial(decode, most=self.prompt_tokens + self.output_tokens),
             ),
         }
 
     def _windows(self, text: str) -> Tokens:
         return _windows(self.checkpoint, text, self.prompt_tokens, 3 * self.windows)
-
-
-def _beside(model: nn.Module, prompts: Tokens) -> Tokens:
-    """Return the prompts on the model's device."""
-    return prompts.to(next(model.parameters()).device)
 
 
 def _begin(model: nn.Module, prompts: Tokens) -> Answer:

@@ -11,6 +11,7 @@ from torch import nn
 
 from workers.errors import TaskError
 from workers.measurement import Workload
+from workers.placement import beside
 from workers.task import OutputKind, Split, Timed
 from workers.tasks.checks import extra_packages, require_integer, require_number, require_text
 from workers.tasks.decoding import Answer, decode
@@ -88,7 +89,7 @@ class SpeechSeq2Seq:
         model need not have (Santilli et al., "Accelerating transformer inference for translation via parallel
         decoding", 2023).
         """
-        return torch.cat([self._settled(model, batch) for batch in self.evaluation(split)])
+        return torch.cat([self._settled(model, beside(model, batch)) for batch in self.evaluation(split)])
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return 1 - word error rate of the tokens written, or 0 if there are more errors than words."""
@@ -116,9 +117,12 @@ class SpeechSeq2Seq:
         features, prefix = batch["input_features"], batch["decoder_input_ids"][:, : len(self._speech.prefix)]
         most = prefix.shape[1] + self.output_tokens
         return {
-            Workload.PREFILL: Timed(prepare=lambda model: features, run=functools.partial(_begin, prefix=prefix)),
+            Workload.PREFILL: Timed(
+                prepare=lambda model: beside(model, features),
+                run=lambda model, heard: _begin(model, heard, prefix=prefix),
+            ),
             Workload.DECODE: Timed(
-                prepare=lambda model: _begin(model, features, prefix=prefix)[1],
+                prepare=lambda model: _begin(model, beside(model, features), prefix=prefix)[1],
                 run=functools.partial(decode, most=most),
             ),
         }
@@ -192,7 +196,7 @@ def _part(split: Split) -> int:
 
 def _behind(prefix: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
     """Return what the decoder reads to write ``tokens``: all but the last of them, behind the prefix."""
-    return torch.cat([torch.tensor(prefix).expand(len(tokens), -1), tokens[:, :-1]], dim=1)
+    return torch.cat([torch.tensor(prefix, device=tokens.device).expand(len(tokens), -1), tokens[:, :-1]], dim=1)
 
 
 def _numbers(tokens: torch.Tensor, end: int) -> list[str]:
@@ -213,6 +217,7 @@ def _begin(model: nn.Module, features: torch.Tensor, *, prefix: torch.Tensor) ->
     """Return the logits and the likeliest of the first tokens, with the cache of audio and prefix."""
     from transformers import DynamicCache, EncoderDecoderCache
 
+    prefix = prefix.to(features.device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     outputs = model(input_features=features, decoder_input_ids=prefix, past_key_values=cache, use_cache=True)
     encoded = (outputs.encoder_last_hidden_state,)

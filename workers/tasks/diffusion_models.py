@@ -1,0 +1,162 @@
+"""Denoisers of diffusers with their schedules: checkpoints, and tiny ones of random weights."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.errors import TaskError
+from workers.tasks.checkpoints import explained, source
+from workers.tasks.checks import contained, extra_packages
+
+#: Checkpoints that need no file: name -> class and what its configuration sets.
+TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "tiny-unet": (
+        "UNet2DConditionModel",
+        {
+            "sample_size": 8,
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 4,
+            "norm_num_groups": 8,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        },
+    ),
+    "tiny-dit": (
+        "DiTTransformer2DModel",
+        {
+            "sample_size": 8,
+            "num_attention_heads": 4,
+            "attention_head_dim": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "norm_num_groups": 8,
+        },
+    ),
+}
+#: Class -> the name of its first argument, whose conditions are known here.
+_LATENTS = {
+    "UNet2DModel": "sample",
+    "UNet2DConditionModel": "sample",
+    "DiTTransformer2DModel": "hidden_states",
+}
+#: Entries of configurations that ask for conditions that nobody gives here.
+_UNKNOWN_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "num_class_embeds")
+#: Tokens of random text.
+_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denoiser:
+    """How a checkpoint's model is called."""
+
+    #: Name of the argument that takes latents, and their shape, ``(channels, height, width)``.
+    latents: str
+    shape: tuple[int, int, int]
+    #: Width of text, and number of classes, that samples are conditioned on; 0 if they are not.
+    text_width: int
+    classes: int
+
+    def conditions(self, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Return random conditions of ``count`` samples, by the names of the model's arguments."""
+        if self.text_width:
+            return {"encoder_hidden_states": torch.randn(count, _TOKENS, self.text_width, generator=generator)}
+        return {"class_labels": torch.randint(self.classes, (count,), generator=generator)} if self.classes else {}
+
+
+def build_denoiser(checkpoint: str, subfolder: str) -> nn.Module:
+    """Return a denoiser in fp32 and evaluation mode.
+
+    Args:
+        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub.
+        subfolder: of the model in the folder of a pipeline; empty if the checkpoint is the model.
+
+    Raises:
+        TaskError: if it cannot be loaded, or its conditions are not known.
+    """
+    with _diffusers("model", checkpoint), torch.random.fork_rng(devices=[]):
+        import diffusers
+
+        torch.manual_seed(0)
+        configuration = _configuration(checkpoint, subfolder)
+        cls: Any = getattr(diffusers, configuration["_class_name"])
+        model: nn.Module = (
+            cls.from_config(configuration)
+            if checkpoint in TINY
+            else cls.from_pretrained(
+                source(checkpoint),
+                subfolder=subfolder or None,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,  # or it would miss the library accelerate
+            )
+        )
+    return model.eval()
+
+
+def denoiser_of(checkpoint: str, subfolder: str) -> Denoiser:
+    """Return how a checkpoint's model is called.
+
+    Raises:
+        TaskError: if it cannot be loaded, or its conditions are not known.
+    """
+    with _diffusers("configuration", checkpoint):
+        found = _configuration(checkpoint, subfolder)
+    size = found["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    name = found["_class_name"]
+    return Denoiser(
+        latents=_LATENTS[name],
+        shape=(found.get("in_channels", 4), height, width),
+        text_width=found["cross_attention_dim"] if name == "UNet2DConditionModel" else 0,
+        classes=found.get("num_embeds_ada_norm", 1000) if name == "DiTTransformer2DModel" else 0,
+    )
+
+
+def build_schedule(checkpoint: str, steps: int) -> Any:
+    """Return a pipeline's configuration of DDIM, or diffusers' own if the checkpoint is a model alone."""
+    with _diffusers("scheduler", checkpoint):
+        import diffusers
+
+        scheduler: Any = diffusers.DDIMScheduler
+        schedule = scheduler(clip_sample=False)
+        if checkpoint not in TINY:
+            with contextlib.suppress(OSError):  # a model alone has none
+                schedule = scheduler.from_pretrained(source(checkpoint), subfolder="scheduler")
+        schedule.set_timesteps(steps)
+    return schedule
+
+
+def _configuration(checkpoint: str, subfolder: str) -> Mapping[str, Any]:
+    import diffusers
+
+    if checkpoint in TINY:
+        name, sizes = TINY[checkpoint]
+        return {"_class_name": name, **sizes}
+    contained("subfolder", str(Path(checkpoint, subfolder)))
+    loader: Any = diffusers.UNet2DModel
+    found: Mapping[str, Any] = loader.load_config(source(checkpoint), subfolder=subfolder or None)
+    name = found.get("_class_name", "")
+    unknown = [entry for entry in _UNKNOWN_CONDITIONS if found.get(entry) is not None]
+    if name not in _LATENTS or unknown or isinstance(found.get("cross_attention_dim"), list):
+        raise TaskError(
+            f"this task knows what {', '.join(_LATENTS)} are called with, but checkpoint {checkpoint!r} is a "
+            f"{name or 'model without a class'}{f' with {unknown[0]}' if unknown else ''}; write a task for it"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _diffusers(what: str, checkpoint: str) -> Iterator[None]:
+    with extra_packages(), explained(what, checkpoint, TINY), warnings.catch_warnings():
+        # diffusers still passes it to the hub's library, which takes it no longer.
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
+        yield
