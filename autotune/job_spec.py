@@ -19,7 +19,7 @@ from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers import secret_values
 from workers.measurement import Workload
-from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
+from workers.setup import CACHE_BYTES, CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
 #: Larger job files are refused before they are parsed, which takes a second for so many.
 MAX_BYTES = 1 << 17
@@ -224,6 +224,7 @@ class WorkerSection(_Section):
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     ray_address: str = "local"
     trial_timeout_s: Positive = 600.0
+    cache_mib: Annotated[int, Field(ge=0)] = CACHE_BYTES >> 20
 
 
 class JobSpec(_Section):
@@ -329,11 +330,12 @@ class JobSpec(_Section):
             calibration=CalibrationSettings(**self.calibration.model_dump()),
             measurement=MeasurementSettings(**self.measurement.model_dump() | {"workloads": self.workloads()}),
             task_file=task_file,
+            cache_bytes=self.workers.cache_mib << 20,
         )
 
     def pool_settings(self) -> PoolSettings:
         """Return which workers the job has."""
-        return PoolSettings(**self.workers.model_dump(exclude={"pool"}))
+        return PoolSettings(**self.workers.model_dump(exclude={"pool", "cache_mib"}))
 
 
 def validated(model: type[M], data: object, complaint: str) -> M:

@@ -48,7 +48,7 @@ class Evaluator:
         print_of_weights, left_out = fingerprint(model), skipped(model)
         calibration = self._calibration(setup, model, layers)
         #: The layers in PyTorch; what is measured is the deployed model.
-        self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges)
+        self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges, cache_bytes=setup.cache_bytes)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, tuple[torch.Tensor, float]] = {}

@@ -11,12 +11,10 @@ from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.errors import MapError, unknown
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
+from workers.setup import CACHE_BYTES
 
 if TYPE_CHECKING:
     from workers.backends.base import Backend
-
-#: Bytes of prepared layers kept beside the installed ones.
-CACHE_BYTES = 4 << 30
 
 
 class PreparedModel:
@@ -70,7 +68,7 @@ class PreparedModel:
                 raise MapError(unknown("layer", name, self._layers))
         wanted = {name: names.get(name, FULL_PRECISION.name) for name in self._layers}
         changes = {name: choice for name, choice in wanted.items() if self._installed[name] != choice}
-        prepared = {name: self.module(name, choice) for name, choice in changes.items()}
+        prepared = {name: self._module(name, choice) for name, choice in changes.items()}
         for name, module in prepared.items():
             for children, attribute in self._slots[name]:
                 children[attribute] = module
@@ -116,6 +114,11 @@ class PreparedModel:
         Raises:
             MapError: if the layer cannot take the choice.
         """
+        module = self._module(name, choice)
+        self._evict()
+        return module
+
+    def _module(self, name: str, choice: str) -> nn.Module:
         if choice == FULL_PRECISION.name:
             return self._originals[name]
         key = (name, choice)

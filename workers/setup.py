@@ -9,6 +9,9 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, Workload
 
+#: Bytes of prepared layers that a worker keeps, unless the installed map alone has more.
+CACHE_BYTES = 4 << 30
+
 
 class ObserverKind(enum.StrEnum):
     """How a static range is chosen from the calibration histogram."""
@@ -63,6 +66,8 @@ class WorkerSetup:
     #: A Python file that registers tasks, run by each worker before it builds the task. Comes from
     #: the command line only, never from a job file or the database.
     task_file: str | None = None
+    #: Bytes of prepared layers kept; beyond, those used longest ago are prepared again when they are needed.
+    cache_bytes: int = CACHE_BYTES
     #: Ranges from an earlier calibration of the same job; None calibrates now.
     ranges: Mapping[str, ActivationRange] | None = None
 

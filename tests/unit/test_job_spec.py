@@ -235,3 +235,11 @@ def test_a_folder_is_no_job_file(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(JobSpecError, match=r"cannot read job file .*nowhere.yaml.*No such file"):
         JobSpec.load(tmp_path / "nowhere.yaml")
+
+
+def test_cache_of_prepared_layers_is_told_to_workers_in_bytes() -> None:
+    spec = JobSpec.parse(
+        {"schema": "autotune.job/v1", "name": "small", "task": {"name": "digits-cnn"}, "workers": {"cache_mib": 3}}
+    )
+    assert spec.worker_setup().cache_bytes == 3 << 20
+    assert spec.pool_settings() == PoolSettings()

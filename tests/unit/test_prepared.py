@@ -11,8 +11,8 @@ from search_spaces.quantization_map import ActivationRange
 from workers.backends.packed import PackedLayer
 from workers.backends.x86 import X86Backend
 from workers.errors import CalibrationError
-from workers.prepared import CACHE_BYTES, PreparedModel
-from workers.setup import Calibration, ModelDescription
+from workers.prepared import PreparedModel
+from workers.setup import CACHE_BYTES, Calibration, ModelDescription
 
 X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
 RANGE = ActivationRange(low=-4.0, high=4.0)
@@ -210,6 +210,16 @@ def test_cache_never_drops_what_is_installed() -> None:
     assert backend.prepared == 4
     prepared.apply(uniform("bf16"))
     assert backend.prepared == 5
+
+
+def test_cache_keeps_its_bound_while_layers_are_probed() -> None:
+    prepared, backend = prepared_model(cache_bytes=BF16_BYTES)
+    prepared.apply({"head": "bf16"})
+    for _ in range(2):
+        for layer in FREE:
+            prepared.module(layer, "bf16")
+    assert backend.prepared == 5
+    assert prepared.weight_bytes() == counted(prepared.model)
 
 
 class Encoder(nn.Module):
