@@ -19,7 +19,7 @@ from autotune.front import pick
 from autotune.metrics import METRICS
 from autotune.report import page
 from autotune.report.page import Review
-from autotune.store.records import FrontRecord, TrialRecord
+from autotune.store.records import FrontRecord, JobRecord, TrialRecord
 from search_spaces.errors import unknown
 
 if TYPE_CHECKING:
@@ -208,14 +208,21 @@ def optuna_export(
     # Imported here: it brings optuna, which other commands do not need.
     from autotune.optuna_export import export_study
 
-    with closing(reader(database, url, token)) as client:
-        record = client.find(job)
-        trials = client.trials(record.id)
+    record, trials, _ = _recorded(job, database, url, token)
     name = export_study(record, trials, storage)
     if as_json:
         print_json({"study": name, "trials": len(trials)})
     else:
         say(f"Copied {len(trials)} trials of job {record.id} into the study {name!r}.")
+
+
+def _recorded(
+    job: str, database: str, url: str | None, token: str | None
+) -> tuple[JobRecord, list[TrialRecord], Sequence[int]]:
+    """Return a job with its trials and the numbers of those on its front."""
+    with closing(reader(database, url, token)) as client:
+        record = client.find(job)
+        return record, client.trials(record.id), client.tallies([record.id])[record.id].front
 
 
 def mlflow_export(
@@ -232,10 +239,7 @@ def mlflow_export(
     """Copy a job's trials into an MLflow store, a run for each."""
     from autotune.mlflow_export import export_runs
 
-    with closing(reader(database, url, token)) as client:
-        record = client.find(job)
-        trials = client.trials(record.id)
-        front = client.tallies([record.id])[record.id].front
+    record, trials, front = _recorded(job, database, url, token)
     name = export_runs(record, trials, front, tracking_uri)
     if as_json:
         print_json({"experiment": name, "trials": len(trials)})

@@ -27,6 +27,7 @@ _EXPORTERS = {
     "modelopt": "autotune.exporters.modelopt_configuration:ModelOptConfiguration",
     "llm-compressor": "autotune.exporters.llmcompressor_configuration:LlmCompressorConfiguration",
     "neural-compressor": "autotune.exporters.neuralcompressor_configuration:NeuralCompressorConfiguration",
+    "nncf": "autotune.exporters.nncf_configuration:NncfConfiguration",
 }
 #: Formats whose runtimes run the layers of one fusion group as one, which needs one choice for all of them.
 _FUSING = frozenset({"compressed-tensors", "llm-compressor", "modelopt"})

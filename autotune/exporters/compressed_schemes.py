@@ -29,6 +29,8 @@ _SCHEMES: dict[str, dict[str, Any]] = {
         "format": "pack-quantized",
     },
 }
+#: Choices that have a scheme.
+NAMES = tuple(_SCHEMES)
 #: What input features must be divisible by: int8 weights fill words of 32 bits, int4 weights groups.
 _DIVISOR = {Precision.INT8: 4, Precision.INT4: INT4_GROUP}
 

@@ -11,7 +11,7 @@ from torch import nn
 from autotune.errors import ExportError
 from autotune.exporters import libraries
 from autotune.exporters.base import Source
-from search_spaces.choice import LayerChoice
+from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import QuantizationMap
 
@@ -28,6 +28,8 @@ class Configuration(ABC):
     #: Distribution name of the library that reads the file, and the version whose rules it follows.
     library: str
     written_for: str
+    #: Choices beside full precision that a layer may take in the library as in our kernels.
+    choices: tuple[str, ...]
     #: Lines of Python that use the file.
     usage: str
     #: What the library does otherwise than our backend, for people.
@@ -40,9 +42,17 @@ class Configuration(ABC):
         """Return how the library's outputs may differ from our backend's."""
         return f"not run; {self.differs}"
 
-    @abstractmethod
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Exporter.refuses``."""
+        if choice == FULL_PRECISION:
+            return None
+        if choice.name not in self.choices:
+            return f"our kernels and {self.library} share {', '.join(self.choices)}, but no {choice.name}"
+        return self.refuses_layer(layer, choice) or layer.frozen_reason
+
+    @abstractmethod
+    def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """Return why ``layer`` cannot take one of ``choices``, or None if it can."""
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See ``Exporter.refuses_model``."""

@@ -17,6 +17,7 @@ class LlmCompressorConfiguration(Configuration):
     file = "recipe.yaml"
     library = "llmcompressor"
     written_for = "llm-compressor 0.14"
+    choices = compressed_schemes.NAMES
     usage = (
         "    from llmcompressor import oneshot\n"
         '    oneshot(model=model, dataset=dataset, recipe="recipe.yaml", output_dir="compressed")'
@@ -26,8 +27,8 @@ class LlmCompressorConfiguration(Configuration):
         "its int4 groups have no zero points; the format compressed-tensors keeps our ranges"
     )
 
-    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
+    def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Configuration.refuses_layer``."""
         return compressed_schemes.refusal(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:

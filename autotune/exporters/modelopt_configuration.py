@@ -18,6 +18,7 @@ class ModelOptConfiguration(Configuration):
     file = "quant_cfg.yaml"
     library = "nvidia-modelopt"
     written_for = "ModelOpt 0.47"
+    choices = ("int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
     usage = (
         "    import yaml, modelopt.torch.quantization as mtq\n"
         '    config = yaml.safe_load(open("quant_cfg.yaml"))\n'
@@ -28,19 +29,15 @@ class ModelOptConfiguration(Configuration):
         "have no zero points"
     )
 
-    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
-        if choice == FULL_PRECISION:
-            return None
-        if choice.precision not in (Precision.INT8, Precision.INT4):
-            return f"our kernels and ModelOpt share int8 and int4, but no {choice.name}"
+    def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Configuration.refuses_layer``."""
         if layer.kind is LayerKind.EMBEDDING:
             return "ModelOpt is told of products here, but an embedding has none"
         if choice.precision is Precision.INT4 and (
             layer.kind is not LayerKind.LINEAR or layer.weight_shape[1] % INT4_GROUP
         ):
             return f"int4 needs a linear layer with input features divisible by {INT4_GROUP}"
-        return layer.frozen_reason
+        return None
 
     def text(self, quantization: QuantizationMap) -> str:
         """See ``Configuration.text``."""

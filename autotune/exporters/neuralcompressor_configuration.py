@@ -34,6 +34,7 @@ class NeuralCompressorConfiguration(Configuration):
     file = "neural_compressor.json"
     library = "neural-compressor"
     written_for = "Neural Compressor 3.10"
+    choices = tuple(_SETTINGS)
     usage = (
         "    import json\n"
         "    from neural_compressor.common.base_config import config_registry\n"
@@ -45,15 +46,11 @@ class NeuralCompressorConfiguration(Configuration):
     )
     differs = "Neural Compressor calibrates static ranges again, and its algorithms are applied one after the other"
 
-    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
-        if choice == FULL_PRECISION:
-            return None
-        if choice.name not in _SETTINGS:
-            return f"our kernels and Neural Compressor share int8 and int4, but no {choice.name}"
+    def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Configuration.refuses_layer``."""
         if layer.kind is not LayerKind.LINEAR:
             return f"is written for linear layers only, but this is an {layer.kind} layer"
-        return layer.frozen_reason
+        return None
 
     def text(self, quantization: QuantizationMap) -> str:
         """See ``Configuration.text``."""
@@ -73,7 +70,7 @@ class NeuralCompressorConfiguration(Configuration):
 
         known = config_registry.get_cls_configs()["torch"]
         for algorithm, section in json.loads(text).items():
-            kept = known[algorithm].from_dict(section).to_dict()["local"]
+            kept = known[algorithm].from_dict(section).to_dict().get("local", {})  # without layers it leaves that out
             for layer, settings in section["local"].items():
                 # It drops what it does not know without a word.
                 lost = [name for name, value in settings.items() if kept[layer].get(name) != value]

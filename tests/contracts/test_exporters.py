@@ -313,5 +313,7 @@ def test_unknown_format_names_the_known_ones() -> None:
 def test_model_of_another_library_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"huggingface is for models of transformers, .* a Sequential") as caught:
         export(with_choices("tiny-cnn", {}), "huggingface", tmp_path / "out")
-    assert "Formats that can: onnxruntime, torchao, torch-export, modelopt, neural-compressor, map" in str(caught.value)
+    assert "Formats that can: onnxruntime, torchao, torch-export, modelopt, neural-compressor, nncf, map" in str(
+        caught.value
+    )
     assert list(tmp_path.iterdir()) == []

@@ -37,6 +37,7 @@ DOORS = {
     "modelopt": ("autotune/exporters/modelopt_configuration.py",),
     "llmcompressor": ("autotune/exporters/llmcompressor_configuration.py",),
     "neural_compressor": ("autotune/exporters/neuralcompressor_configuration.py",),
+    "nncf": ("autotune/exporters/nncf_configuration.py",),
     "compressed_tensors": ("autotune/exporters/compressed_layers.py",),
     "transformers": (
         "workers/tasks/minilm_lee.py",

@@ -1,11 +1,15 @@
 """Configurations for other libraries: their content, and what the real library makes of it where it is installed."""
 
 import json
+import re
+import textwrap
+from collections import OrderedDict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -25,7 +29,8 @@ CHOSEN = {
     "norm": "fp32",
 }
 MAP = QuantizationMap.from_names(CHOSEN, {"block.1": ActivationRange(low=-1.0, high=3.0)})
-FORMATS = ("modelopt", "llm-compressor", "neural-compressor")
+#: Format -> a word of its files that its library checks.
+FORMATS = {"modelopt": "bits", "llm-compressor": "bits", "neural-compressor": "bits", "nncf": "preset"}
 
 
 class _File(MapFile):
@@ -77,17 +82,35 @@ def test_neural_compressor_names_match_whole_layers() -> None:
     assert sections["rtn"]["local"]["head$"]["bits"] == 4
 
 
+def test_nncf_leaves_out_all_but_the_layers_of_a_choice() -> None:
+    calls = json.loads(configuration("nncf").text(MAP))
+    assert [call["mode"] for call in calls["compress_weights"]] == ["int8_sym", "int4_asym"]
+    (scope,) = (call["ignored_scope"]["patterns"] for call in calls["quantize"])
+    names = ("block.1", "block.10", "block.1.norm", "block01")
+    operations = [f"__module.{name}/aten::linear/{kind}" for name in names for kind in ("MatMul", "Add")]
+    # NNCF matches from the start of a name.
+    kept = [operation for operation in operations if not re.match(scope[0], operation)]
+    assert kept == ["__module.block.1/aten::linear/MatMul"]
+    # A weight that a scope names is left out, whatever operation reads it.
+    assert not re.match(scope[0], "self.block.1.weight")
+
+
+def skip_without(*libraries: str) -> None:
+    for library in libraries:
+        try:
+            metadata.version(library)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"{library} is not installed; docs/export.md says how to run this test with it")
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_library_accepts_it(name: str) -> None:
     written = configuration(name)
-    try:
-        metadata.version(written.library)
-    except metadata.PackageNotFoundError:
-        pytest.skip(f"{written.library} is not installed; docs/export.md says how to run this test with it")
+    skip_without(written.library)
     with exporters.libraries():
         written.validate(written.text(MAP))
         with pytest.raises(Exception):  # noqa: B017, PT011 - each library has its own
-            written.validate(written.text(MAP).replace("bits", "bites"))
+            written.validate(written.text(MAP).replace(FORMATS[name], "bites"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -124,3 +147,52 @@ def test_what_the_library_does_not_accept_is_not_written(tmp_path: Path, monkeyp
 def test_there_is_no_model_to_load(name: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not run: there is nothing to load"):
         configuration(name).load(tmp_path, {}, nn.Module)
+
+
+def test_nncf_run_as_the_note_shows_rounds_exactly_the_layers_of_the_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without("nncf", "openvino")
+    monkeypatch.setenv("NNCF_CI", "1")  # else it would report what is called to its makers
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential(
+        OrderedDict(
+            embed=nn.Embedding(64, 32),
+            front=nn.Linear(32, 32),
+            middle=nn.Sequential(nn.Conv1d(16, 32, 3), nn.ReLU(), nn.Conv1d(32, 16, 3)),
+            back=nn.Linear(28, 32),
+            **{str(number): nn.Linear(32, 32) for number in (1, 10)},
+        )
+    )  # fmt: skip
+    chosen = {"embed": "int8_weight_only", "middle.2": "int8_static", "1": "int8_static", "10": "int4_weight_only"}
+    ranges = dict.fromkeys(["middle.2", "1"], ActivationRange(low=-1.0, high=1.0))
+    everything = dict.fromkeys(["embed", "front", "middle.0", "middle.2", "back", "1", "10"], "fp32")
+    written = configuration("nncf")
+    (tmp_path / written.file).write_text(written.text(QuantizationMap.from_names(everything | chosen, ranges)))
+    batch = torch.arange(32).view(2, 16)
+    names: dict[str, Any] = {"model": model, "batch": batch, "batches": [batch]}
+    with exporters.libraries():
+        exec(textwrap.dedent(written.usage), names)
+    assert rounded(names["model"]) == chosen
+
+
+def rounded(model: Any) -> dict[str, str]:
+    """Layer -> its choice, as weights and inputs of an OpenVINO model tell it."""
+    types = {"i8": "int8_weight_only", "u4": "int4_weight_only"}
+    found = {}
+    for operation in model.get_ordered_ops():
+        inputs = [source_of(value.get_node()) for value in operation.input_values()]
+        layer = re.match(r"__module\.(.+)/.+/(MatMul|Convolution|Gather)$", operation.get_friendly_name())
+        for node in inputs if layer else ():
+            if node.get_type_name() == "Constant" and node.get_element_type().get_type_name() in types:
+                found[layer[1]] = types[node.get_element_type().get_type_name()]
+        if layer and inputs[0].get_type_name() == "FakeQuantize":
+            found[layer[1]] = "int8_static"
+    return found
+
+
+def source_of(node: Any) -> Any:
+    """Return what a value is before it was scaled."""
+    while node.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape"):
+        node = node.input_value(0).get_node()
+    return node
