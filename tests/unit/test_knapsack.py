@@ -68,6 +68,7 @@ def test_rounding_of_real_costs_loses_next_to_nothing(tables: Costs) -> None:
     ("cost", "spent", "expected"),
     [
         ([[3.0]], [[-2.0]], [[0]]),
+        ([[0.0, 1.0]], [[5e-324, 0.0]], [[1], [0]]),  # the smallest difference there is
         ([[1.0, 2.0, 3.0]], [[3.0, 2.0, 1.0]], [[2], [1], [0]]),
         ([[2.0, 1.0], [5.0, 9.0]], [[7.0, 7.0], [7.0, 7.0]], [[1, 0]]),
         ([[np.inf, 1.0], [5.0, np.inf]], [[np.inf, 7.0], [0.0, np.inf]], [[1, 0]]),

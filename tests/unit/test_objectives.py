@@ -15,7 +15,12 @@ FULL = {
     "latency_p95_ms": 12.0, "latency_p99_ms": 15.0, "latency_ratio": 1.0, "weight_memory_mib": 8.0,
     "peak_memory_mib": 20.0,
 }  # fmt: skip
-FULL |= {f"{name}_{key}": value for name in ("prefill", "decode") for key, value in FULL.items() if "latency" in key}
+FULL |= {
+    f"{name}_{key}": value
+    for name in ("prefill", "decode", "sampling")
+    for key, value in FULL.items()
+    if "latency" in key
+}
 #: What a map must not reach to be worth something.
 WORTHLESS = {name: 1.1 * value for name, value in FULL.items()} | {
     "accuracy": 0.72, "accuracy_drop": 0.1, "divergence": 1.0
