@@ -50,7 +50,7 @@ def _steps(spent: Costs) -> npt.NDArray[np.intp]:
     finite = np.isfinite(spent)
     beyond = np.where(finite, spent - np.where(finite, spent, np.inf).min(axis=1, keepdims=True), 0.0)
     whole = beyond.max(axis=1).sum()
-    return np.rint(_BINS * (beyond / whole if whole > 0 else beyond)).astype(np.intp)
+    return np.asarray(np.rint(_BINS * (beyond / whole if whole > 0 else beyond)), dtype=np.intp)
 
 
 def _worth_their_steps(costs: Costs, steps: npt.NDArray[np.intp]) -> list[int]:

@@ -73,7 +73,7 @@ def test_rounding_of_real_costs_loses_next_to_nothing(tables: Costs) -> None:
         ([[2.0, 1.0], [5.0, 9.0]], [[7.0, 7.0], [7.0, 7.0]], [[1, 0]]),
         ([[np.inf, 1.0], [5.0, np.inf]], [[np.inf, 7.0], [0.0, np.inf]], [[1, 0]]),
     ],
-    ids=["one map", "one group", "all spend the same", "one legal choice each"],
+    ids=["one map", "smallest difference", "one group", "all spend the same", "one legal choice each"],
 )
 def test_small_instances(cost: list[list[float]], spent: list[list[float]], expected: list[list[int]]) -> None:
     assert cheapest_for_each_budget(np.array(cost), np.array(spent)).tolist() == expected
