@@ -3,18 +3,22 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import Layer, LayerKind
+from search_spaces.tensors import layer_input, tensors_in
 
 _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: LayerKind.LINEAR,
     nn.Conv1d: LayerKind.CONV1D,
     nn.Conv2d: LayerKind.CONV2D,
     nn.Embedding: LayerKind.EMBEDDING,
+    nn.LSTM: LayerKind.LSTM,
+    nn.GRU: LayerKind.GRU,
 }
 
 
@@ -28,7 +32,7 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
     modules = {name: module for name, module in model.named_modules() if _kind(module)}
     bypassed = _bypassed(model)
     trace = _Trace()
-    handles = [module.register_forward_hook(trace.hook(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(trace.hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
         with torch.inference_mode():
             run(model)
@@ -75,13 +79,12 @@ class _Trace:
         self.flops: dict[str, int] = {}
         self.input_shape: dict[str, tuple[int, ...]] = {}
 
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self.first_call.setdefault(name, len(self.first_call))
-            if inputs:
-                self.input_shape.setdefault(name, tuple(inputs[0].shape))
+            self.input_shape.setdefault(name, tuple(layer_input(args, kwargs).shape))
             self.calls[name] = self.calls.get(name, 0) + 1
-            self.flops[name] = self.flops.get(name, 0) + _flops(module, output)
+            self.flops[name] = self.flops.get(name, 0) + _flops(module, next(tensors_in(output)))
 
         return record
 
@@ -96,23 +99,33 @@ def _kind(module: nn.Module) -> LayerKind | None:
 def _flops(module: nn.Module, output: torch.Tensor) -> int:
     if isinstance(module, nn.Embedding):
         return 0
+    if isinstance(module, nn.LSTM | nn.GRU):
+        return 2 * (output.numel() // output.shape[-1]) * sum(w.numel() for w in module.parameters() if w.dim() > 1)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     per_output = math.prod(weight.shape[1:])  # in_features, or in_channels / groups x kernel size
     return 2 * output.numel() * per_output
 
 
+def _weight_shape(module: nn.Module) -> tuple[int, ...]:
+    if isinstance(module, nn.LSTM | nn.GRU):
+        gates = 4 if isinstance(module, nn.LSTM) else 3
+        directions = 2 if module.bidirectional else 1
+        return (module.num_layers, directions, gates * module.hidden_size, module.input_size)
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return tuple(weight.shape)
+
+
 def _layer(name: str, module: nn.Module, trace: _Trace, frozen_reason: str | None) -> Layer:
     kind = _kind(module)
-    weight, bias = module.weight, getattr(module, "bias", None)
     assert kind is not None
-    assert isinstance(weight, torch.Tensor)
     return Layer(
         name=name,
         kind=kind,
-        weight_shape=tuple(weight.shape),
-        has_bias=bias is not None,
-        weight_bytes=weight.nbytes + (bias.nbytes if bias is not None else 0),
+        weight_shape=_weight_shape(module),
+        has_bias=any(part.startswith("bias") for part, _ in module.named_parameters()),
+        weight_bytes=sum(parameter.nbytes for parameter in module.parameters()),
         input_shape=trace.input_shape.get(name, ()),
         flops=trace.flops.get(name, 0),
         calls=trace.calls.get(name, 0),
@@ -154,17 +167,17 @@ def _frozen_reason(
 
 def _unusual(name: str, module: nn.Module, trace: _Trace) -> str | None:
     """Return what about a layer no replacement could copy."""
-    assert isinstance(module.weight, torch.Tensor)
     if not name:
         return "is the whole model; only layers inside a module can be replaced"
-    if module.weight.dtype != torch.float32:
-        return f"has {module.weight.dtype} weights; load the model in float32 to have it quantized"
-    if name not in trace.input_shape:
-        return "takes its input by keyword; replacements take it by position"
+    dtype = next(module.parameters()).dtype
+    if dtype != torch.float32:
+        return f"has {dtype} weights; load the model in float32 to have it quantized"
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return "has forward hooks or a patched forward, which a replacement would not run"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"pads with {module.padding_mode!r}; quantized kernels pad with zeros only"
     if getattr(module, "max_norm", None) is not None:
         return "renormalises its rows as it runs, which quantized rows cannot"
+    if getattr(module, "proj_size", 0):
+        return "projects its hidden states, for which there is no quantized kernel"
     return None

@@ -11,6 +11,8 @@ class LayerKind(enum.StrEnum):
     CONV1D = "conv1d"
     CONV2D = "conv2d"
     EMBEDDING = "embedding"
+    LSTM = "lstm"
+    GRU = "gru"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,8 @@ class Layer:
     name: str
     #: Type of the layer.
     kind: LayerKind
-    #: Shape of the weight tensor, for example ``(out_features, in_features)``.
+    #: Shape of the weight tensor, for example ``(out_features, in_features)``; of LSTM and GRU
+    #: ``(layers, directions, gates x hidden features, input features)``.
     weight_shape: tuple[int, ...]
     #: Whether the layer adds a bias.
     has_bias: bool

@@ -55,7 +55,7 @@ class OnnxExporter:
                     quantization.ranges.get(layer.name),
                 )
                 for layer in source.layers
-                if layer.frozen_reason is None
+                if choices.has_place(layer)
             }
             graph, nodes = traced.filled(fragments)
             _check({layer: names for layer, names in nodes.items() if quantization.choices[layer] != FULL_PRECISION})

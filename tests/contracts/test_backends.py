@@ -14,6 +14,7 @@ from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
+from search_spaces.tensors import tensors_in
 from workers.backends import BACKENDS
 from workers.backends.base import Backend, Deployed
 from workers.backends.torchao import TorchAoBackend
@@ -34,6 +35,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv2d": (lambda: nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 9, 9)),
     "conv2d-depthwise": (lambda: nn.Conv2d(8, 8, 3, padding="same", groups=8, bias=False), (1, 8, 6, 6)),
     "conv2d-channels-last": (lambda: nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), (2, 3, 9, 9)),
+    "lstm": (lambda: nn.LSTM(32, 48), (7, 3, 32)),
+    "lstm-of-two-directions": (lambda: nn.LSTM(5, 7, 2, bidirectional=True, batch_first=True, bias=False), (2, 4, 5)),
+    "gru": (lambda: nn.GRU(32, 48, 2), (7, 3, 32)),
+    "gru-of-one-sequence": (lambda: nn.GRU(6, 7, bidirectional=True), (5, 6)),
     "embedding": (lambda: nn.Embedding(20, 10), (3, 4)),
     "embedding-of-odd-size": (lambda: nn.Embedding(20, 7, padding_idx=0), (3,)),
 }
@@ -84,11 +89,13 @@ def test_choice_is_refused_in_a_sentence_or_runs(
     before = copy.deepcopy(module.state_dict())
     prepared = backend.prepare(module, choice, RANGE if choice.needs_calibration else None).to(backend.device)
     with torch.inference_mode():
-        exact, actual, again = module(x), prepared(x.to(backend.device)), prepared(x.to(backend.device))
-    assert (actual.shape, actual.dtype, actual.stride()) == (exact.shape, exact.dtype, exact.stride())
-    assert torch.equal(actual, again)
-    error = (actual.cpu() - exact).norm() / exact.norm()
-    assert error < {Precision.INT4: 0.15, Precision.FP8: 0.06}.get(choice.precision, 0.03)
+        # The last call's input goes by the name it has in all of PyTorch's layers.
+        results = (module(x), prepared(x.to(backend.device)), prepared(input=x.to(backend.device)))
+    for exact, actual, again in zip(*map(tensors_in, results), strict=True):
+        assert (actual.shape, actual.dtype, actual.stride()) == (exact.shape, exact.dtype, exact.stride())
+        assert torch.equal(actual, again)
+        error = (actual.cpu() - exact).norm() / exact.norm()
+        assert error < {Precision.INT4: 0.15, Precision.FP8: 0.06}.get(choice.precision, 0.03)
     assert not prepared.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from autotune import exporters
 from autotune.errors import ConflictError, ExportError
@@ -243,6 +245,16 @@ def test_refusals_are_sentences_and_full_precision_is_never_refused(exporter: Ex
         assert exporter.refuses(layer, FULL_PRECISION) is None
         reasons = (exporter.refuses(layer, choice) for choice in CHOICES.values())
         assert all(reason is None or len(reason.split()) >= 4 for reason in reasons)
+
+
+@pytest.mark.parametrize("choice", ["bf16", "int8_dynamic"])
+@pytest.mark.parametrize("build", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_refused_by_every_format(
+    exporter: Exporter, build: type[nn.Module], choice: str
+) -> None:
+    (layer,) = discover(nn.Sequential(build(16, 16)).eval(), lambda model: model(torch.zeros(2, 3, 16)))
+    assert exporter.refuses(layer, choice_named(choice))
+    assert exporter.refuses(layer, FULL_PRECISION) is None
 
 
 def test_what_a_format_cannot_express_is_refused_before_anything_is_written(exporter: Exporter, tmp_path: Path) -> None:

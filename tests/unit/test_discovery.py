@@ -34,6 +34,14 @@ def test_layers_come_in_execution_order_and_those_that_never_ran_last() -> None:
     assert [layer.order for layer in layers.values()] == [0, 1, 2]
 
 
+def test_recurrent_layer_says_its_sizes_and_takes_packed_sequences() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 4), torch.ones(1, 4)])
+    (layer,) = discover(nn.Sequential(nn.LSTM(4, 5, 2, bidirectional=True, bias=False)).eval(), lambda m: m(packed))
+    assert (layer.weight_shape, layer.has_bias, layer.input_shape) == ((2, 2, 20, 4), False, (4, 4))
+    weights = 2 * 20 * (4 + 5) + 2 * 20 * (10 + 5)
+    assert (layer.weight_bytes, layer.flops, layer.frozen_reason) == (4 * weights, 2 * 4 * weights, None)
+
+
 def test_calls_and_flops_add_up_over_calls() -> None:
     layers = layers_of(Backwards())
     assert {name: layer.calls for name, layer in layers.items()} == {"first": 2, "last": 1, "never": 0}
@@ -65,6 +73,8 @@ def test_layer_that_never_ran_is_frozen() -> None:
         (nn.Conv2d(4, 6, 3, padding=1), torch.ones(1, 4, 5, 5), LayerKind.CONV2D, 2 * (6 * 25) * (4 * 9), 1),
         (nn.Conv2d(4, 6, 3, groups=2), torch.ones(1, 4, 5, 5), LayerKind.CONV2D, 2 * (6 * 9) * (2 * 9), 2),
         (nn.Embedding(9, 4), torch.ones(2, 3, dtype=torch.long), LayerKind.EMBEDDING, 0, 1),
+        (nn.LSTM(4, 5), torch.ones(3, 2, 4), LayerKind.LSTM, 2 * (3 * 2) * (4 * 5 * (4 + 5)), 1),
+        (nn.GRU(4, 5, 2, bidirectional=True), torch.ones(3, 4), LayerKind.GRU, 2 * 3 * 2 * 3 * 5 * (4 + 5 + 10 + 5), 1),
     ],
 )
 def test_kinds_and_their_flops(module: nn.Module, x: torch.Tensor, kind: LayerKind, flops: int, groups: int) -> None:
@@ -151,10 +161,13 @@ class ByKeyword(nn.Module):
     [
         (hooked, X, "forward hooks"),
         (patched, X, "patched forward"),
-        (ByKeyword, X, "by keyword"),
         (lambda: nn.Linear(4, 4).double(), X.double(), "torch.float64 weights"),
         (lambda: nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect"), torch.ones(1, 4, 5), "pads with 'reflect'"),
         (lambda: nn.Embedding(4, 4, max_norm=1.0), torch.tensor([1]), "renormalises"),
+        pytest.param(
+            *(lambda: nn.LSTM(4, 4, proj_size=2), X, "projects its hidden states"),
+            marks=pytest.mark.filterwarnings("ignore:LSTM with projections"),
+        ),
     ],
 )
 def test_layer_no_replacement_could_copy_is_frozen(
@@ -162,6 +175,11 @@ def test_layer_no_replacement_could_copy_is_frozen(
 ) -> None:
     (layer,) = layers_of(nn.Sequential(build()), x).values()
     assert reason in str(layer.frozen_reason)
+
+
+def test_input_by_keyword_is_an_input() -> None:
+    (layer,) = layers_of(nn.Sequential(ByKeyword())).values()
+    assert (layer.input_shape, layer.frozen_reason) == ((2, 4), None)
 
 
 def test_model_that_is_a_layer_itself_is_frozen() -> None:
@@ -212,18 +230,18 @@ class Scaled(nn.Linear):
 def test_every_weight_is_in_a_layer_or_skipped_with_the_reason() -> None:
     model = nn.ModuleDict(
         {
-            "lstm": nn.LSTM(4, 4), "up": nn.ConvTranspose2d(2, 2, 3), "attention": nn.MultiheadAttention(4, 2),
+            "cell": nn.LSTMCell(4, 4), "up": nn.ConvTranspose2d(2, 2, 3), "attention": nn.MultiheadAttention(4, 2),
             "scaled": Scaled(4, 4), "norm": nn.LayerNorm(4), "linear": nn.Linear(4, 4),
         }
     )  # fmt: skip
     model.position = nn.Parameter(torch.zeros(3, 4))
     found = skipped(model)
-    assert found["lstm"] == "no quantized kernel takes the place of LSTM"
+    assert found["cell"] == "no quantized kernel takes the place of LSTMCell"
     assert found["up"] == "no quantized kernel takes the place of ConvTranspose2d"
     assert "without calling layers" in found["attention"]
     assert found["scaled"].startswith("Scaled has a forward of its own")
     layers = {layer.name for layer in discover(model, lambda m: m["linear"](X))}
-    assert set(found) == {"(model)", "lstm", "up", "attention", "scaled"}
+    assert set(found) == {"(model)", "cell", "up", "attention", "scaled"}
     owners = {
         name.rpartition(".")[0] or "(model)" for name, parameter in model.named_parameters() if parameter.dim() > 1
     }

@@ -16,6 +16,7 @@ LINEAR = Layer(
     flops=12_288, calls=1, order=0, group="fc",
 )  # fmt: skip
 CONV = replace(LINEAR, kind=LayerKind.CONV2D, weight_shape=(8, 3, 3, 3))
+LSTM = replace(LINEAR, kind=LayerKind.LSTM, weight_shape=(1, 1, 64, 96))
 EMBEDDING = replace(LINEAR, kind=LayerKind.EMBEDDING, weight_shape=(10, 6), has_bias=False)
 
 
@@ -25,7 +26,7 @@ def with_processor(monkeypatch: pytest.MonkeyPatch, **features: bool) -> X86Back
 
 
 def test_every_kind_takes_full_precision() -> None:
-    assert [X86Backend().refuses(layer, CHOICES["fp32"]) for layer in (LINEAR, CONV, EMBEDDING)] == [None] * 3
+    assert [X86Backend().refuses(layer, CHOICES["fp32"]) for layer in (LINEAR, CONV, LSTM, EMBEDDING)] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,8 @@ def test_every_kind_takes_full_precision() -> None:
         (CONV, "int8_weight_only", "no int8_weight_only kernel for conv2d layers; they take fp32, bf16, int8_static"),
         (CONV, "int4_weight_only", "no int4_weight_only kernel for conv2d"),
         (EMBEDDING, "int8_static", "integer indices"),
+        (LSTM, "int8_static", "hidden states are inputs too"),
+        (LSTM, "int8_weight_only", "no int8_weight_only kernel for lstm layers; they take fp32, bf16, int8_dynamic"),
         (EMBEDDING, "int8_dynamic", "integer indices"),
         (replace(LINEAR, weight_shape=(64, 100)), "int4_weight_only", "divisible by 32, but this layer has 100"),
         (replace(LINEAR, weight_shape=(10, 96)), "int4_weight_only", "divisible by 16, but this layer has 10"),

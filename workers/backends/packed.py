@@ -1,5 +1,7 @@
 """The base of prepared layers."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,6 +23,12 @@ class PackedLayer(nn.Module):
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         self._summary = original.extra_repr()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer; its input may have the name it has in PyTorch's layers."""
+        if "input" in kwargs:
+            args = (kwargs.pop("input"), *args)
+        return super().__call__(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """Return what the original says of itself, and the bytes held now."""

@@ -19,6 +19,7 @@ from workers.backends.weight_quantization import INT4_GROUP
 from workers.backends.x86_conv import Bf16Conv, Int8Conv
 from workers.backends.x86_embedding import Bf16Embedding, RowwiseEmbedding
 from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
+from workers.backends.x86_recurrent import Bf16Recurrent, Int8Recurrent
 from workers.prepared import PreparedModel
 from workers.task import Task
 
@@ -32,6 +33,10 @@ _CONV: dict[str, _Prepare] = {
     "bf16": lambda module, _: Bf16Conv(module),
     "int8_static": Int8Conv,
     "int8_dynamic": Int8Conv,
+}
+_RECURRENT: dict[str, _Prepare] = {
+    "bf16": lambda module, _: Bf16Recurrent(module),
+    "int8_dynamic": lambda module, _: Int8Recurrent(module),
 }
 #: Layer type -> choice -> how the layer is prepared.
 _KERNELS: dict[LayerKind, dict[str, _Prepare]] = {
@@ -49,12 +54,16 @@ _KERNELS: dict[LayerKind, dict[str, _Prepare]] = {
         "int8_weight_only": lambda module, _: RowwiseEmbedding(module, 8),
         "int4_weight_only": lambda module, _: RowwiseEmbedding(module, 4),
     },
+    LayerKind.LSTM: _RECURRENT,
+    LayerKind.GRU: _RECURRENT,
 }
 _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: LayerKind.LINEAR,
     nn.Conv1d: LayerKind.CONV1D,
     nn.Conv2d: LayerKind.CONV2D,
     nn.Embedding: LayerKind.EMBEDDING,
+    nn.LSTM: LayerKind.LSTM,
+    nn.GRU: LayerKind.GRU,
 }
 
 
@@ -135,6 +144,8 @@ def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     """Return why no kernel runs this layer with the choice on any x86 processor."""
     if layer.kind is LayerKind.EMBEDDING and choice.activation is not ActivationMode.NONE:
         return "embeddings take integer indices, so there is no activation to quantize"
+    if layer.kind in (LayerKind.LSTM, LayerKind.GRU) and choice.needs_calibration:
+        return "hidden states are inputs too, and kernels take their range at each step only; take int8_dynamic"
     kernels = _KERNELS[layer.kind]
     if choice.name not in kernels:
         return f"x86 has no {choice.name} kernel for {layer.kind} layers; they take fp32, {', '.join(kernels)}"

@@ -24,6 +24,11 @@ _LOOKUP: dict[str, _Bytes] = {
     "int8_weight_only": lambda weights, rows, _: weights + (4 + 4) * rows,
     "int4_weight_only": lambda weights, rows, _: weights // 2 + (2 + 2) * rows,
 }
+#: LSTM and GRU; integers have a scale, a zero point and a sum of weights for each output.
+_RECURRENT: dict[str, _Bytes] = {
+    "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
+    "int8_dynamic": lambda weights, outputs, biases: weights + (4 + 4 + 4) * outputs + 4 * biases,
+}
 
 
 def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
@@ -31,5 +36,15 @@ def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
     if choice == FULL_PRECISION:
         return layer.weight_bytes
     formulas = _LOOKUP if layer.kind is LayerKind.EMBEDDING else _PRODUCT
-    outputs = layer.weight_shape[0]
-    return formulas[choice.name](math.prod(layer.weight_shape), outputs, outputs if layer.has_bias else 0)
+    outputs, weights = layer.weight_shape[0], math.prod(layer.weight_shape)
+    if layer.kind in (LayerKind.LSTM, LayerKind.GRU):
+        formulas, outputs, weights = _RECURRENT, *_recurrent_sizes(layer)
+    return formulas[choice.name](weights, outputs, outputs if layer.has_bias else 0)
+
+
+def _recurrent_sizes(layer: Layer) -> tuple[int, int]:
+    """Return outputs and weights of all products: of inputs and of hidden states, for each layer and direction."""
+    layers, directions, outputs, features = layer.weight_shape
+    hidden = outputs // (4 if layer.kind is LayerKind.LSTM else 3)
+    inputs = features + (layers - 1) * directions * hidden
+    return 2 * layers * directions * outputs, directions * outputs * (inputs + layers * hidden)

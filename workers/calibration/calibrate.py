@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
+from search_spaces.tensors import layer_input
 from workers.calibration.histogram import RangeHistogram
 from workers.calibration.observers import observed_range, summary
 from workers.errors import CalibrationError
@@ -38,8 +40,8 @@ def calibrate(
         for layer in layers
         if layer.kind is not LayerKind.EMBEDDING and layer.frozen_reason is None
     }
-    hooks = {name: _observe(name, histogram) for name, histogram in histograms.items()}
-    with _hooked(model, hooks), torch.inference_mode():
+    looks = {name: _observe(name, histogram) for name, histogram in histograms.items()}
+    with _watched(model, looks), torch.inference_mode():
         samples = sum(len(forward(model, batch)) for batch in batches)
     for name, histogram in histograms.items():
         if not histogram.total:
@@ -63,25 +65,33 @@ def clipped_shares(
     A layer that does not run clips nothing; nan counts as outside.
     """
     counts = {name: _Clipping() for name in ranges}
-    hooks = {name: _count(ranges[name], counts[name]) for name in ranges}
-    with _hooked(model, hooks), torch.inference_mode():
+    looks = {name: _count(ranges[name], counts[name]) for name in ranges}
+    with _watched(model, looks), torch.inference_mode():
         for batch in batches:
             forward(model, batch)
     return {name: count.outside / max(1, count.total) for name, count in counts.items()}
 
 
-_Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], None]
+#: Looks at the input of a layer.
+_Look = Callable[[torch.Tensor], None]
 
 
 @contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, _Hook]) -> Iterator[None]:
-    """Show the inputs of the named layers to their hooks while the context is open."""
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
+def _watched(model: nn.Module, looks: Mapping[str, _Look]) -> Iterator[None]:
+    """Have the named layers' inputs looked at while the context is open."""
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(_shown_to(look), with_kwargs=True)
+        for name, look in looks.items()
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _shown_to(look: _Look) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    return lambda _, args, kwargs: look(layer_input(args, kwargs))
 
 
 @dataclass(slots=True)
@@ -92,22 +102,22 @@ class _Clipping:
     outside: int = 0
 
 
-def _count(known: ActivationRange, counts: _Clipping) -> _Hook:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        inside = (inputs[0] >= known.low) & (inputs[0] <= known.high)
+def _count(known: ActivationRange, counts: _Clipping) -> _Look:
+    def look(x: torch.Tensor) -> None:
+        inside = (x >= known.low) & (x <= known.high)
         counts.total += inside.numel()
         counts.outside += inside.numel() - int(inside.sum())
 
-    return hook
+    return look
 
 
-def _observe(name: str, histogram: RangeHistogram) -> _Hook:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        values = inputs[0].to("cpu", torch.float32)
+def _observe(name: str, histogram: RangeHistogram) -> _Look:
+    def look(x: torch.Tensor) -> None:
+        values = x.to("cpu", torch.float32)
         if not torch.isfinite(values).all():
             raise CalibrationError(
                 f"calibration needs finite inputs, but layer {name!r} saw nan or inf; look for overflow upstream"
             )
         histogram.add(values)
 
-    return hook
+    return look

@@ -14,13 +14,18 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
 }
 
 
+def has_place(layer: Layer) -> bool:
+    """Return whether a layer may be quantized in a graph; others are traced with all else."""
+    return layer.frozen_reason is None and layer.kind in _CHOICES
+
+
 def refuses(layer: Layer, choice: LayerChoice) -> str | None:
     """Return why no operator computes ``layer`` with ``choice``, or None if one does."""
     if choice == FULL_PRECISION:
         return None
     if choice.precision is Precision.FP8:
         return "ONNX Runtime's CPU provider has no fp8 products"
-    if choice.name not in _CHOICES[layer.kind]:
+    if choice.name not in _CHOICES.get(layer.kind, ()):
         return f"ONNX has no {choice.name} operator for {layer.kind} layers"
     return layer.frozen_reason or _shape_refuses(layer, choice)
 

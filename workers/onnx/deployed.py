@@ -15,6 +15,7 @@ from workers.backends.onnx import OnnxLayer
 from workers.errors import BackendError
 from workers.layer_latency import by_shape
 from workers.onnx import profiling
+from workers.onnx.choices import has_place
 from workers.onnx.graph import Traced, constant_bytes, serialized, trace
 from workers.onnx.layers import Fragment, fragment
 from workers.onnx.session import OnnxModule, open_session
@@ -133,7 +134,7 @@ class OnnxDeployed:
         modules = {
             layer.name: self._prepared.module(layer.name, installed[layer.name])
             for layer in self._prepared.layers
-            if layer.frozen_reason is None
+            if has_place(layer)
         }
         return {
             name: module.fragment if isinstance(module, OnnxLayer) else fragment(module, FULL_PRECISION, None)

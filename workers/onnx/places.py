@@ -8,6 +8,7 @@ from torch import nn
 
 from search_spaces.layer import Layer
 from workers.onnx.calls import Signature, named_outputs
+from workers.onnx.choices import has_place
 from workers.onnx.geometry import convolution_geometry
 from workers.prepared import describe
 
@@ -42,13 +43,13 @@ class _Placeholder(nn.Module):
         self._original = [original]
         describe(self, original)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the layer's own name for it
         result: torch.Tensor = torch.onnx.ops.symbolic(
             f"{DOMAIN}::Layer",
-            (x,),
+            (input,),
             {"layer": self._name},
             dtype=torch.float32,
-            shape=_output_shape(self._original[0], x),
+            shape=_output_shape(self._original[0], input),
         )
         return result
 
@@ -73,7 +74,7 @@ def _output_shape(module: nn.Module, x: torch.Tensor) -> tuple[int, ...]:
 @contextmanager
 def places_held(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
     """Have placeholders wherever a layer hangs that may be quantized, inside this context."""
-    modules = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.frozen_reason is None}
+    modules = {layer.name: model.get_submodule(layer.name) for layer in layers if has_place(layer)}
     placeholders = {id(module): _Placeholder(name, module) for name, module in modules.items()}
     slots = [
         (parent._modules, attribute, child)

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from search_spaces.tensors import replaced, tensors_in
 from workers.task import Batch, Task
 
 
@@ -15,8 +17,12 @@ class Call:
     """One call of one layer."""
 
     layer: str
-    inputs: tuple[torch.Tensor, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: What the layer returned: its tensor, or several joined to one of shape ``(samples, features)``.
     output: torch.Tensor
+    #: Dimension that counts samples in each of several tensors; None where that is not known.
+    samples: tuple[int | None, ...]
 
 
 def record(
@@ -28,7 +34,7 @@ def record(
     outputs; parameters are no part of it.
     """
     calls: list[Call] = []
-    handles = [model.get_submodule(name).register_forward_hook(_keep(name, calls)) for name in layers]
+    handles = [model.get_submodule(name).register_forward_hook(_keep(name, calls), with_kwargs=True) for name in layers]
     try:
         with torch.set_grad_enabled(differentiable), _without_parameters(model):
             outputs = task.forward(model, batch)
@@ -41,19 +47,60 @@ def record(
 def errors(call: Call, module: nn.Module) -> torch.Tensor:
     """Return what ``module`` in the place of the called layer returns, less what the layer returned."""
     with torch.no_grad():
-        replaced: torch.Tensor = module(*call.inputs)
-        return replaced - call.output
+        return _joined(module(*call.args, **call.kwargs), call.samples) - call.output
 
 
-def _keep(name: str, calls: list[Call]) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and not output.requires_grad:
-            output.requires_grad_()
+def _keep(name: str, calls: list[Call]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        samples = _sample_dimensions(module, output)
+        joined = _joined(output, samples)
+        if torch.is_grad_enabled() and not joined.requires_grad:
+            joined.requires_grad_()
         # Copies, because what follows may change in place what the layer took and what it returned.
-        calls.append(Call(name, tuple(value.detach().clone() for value in inputs), output))
-        return output.clone()
+        calls.append(Call(name, _copied(args), _copied(kwargs), joined, samples))
+        return _parted(joined.clone(), output, samples)
 
     return hook
+
+
+def _copied(value: Any) -> Any:
+    return replaced(value, lambda tensor: tensor.detach().clone())
+
+
+def _sample_dimensions(module: nn.Module, output: Any) -> tuple[int | None, ...]:
+    """Return which dimension counts samples in each floating-point tensor of several; None if none is known to."""
+    dims = [tensor.dim() for tensor in _floats(output)]
+    if isinstance(module, nn.LSTM | nn.GRU) and set(dims) == {3}:
+        return (0 if module.batch_first else 1, *[1] * (len(dims) - 1))
+    return (None,) * len(dims)
+
+
+def _floats(output: Any) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in tensors_in(output) if tensor.is_floating_point())
+
+
+def _joined(output: Any, samples: tuple[int | None, ...]) -> torch.Tensor:
+    """Return one tensor as it is, and several as a row for each sample, or as one row in all."""
+    if isinstance(output, torch.Tensor):
+        return output
+    tensors = zip(_floats(output), samples, strict=True)
+    return torch.cat([t.reshape(1, -1) if at is None else t.movedim(at, 0).flatten(1) for t, at in tensors], dim=1)
+
+
+def _parted(joined: torch.Tensor, output: Any, samples: tuple[int | None, ...]) -> Any:
+    """Return ``output`` with its floating-point tensors cut out of ``joined``."""
+    if isinstance(output, torch.Tensor):
+        return joined
+    columns = torch.split(joined, [tensor.numel() // len(joined) for tensor in _floats(output)], dim=1)
+    parts = zip(columns, samples, strict=True)
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        part, at = next(parts)
+        return part.reshape(tensor.shape if at is None else tensor.movedim(at, 0).shape).movedim(0, at or 0)
+
+    return replaced(output, cut)
 
 
 @contextmanager
