@@ -249,9 +249,7 @@ def test_refusals_are_sentences_and_full_precision_is_never_refused(exporter: Ex
 
 @pytest.mark.parametrize("choice", ["bf16", "int8_dynamic"])
 @pytest.mark.parametrize("build", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_are_refused_by_every_format(
-    exporter: Exporter, build: type[nn.Module], choice: str
-) -> None:
+def test_recurrent_layers_are_refused_by_every_format(exporter: Exporter, build: type[nn.Module], choice: str) -> None:
     (layer,) = discover(nn.Sequential(build(16, 16)).eval(), lambda model: model(torch.zeros(2, 3, 16)))
     assert exporter.refuses(layer, choice_named(choice))
     assert exporter.refuses(layer, FULL_PRECISION) is None
