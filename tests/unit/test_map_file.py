@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, name: str, why
         ({"choice": "int8_static"}, "layers.head: int8_static needs the calibrated input_range, but it has none"),
         ({"input_range": [1, 2]}, "layers.head: an activation range must be finite with low <= 0 <= high, but got [1"),
         ({"input_range": [1]}, "layers.head.input_range.1: is required"),
-        ({"kind": "lstm"}, "'conv2d' or 'embedding', but got 'lstm'"),
+        ({"kind": "cell"}, "'lstm' or 'gru', but got 'cell'"),
         ({"weight_shape": "x" * 999}, "layers.head.weight_shape: must be a valid array, but got 'xxxx"),
         ({"chioce": 1}, "layers.head.chioce: unknown key"),
     ],
