@@ -112,8 +112,7 @@ class Study:
 
     def propose(self, assignment: Mapping[str, str]) -> Proposal | None:
         """Return the proposal of a given map, or None if it was proposed before."""
-        choices = self._space.layer_choices(assignment)
-        return None if map_key(choices) in self._known else self._fixed(assignment, choices)
+        return None if self._key(assignment) in self._known else self._fixed(assignment)
 
     def ask(self) -> Proposal | None:
         """Return a map that was never proposed before, or None when there is none left worth it."""
@@ -131,7 +130,7 @@ class Study:
                 return self._take(trial, choices, key)
             self._tell(trial, self._known[key])
         unseen = self._neighbour(assignment)
-        return None if unseen is None else self._fixed(unseen, self._space.layer_choices(unseen))
+        return None if unseen is None else self._fixed(unseen)
 
     def tell(self, proposal: Proposal, record: TrialRecord) -> None:
         """Tell the sampler what became of a proposal."""
@@ -161,7 +160,7 @@ class Study:
     def _key(self, assignment: Mapping[str, str]) -> str:
         return map_key(self._space.layer_choices(assignment))
 
-    def _fixed(self, assignment: Mapping[str, str], choices: Mapping[str, str]) -> Proposal:
+    def _fixed(self, assignment: Mapping[str, str]) -> Proposal:
         """Propose a map the sampler did not choose."""
         trial = self._study.ask()
         self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
@@ -169,6 +168,7 @@ class Study:
         if key:
             # These samplers overlook trials they did not sample unless they belong to a generation.
             self._storage.set_trial_system_attr(trial._trial_id, key, self._generation(key))
+        choices = self._space.layer_choices(assignment)
         return self._take(trial, choices, map_key(choices))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, str]:

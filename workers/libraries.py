@@ -1,8 +1,9 @@
 """Optional packages, imported where they are needed."""
 
+import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from workers.errors import BackendError
@@ -26,9 +27,19 @@ def optional_libraries(user: str, extra: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except ModuleNotFoundError as error:
-        raise BackendError(
-            f"{user} needs the package {error.name or str(error)!r}, which is not installed; "
-            f"install it with: pip install 'quant-autotune[{extra}]'"
-        ) from None
+        raise BackendError(f"{user} {_needs(error.name or str(error), extra)}") from None
     finally:
         logging.disable(level)
+
+
+def missing(packages: Sequence[str], extra: str) -> str | None:
+    """Return that the first of ``packages`` that is not installed is needed, or None if all are installed."""
+    absent = next((package for package in packages if importlib.util.find_spec(package) is None), None)
+    return None if absent is None else _needs(absent, extra)
+
+
+def _needs(package: str, extra: str) -> str:
+    return (
+        f"needs the package {package!r}, which is not installed; "
+        f"install it with: pip install 'quant-autotune[{extra}]'"
+    )

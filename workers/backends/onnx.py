@@ -1,6 +1,5 @@
 """The ONNX Runtime backend: whole maps run as sessions on the CPU; PyTorch only computes what a layer would."""
 
-import importlib.util
 import platform
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from workers.backends.base import Deployed
 from workers.backends.packed import PackedLayer, range_of, weight_bytes
 from workers.backends.weight_quantization import rounded
 from workers.backends.x86 import X86_MACHINES, int8_refusal
-from workers.libraries import optional_libraries
+from workers.libraries import missing, optional_libraries
 from workers.onnx import choices
 from workers.prepared import PreparedModel
 from workers.task import Task
@@ -71,13 +70,7 @@ class OnnxRuntimeBackend:
 
     def unavailable(self) -> str | None:
         """See ``Backend.unavailable``."""
-        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-        if not missing:
-            return None
-        return (
-            f"needs the package {missing[0]!r}, which is not installed; "
-            "install it with: pip install 'quant-autotune[export]'"
-        )
+        return missing(("onnx", "onnxruntime", "onnxscript"), "export")
 
     def hardware(self) -> str:
         """See ``Backend.hardware``."""

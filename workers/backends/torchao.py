@@ -1,7 +1,6 @@
 """The torchao backend: layers on a CUDA GPU, run eagerly or compiled."""
 
 import functools
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from workers.backends import torchao_support
 from workers.backends.base import Deployed
 from workers.backends.eager import Eager
 from workers.backends.packed import range_of, weight_bytes
-from workers.libraries import optional_libraries
+from workers.libraries import missing, optional_libraries
 from workers.prepared import PreparedModel
 from workers.task import Task
 
@@ -41,13 +40,9 @@ class TorchAoBackend:
 
     def unavailable(self) -> str | None:
         """See ``Backend.unavailable``."""
-        if importlib.util.find_spec("torchao") is None:
-            return (
-                "needs the package 'torchao', which is not installed; "
-                "install it with: pip install 'quant-autotune[export]'"
-            )
-        if self.device == "cpu":
-            return None
+        absent = missing(("torchao",), "export")
+        if absent or self.device == "cpu":
+            return absent
         if torch.version.cuda is None:
             return f"needs a build of PyTorch with CUDA, but this is {torch.__version__}; install one, or take x86"
         if not torch.cuda.is_available():
