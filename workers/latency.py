@@ -4,8 +4,9 @@ Rounds alternate between the two models in the order A B, B A, A B, ..., so that
 drift of clocks and neighbours; their ratio is then stable where absolute times are not. The first
 pass after each change of model is not timed: it pays for the other model's data in the caches.
 
-A round in which the reference itself was slowed down, by another process say, is measured again. Only
-the reference decides that, so the candidate's own slow passes are never dropped.
+A round in which another process had the processor is measured again. The operating system tells of that, and no
+latency does: to choose rounds by the reference's latencies would make it faster than it is, and the candidate's own
+slow passes must not be dropped.
 """
 
 import gc
@@ -20,21 +21,19 @@ import numpy as np
 from workers.clock import time_ms
 from workers.estimates import REFERENCE_PER_ROUND
 from workers.measurement import LatencySamples, Workload
+from workers.waiting import waited_ms
 
 #: Timed passes of the candidate in one round.
 CANDIDATE_PER_ROUND = 10
 
-#: A round was disturbed if its reference took this much longer than the quarter of quietest rounds.
-_DISTURBED = 1.15
+#: A round was disturbed if threads waited for a processor for more than this share of it.
+_DISTURBED = 0.02
 #: Rounds measured at most, as a multiple of those wanted, to replace disturbed ones.
 _MOST_ROUNDS = 2
 
 #: Shares of a fortune that are staked on each round, and how often a hopeful candidate may be given up.
 #: Five rounds above the limit settle it at the earliest; a round below ruins the first bettor only.
 _STAKES, _RISK = np.array([1.0, 0.6]), 0.05
-
-#: Latencies of the candidate and of the reference in one round, in ms.
-_Round = tuple[list[float], list[float]]
 
 #: Runs one pass to its end and returns its milliseconds.
 TimePass = Callable[[Callable[[], object]], float]
@@ -54,6 +53,16 @@ class Contender:
     install: Callable[[], None]
     #: Runs one forward pass; the clock waits for it to end.
     run: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """Latencies of one round, in ms."""
+
+    candidate_ms: list[float]
+    reference_ms: list[float]
+    #: How long threads waited for a processor, as a share of the round; above 1 if several did.
+    waited: float
 
 
 def measure(
@@ -87,8 +96,8 @@ def measure(
     return LatencySamples(
         workload=workload,
         batch_size=batch_size,
-        candidate_ms=np.array([latency for block, _ in rounds for latency in block]),
-        reference_ms=np.array([latency for _, block in rounds for latency in block]),
+        candidate_ms=np.array([latency for timed in rounds for latency in timed.candidate_ms]),
+        reference_ms=np.array([latency for timed in rounds for latency in timed.reference_ms]),
     )
 
 
@@ -99,12 +108,13 @@ def _measure_rounds(
     rounds: list[_Round] = []
     doubt = Doubt(hopeless)
     while len(rounds) < wanted or (_quiet(rounds) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
-        rounds.append(_measure_round(candidate, reference, time_pass, candidate_first=len(rounds) % 2 == 1))
+        timed = _measure_round(candidate, reference, time_pass, candidate_first=len(rounds) % 2 == 1)
+        rounds.append(timed)
         # Later it would save little.
-        if doubt.is_settled_by(*rounds[-1]) and 2 * len(rounds) <= wanted:
+        if doubt.is_settled_by(timed.candidate_ms, timed.reference_ms) and 2 * len(rounds) <= wanted:
             return rounds
-    by_reference = sorted(range(len(rounds)), key=lambda index: statistics.median(rounds[index][1]))
-    return [rounds[index] for index in sorted(by_reference[:wanted])]
+    by_waiting = sorted(range(len(rounds)), key=lambda index: rounds[index].waited)
+    return [rounds[index] for index in sorted(by_waiting[:wanted])]
 
 
 class Doubt:
@@ -127,18 +137,22 @@ class Doubt:
 
 
 def _measure_round(candidate: Contender, reference: Contender, time_pass: TimePass, *, candidate_first: bool) -> _Round:
+    start, waited_before = time.perf_counter(), waited_ms()
     if candidate_first:
-        timed = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
-        return timed, _time_block(reference, REFERENCE_PER_ROUND, time_pass)
-    timed_reference = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
-    return _time_block(candidate, CANDIDATE_PER_ROUND, time_pass), timed_reference
+        candidate_ms = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
+        reference_ms = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
+    else:
+        reference_ms = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
+        candidate_ms = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
+    waited_s = (waited_ms() - waited_before) / 1e3
+    return _Round(
+        candidate_ms=candidate_ms, reference_ms=reference_ms, waited=waited_s / (time.perf_counter() - start)
+    )
 
 
 def _quiet(rounds: list[_Round]) -> int:
     """Return how many rounds were not disturbed."""
-    medians = sorted(statistics.median(reference) for _, reference in rounds)
-    quietest = statistics.median(medians[: max(1, len(medians) // 4)])
-    return sum(median <= _DISTURBED * quietest for median in medians)
+    return sum(timed.waited <= _DISTURBED for timed in rounds)
 
 
 def _time_block(contender: Contender, passes: int, time_pass: TimePass) -> list[float]:

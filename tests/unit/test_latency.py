@@ -21,6 +21,8 @@ class Log:
         self.passes: list[str] = []
         self.costs_ms = costs_ms
         self.now_ns = 0
+        self.waited_ms = 0.0
+        monkeypatch.setattr(latency, "waited_ms", lambda: self.waited_ms)
         monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: self.now_ns)
         monkeypatch.setattr(latency.time, "perf_counter", lambda: self.now_ns / 1e9)
 
@@ -60,7 +62,7 @@ def test_warm_up_lasts_until_latencies_settle(monkeypatch: pytest.MonkeyPatch) -
     assert samples.candidate_ms.max() == 10.0
 
 
-def test_rounds_in_which_the_reference_was_disturbed_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_in_which_others_had_the_processor_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(monkeypatch, {"candidate": 2.0, "reference": 8.0})
     disturbed = iter([True, True, False, True])
     round_passes = CANDIDATE_PER_ROUND + REFERENCE_PER_ROUND + 2
@@ -70,6 +72,7 @@ def test_rounds_in_which_the_reference_was_disturbed_are_measured_again(monkeypa
         if len(log.passes) >= warm_up and (len(log.passes) - warm_up) % round_passes == 0:
             slow = 4.0 if next(disturbed, False) else 1.0
             log.costs_ms = {"candidate": 2.0 * slow, "reference": 8.0 * slow}
+            log.waited_ms += 0.1 if slow == 1.0 else 30.0
         log.run()
 
     contenders = [
@@ -82,6 +85,26 @@ def test_rounds_in_which_the_reference_was_disturbed_are_measured_again(monkeypa
     assert set(samples.reference_ms) == {8.0}
     assert set(samples.candidate_ms) == {2.0}
     assert len(log.passes) == warm_up + 8 * round_passes
+
+
+def test_noise_favours_neither_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    log = Log(monkeypatch, {})
+
+    def run() -> None:
+        log.costs_ms = dict.fromkeys(("candidate", "reference"), generator.lognormal(0.0, 0.5))
+        log.waited_ms += generator.choice([0.0, 1.0])
+        log.run()
+
+    ratios = []
+    for _ in range(200):
+        contenders = [
+            Contender(install=functools.partial(setattr, log, "installed", name), run=run)
+            for name in ("candidate", "reference")
+        ]
+        samples = measure(contenders[0], contenders[1], batch_size=1, repeats=60, warmup_s=0.0)
+        ratios.append(np.log(np.median(samples.candidate_ms) / np.median(samples.reference_ms)))
+    assert abs(np.mean(ratios)) < 0.04
 
 
 def test_slow_passes_of_the_candidate_itself_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
