@@ -145,9 +145,7 @@ def _measure_round(candidate: Contender, reference: Contender, time_pass: TimePa
         reference_ms = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
         candidate_ms = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
     waited_s = (waited_ms() - waited_before) / 1e3
-    return _Round(
-        candidate_ms=candidate_ms, reference_ms=reference_ms, waited=waited_s / (time.perf_counter() - start)
-    )
+    return _Round(candidate_ms=candidate_ms, reference_ms=reference_ms, waited=waited_s / (time.perf_counter() - start))
 
 
 def _quiet(rounds: list[_Round]) -> int:

@@ -40,6 +40,5 @@ def missing(packages: Sequence[str], extra: str) -> str | None:
 
 def _needs(package: str, extra: str) -> str:
     return (
-        f"needs the package {package!r}, which is not installed; "
-        f"install it with: pip install 'quant-autotune[{extra}]'"
+        f"needs the package {package!r}, which is not installed; install it with: pip install 'quant-autotune[{extra}]'"
     )

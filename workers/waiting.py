@@ -1,10 +1,9 @@
 """How long this process waited for processors that others had."""
 
 import contextlib
-import glob
 from pathlib import Path
 
-_THREADS = "/proc/self/task/*/schedstat"
+_THREADS = Path("/proc/self/task")
 
 
 def waited_ms() -> float:
@@ -14,7 +13,7 @@ def waited_ms() -> float:
     ever waited. What a hypervisor takes away is not seen.
     """
     waited_ns = 0
-    for path in glob.glob(_THREADS):
+    for path in _THREADS.glob("*/schedstat"):
         with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            waited_ns += int(Path(path).read_text(encoding="ascii").split()[1])
+            waited_ns += int(path.read_text(encoding="ascii").split()[1])
     return waited_ns / 1e6

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,5 +31,5 @@ def test_waiting_for_a_processor_that_another_process_has_is_counted() -> None:
 
 
 def test_nobody_waits_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_THREADS", "/nowhere")
+    monkeypatch.setattr(waiting, "_THREADS", Path("/nowhere"))
     assert waited_ms() == 0.0
