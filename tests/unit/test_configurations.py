@@ -82,6 +82,14 @@ def test_neural_compressor_names_match_whole_layers() -> None:
     assert sections["rtn"]["local"]["head$"]["bits"] == 4
 
 
+def test_neural_compressor_has_a_section_for_a_map_in_full_precision() -> None:
+    everything = QuantizationMap.from_names(dict.fromkeys(MAP.choices, "fp32"), {})
+    # A configuration of none is no configuration to its reader.
+    assert json.loads(configuration("neural-compressor").text(everything)) == {
+        "rtn": {"local": {}, "global": {"dtype": "fp32"}}
+    }
+
+
 def test_nncf_leaves_out_all_but_the_layers_of_a_choice() -> None:
     calls = json.loads(configuration("nncf").text(MAP))
     assert [call["mode"] for call in calls["compress_weights"]] == ["int8_sym", "int4_asym"]
