@@ -20,6 +20,7 @@ _CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "int8_static": ("quantize", {"preset": "mixed"}),
 }
+_KINDS = (LayerKind.LINEAR, LayerKind.CONV1D, LayerKind.CONV2D, LayerKind.EMBEDDING)
 #: Operations of OpenVINO that read a layer's weights.
 _OPERATIONS = "MatMul|Convolution|GroupConvolution|Gather"
 
@@ -52,6 +53,8 @@ class NncfConfiguration(Configuration):
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Configuration.refuses_layer``."""
+        if layer.kind not in _KINDS:
+            return f"is written for linear layers, convolutions and embeddings, but this is an {layer.kind} layer"
         if choice.needs_calibration and layer.kind is LayerKind.EMBEDDING:
             return "an embedding has no input to take ranges of"
         if choice.precision is Precision.INT4 and (
