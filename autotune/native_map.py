@@ -1,5 +1,6 @@
 """Apply a native map to a model in Python."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from autotune.map_file import MapFile, read
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.layer import Layer
+from workers.attention import unroll_as
 from workers.backends import build_backend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
@@ -35,7 +37,6 @@ class NativeMap:
                 choice; the message names the first difference, and the model is as it was.
             BackendError: if the map's backend cannot run on this hardware, or runs no layers of PyTorch models.
         """
-        layers = self._layers_of(model)
         quantization = self.file.quantization_map()
         backend = build_backend(self.file.backend)
         if not backend.runs_modules:
@@ -43,10 +44,26 @@ class NativeMap:
                 f"the map is for the backend {backend.name}, which runs no layers of PyTorch models but whole graphs; "
                 f"export it with: autotune export --format {backend.name}"
             )
-        PreparedModel(model.to(backend.device), layers, backend, quantization.ranges).apply(quantization.names)
+        with ExitStack() as on_error:
+            print_of_weights = fingerprint(model)
+            on_error.callback(unroll_as(model, self.file.layers))
+            layers = self._layers_of(model, print_of_weights)
+            PreparedModel(model.to(backend.device), layers, backend, quantization.ranges).apply(quantization.names)
+            on_error.pop_all()
         return model.eval()
 
-    def _layers_of(self, model: nn.Module) -> list[Layer]:
+    def unroll(self, model: nn.Module) -> nn.Module:
+        """Give ``model`` the map's layers where they are parts of ``nn.MultiheadAttention``, in place, and return it.
+
+        ``apply`` does that by itself. It is for weights from elsewhere, such as those of the export ``torchao``.
+
+        Args:
+            model: as the task builds it.
+        """
+        unroll_as(model, self.file.layers)
+        return model
+
+    def _layers_of(self, model: nn.Module, print_of_weights: str) -> list[Layer]:
         """Return the mapped layers as they are in ``model``, which must be the one the map was made for."""
         # Nothing runs here: what a layer's use forbids was found when the map was made.
         found = {layer.name: replace(layer, frozen_reason=None) for layer in discover(model, lambda _: None)}
@@ -62,7 +79,7 @@ class NativeMap:
                     f"the map is for another model: layer {name!r} is {here.kind} with weight shape "
                     f"{here.weight_shape}, but the map was made for {layer.kind} with {layer.weight_shape}"
                 )
-        if fingerprint(model) != self.file.model_fingerprint:
+        if print_of_weights != self.file.model_fingerprint:
             raise MapError(
                 "the map is for other weights: layer names and shapes are equal, but the fingerprints differ; "
                 "ranges would be wrong, so run a new job on these weights"

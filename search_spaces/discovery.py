@@ -138,7 +138,11 @@ def _layer(name: str, module: nn.Module, trace: _Trace, frozen_reason: str | Non
 
 def _bypassed(model: nn.Module) -> set[str]:
     """Return the layers whose weights PyTorch's fused encoder kernel reads without calling them."""
-    encoders = [name for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    encoders = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.self_attn, nn.MultiheadAttention)
+    ]
     return {f"{name}.{child}" if name else child for name in encoders for child in ("linear1", "linear2")}
 
 

@@ -13,6 +13,7 @@ from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
 from workers import clock, device_lock, environment, latency, quality
+from workers.attention import unroll_attention
 from workers.backends import build_backend
 from workers.calibration.calibrate import calibrate, clipped_shares
 from workers.fingerprint import fingerprint
@@ -44,8 +45,10 @@ class Evaluator:
         self._task = placed(build_task(setup.task, setup.task_parameters), self._backend.device)
         model = self._task.build_model().eval()
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
+        print_of_weights = fingerprint(model)
+        fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
-        print_of_weights, left_out = fingerprint(model), skipped(model)
+        left_out = skipped(model) | fused
         calibration = self._calibration(setup, model, layers)
         #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges, cache_bytes=setup.cache_bytes)

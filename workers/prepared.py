@@ -41,7 +41,7 @@ class PreparedModel:
         self._backend = backend
         self._ranges = ranges
         self._originals = {name: model.get_submodule(name) for name in self._layers}
-        self._slots = _slots(model, self._originals)
+        self._slots = slots(model, self._originals)
         self._installed = dict.fromkeys(self._layers, FULL_PRECISION.name)
         self._cache: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
         self._cached_bytes = 0
@@ -156,13 +156,13 @@ def describe(replacement: nn.Module, original: nn.Module) -> None:
 
 #: Where a module hangs: a parent's table of children, and the name in it. Writing there is what
 #: ``setattr`` on the parent does, without its checks.
-_Slot = tuple[dict[str, nn.Module | None], str]
+Slot = tuple[dict[str, nn.Module | None], str]
 
 
-def _slots(model: nn.Module, originals: Mapping[str, nn.Module]) -> dict[str, list[_Slot]]:
+def slots(model: nn.Module, originals: Mapping[str, nn.Module]) -> dict[str, list[Slot]]:
     """Return every place each layer hangs in; a module may be registered under several names."""
     names = {id(module): name for name, module in originals.items()}
-    slots: dict[str, list[_Slot]] = defaultdict(list)
+    slots: dict[str, list[Slot]] = defaultdict(list)
     for parent in model.modules():
         for attribute, child in parent._modules.items():
             if id(child) in names:

@@ -10,6 +10,7 @@ from torch import nn
 from autotune.map_file import MapFile
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
+from workers.attention import unroll_as
 from workers.backends import build_backend
 from workers.backends.base import Deployed
 from workers.placement import placed
@@ -27,6 +28,12 @@ class Source:
     model: nn.Module
     #: Every mapped layer of the model, in execution order.
     layers: tuple[Layer, ...]
+
+    def build_model(self) -> nn.Module:
+        """Return another copy of the full-precision model, as its task builds it but for unrolled attention."""
+        model = self.task.build_model().eval()
+        unroll_as(model, self.file.layers)
+        return model
 
     def deployed(self) -> tuple[Task, Deployed]:
         """Return the model as the map's own backend deploys it, and the task on that backend's device.
@@ -96,6 +103,6 @@ class Exporter(Protocol):
         Args:
             folder: what ``write`` filled.
             details: what ``write`` returned.
-            build_model: builds the full-precision model, for formats that hold weights only.
+            build_model: builds the full-precision model with the map's layers, for formats that hold weights only.
         """
         ...

@@ -14,6 +14,7 @@ from autotune.exporters.base import Source
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import QuantizationMap
+from workers.attention import is_unrolled
 
 #: Name of the file beside each configuration that says what it is and how far it was checked.
 NOTE = "NOTE.txt"
@@ -56,6 +57,8 @@ class Configuration(ABC):
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See ``Exporter.refuses_model``."""
+        if is_unrolled(model):
+            return f"names layers for {self.library}, which sees nn.MultiheadAttention and not what it was unrolled to"
         return None
 
     @abstractmethod

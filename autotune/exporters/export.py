@@ -13,6 +13,7 @@ from autotune.exporters.base import Exporter, Source
 from autotune.exporters.manifest import MANIFEST, MAP, Manifest, describe
 from autotune.map_file import MapFile
 from search_spaces.discovery import discover
+from workers.attention import unroll_as
 from workers.fingerprint import fingerprint
 from workers.task import Split
 from workers.tasks import build_task, load_task_file
@@ -57,6 +58,7 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
         raise ExportError(
             f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
         )
+    unroll_as(model, file.layers)
     batch = task.evaluation(Split.EVALUATION)[0]
     found = {layer.name: layer for layer in discover(model, lambda m: task.forward(m, batch))}
     return Source(file=file, task=task, model=model, layers=tuple(found[name] for name in file.layers))

@@ -23,8 +23,9 @@ def refusal(model: Any) -> str | None:
     if not changed:
         return None
     return (
-        f"is for models as transformers loads them, but the task changed the layers of this {type(model).__name__}, "
-        f"{changed[0]} among them; have it leave them, as fold_batch_norms: false does for batch norms"
+        f"is for models as transformers loads them, but the layers of this {type(model).__name__} were changed, "
+        f"{changed[0]} among them: nn.MultiheadAttention was unrolled, or the task changed them, which it may leave, "
+        "as by fold_batch_norms: false"
     )
 
 

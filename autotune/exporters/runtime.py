@@ -51,7 +51,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     threads = file.provenance.environment.get("threads", file.measurement.threads)
     torch.set_num_threads(threads or environment.usable_cores())
     with libraries():
-        model = exporter.load(folder, manifest.details, source.task.build_model).eval()
+        model = exporter.load(folder, manifest.details, source.build_model).eval()
         found = _splits(source.task, model)
         if source.untimed(exporter) is None:
             samples = _latency(source, model, repeats, slowest)

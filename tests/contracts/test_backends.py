@@ -15,6 +15,7 @@ from search_spaces.errors import MapError
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import tensors_in
+from workers.attention import unroll_attention
 from workers.backends import BACKENDS
 from workers.backends.base import Backend, Deployed
 from workers.backends.torchao import TorchAoBackend
@@ -210,9 +211,10 @@ class Running:
 X = TASK.batch(6, 11)
 
 
-def prepared_model(backend: Backend) -> PreparedModel:
-    task = placed(TASK, backend.device)
+def prepared_model(backend: Backend, own: ModelTask = TASK) -> PreparedModel:
+    task = placed(own, backend.device)
     model = task.build_model()
+    assert unroll_attention(model, lambda m: task.forward(m, task.calibration()[0])) == {}
     layers = discover(model, lambda m: task.forward(m, task.calibration()[0]))
     ranges = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings()).ranges
     return PreparedModel(model, layers, backend, ranges)
@@ -298,3 +300,27 @@ def test_deployed_model_times_every_layer_and_choice(running: Running) -> None:
 def test_only_a_runtime_of_its_own_makes_sessions(running: Running) -> None:
     running.deployed.apply(running.uniform("int8_dynamic"))
     assert (running.deployed.session_seconds is None) == running.backend.runs_modules
+
+
+class EncoderTask(ModelTask):
+    """Runs PyTorch's own encoder, whose attention has to be unrolled."""
+
+    def build_model(self) -> nn.Module:
+        torch.manual_seed(0)
+        block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        return nn.Sequential(nn.Embedding(20, 32), nn.TransformerEncoder(block, 1), nn.Linear(32, 10)).eval()
+
+
+def test_encoder_of_pytorch_is_deployed_by_its_layers(backend: Backend) -> None:
+    task = EncoderTask()
+    prepared = prepared_model(backend, task)
+    deployed = backend.deploy(task, prepared, (1, 4))
+    running, own = Running(backend, prepared, deployed), prepared_model(backend, task)
+    assert {layer.frozen_reason for layer in prepared.layers} == {None}
+    with torch.inference_mode():
+        assert difference(running.outputs(), task.build_model()(X)) < 1e-5
+        names = running.uniform("int8_dynamic")
+        assert {"1.layers.0.self_attn.q_proj", "1.layers.0.self_attn.out_proj", "1.layers.0.linear1"} <= set(names)
+        deployed.apply(names)
+        own.apply(names)
+        assert difference(running.outputs(), own.model(moved(X, backend.device)).cpu()) < 5e-3

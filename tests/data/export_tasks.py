@@ -8,6 +8,7 @@ from torch import nn
 
 from workers.task import OutputKind, Split
 from workers.tasks import register
+from workers.tasks.generic import GenericTask
 
 _SEEDS = {Split.EVALUATION: 1, Split.HELD_OUT: 2}
 
@@ -107,3 +108,33 @@ class TinyLlama(_TinyText):
     def forward(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = model(**batch, use_cache=False).logits[:, -1]
         return logits
+
+
+class Classifier(nn.Module):
+    """PyTorch's own encoder over tokens, which skips those that are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(96, 64)
+        block = nn.TransformerEncoderLayer(64, 4, 96, batch_first=True)
+        self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, tokens: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.encoder(self.rows(tokens), src_key_padding_mask=padded)[:, 0])
+        return logits
+
+
+def _classifier() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Classifier()
+
+
+@register("tiny-transformer")
+def tiny_transformer() -> GenericTask:
+    """A classifier of PyTorch's own parts, whose attention has to be unrolled."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([12, 7, 9, 12, 3, 5, 12, 8])
+    padded = torch.arange(12) >= lengths[:, None]
+    return GenericTask(_classifier, [(torch.randint(96, (8, 12), generator=generator), padded) for _ in range(6)])
