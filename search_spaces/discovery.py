@@ -16,7 +16,10 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: LayerKind.LINEAR,
     nn.Conv1d: LayerKind.CONV1D,
     nn.Conv2d: LayerKind.CONV2D,
+    nn.ConvTranspose1d: LayerKind.CONV_TRANSPOSE1D,
+    nn.ConvTranspose2d: LayerKind.CONV_TRANSPOSE2D,
     nn.Embedding: LayerKind.EMBEDDING,
+    nn.EmbeddingBag: LayerKind.EMBEDDING_BAG,
     nn.LSTM: LayerKind.LSTM,
     nn.GRU: LayerKind.GRU,
 }
@@ -82,9 +85,10 @@ class _Trace:
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self.first_call.setdefault(name, len(self.first_call))
-            self.input_shape.setdefault(name, tuple(layer_input(args, kwargs).shape))
+            taken, returned = layer_input(args, kwargs), next(tensors_in(output))
+            self.input_shape.setdefault(name, tuple(taken.shape))
             self.calls[name] = self.calls.get(name, 0) + 1
-            self.flops[name] = self.flops.get(name, 0) + _flops(module, next(tensors_in(output)))
+            self.flops[name] = self.flops.get(name, 0) + _flops(module, taken, returned)
 
         return record
 
@@ -96,15 +100,16 @@ def _kind(module: nn.Module) -> LayerKind | None:
     )
 
 
-def _flops(module: nn.Module, output: torch.Tensor) -> int:
-    if isinstance(module, nn.Embedding):
+def _flops(module: nn.Module, taken: torch.Tensor, returned: torch.Tensor) -> int:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return 0
     if isinstance(module, nn.LSTM | nn.GRU):
-        return 2 * (output.numel() // output.shape[-1]) * sum(w.numel() for w in module.parameters() if w.dim() > 1)
+        return 2 * (returned.numel() // returned.shape[-1]) * sum(w.numel() for w in module.parameters() if w.dim() > 1)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    per_output = math.prod(weight.shape[1:])  # in_features, or in_channels / groups x kernel size
-    return 2 * output.numel() * per_output
+    # Each output takes in_features, or in_channels / groups x kernel size; transposed, each input goes as many ways.
+    each = taken if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d) else returned
+    return 2 * each.numel() * math.prod(weight.shape[1:])
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:
@@ -182,6 +187,8 @@ def _unusual(name: str, module: nn.Module, trace: _Trace) -> str | None:
         return f"pads with {module.padding_mode!r}; quantized kernels pad with zeros only"
     if getattr(module, "max_norm", None) is not None:
         return "renormalises its rows as it runs, which quantized rows cannot"
+    if isinstance(module, nn.EmbeddingBag) and (module.mode == "max" or module.padding_idx is not None):
+        return "takes the largest of rows or leaves out padding, for which there is no quantized kernel"
     if getattr(module, "proj_size", 0):
         return "projects its hidden states, for which there is no quantized kernel"
     return None

@@ -10,9 +10,22 @@ class LayerKind(enum.StrEnum):
     LINEAR = "linear"
     CONV1D = "conv1d"
     CONV2D = "conv2d"
+    CONV_TRANSPOSE1D = "conv_transpose1d"
+    CONV_TRANSPOSE2D = "conv_transpose2d"
     EMBEDDING = "embedding"
+    EMBEDDING_BAG = "embedding_bag"
     LSTM = "lstm"
     GRU = "gru"
+
+    @property
+    def is_transposed(self) -> bool:
+        """Return whether layers are transposed convolutions."""
+        return self in (LayerKind.CONV_TRANSPOSE1D, LayerKind.CONV_TRANSPOSE2D)
+
+    @property
+    def looks_up(self) -> bool:
+        """Return whether layers look up rows by integers, so that there is no activation to quantize."""
+        return self in (LayerKind.EMBEDDING, LayerKind.EMBEDDING_BAG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +36,8 @@ class Layer:
     name: str
     #: Type of the layer.
     kind: LayerKind
-    #: Shape of the weight tensor, for example ``(out_features, in_features)``; of LSTM and GRU
+    #: Shape of the weight tensor, for example ``(out_features, in_features)``; of transposed convolutions
+    #: ``(in channels, out channels / groups, ...)``, of LSTM and GRU
     #: ``(layers, directions, gates x hidden features, input features)``.
     weight_shape: tuple[int, ...]
     #: Whether the layer adds a bias.
@@ -44,3 +58,8 @@ class Layer:
     conv_groups: int = 1
     #: Why the layer must stay in full precision whatever the backend; None if it need not.
     frozen_reason: str | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Return the output features or channels of one product; the rows of an embedding."""
+        return self.weight_shape[1] * self.conv_groups if self.kind.is_transposed else self.weight_shape[0]

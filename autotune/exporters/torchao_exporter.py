@@ -74,8 +74,8 @@ def computed_in(source: Source) -> dict[str, str]:
 
 def refusal(layer: Layer, choice: LayerChoice) -> str | None:
     """Return why torchao cannot express a choice other than full precision, or None if it can."""
-    if layer.kind in (LayerKind.LSTM, LayerKind.GRU):
-        return f"torchao has no tensor for {layer.kind} layers, and their states could not be cast"
+    if layer.kind in (LayerKind.LSTM, LayerKind.GRU, LayerKind.EMBEDDING_BAG):
+        return f"torchao has no tensor for {layer.kind} layers, and what they take besides could not be cast"
     if choice.precision in (Precision.BF16, Precision.FP16):
         return layer.frozen_reason
     if choice.name == "fp8_static":

@@ -36,12 +36,20 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv2d": (lambda: nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 9, 9)),
     "conv2d-depthwise": (lambda: nn.Conv2d(8, 8, 3, padding="same", groups=8, bias=False), (1, 8, 6, 6)),
     "conv2d-channels-last": (lambda: nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), (2, 3, 9, 9)),
+    "transposed-conv1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 12)),
+    "transposed-conv2d": (lambda: nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1, groups=2), (2, 8, 9, 9)),
+    "transposed-conv2d-channels-last": (
+        lambda: nn.ConvTranspose2d(3, 8, 2, stride=2, bias=False).to(memory_format=torch.channels_last),
+        (2, 3, 9, 9),
+    ),
     "lstm": (lambda: nn.LSTM(32, 48), (7, 3, 32)),
     "lstm-of-two-directions": (lambda: nn.LSTM(5, 7, 2, bidirectional=True, batch_first=True, bias=False), (2, 4, 5)),
     "gru": (lambda: nn.GRU(32, 48, 2), (7, 3, 32)),
     "gru-of-one-sequence": (lambda: nn.GRU(6, 7, bidirectional=True), (5, 6)),
     "embedding": (lambda: nn.Embedding(20, 10), (3, 4)),
     "embedding-of-odd-size": (lambda: nn.Embedding(20, 7, padding_idx=0), (3,)),
+    "embedding-bag": (lambda: nn.EmbeddingBag(20, 10), (3, 4)),
+    "embedding-bag-of-sums": (lambda: nn.EmbeddingBag(20, 8, mode="sum"), (5, 2)),
 }
 
 
@@ -73,7 +81,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Layer, torch.Tensor
     torch.manual_seed(0)
     build, shape = LAYERS[request.param]
     model = nn.Sequential(build()).eval()
-    x = torch.randint(0, 20, shape) if isinstance(model[0], nn.Embedding) else torch.randn(shape)
+    x = torch.randint(0, 20, shape) if isinstance(model[0], nn.Embedding | nn.EmbeddingBag) else torch.randn(shape)
     (layer,) = discover(model, lambda m: m(x))
     return model[0], layer, x
 

@@ -50,12 +50,13 @@ class _Tiny:
 
 @register("tiny-cnn")
 class TinyCNN(_Tiny):
-    """Strided, depthwise and dilated convolutions in one and two dimensions."""
+    """Strided, depthwise, transposed and dilated convolutions in one and two dimensions."""
 
     def network(self) -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(32, 32, 3, padding="same", groups=32, bias=False), nn.ReLU(),
+            nn.ConvTranspose2d(32, 32, 3, padding=1, groups=2), nn.ReLU(),
             nn.Conv2d(32, 16, 3, padding="same", dilation=(1, 2)), nn.ReLU(), nn.Flatten(2),
             nn.Conv1d(16, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
             nn.Linear(8 * 31, 32), nn.ReLU(), nn.Linear(32, 10),

@@ -72,7 +72,13 @@ def test_layer_that_never_ran_is_frozen() -> None:
         (nn.Conv1d(4, 6, 3), torch.ones(2, 4, 10), LayerKind.CONV1D, 2 * (2 * 6 * 8) * (4 * 3), 1),
         (nn.Conv2d(4, 6, 3, padding=1), torch.ones(1, 4, 5, 5), LayerKind.CONV2D, 2 * (6 * 25) * (4 * 9), 1),
         (nn.Conv2d(4, 6, 3, groups=2), torch.ones(1, 4, 5, 5), LayerKind.CONV2D, 2 * (6 * 9) * (2 * 9), 2),
+        (nn.ConvTranspose1d(4, 6, 3, 2), torch.ones(2, 4, 10), LayerKind.CONV_TRANSPOSE1D, 2 * 2 * 4 * 10 * 6 * 3, 1),
+        (
+            *(nn.ConvTranspose2d(4, 6, 2, 2, groups=2), torch.ones(1, 4, 5, 5), LayerKind.CONV_TRANSPOSE2D),
+            *(2 * 4 * 25 * 3 * 4, 2),
+        ),
         (nn.Embedding(9, 4), torch.ones(2, 3, dtype=torch.long), LayerKind.EMBEDDING, 0, 1),
+        (nn.EmbeddingBag(9, 4), torch.ones(2, 3, dtype=torch.long), LayerKind.EMBEDDING_BAG, 0, 1),
         (nn.LSTM(4, 5), torch.ones(3, 2, 4), LayerKind.LSTM, 2 * (3 * 2) * (4 * 5 * (4 + 5)), 1),
         (nn.GRU(4, 5, 2, bidirectional=True), torch.ones(3, 4), LayerKind.GRU, 2 * 3 * 2 * 3 * 5 * (4 + 5 + 10 + 5), 1),
     ],
@@ -164,6 +170,8 @@ class ByKeyword(nn.Module):
         (lambda: nn.Linear(4, 4).double(), X.double(), "torch.float64 weights"),
         (lambda: nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect"), torch.ones(1, 4, 5), "pads with 'reflect'"),
         (lambda: nn.Embedding(4, 4, max_norm=1.0), torch.tensor([1]), "renormalises"),
+        (lambda: nn.EmbeddingBag(4, 4, mode="max"), torch.tensor([[1]]), "largest of rows"),
+        (lambda: nn.EmbeddingBag(4, 4, padding_idx=0), torch.tensor([[1]]), "leaves out padding"),
         pytest.param(
             *(lambda: nn.LSTM(4, 4, proj_size=2), X, "projects its hidden states"),
             marks=pytest.mark.filterwarnings("ignore:LSTM with projections"),
@@ -230,18 +238,18 @@ class Scaled(nn.Linear):
 def test_every_weight_is_in_a_layer_or_skipped_with_the_reason() -> None:
     model = nn.ModuleDict(
         {
-            "cell": nn.LSTMCell(4, 4), "up": nn.ConvTranspose2d(2, 2, 3), "attention": nn.MultiheadAttention(4, 2),
+            "cell": nn.LSTMCell(4, 4), "cube": nn.Conv3d(2, 2, 3), "attention": nn.MultiheadAttention(4, 2),
             "scaled": Scaled(4, 4), "norm": nn.LayerNorm(4), "linear": nn.Linear(4, 4),
         }
     )  # fmt: skip
     model.position = nn.Parameter(torch.zeros(3, 4))
     found = skipped(model)
     assert found["cell"] == "no quantized kernel takes the place of LSTMCell"
-    assert found["up"] == "no quantized kernel takes the place of ConvTranspose2d"
+    assert found["cube"] == "no quantized kernel takes the place of Conv3d"
     assert "without calling layers" in found["attention"]
     assert found["scaled"].startswith("Scaled has a forward of its own")
     layers = {layer.name for layer in discover(model, lambda m: m["linear"](X))}
-    assert set(found) == {"(model)", "cell", "up", "attention", "scaled"}
+    assert set(found) == {"(model)", "cell", "cube", "attention", "scaled"}
     owners = {
         name.rpartition(".")[0] or "(model)" for name, parameter in model.named_parameters() if parameter.dim() > 1
     }

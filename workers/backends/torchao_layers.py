@@ -6,7 +6,7 @@ at run time, by one for the whole tensor where it was calibrated.
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,9 +78,10 @@ class HalfLayer(PackedLayer):
         self._dtype = dtype
         self.packed_bytes = stored_bytes(*self._half.parameters())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the original does."""
-        outputs: torch.Tensor = self._half(x.to(self._dtype) if x.is_floating_point() else x)
+    def forward(self, x: torch.Tensor, output_size: Sequence[int] | None = None) -> torch.Tensor:
+        """Return what the original does; transposed convolutions may be told the size of their output."""
+        size = () if output_size is None else (output_size,)
+        outputs: torch.Tensor = self._half(x.to(self._dtype) if x.is_floating_point() else x, *size)
         return outputs.to(torch.float32)
 
 

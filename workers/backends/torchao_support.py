@@ -21,6 +21,8 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     ),
     LayerKind.CONV1D: _HALVES,
     LayerKind.CONV2D: _HALVES,
+    LayerKind.CONV_TRANSPOSE1D: _HALVES,
+    LayerKind.CONV_TRANSPOSE2D: _HALVES,
     LayerKind.EMBEDDING: _HALVES,
 }
 #: Weight format -> least compute capability whose tensor cores take it, the first GPUs that have it, and what to take
@@ -47,7 +49,7 @@ def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
     """Return the bytes of ``layer`` prepared with ``choice``: weights, scales, zeros and bias."""
     if choice == FULL_PRECISION:
         return layer.weight_bytes
-    outputs = layer.weight_shape[0]
+    outputs = layer.outputs
     return _BYTES[choice.name](math.prod(layer.weight_shape), outputs, outputs if layer.has_bias else 0)
 
 

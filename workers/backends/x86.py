@@ -16,8 +16,8 @@ from workers.backends.base import Deployed
 from workers.backends.eager import Eager
 from workers.backends.packed import PackedLayer, range_of, weight_bytes
 from workers.backends.weight_quantization import INT4_GROUP
-from workers.backends.x86_conv import Bf16Conv, Int8Conv
-from workers.backends.x86_embedding import Bf16Embedding, RowwiseEmbedding
+from workers.backends.x86_conv import Bf16Conv, Bf16ConvTranspose, Int8Conv
+from workers.backends.x86_embedding import Bf16Embedding, Bf16EmbeddingBag, RowwiseEmbedding, RowwiseEmbeddingBag
 from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
 from workers.backends.x86_recurrent import Bf16Recurrent, Int8Recurrent
 from workers.prepared import PreparedModel
@@ -34,6 +34,7 @@ _CONV: dict[str, _Prepare] = {
     "int8_static": Int8Conv,
     "int8_dynamic": Int8Conv,
 }
+_CONV_TRANSPOSE: dict[str, _Prepare] = {"bf16": lambda module, _: Bf16ConvTranspose(module)}
 _RECURRENT: dict[str, _Prepare] = {
     "bf16": lambda module, _: Bf16Recurrent(module),
     "int8_dynamic": lambda module, _: Int8Recurrent(module),
@@ -49,10 +50,17 @@ _KERNELS: dict[LayerKind, dict[str, _Prepare]] = {
     },
     LayerKind.CONV1D: _CONV,
     LayerKind.CONV2D: _CONV,
+    LayerKind.CONV_TRANSPOSE1D: _CONV_TRANSPOSE,
+    LayerKind.CONV_TRANSPOSE2D: _CONV_TRANSPOSE,
     LayerKind.EMBEDDING: {
         "bf16": lambda module, _: Bf16Embedding(module),
         "int8_weight_only": lambda module, _: RowwiseEmbedding(module, 8),
         "int4_weight_only": lambda module, _: RowwiseEmbedding(module, 4),
+    },
+    LayerKind.EMBEDDING_BAG: {
+        "bf16": lambda module, _: Bf16EmbeddingBag(module),
+        "int8_weight_only": lambda module, _: RowwiseEmbeddingBag(module, 8),
+        "int4_weight_only": lambda module, _: RowwiseEmbeddingBag(module, 4),
     },
     LayerKind.LSTM: _RECURRENT,
     LayerKind.GRU: _RECURRENT,
@@ -61,7 +69,10 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: LayerKind.LINEAR,
     nn.Conv1d: LayerKind.CONV1D,
     nn.Conv2d: LayerKind.CONV2D,
+    nn.ConvTranspose1d: LayerKind.CONV_TRANSPOSE1D,
+    nn.ConvTranspose2d: LayerKind.CONV_TRANSPOSE2D,
     nn.Embedding: LayerKind.EMBEDDING,
+    nn.EmbeddingBag: LayerKind.EMBEDDING_BAG,
     nn.LSTM: LayerKind.LSTM,
     nn.GRU: LayerKind.GRU,
 }
@@ -142,10 +153,12 @@ def int8_refusal(features: Mapping[str, bool]) -> str | None:
 
 def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     """Return why no kernel runs this layer with the choice on any x86 processor."""
-    if layer.kind is LayerKind.EMBEDDING and choice.activation is not ActivationMode.NONE:
+    if layer.kind.looks_up and choice.activation is not ActivationMode.NONE:
         return "embeddings take integer indices, so there is no activation to quantize"
     if layer.kind in (LayerKind.LSTM, LayerKind.GRU) and choice.needs_calibration:
         return "hidden states are inputs too, and kernels take their range at each step only; take int8_dynamic"
+    if layer.kind.is_transposed and choice.precision is Precision.INT8:
+        return "PyTorch's int8 kernels of transposed convolutions are wrong for some shapes, or slower than fp32"
     kernels = _KERNELS[layer.kind]
     if choice.name not in kernels:
         return f"x86 has no {choice.name} kernel for {layer.kind} layers; they take fp32, {', '.join(kernels)}"
@@ -154,7 +167,7 @@ def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
 
 def _int4_refuses(layer: Layer) -> str | None:
     outputs, features = layer.weight_shape
-    if layer.kind is LayerKind.EMBEDDING:
+    if layer.kind.looks_up:
         return f"int4 rows hold two features a byte, but this embedding has {features}" if features % 2 else None
     if features % INT4_GROUP:
         return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}"

@@ -35,8 +35,8 @@ def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
     """Return the bytes of ``layer`` prepared with ``choice``: weights, scales, zero points and bias."""
     if choice == FULL_PRECISION:
         return layer.weight_bytes
-    formulas = _LOOKUP if layer.kind is LayerKind.EMBEDDING else _PRODUCT
-    outputs, weights = layer.weight_shape[0], math.prod(layer.weight_shape)
+    formulas = _LOOKUP if layer.kind.looks_up else _PRODUCT
+    outputs, weights = layer.outputs, math.prod(layer.weight_shape)
     if layer.kind in (LayerKind.LSTM, LayerKind.GRU):
         formulas, outputs, weights = _RECURRENT, *_recurrent_sizes(layer)
     return formulas[choice.name](weights, outputs, outputs if layer.has_bias else 0)

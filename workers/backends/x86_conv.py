@@ -15,6 +15,8 @@ Three errors of PyTorch 2.13's kernels are kept away from, each found by fuzzing
   further than the kernel, or dilation that steps over a small input. Such an input is padded before.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,6 +27,7 @@ from workers.backends.packed import PackedLayer, bias_of, stored_bytes
 from workers.backends.weight_quantization import int8_per_channel
 
 Conv = nn.Conv1d | nn.Conv2d
+ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
 class _PackedConv(PackedLayer):
@@ -72,6 +75,24 @@ class Bf16Conv(_PackedConv):
             x.to(torch.bfloat16), self._weight, self._bias, stride, self._padding, self._dilation, self._groups
         )
         return convolved
+
+
+class Bf16ConvTranspose(PackedLayer):
+    """A transposed 1-d or 2-d convolution with weights and products in bf16; input and output in fp32.
+
+    Int8 has no kernel that is right: in PyTorch 2.13 they take one scale for all weights; oneDNN's and FBGEMM's are
+    wrong for some shapes, and QNNPACK's takes several times as long as fp32.
+    """
+
+    def __init__(self, conv: ConvTranspose) -> None:
+        super().__init__(conv)
+        self._half = copy.deepcopy(conv).to(torch.bfloat16)
+        self.packed_bytes = stored_bytes(*self._half.parameters())
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """Return the convolution; (batch, in, ...) or (in, ...) -> (batch, out, ...) or (out, ...)."""
+        convolved: torch.Tensor = self._half(x.to(torch.bfloat16), output_size)
+        return convolved.to(torch.float32)
 
 
 class Int8Conv(_PackedConv):

@@ -1,4 +1,6 @@
-"""Embeddings on x86 CPUs: bf16, int8 and int4 rows, each with its own scale."""
+"""Embeddings and bags of them on x86 CPUs: bf16, int8 and int4 rows, each with its own scale."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +28,82 @@ class RowwiseEmbedding(PackedLayer):
 
     def __init__(self, embedding: nn.Embedding, bits: int) -> None:
         super().__init__(embedding)
-        self._packed = torch.ops.quantized.embedding_bag_prepack(affine_per_row(embedding.weight, bits)[0])
+        self._packed, self.packed_bytes = _packed_rows(embedding.weight, bits)
         self._lookup = torch.ops.quantized.embedding_byte if bits == 8 else torch.ops.quantized.embedding_4bit
         self._features = embedding.embedding_dim
-        # Each packed row ends with its scale and offset, fp32 for 8 bits and fp16 for 4.
-        self.packed_bytes = embedding.num_embeddings * (self._features * bits // 8 + (8 if bits == 8 else 4))
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the rows; (...) -> (..., features)."""
         rows: torch.Tensor = self._lookup(self._packed, indices.reshape(-1))
         return rows.view(*indices.shape, self._features)
+
+
+class _PackedBag(PackedLayer):
+    """What all kernels share: the forms that bags may have. Those of maxima have no kernel."""
+
+    def __init__(self, bag: nn.EmbeddingBag) -> None:
+        super().__init__(bag)
+        self._is_mean, self._last_ends = bag.mode == "mean", bag.include_last_offset
+
+    def forward(
+        self, x: torch.Tensor, offsets: torch.Tensor | None = None, per_sample_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the sum or mean of each bag's rows, shape ``(bags, features)``; see ``nn.EmbeddingBag``."""
+        if x.dim() == 2:
+            if offsets is not None:
+                raise ValueError("bags in rows of indices need no offsets, as nn.EmbeddingBag says too")
+            offsets = torch.arange(0, x.numel(), x.shape[1])
+            per_sample_weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+        assert offsets is not None
+        sums = self._sums(x.reshape(-1), offsets, per_sample_weights)
+        if not self._is_mean:
+            return sums
+        bounds = offsets if self._last_ends else torch.cat([offsets, offsets.new_tensor([x.numel()])])
+        return sums / bounds.diff().clamp(min=1).unsqueeze(1)
+
+    def _sums(self, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Bf16EmbeddingBag(_PackedBag):
+    """Rows in bf16; output in fp32."""
+
+    def __init__(self, bag: nn.EmbeddingBag) -> None:
+        super().__init__(bag)
+        self._weight = bag.weight.to(torch.bfloat16)
+        self.packed_bytes = self._weight.nbytes
+
+    def _sums(self, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        halves = None if weights is None else weights.to(torch.bfloat16)
+        sums = F.embedding_bag(
+            *(indices, self._weight, offsets),
+            mode="sum",
+            per_sample_weights=halves,
+            include_last_offset=self._last_ends,
+        )
+        return sums.to(torch.float32)
+
+
+class RowwiseEmbeddingBag(_PackedBag):
+    """Rows in asymmetric 8-bit or 4-bit integers with a floating-point scale and offset each."""
+
+    def __init__(self, bag: nn.EmbeddingBag, bits: int) -> None:
+        super().__init__(bag)
+        self._packed, self.packed_bytes = _packed_rows(bag.weight, bits)
+        self._sum = torch.ops.quantized.embedding_bag_byte if bits == 8 else torch.ops.quantized.embedding_bag_4bit
+
+    def _sums(self, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        sums: torch.Tensor = self._sum(
+            *(self._packed, indices, offsets),
+            per_sample_weights=weights,
+            include_last_offset=self._last_ends,
+        )
+        return sums
+
+
+def _packed_rows(weight: torch.Tensor, bits: int) -> tuple[Any, int]:
+    """Return rows as the kernels hold them, and the bytes of them."""
+    rows, features = weight.shape
+    # Each packed row ends with its scale and offset, fp32 for 8 bits and fp16 for 4.
+    held = rows * (features * bits // 8 + (8 if bits == 8 else 4))
+    return torch.ops.quantized.embedding_bag_prepack(affine_per_row(weight, bits)[0]), held

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from search_spaces.layer import Layer, LayerKind
+from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import layer_input
 from workers.calibration.histogram import RangeHistogram
@@ -36,9 +36,7 @@ def calibrate(
     """
     start = time.perf_counter()
     histograms = {
-        layer.name: RangeHistogram()
-        for layer in layers
-        if layer.kind is not LayerKind.EMBEDDING and layer.frozen_reason is None
+        layer.name: RangeHistogram() for layer in layers if not layer.kind.looks_up and layer.frozen_reason is None
     }
     looks = {name: _observe(name, histogram) for name, histogram in histograms.items()}
     with _watched(model, looks), torch.inference_mode():
