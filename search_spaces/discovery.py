@@ -35,7 +35,11 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
     modules = {name: module for name, module in model.named_modules() if _kind(module)}
     bypassed = _bypassed(model)
     trace = _Trace()
-    handles = [module.register_forward_hook(trace.hook(name), with_kwargs=True) for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(trace.hook(name), with_kwargs=True)
+        for name, module in modules.items()
+        if name not in bypassed  # a hook would have them called, with nested tensors perhaps
+    ]
     try:
         with torch.inference_mode():
             run(model)
@@ -148,7 +152,11 @@ def _bypassed(model: nn.Module) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.self_attn, nn.MultiheadAttention)
     ]
-    return {f"{name}.{child}" if name else child for name in encoders for child in ("linear1", "linear2")}
+    return {
+        f"{name}.{child}" if name else child
+        for name in encoders
+        for child in ("linear1", "linear2", "self_attn.out_proj")
+    }
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
@@ -167,10 +175,10 @@ def _frozen_reason(
     tied = sorted(set(held) - {name})
     if tied:
         return f"shares its weight with {', '.join(tied)}; a quantized copy would add memory instead of saving it"
-    if name not in trace.calls:
-        return "never ran on the example batch, so nothing can be calibrated or measured"
     if name in bypassed:
         return "nn.TransformerEncoderLayer reads its weight without calling it"
+    if name not in trace.calls:
+        return "never ran on the example batch, so nothing can be calibrated or measured"
     return _unusual(name, module, trace)
 
 

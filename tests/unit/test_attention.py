@@ -150,6 +150,8 @@ def test_nested_tensors_stay_where_the_model_reads_padded_positions() -> None:
     assert "enable_nested_tensor=False" in reasons["encoder.layers.0.self_attn"]
     assert model.encoder.use_nested_tensor
     assert isinstance(model.encoder.layers[0].self_attn, nn.MultiheadAttention)
+    layers = {layer.name: layer.frozen_reason for layer in discover(model, run)}
+    assert [name for name, reason in layers.items() if reason is None] == ["head"]
     assert unroll_attention(Classifier(pool=True, enable_nested_tensor=False).eval(), run) == {}
 
 
