@@ -31,6 +31,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
         torch.randn(1, 64, 56, 56).contiguous(memory_format=torch.channels_last),
     ),
     "conv1d 384 x 500 -> 384, 3": (lambda: nn.Conv1d(384, 384, 3, padding=1), torch.randn(1, 384, 500)),
+    "transposed conv2d 64 x 32 x 32 -> 32, 4 x 4 / 2": (
+        lambda: nn.ConvTranspose2d(64, 32, 4, 2, 1),
+        torch.randn(1, 64, 32, 32),
+    ),
     "lstm 64 steps x 256 -> 512, 2 layers": (lambda: nn.LSTM(256, 512, 2), torch.randn(64, 1, 256)),
     "gru 64 steps x 256 -> 512, 2 layers": (lambda: nn.GRU(256, 512, 2), torch.randn(64, 1, 256)),
     "lstm 32 steps of 16 x 256 -> 256, both ways": (
@@ -38,6 +42,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
         torch.randn(32, 16, 256),
     ),
     "embedding 128 rows of 384": (lambda: nn.Embedding(30_522, 384), INDICES),
+    "embedding bags, 64 of 32 rows of 128": (
+        lambda: nn.EmbeddingBag(100_000, 128, mode="sum"),
+        torch.randint(0, 100_000, (64, 32)),
+    ),
 }
 
 

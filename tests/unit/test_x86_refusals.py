@@ -16,8 +16,10 @@ LINEAR = Layer(
     flops=12_288, calls=1, order=0, group="fc",
 )  # fmt: skip
 CONV = replace(LINEAR, kind=LayerKind.CONV2D, weight_shape=(8, 3, 3, 3))
+UP = replace(LINEAR, kind=LayerKind.CONV_TRANSPOSE2D, weight_shape=(8, 3, 2, 2))
 LSTM = replace(LINEAR, kind=LayerKind.LSTM, weight_shape=(1, 1, 64, 96))
 EMBEDDING = replace(LINEAR, kind=LayerKind.EMBEDDING, weight_shape=(10, 6), has_bias=False)
+BAG = replace(EMBEDDING, kind=LayerKind.EMBEDDING_BAG, weight_shape=(10, 7))
 
 
 def with_processor(monkeypatch: pytest.MonkeyPatch, **features: bool) -> X86Backend:
@@ -26,7 +28,9 @@ def with_processor(monkeypatch: pytest.MonkeyPatch, **features: bool) -> X86Back
 
 
 def test_every_kind_takes_full_precision() -> None:
-    assert [X86Backend().refuses(layer, CHOICES["fp32"]) for layer in (LINEAR, CONV, LSTM, EMBEDDING)] == [None] * 4
+    assert [X86Backend().refuses(layer, CHOICES["fp32"]) for layer in (LINEAR, CONV, UP, LSTM, EMBEDDING, BAG)] == [
+        None
+    ] * 6
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,10 @@ def test_every_kind_takes_full_precision() -> None:
         (LINEAR, "fp8_dynamic", "no fp8_dynamic kernel"),
         (CONV, "int8_weight_only", "no int8_weight_only kernel for conv2d layers; they take fp32, bf16, int8_static"),
         (CONV, "int4_weight_only", "no int4_weight_only kernel for conv2d"),
+        (UP, "int8_static", "int8 kernels of transposed convolutions are wrong"),
+        (UP, "int4_weight_only", "no int4_weight_only kernel for conv_transpose2d layers; they take fp32, bf16"),
+        (BAG, "int8_static", "integer indices"),
+        (BAG, "int4_weight_only", "two features a byte"),
         (EMBEDDING, "int8_static", "integer indices"),
         (LSTM, "int8_static", "hidden states are inputs too"),
         (LSTM, "int8_weight_only", "no int8_weight_only kernel for lstm layers; they take fp32, bf16, int8_dynamic"),

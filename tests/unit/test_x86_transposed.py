@@ -1,0 +1,24 @@
+"""Transposed convolutions in bf16 take what ``nn.ConvTranspose2d`` takes."""
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces.choice import CHOICES
+from workers.backends.base import Backend
+from workers.backends.torchao import TorchAoBackend
+from workers.backends.x86 import X86Backend
+
+BF16 = CHOICES["bf16"]
+
+
+@pytest.mark.parametrize("backend", [X86Backend(), TorchAoBackend("cpu")], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("output_size", [[15, 15], [16, 15]])
+def test_size_of_the_output_may_be_told(backend: Backend, output_size: list[int]) -> None:
+    conv, x = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1).eval(), torch.randn(2, 4, 8, 8)
+    prepared = backend.prepare(conv, BF16, None)
+    with torch.inference_mode():
+        exact = conv(x, output_size=output_size)
+        for actual in (prepared(x, output_size), prepared(input=x, output_size=output_size)):
+            assert actual.shape == exact.shape
+            assert (actual - exact).norm() < 0.02 * exact.norm()
