@@ -327,11 +327,16 @@ class JobSpec(_Section):
             task=self.task.name,
             task_parameters=self.task.parameters,
             backend=self.backend,
-            calibration=CalibrationSettings(**self.calibration.model_dump()),
+            calibration=CalibrationSettings(**self.calibration.model_dump(), smoothing=self._smooths()),
             measurement=MeasurementSettings(**self.measurement.model_dump() | {"workloads": self.workloads()}),
             task_file=task_file,
             cache_bytes=self.workers.cache_mib << 20,
         )
+
+    def _smooths(self) -> bool:
+        """Return whether some layer may take a choice that smooths its input."""
+        mentioned = [name for rule in self.rules() for name in rule.names()]
+        return any(CHOICES[name].is_smooth for name in (*self.search.choices, *mentioned))
 
     def pool_settings(self) -> PoolSettings:
         """Return which workers the job has."""

@@ -17,12 +17,25 @@ from autotune.store.records import JobRecord, TrialRecord
 from search_spaces.choice import choice_named
 from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
-from search_spaces.quantization_map import ActivationRange, QuantizationMap
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing
 from workers.setup import CalibrationSettings, MeasurementSettings
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MappedSmoothing(_Part):
+    """Factors of a layer's input channels, and the range of the input divided by them."""
+
+    factors: tuple[float, ...]
+    range: tuple[float, float]
+
+    @classmethod
+    def of(cls, calibrated: ActivationRange | None) -> Self | None:
+        """Return what a calibrated range says of it, or None if that is nothing."""
+        found = calibrated.smoothing if calibrated else None
+        return cls(factors=found.factors, range=(found.low, found.high)) if found else None
 
 
 class MappedLayer(_Part):
@@ -33,6 +46,8 @@ class MappedLayer(_Part):
     choice: str
     #: Calibrated range of the input, for static choices only.
     input_range: tuple[float, float] | None = None
+    #: For choices that smooth the input only.
+    smoothing: MappedSmoothing | None = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -42,11 +57,20 @@ class MappedLayer(_Part):
             raise ValueError(str(error)) from None
         if choice.needs_calibration and calibrated is None:
             raise ValueError(f"{choice.name} needs the calibrated input_range, but it has none")
+        factors = len(self.smoothing.factors) if self.smoothing else "none"
+        if choice.is_smooth and factors != self.weight_shape[-1]:
+            raise ValueError(f"{choice.name} needs smoothing with {self.weight_shape[-1]} factors, but has {factors}")
         return self
 
     def range(self) -> ActivationRange | None:
         """Return the calibrated range of the input, or None if there is none."""
-        return ActivationRange(low=self.input_range[0], high=self.input_range[1]) if self.input_range else None
+        if self.input_range is None:
+            return None
+        smoothing = None
+        if self.smoothing is not None:
+            low, high = self.smoothing.range
+            smoothing = Smoothing(factors=self.smoothing.factors, low=low, high=high)
+        return ActivationRange(low=self.input_range[0], high=self.input_range[1], smoothing=smoothing)
 
 
 class PromisedFigure(_Part):
@@ -203,4 +227,5 @@ def _mapped(layer: Layer, quantization: QuantizationMap) -> MappedLayer:
         weight_shape=layer.weight_shape,
         choice=choice.name,
         input_range=(calibrated.low, calibrated.high) if calibrated else None,
+        smoothing=MappedSmoothing.of(calibrated) if choice.is_smooth else None,
     )

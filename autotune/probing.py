@@ -44,10 +44,11 @@ def _key(job: JobRecord) -> str:
     """Return what two jobs share if one's probes serve the other: model, data, kernels and hardware."""
     assert job.description is not None
     spec, described = JobSpec.parse(job.spec), job.description
+    sought = {"smoothing": True} if spec.worker_setup().calibration.smoothing else {}
     parts = {
         "fingerprint": described.fingerprint,
         "task": spec.task.model_dump(mode="json"),
-        "calibration": spec.calibration.model_dump(mode="json"),
+        "calibration": spec.calibration.model_dump(mode="json") | sought,
         "batch_size": spec.measurement.batch_sizes[0],
         "environment": dataclasses.asdict(dataclasses.replace(described.environment, load=0.0)),
     }

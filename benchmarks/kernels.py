@@ -9,12 +9,12 @@ from torch import nn
 
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
-from search_spaces.quantization_map import ActivationRange
+from search_spaces.quantization_map import ActivationRange, Smoothing
 from workers.backends import build_backend
 from workers.environment import usable_cores
 
 CALLS, WARM_UP = 200, 20
-RANGE = ActivationRange(low=-4.0, high=4.0)
+LOW, HIGH = -4.0, 4.0
 INDICES = torch.randint(0, 30_522, (1, 128))
 CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     **{
@@ -66,8 +66,10 @@ def main() -> None:
     for title, (build, x) in CASES.items():
         model = nn.Sequential(build()).eval()
         (layer,) = discover(model, lambda m, x=x: m(x))
+        smoothing = Smoothing(factors=(1.0,) * layer.weight_shape[-1], low=LOW, high=HIGH)
+        calibrated = ActivationRange(low=LOW, high=HIGH, smoothing=smoothing)
         figures = [
-            f"{choice.name} {median_ms(backend.prepare(model[0], choice, RANGE), x):.3f}"
+            f"{choice.name} {median_ms(backend.prepare(model[0], choice, calibrated), x):.3f}"
             for choice in CHOICES.values()
             if backend.refuses(layer, choice) is None
         ]

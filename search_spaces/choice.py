@@ -1,6 +1,7 @@
 """A layer choice: weight precision and how its input activations are quantized."""
 
 import enum
+import itertools
 from dataclasses import dataclass
 
 from search_spaces.errors import ChoiceError, unknown
@@ -38,21 +39,38 @@ class ActivationMode(enum.StrEnum):
     DYNAMIC = "dynamic"
 
 
+class Method(enum.StrEnum):
+    """What is done to a layer before its weights and inputs are rounded."""
+
+    #: Nothing.
+    PLAIN = "plain"
+    #: Input channels are divided by factors that the weights are multiplied by, so that no outlier among the channels
+    #: widens the range of all: SmoothQuant (Xiao et al., arXiv:2211.10438).
+    SMOOTH = "smooth"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerChoice:
     """How one layer runs; an illegal combination cannot be built.
 
     Raises:
-        ChoiceError: if activations would be quantized while weights are not, or weights are int4
-            while activations are quantized (no supported runtime has a W4A8 kernel).
+        ChoiceError: if activations would be quantized while weights are not, weights are int4 while activations are
+            quantized (no supported runtime has a W4A8 kernel), or what is smoothed is not int8 static.
     """
 
     #: Weight format.
     precision: Precision
     #: Input activation quantization.
     activation: ActivationMode = ActivationMode.NONE
+    #: What precedes the rounding.
+    method: Method = Method.PLAIN
 
     def __post_init__(self) -> None:
+        if self.is_smooth and (self.precision, self.activation) != (Precision.INT8, ActivationMode.STATIC):
+            raise ChoiceError(
+                f"smoothing needs int8 weights and static activations, but got {self.precision} and "
+                f"{self.activation}; use int8_static_smooth"
+            )
         if self.activation is ActivationMode.NONE:
             return
         if not self.precision.is_quantized:
@@ -69,6 +87,8 @@ class LayerChoice:
     @property
     def name(self) -> str:
         """Return the choice's name in job files, maps and the database, such as ``int8_static``."""
+        if self.is_smooth:
+            return f"{self.precision}_{self.activation}_{self.method}"
         if self.activation is not ActivationMode.NONE:
             return f"{self.precision}_{self.activation}"
         return f"{self.precision}_weight_only" if self.precision.is_quantized else self.precision.value
@@ -83,16 +103,20 @@ class LayerChoice:
         """Return whether the choice needs a calibrated input range."""
         return self.activation is ActivationMode.STATIC
 
+    @property
+    def is_smooth(self) -> bool:
+        """Return whether input channels are divided by factors first, which calibration finds."""
+        return self.method is Method.SMOOTH
+
 
 def _legal_choices() -> dict[str, LayerChoice]:
     choices = {}
-    for precision in Precision:
-        for activation in ActivationMode:
-            try:
-                choice = LayerChoice(precision=precision, activation=activation)
-            except ChoiceError:
-                continue
-            choices[choice.name] = choice
+    for precision, activation, method in itertools.product(Precision, ActivationMode, Method):
+        try:
+            choice = LayerChoice(precision=precision, activation=activation, method=method)
+        except ChoiceError:
+            continue
+        choices[choice.name] = choice
     return choices
 
 

@@ -22,6 +22,8 @@ class ActivationRange:
     low: float
     #: Largest value represented, at least 0.
     high: float
+    #: How the input is smoothed by the choices that do so; None if no factors were sought.
+    smoothing: "Smoothing | None" = None
 
     def __post_init__(self) -> None:
         # The comparison is also false for NaN; the bound keeps infinities out.
@@ -44,11 +46,37 @@ class ActivationRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Smoothing:
+    """What a layer's input channels are divided by, and the range of the quotients.
+
+    Raises:
+        MapError: if a factor is not positive and finite, or there is none, or the bounds are no range.
+    """
+
+    #: One for each input channel; the weights that meet the channel are multiplied by it.
+    factors: tuple[float, ...]
+    #: Bounds of the divided input, as those of an ``ActivationRange``.
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        wrong = [factor for factor in self.factors if not 0.0 < factor < float("inf")]
+        if wrong or not self.factors:
+            raise MapError(f"smoothing needs positive, finite factors, but got {wrong[0] if wrong else 'none'}")
+        ActivationRange(low=self.low, high=self.high)
+
+    @property
+    def range(self) -> ActivationRange:
+        """Return the range of the divided input."""
+        return ActivationRange(low=self.low, high=self.high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationMap:
     """Layer -> choice for one model: the artefact the search produces.
 
     Raises:
-        MapError: if a layer with a static choice has no calibrated range.
+        MapError: if a layer with a static choice has no calibrated range, or one that is smoothed no factors.
     """
 
     #: Layer name -> choice, in execution order.
@@ -62,6 +90,9 @@ class QuantizationMap:
         ]
         if missing:
             raise MapError(f"static layers need a calibrated range, but {', '.join(missing)} have none; calibrate them")
+        rough = [n for n, choice in self.choices.items() if choice.is_smooth and self.ranges[n].smoothing is None]
+        if rough:
+            raise MapError(f"smoothed layers need calibrated factors, but {', '.join(rough)} have none; calibrate them")
 
     @classmethod
     def from_names(
@@ -73,6 +104,10 @@ class QuantizationMap:
             ChoiceError: if a choice is unknown.
         """
         return cls(choices={layer: choice_named(name) for layer, name in names.items()}, ranges=ranges or {})
+
+    def smoothing(self, layer: str) -> Smoothing | None:
+        """Return how a layer's input is smoothed, or None if its choice does not do so."""
+        return self.ranges[layer].smoothing if self.choices[layer].is_smooth else None
 
     @property
     def names(self) -> dict[str, str]:

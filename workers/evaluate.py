@@ -15,7 +15,7 @@ from search_spaces.layer import Layer
 from workers import clock, device_lock, environment, latency, quality
 from workers.attention import unroll_attention
 from workers.backends import build_backend
-from workers.calibration.calibrate import calibrate, clipped_shares
+from workers.calibration.calibrate import calibrate, clipped_shares, with_smoothing
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
 from workers.measurement import Environment, LatencySamples, Measurement, Workload
@@ -60,7 +60,7 @@ class Evaluator:
         self.description = ModelDescription(
             fingerprint=print_of_weights,
             layers=layers,
-            refusals=self._refusals(layers),
+            refusals=self._refusals(layers, calibration),
             layer_bytes=self._prepared.layer_bytes(),
             other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
@@ -227,18 +227,21 @@ class Evaluator:
     def _calibration(self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer]) -> Calibration:
         if setup.ranges is not None:
             return Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
-        found = calibrate(model, layers, self._task.calibration(), self._task.forward, setup.calibration)
+        batches = self._task.calibration()
+        found = calibrate(model, layers, batches, self._task.forward, setup.calibration)
+        if setup.calibration.smoothing:
+            found = with_smoothing(found, model, layers, batches, self._task.forward)
         if Split.SHIFTED not in splits(self._task):
             return found
         shifted = self._task.evaluation(Split.SHIFTED)
         return replace(found, clipped=clipped_shares(model, found.ranges, shifted, self._task.forward))
 
-    def _refusals(self, layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
+    def _refusals(self, layers: Sequence[Layer], calibration: Calibration) -> dict[str, dict[str, str]]:
         return {
             layer.name: {
                 name: reason
                 for name, choice in CHOICES.items()
-                if (reason := self._backend.refuses(layer, choice)) is not None
+                if (reason := self._backend.refuses(layer, choice) or calibration.refuses(layer, choice)) is not None
             }
             for layer in layers
         }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, Workload
@@ -31,6 +32,8 @@ class CalibrationSettings:
     observer: ObserverKind = ObserverKind.MINMAX
     #: Share of values inside the range, in percent; only the percentile observer reads it.
     percentile: float = 99.99
+    #: Whether factors that smooth inputs are sought too, for the choices that need them.
+    smoothing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +118,18 @@ class Calibration:
     samples: int
     #: Seconds the pass took.
     seconds: float
+    #: Seconds another pass took that found smoothing factors; None if none were sought.
+    smoothing_seconds: float | None = None
     #: Layer name -> share of its inputs on shifted data that lie outside the range, so that static quantization
     #: clips them; None if the task has no shifted data.
     clipped: Mapping[str, float] | None = None
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """Return what calibration lacks for ``layer`` to take ``choice``, or None if nothing."""
+        known = self.ranges.get(layer.name)
+        if choice.is_smooth and (known is None or known.smoothing is None):
+            return "needs smoothing factors, which calibration seeks only if search.choices has int8_static_smooth"
+        return None
 
 
 class Estimator(enum.StrEnum):

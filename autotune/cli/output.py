@@ -24,6 +24,7 @@ err = Console(stderr=True, highlight=False)
 #: Choice -> abbreviation in the map column: W and A bits, s(tatic) or d(ynamic).
 _SHORT = {
     "int8_static": "s8",
+    "int8_static_smooth": "ss8",
     "int8_dynamic": "d8",
     "int8_weight_only": "w8",
     "int4_weight_only": "w4",
@@ -48,6 +49,7 @@ _COLUMNS = {
 _MOST_COLUMNS, _SPARE = 6, ("latency_p95_ms", "latency_p50_ms")
 _LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
 _FP8_LEGEND = "sf8/df8/wf8 fp8 static/dynamic/weight-only"
+_SMOOTH_LEGEND = "ss8 int8 static, smoothed"
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -66,8 +68,12 @@ def short_choice(name: str) -> str:
 
 
 def legend(choices: Iterable[str]) -> str:
-    """Return what the abbreviations of choices mean, those of fp8 if there are any."""
-    return f"{_LEGEND} · {_FP8_LEGEND}" if any(name.startswith("fp8_") for name in choices) else _LEGEND
+    """Return what the abbreviations of choices mean, those of fp8 and of smoothed layers if there are any."""
+    names = set(choices)
+    parts = [_LEGEND]
+    parts += [_FP8_LEGEND] if any(name.startswith("fp8_") for name in names) else []
+    parts += [_SMOOTH_LEGEND] if "int8_static_smooth" in names else []
+    return " · ".join(parts)
 
 
 def mix(choices: Mapping[str, str]) -> str:

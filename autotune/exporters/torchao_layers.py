@@ -33,7 +33,7 @@ from autotune.exporters.safetensors_header import sort_header
 from autotune.exporters.torchao_exporter import COMPUTED_IN
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
-from search_spaces.quantization_map import ActivationRange
+from search_spaces.quantization_map import ActivationRange, QuantizationMap
 from workers.backends.torchao_layers import quantized_weight
 from workers.backends.weight_quantization import (
     INT4_GROUP,
@@ -62,10 +62,12 @@ def quantize(source: Source) -> FqnToConfig:
         if choice.precision in COMPUTED_IN:
             _in_half(source.model.get_submodule(layer.name), choice)
         elif choice.precision.is_quantized:
-            integers[layer.name] = _config(layer, choice, quantization.ranges.get(layer.name), symmetric)
+            smoothing = quantization.smoothing(layer.name)
+            calibrated = smoothing.range if smoothing else quantization.ranges.get(layer.name)
+            integers[layer.name] = _config(layer, choice, calibrated, symmetric)
         if choice.precision.is_quantized:
             without_ranges[layer.name] = _config(layer, choice, None, symmetric)
-    _quantize_to_integers(source, quantization.choices, FqnToConfig(integers))
+    _quantize_to_integers(source, quantization, FqnToConfig(integers))
     return FqnToConfig(without_ranges)
 
 
@@ -127,20 +129,21 @@ def _in_half(module: nn.Module, choice: LayerChoice) -> None:
         module.weight = nn.Parameter(fp8, requires_grad=False)
 
 
-def _quantize_to_integers(source: Source, choices: Mapping[str, LayerChoice], config: FqnToConfig) -> None:
+def _quantize_to_integers(source: Source, quantization: QuantizationMap, config: FqnToConfig) -> None:
     layers = [layer for layer in source.layers if layer.name in config.fqn_to_config]
-    integers = {layer.name: _integers(source.model, layer, choices[layer.name]) for layer in layers}
+    integers = {layer.name: _integers(source.model, layer, quantization) for layer in layers}
     quantize_(source.model, config, filter_fn=None)
     for name, tensors in integers.items():
         weight = source.model.get_submodule(name).weight
         for attribute, tensor in tensors.items():
             # torchao's own integers have another range, and zero points that are integers.
-            setattr(weight, attribute, tensor.reshape(getattr(weight, attribute).shape))
+            own = getattr(weight, attribute)
+            setattr(weight, attribute, tensor if own is None else tensor.reshape(own.shape))
 
 
 def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | None, symmetric: bool) -> AOBaseConfig:
     match choice.name:
-        case "int8_static":
+        case "int8_static" | "int8_static_smooth":
             activation = _activation(PerTensor(), symmetric) | _static(layer, calibrated, symmetric)
             return Int8StaticActivationInt8WeightConfig(**activation)
         case "int8_dynamic":
@@ -183,9 +186,9 @@ def _static(layer: Layer, calibrated: ActivationRange | None, symmetric: bool) -
     }
 
 
-def _integers(model: nn.Module, layer: Layer, choice: LayerChoice) -> dict[str, torch.Tensor]:
+def _integers(model: nn.Module, layer: Layer, quantization: QuantizationMap) -> dict[str, torch.Tensor]:
     """Return what our kernels hold, as the attributes of torchao's tensors."""
-    weight = model.get_submodule(layer.name).weight
+    choice, weight = quantization.choices[layer.name], model.get_submodule(layer.name).weight
     assert isinstance(weight, torch.Tensor)
     if layer.kind is LayerKind.EMBEDDING:
         return _integers_per_row(weight.detach(), choice.precision.bits)
@@ -197,8 +200,11 @@ def _integers(model: nn.Module, layer: Layer, choice: LayerChoice) -> dict[str, 
             "zero_point": -zeros.float() / scales.float(),
         }
     scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
-    values, scales = int8_per_channel(weight.detach(), scale_dtype)
-    return {"qdata": values, "scale": scales.float()}
+    smoothing = quantization.smoothing(layer.name)
+    factors = torch.tensor(smoothing.factors) if smoothing else None
+    values, scales = int8_per_channel(weight.detach() if factors is None else weight.detach() * factors, scale_dtype)
+    divisors = {} if factors is None else {"act_pre_scale": factors.reciprocal()}
+    return {"qdata": values, "scale": scales.float(), **divisors}
 
 
 def _integers_per_row(weight: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:

@@ -217,9 +217,11 @@ def _calibration(job: JobRecord, spec: JobSpec) -> dict[str, str]:
     ranges = {name: [found.low, found.high] for name, found in calibration.ranges.items()}
     digest = hashlib.sha256(json.dumps(ranges, sort_keys=True).encode()).hexdigest()
     settings = spec.worker_setup().calibration
+    smoothing = calibration.smoothing_seconds
+    took = f", {calibration.seconds:.1f} s" + (f" and {smoothing:.1f} s for smoothing" if smoothing else "")
     return {
         "Model": f"sha256 {job.description.fingerprint}",
-        "Calibration": f"{settings.observer}, {calibration.samples} samples, ranges of {len(ranges)} layers",
+        "Calibration": f"{settings.observer}, {calibration.samples} samples, ranges of {len(ranges)} layers{took}",
         "Calibration data": f"sha256 {digest} over the ranges it gave",
     }
 

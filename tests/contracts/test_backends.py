@@ -13,19 +13,25 @@ from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice, Precision
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.layer import Layer
-from search_spaces.quantization_map import ActivationRange
+from search_spaces.quantization_map import ActivationRange, Smoothing
 from search_spaces.tensors import tensors_in
 from workers.attention import unroll_attention
 from workers.backends import BACKENDS
 from workers.backends.base import Backend, Deployed
 from workers.backends.torchao import TorchAoBackend
-from workers.calibration.calibrate import calibrate
+from workers.calibration.calibrate import calibrate, with_smoothing
 from workers.placement import moved, placed
 from workers.prepared import PreparedModel
 from workers.setup import CalibrationSettings
 from workers.task import OutputKind, Split
 
-RANGE = ActivationRange(low=-5.0, high=5.0)
+
+def calibrated(module: nn.Module) -> ActivationRange:
+    """The range of a layer's input, and factors for each channel of it."""
+    channels = getattr(module, "in_features", 1)
+    factors = tuple(1.0 + 0.5 * (channel % 3) for channel in range(channels))
+    return ActivationRange(low=-5.0, high=5.0, smoothing=Smoothing(factors=factors, low=-4.0, high=4.0))
+
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(64, 48), (5, 7, 64)),
@@ -96,7 +102,8 @@ def test_choice_is_refused_in_a_sentence_or_runs(
         assert len(reason.split()) >= 4
         return
     before = copy.deepcopy(module.state_dict())
-    prepared = backend.prepare(module, choice, RANGE if choice.needs_calibration else None).to(backend.device)
+    known = calibrated(module) if choice.needs_calibration else None
+    prepared = backend.prepare(module, choice, known).to(backend.device)
     with torch.inference_mode():
         # The last call's input goes by the name it has in all of PyTorch's layers.
         results = (module(x), prepared(x.to(backend.device)), prepared(input=x.to(backend.device)))
@@ -115,7 +122,7 @@ def test_bytes_are_known_without_preparing(
 ) -> None:
     module, layer, _ = case
     if backend.refuses(layer, choice) is None:
-        prepared = backend.prepare(module, choice, RANGE)
+        prepared = backend.prepare(module, choice, calibrated(module))
         assert backend.weight_bytes(prepared) == backend.layer_bytes(layer, choice)
 
 
@@ -224,8 +231,9 @@ def prepared_model(backend: Backend, own: ModelTask = TASK) -> PreparedModel:
     model = task.build_model()
     assert unroll_attention(model, lambda m: task.forward(m, task.calibration()[0])) == {}
     layers = discover(model, lambda m: task.forward(m, task.calibration()[0]))
-    ranges = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings()).ranges
-    return PreparedModel(model, layers, backend, ranges)
+    found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
+    found = with_smoothing(found, model, layers, task.calibration(), task.forward)
+    return PreparedModel(model, layers, backend, found.ranges)
 
 
 @pytest.fixture(scope="module", params=each_backend)

@@ -19,13 +19,14 @@ from autotune.exporters.base import Exporter, Source
 from autotune.exporters.configuration import Configuration
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile
+from autotune.map_file import MapFile, MappedSmoothing
 from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
+from search_spaces.quantization_map import ActivationRange
 from workers.backends.x86 import X86Backend
-from workers.calibration.calibrate import calibrate
+from workers.calibration.calibrate import calibrate, with_smoothing
 from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
 from workers.quality import outputs
@@ -51,7 +52,8 @@ def blank(task_name: str) -> Mapping[str, Any]:
     task = build_task(task_name, {})
     model = task.build_model()
     layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
-    ranges = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings()).ranges
+    found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
+    found = with_smoothing(found, model, layers, task.calibration(), task.forward)
     return {
         "schema": "autotune.map/v1",
         "task": task_name,
@@ -63,7 +65,7 @@ def blank(task_name: str) -> Mapping[str, Any]:
                 "kind": layer.kind,
                 "weight_shape": list(layer.weight_shape),
                 "choice": "fp32",
-                "input_range": [ranges[layer.name].low, ranges[layer.name].high] if layer.name in ranges else None,
+                **calibrated(found.ranges.get(layer.name)),
             }
             for layer in layers
         },
@@ -74,6 +76,14 @@ def blank(task_name: str) -> Mapping[str, Any]:
             "calibration": {}, "calibration_samples": 16, "environment": {},
         },
     }  # fmt: skip
+
+
+def calibrated(known: ActivationRange | None) -> dict[str, Any]:
+    """What a map's file says of a layer's input."""
+    if known is None:
+        return {}
+    smoothing = MappedSmoothing.of(known)
+    return {"input_range": [known.low, known.high], "smoothing": smoothing and smoothing.model_dump()}
 
 
 def with_choices(task_name: str, choices: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from search_spaces.choice import CHOICES, FULL_PRECISION, ActivationMode, LayerChoice, Precision, choice_named
+from search_spaces.choice import CHOICES, FULL_PRECISION, ActivationMode, LayerChoice, Method, Precision, choice_named
 from search_spaces.errors import AutotuneError, ChoiceError, unknown
 
 
@@ -20,10 +20,10 @@ def test_a_choice_is_legal_and_has_a_name_or_cannot_be_built(precision: Precisio
         assert choice_named(choice.name) == choice
 
 
-def test_there_are_ten_choices_full_precision_first() -> None:
+def test_there_are_eleven_choices_full_precision_first() -> None:
     assert list(CHOICES) == [
         "fp32", "bf16", "fp16", "fp8_weight_only", "fp8_static", "fp8_dynamic",
-        "int8_weight_only", "int8_static", "int8_dynamic", "int4_weight_only",
+        "int8_weight_only", "int8_static", "int8_static_smooth", "int8_dynamic", "int4_weight_only",
     ]  # fmt: skip
     assert all(choice.name == name for name, choice in CHOICES.items())
     assert LayerChoice(precision=Precision.FP32) == FULL_PRECISION == CHOICES["fp32"]
@@ -49,9 +49,17 @@ def test_a_precision_knows_its_width(precision: str, bits: int) -> None:
     assert Precision(precision).is_quantized == (bits <= 8)
 
 
+@pytest.mark.parametrize(("precision", "activation"), [("int8", "dynamic"), ("fp8", "static"), ("bf16", "none")])
+def test_only_int8_static_is_smoothed(precision: str, activation: str) -> None:
+    with pytest.raises(ChoiceError, match=f"but got {precision} and {activation}; use int8_static_smooth"):
+        LayerChoice(precision=Precision(precision), activation=ActivationMode(activation), method=Method.SMOOTH)
+
+
 def test_what_choices_need() -> None:
-    assert [name for name, choice in CHOICES.items() if choice.needs_calibration] == ["fp8_static", "int8_static"]
-    assert [name for name, choice in CHOICES.items() if choice.needs_int8_products] == ["int8_static", "int8_dynamic"]
+    static, integer = ["fp8_static", "int8_static", "int8_static_smooth"], ["int8_static", "int8_static_smooth"]
+    assert [name for name, choice in CHOICES.items() if choice.needs_calibration] == static
+    assert [name for name, choice in CHOICES.items() if choice.needs_int8_products] == [*integer, "int8_dynamic"]
+    assert [name for name, choice in CHOICES.items() if choice.is_smooth] == ["int8_static_smooth"]
 
 
 def test_choices_are_values() -> None:

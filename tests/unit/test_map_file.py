@@ -24,7 +24,7 @@ from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, 
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
-from search_spaces.quantization_map import ActivationRange, QuantizationMap, map_key
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing, map_key
 from workers.backends.x86 import X86Backend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
@@ -35,7 +35,8 @@ from workers.setup import Calibration, ModelDescription
 X = torch.tensor([[1, 2], [3, 4]])
 #: Choices every x86 processor with AVX2 runs.
 CHOSEN = {"words": "int8_weight_only", "block.0": "fp32", "head": "int8_weight_only"}
-RANGES = {name: ActivationRange(low=-1.0 / 3.0, high=4.0) for name in CHOSEN}
+SMOOTHING = Smoothing(factors=tuple(0.125 * (channel + 1) for channel in range(32)), low=-2.0 / 3.0, high=3.0)
+RANGES = {name: ActivationRange(low=-1.0 / 3.0, high=4.0, smoothing=SMOOTHING) for name in CHOSEN}
 
 
 class Model(nn.Module):
@@ -107,7 +108,7 @@ def test_a_map_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert [(name, layer.choice) for name, layer in file.layers.items()] == [
         ("words", "int8_weight_only"), ("block.0", "fp32"), ("head", "int8_static")
     ]  # fmt: skip
-    assert file.ranges() == {"head": RANGES["head"]}
+    assert file.ranges() == {"head": replace(RANGES["head"], smoothing=None)}
     assert file.promised["accuracy"].value == 0.1 + 0.2
     assert (file.promised["latency_p50_ms"].low, file.promised["latency_p50_ms"].high) == (1.9, 2.2)
     assert (file.task, file.task_parameters, file.backend) == ("t", {"p": [1]}, "x86")
@@ -118,7 +119,11 @@ def test_a_map_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @given(st.fixed_dictionaries({name: st.sampled_from(sorted(CHOICES)) for name in CHOSEN}))
 def test_any_map_survives_its_file(choices: dict[str, str]) -> None:
     found = MapFile.model_validate_json(dump(document(choices))).quantization_map()
-    static = {name: RANGES[name] for name, choice in choices.items() if choice.endswith("_static")}
+    static = {
+        name: RANGES[name] if choice.endswith("_smooth") else replace(RANGES[name], smoothing=None)
+        for name, choice in choices.items()
+        if "_static" in choice
+    }
     assert found == QuantizationMap.from_names(choices, static)
 
 
@@ -180,6 +185,14 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, name: str, why
         ({"choice": "int8_statik"}, "layers.head: unknown choice 'int8_statik'; did you mean 'int8_static'?"),
         ({"choice": "int8_static"}, "layers.head: int8_static needs the calibrated input_range, but it has none"),
         ({"input_range": [1, 2]}, "layers.head: an activation range must be finite with low <= 0 <= high, but got [1"),
+        (
+            {"choice": "int8_static_smooth", "input_range": [0, 1]},
+            "layers.head: int8_static_smooth needs smoothing with 32 factors, but has none",
+        ),
+        (
+            {"input_range": [0, 1], "smoothing": {"factors": [1, -2], "range": [0, 1]}},
+            "layers.head: smoothing needs positive, finite factors, but got -2.0",
+        ),
         ({"input_range": [1]}, "layers.head.input_range.1: is required"),
         ({"kind": "cell"}, "'lstm' or 'gru', but got 'cell'"),
         ({"weight_shape": "x" * 999}, "layers.head.weight_shape: must be a valid array, but got 'xxxx"),
@@ -281,6 +294,15 @@ def test_what_this_processor_cannot_run_is_refused(
     with pytest.raises(MapError, match=expected):
         load_map(saved(tmp_path, document(CHOSEN | {"head": choice}))).apply(model)
     assert list(model.modules()) == before
+
+
+def test_a_smoothed_layer_is_rebuilt_from_the_file_alone(tmp_path: Path) -> None:
+    write(document(CHOSEN | {"head": "int8_static_smooth"}), tmp_path / "map.json")
+    own = Model().eval()
+    prepared = PreparedModel(own, discover(own, lambda m: m(X)), X86Backend(), RANGES)
+    prepared.apply(CHOSEN | {"head": "int8_static_smooth"})
+    with torch.inference_mode():
+        assert torch.equal(load_map(tmp_path / "map.json").apply(Model())(X), own(X))
 
 
 def test_an_unknown_backend_names_its_neighbour(tmp_path: Path) -> None:

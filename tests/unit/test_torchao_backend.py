@@ -9,13 +9,13 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from search_spaces.choice import CHOICES, choice_named
-from search_spaces.quantization_map import ActivationRange
+from search_spaces.quantization_map import ActivationRange, Smoothing
 from workers.backends import build_backend
 from workers.backends.torchao import TorchAoBackend
 from workers.errors import BackendError, CalibrationError
 
 BACKEND = TorchAoBackend("cpu")
-RANGE = ActivationRange(low=-1.0, high=3.0)
+RANGE = ActivationRange(low=-1.0, high=3.0, smoothing=Smoothing(factors=(0.5, 1.0) * 32, low=-2.0, high=3.0))
 QUANTIZED = [name for name, choice in CHOICES.items() if choice.precision.is_quantized]
 
 

@@ -11,12 +11,12 @@ import torch
 from autotune import exporters
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile
+from autotune.map_file import MapFile, MappedSmoothing
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from workers.backends.torchao import TorchAoBackend
-from workers.calibration.calibrate import calibrate
+from workers.calibration.calibrate import calibrate, with_smoothing
 from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
 from workers.quality import outputs
@@ -35,7 +35,9 @@ def blank(task_name: str) -> Mapping[str, Any]:
     task = build_task(task_name, {})
     model = task.build_model()
     layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
-    ranges = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings()).ranges
+    found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
+    ranges = with_smoothing(found, model, layers, task.calibration(), task.forward).ranges
+    smoothing = {name: part.model_dump() for name, known in ranges.items() if (part := MappedSmoothing.of(known))}
     return {
         "schema": "autotune.map/v1", "task": task_name, "task_parameters": {}, "backend": "torchao",
         "model_fingerprint": fingerprint(model),
@@ -43,6 +45,7 @@ def blank(task_name: str) -> Mapping[str, Any]:
             layer.name: {
                 "kind": layer.kind, "weight_shape": list(layer.weight_shape), "choice": "fp32",
                 "input_range": [ranges[layer.name].low, ranges[layer.name].high] if layer.name in ranges else None,
+                "smoothing": smoothing.get(layer.name),
             }
             for layer in layers
         },

@@ -56,7 +56,7 @@ def test_other_layers_take_half_precision_only(layer: Layer) -> None:
     assert reason == f"torchao has no int8_static kernel for {layer.kind} layers; they take fp32, bf16, fp16"
 
 
-PRODUCTS = {"int8_static", "int8_dynamic", "fp8_static", "fp8_dynamic"}
+PRODUCTS = {"int8_static", "int8_static_smooth", "int8_dynamic", "fp8_static", "fp8_dynamic"}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,7 @@ def test_bytes_are_counted_by_hand() -> None:
         "fp8_dynamic": weights + 4 * outputs + 2 * outputs,
         "int8_weight_only": weights + 2 * outputs + 2 * outputs,
         "int8_static": weights + 4 * outputs + 4 + 4 * outputs,
+        "int8_static_smooth": weights + 4 * outputs + 4 + 4 * outputs + 4 * 96,
         "int8_dynamic": weights + 4 * outputs + 4 * outputs,
         "int4_weight_only": weights // 2 + weights // 32 * 4 + 2 * outputs,
     }

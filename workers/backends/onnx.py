@@ -42,13 +42,19 @@ class OnnxLayer(PackedLayer):
         # In a list, so that the original's weights are no parameters of this layer.
         self._original = [original]
         self._choice = choice
-        self._affine = None if input_range is None else input_range.affine_uint8()
+        smoothing = input_range.smoothing if choice.is_smooth and input_range is not None else None
+        self._factors = None if smoothing is None else torch.tensor(smoothing.factors)
+        calibrated = input_range if smoothing is None else smoothing.range
+        self._affine = None if calibrated is None else calibrated.affine_uint8()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the nodes compute of ``x``."""
         (original,) = self._original
         assert isinstance(original.weight, torch.Tensor)
-        stored = rounded(original.weight, self._choice, by_row=isinstance(original, nn.Embedding))
+        full = original.weight
+        if self._factors is not None:
+            x, full = x * self._factors.reciprocal(), full * self._factors
+        stored = rounded(full, self._choice, by_row=isinstance(original, nn.Embedding))
         weight = torch.empty_like(original.weight).copy_(stored)  # in its memory format
         if self._choice.needs_int8_products:
             scale, zero_point = self._affine or affine_of(x)

@@ -32,6 +32,7 @@ def _int8_weight_only(outputs: int, features: int) -> int:
 #: Bytes without bias from the number of outputs and of weights of each.
 _PRODUCT: dict[str, Callable[[int, int], int]] = {
     "int8_static": lambda outputs, features: outputs * (features + 4) + _INPUT,
+    "int8_static_smooth": lambda outputs, features: outputs * (features + 4) + _INPUT + 4 * features,
     "int8_dynamic": lambda outputs, features: outputs * (features + 4),
     "int8_weight_only": _int8_weight_only,
     "int4_weight_only": lambda outputs, features: outputs * (features // 2 + features // INT4_GROUP * (4 + 4)),

@@ -57,10 +57,12 @@ def range_of(choice: LayerChoice, input_range: ActivationRange | None) -> Activa
     """Return the range that a layer is prepared with: the calibrated one for static choices, else None.
 
     Raises:
-        CalibrationError: if the choice is static and there is none.
+        CalibrationError: if the choice is static and there is none, or it has no factors for a smooth one.
     """
     if not choice.needs_calibration:
         return None
     if input_range is None:
         raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
+    if choice.is_smooth and input_range.smoothing is None:
+        raise CalibrationError(f"{choice.name} needs calibrated factors; list it in search.choices and calibrate again")
     return input_range

@@ -1,5 +1,6 @@
 """The torchao backend: layers on a CUDA GPU, run eagerly or compiled."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
+from search_spaces.choice import FULL_PRECISION, LayerChoice, Method, Precision
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import environment, gpu
 from workers.backends import torchao_support
 from workers.backends.base import Deployed
 from workers.backends.eager import Eager
-from workers.backends.packed import range_of, weight_bytes
+from workers.backends.packed import PackedLayer, range_of, weight_bytes
+from workers.backends.smoothed import SmoothedLinear
 from workers.libraries import missing, optional_libraries
 from workers.prepared import PreparedModel
 from workers.task import Task
@@ -83,7 +85,7 @@ class TorchAoBackend:
         """See ``Backend.deploy``."""
         return Eager(prepared, self.device)
 
-    def _prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+    def _prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> PackedLayer:
         from workers.backends.torchao_layers import HalfLayer, Int4Linear, QuantizedLinear
 
         if choice.precision in _HALVES:
@@ -91,6 +93,12 @@ class TorchAoBackend:
         assert isinstance(module, nn.Linear)
         if choice.precision is Precision.INT4:
             return Int4Linear(module, self.device, self._compile)
+        if choice.is_smooth:
+            assert input_range is not None
+            plain = dataclasses.replace(choice, method=Method.PLAIN)
+            return SmoothedLinear(
+                module, input_range, lambda inner, divided: self._prepare(inner, plain, divided), self.device
+            )
         return QuantizedLinear(module, choice, input_range, self.device, self._compile)
 
     @functools.cached_property

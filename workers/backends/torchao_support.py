@@ -15,7 +15,7 @@ _HALVES = ("bf16", "fp16")
 _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     LayerKind.LINEAR: (
         *_HALVES,
-        *("int8_static", "int8_dynamic", "int8_weight_only"),
+        *("int8_static", "int8_static_smooth", "int8_dynamic", "int8_weight_only"),
         *("fp8_static", "fp8_dynamic", "fp8_weight_only"),
         "int4_weight_only",
     ),
@@ -58,6 +58,7 @@ _BYTES: dict[str, Callable[[int, int, int], int]] = {
     "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
     "fp16": lambda weights, outputs, biases: 2 * (weights + biases),
     "int8_static": lambda weights, outputs, biases: weights + 4 * (outputs + 1 + biases),
+    "int8_static_smooth": lambda weights, outputs, biases: weights + 4 * (outputs + 1 + biases + weights // outputs),
     "int8_dynamic": lambda weights, outputs, biases: weights + 4 * (outputs + biases),
     "int8_weight_only": lambda weights, outputs, biases: weights + 2 * (outputs + biases),
     "fp8_static": lambda weights, outputs, biases: weights + 4 * (1 + 1) + 2 * biases,

@@ -15,6 +15,7 @@ from workers.backends import x86_bytes
 from workers.backends.base import Deployed
 from workers.backends.eager import Eager
 from workers.backends.packed import PackedLayer, range_of, weight_bytes
+from workers.backends.smoothed import SmoothedLinear
 from workers.backends.weight_quantization import INT4_GROUP
 from workers.backends.x86_conv import Bf16Conv, Bf16ConvTranspose, Int8Conv
 from workers.backends.x86_embedding import Bf16Embedding, Bf16EmbeddingBag, RowwiseEmbedding, RowwiseEmbeddingBag
@@ -44,6 +45,7 @@ _KERNELS: dict[LayerKind, dict[str, _Prepare]] = {
     LayerKind.LINEAR: {
         "bf16": lambda module, _: Bf16Linear(module),
         "int8_static": Int8Linear,
+        "int8_static_smooth": lambda module, calibrated: SmoothedLinear(module, calibrated, Int8Linear),
         "int8_dynamic": Int8Linear,
         "int8_weight_only": lambda module, _: Int8WeightOnlyLinear(module),
         "int4_weight_only": lambda module, _: Int4WeightOnlyLinear(module),

@@ -14,6 +14,9 @@ _Bytes = Callable[[int, int, int], int]
 _PRODUCT: dict[str, _Bytes] = {
     "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
     "int8_static": lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
+    "int8_static_smooth": lambda weights, outputs, biases: (
+        weights + (4 + 4) * outputs + 4 * biases + 4 * (weights // outputs)
+    ),
     "int8_dynamic": lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
     "int8_weight_only": lambda weights, outputs, biases: weights + 2 * outputs + 4 * biases,
     "int4_weight_only": lambda weights, outputs, biases: weights // 2 + weights // INT4_GROUP * (2 + 2) + 4 * biases,

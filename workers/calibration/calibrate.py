@@ -3,17 +3,18 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from search_spaces.layer import Layer
+from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import layer_input
 from workers.calibration.histogram import RangeHistogram
 from workers.calibration.observers import observed_range, summary
+from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
 from workers.setup import Calibration, CalibrationSettings
 from workers.task import Batch
@@ -50,6 +51,31 @@ def calibrate(
     ranges = {name: observed_range(histogram, settings) for name, histogram in histograms.items()}
     summaries = {name: summary(histogram, ranges[name]) for name, histogram in histograms.items()}
     return Calibration(ranges=ranges, histograms=summaries, samples=samples, seconds=time.perf_counter() - start)
+
+
+def with_smoothing(
+    calibration: Calibration,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Batch],
+    forward: Callable[[nn.Module, Batch], torch.Tensor],
+) -> Calibration:
+    """Return ``calibration`` with factors that smooth inputs of linear layers, from another pass over ``batches``."""
+    start = time.perf_counter()
+    seen = {
+        layer.name: ChannelStatistics(layer.weight_shape[1])
+        for layer in layers
+        if layer.kind is LayerKind.LINEAR and layer.name in calibration.ranges
+    }
+    looks = {name: _add_to(statistics) for name, statistics in seen.items()}
+    with _watched(model, looks), torch.inference_mode():
+        for batch in batches:
+            forward(model, batch)
+    ranges = dict(calibration.ranges)
+    for name, statistics in seen.items():
+        found = smoothing(statistics, model.get_submodule(name).get_parameter("weight"))
+        ranges[name] = replace(ranges[name], smoothing=found)
+    return replace(calibration, ranges=ranges, smoothing_seconds=time.perf_counter() - start)
 
 
 def clipped_shares(
@@ -107,6 +133,10 @@ def _count(known: ActivationRange, counts: _Clipping) -> _Look:
         counts.outside += inside.numel() - int(inside.sum())
 
     return look
+
+
+def _add_to(statistics: ChannelStatistics) -> _Look:
+    return lambda x: statistics.add(x.to("cpu", torch.float32))
 
 
 def _observe(name: str, histogram: RangeHistogram) -> _Look:

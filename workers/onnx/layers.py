@@ -5,7 +5,7 @@ Integers, scales and zero points are those of ``workers.backends``; nothing is c
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import nn
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.onnx_bytes import INT8_BLOCK
+from workers.backends.smoothed import multiplied
 from workers.backends.weight_quantization import INT4_GROUP, affine_per_row, int4_per_group, int8_per_channel
 from workers.onnx.geometry import convolution_geometry
 
@@ -130,12 +131,22 @@ def _float_linear(graph: _Builder, layer: _Layer) -> str:
     return graph.node("MatMul", [_INPUT, _float_weight(graph, layer, transpose=True)])
 
 
-def _static_linear(graph: _Builder, layer: _Layer) -> str:
+def _static_linear(graph: _Builder, layer: _Layer, x: str = _INPUT) -> str:
     values, scales = _int8_weight(graph, layer)
-    quantized, scale, zero_point = _static_input(graph, layer)
+    quantized, scale, zero_point = _static_input(graph, layer, x)
     x = graph.node("DequantizeLinear", [quantized, scale, zero_point])
     weight = graph.node("DequantizeLinear", [values, scales], axis=1)
     return graph.node("MatMul", [x, weight])
+
+
+def _smooth_linear(graph: _Builder, layer: _Layer) -> str:
+    assert layer.input_range is not None
+    assert layer.input_range.smoothing is not None
+    assert isinstance(layer.module, nn.Linear)
+    factors = torch.tensor(layer.input_range.smoothing.factors)
+    divided = graph.node("Mul", [_INPUT, graph.constant("smoothing", factors.reciprocal())])
+    inner = replace(layer, module=multiplied(layer.module, factors), input_range=layer.input_range.smoothing.range)
+    return _static_linear(graph, inner, divided)
 
 
 def _dynamic_linear(graph: _Builder, layer: _Layer) -> str:
@@ -229,7 +240,7 @@ def _unpacked(graph: _Builder, rows: str) -> str:
     return graph.node("Reshape", [pairs, shape])
 
 
-def _static_input(graph: _Builder, layer: _Layer) -> tuple[str, str, str]:
+def _static_input(graph: _Builder, layer: _Layer, x: str = _INPUT) -> tuple[str, str, str]:
     """Return the quantized input, its scale and its zero point, from the calibrated range."""
     assert layer.input_range is not None
     scale, zero_point = layer.input_range.affine_uint8()
@@ -237,7 +248,7 @@ def _static_input(graph: _Builder, layer: _Layer) -> tuple[str, str, str]:
         graph.constant("input_scale", np.float32(scale)),
         graph.constant("input_zero_point", np.uint8(zero_point)),
     )
-    return graph.node("QuantizeLinear", [_INPUT, *names]), *names
+    return graph.node("QuantizeLinear", [x, *names]), *names
 
 
 def _dynamic_input(graph: _Builder, layer: _Layer) -> tuple[str, str, str]:
@@ -295,6 +306,7 @@ _LINEAR: dict[str, Callable[[_Builder, _Layer], str]] = {
     "bf16": _float_linear,
     "fp16": _float_linear,
     "int8_static": _static_linear,
+    "int8_static_smooth": _smooth_linear,
     "int8_dynamic": _dynamic_linear,
     "int8_weight_only": _int8_weight_only_linear,
     "int4_weight_only": _int4_weight_only_linear,

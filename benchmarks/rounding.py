@@ -1,0 +1,129 @@
+"""What better roundings would save: divergence of uniform maps of linear layers, simulated in fp32.
+
+    python -m benchmarks.rounding minilm-lee
+
+Of 4-bit weights: to the nearest as the backends round, weighted (scale and zero of each group by the squared error
+that calibration makes likely), and GPTQ (Frantar et al., arXiv:2210.17323). Each also with its mean
+error taken off by the bias.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import benchmarks.search.models  # noqa: F401 - registers its tasks
+from workers import quality
+from workers.backends.weight_quantization import INT4_GROUP, int4_per_group
+from workers.task import Split, Task
+from workers.tasks import build_task
+
+CUTS = (1.0, 0.9, 0.8, 0.7)
+DAMPING = 0.01
+
+
+class Inputs:
+    """Mean and second moments of a layer's inputs."""
+
+    def __init__(self, features: int) -> None:
+        self.rows = 0
+        self.sum, self.products = torch.zeros(features), torch.zeros(features, features)
+
+    def add(self, x: torch.Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1])
+        self.rows += len(rows)
+        self.sum += rows.sum(dim=0)
+        self.products += rows.T @ rows
+
+
+def nearest(weight: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    return widened(*int4_per_group(weight))
+
+
+def widened(values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    groups = (values.view(*scales.shape, INT4_GROUP) - 8.0) * scales.float()[..., None] + zeros.float()[..., None]
+    return groups.flatten(1)
+
+
+def weighted(weight: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    groups = weight.reshape(len(weight), -1, INT4_GROUP)
+    importance = inputs.products.diagonal().view(1, -1, INT4_GROUP)
+    low, high = groups.amin(-1).clamp(max=0.0), groups.amax(-1).clamp(min=0.0)
+    rounded = []
+    for below, above in itertools.product(CUTS, CUTS):
+        scale = ((above * high - below * low) / 15.0).clamp(min=1e-30).bfloat16().float()[..., None]
+        zero = (below * low[..., None] + 8.0 * scale).bfloat16().float()
+        rounded.append(torch.clamp(torch.round((groups - zero) / scale) + 8, 0, 15).sub(8.0) * scale + zero)
+    tried = torch.stack(rounded)
+    best = (importance * (tried - groups).square()).sum(-1, keepdim=True).argmin(0)
+    return tried.gather(0, best.expand_as(groups)[None])[0].flatten(1)
+
+
+def gptq(weight: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    hessian = inputs.products.clone()
+    hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    left, rounded = weight.clone(), torch.zeros_like(weight)
+    for start in range(0, weight.shape[1], INT4_GROUP):
+        end = start + INT4_GROUP
+        _, scale, zero = (part.float() for part in int4_per_group(left[:, start:end]))
+        errors = torch.zeros(len(weight), INT4_GROUP)
+        for column in range(start, end):
+            steps = torch.clamp(torch.round((left[:, column : column + 1] - zero) / scale) + 8, 0, 15) - 8.0
+            rounded[:, column] = (steps * scale + zero)[:, 0]
+            errors[:, column - start] = (left[:, column] - rounded[:, column]) / inverse[column, column]
+            left[:, column:end] -= errors[:, column - start, None] * inverse[column, column:end]
+        left[:, end:] -= errors @ inverse[start:end, end:]
+    return rounded
+
+
+def calibrated(task: Task, model: nn.Module) -> dict[str, Inputs]:
+    found = {
+        name: Inputs(module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.in_features % INT4_GROUP == 0
+    }
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.add(args[0]))
+        for name, inputs in found.items()
+    ]
+    with torch.inference_mode():
+        for batch in task.calibration():
+            task.forward(model, batch)
+    for handle in handles:
+        handle.remove()
+    return {name: inputs for name, inputs in found.items() if inputs.rows}
+
+
+def divergence(
+    task: Task, model: nn.Module, inputs: dict[str, Inputs], rounding: Callable[..., torch.Tensor], *, correct: bool
+) -> float:
+    reference = quality.outputs(task, model, Split.EVALUATION)
+    for name, of_layer in inputs.items():
+        module, weight = model.get_submodule(name), model.get_submodule(name).weight.detach()
+        rounded, bias = rounding(weight, of_layer), module.bias
+        if correct:
+            bias = (weight - rounded) @ (of_layer.sum / of_layer.rows) + (0.0 if bias is None else bias.detach())
+        module.forward = lambda x, rounded=rounded, bias=bias: F.linear(x, rounded, bias)
+    found = quality.divergence(quality.outputs(task, model, Split.EVALUATION), reference, task.output_kind)
+    for name in inputs:
+        del model.get_submodule(name).forward
+    return float(found.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task")
+    task = build_task(parser.parse_args().task, {})
+    model = task.build_model().eval()
+    inputs = calibrated(task, model)
+    for rounding in (nearest, weighted, gptq):
+        plain, corrected = (divergence(task, model, inputs, rounding, correct=correct) for correct in (False, True))
+        print(f"int4 {rounding.__name__:8} divergence {plain:.2e}, with corrected biases {corrected:.2e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Factors that smooth inputs: what they do to outliers, and that they change nothing but the rounding."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from autotune.job_spec import JobSpec
+from search_spaces.choice import CHOICES, choice_named
+from search_spaces.discovery import discover
+from search_spaces.errors import MapError
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing
+from workers.backends.packed import range_of
+from workers.backends.smoothed import multiplied
+from workers.backends.x86 import X86Backend
+from workers.calibration.calibrate import calibrate, with_smoothing
+from workers.calibration.smoothing import ChannelStatistics, smoothing
+from workers.errors import CalibrationError
+from workers.setup import Calibration, CalibrationSettings
+
+SMOOTH, STATIC = CHOICES["int8_static_smooth"], CHOICES["int8_static"]
+FEATURES = 64
+
+
+def inputs(*, outlier: float) -> torch.Tensor:
+    """Inputs one channel of which reaches further than all others."""
+    x = torch.randn(256, FEATURES, generator=torch.Generator().manual_seed(1))
+    x[:, 5] *= outlier
+    return x
+
+
+def calibrated(model: nn.Module, x: torch.Tensor) -> Calibration:
+    layers = discover(model, lambda m: m(x))
+    found = calibrate(model, layers, [x], lambda m, batch: m(batch), CalibrationSettings())
+    return with_smoothing(found, model, layers, [x], lambda m, batch: m(batch))
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(FEATURES, 48)).eval()
+
+
+def test_smoothing_keeps_one_channel_from_coarsening_all() -> None:
+    x, full, backend = inputs(outlier=60.0), model(), X86Backend()
+    layer = discover(full, lambda m: m(x))[0]
+    if backend.refuses(layer, SMOOTH):
+        pytest.skip("the processor has no 8-bit products")
+    known = calibrated(full, x).ranges["0"]
+    with torch.inference_mode():
+        exact = full[0](x)
+        error = {
+            choice.name: float((backend.prepare(full[0], choice, known)(x) - exact).norm() / exact.norm())
+            for choice in (STATIC, SMOOTH)
+        }
+    assert error["int8_static_smooth"] < error["int8_static"] / 2
+
+
+def test_statistics_do_not_depend_on_how_the_data_was_split() -> None:
+    x = inputs(outlier=3.0)
+    whole, parts = ChannelStatistics(FEATURES), ChannelStatistics(FEATURES)
+    whole.add(x)
+    for part in (x[:0], x[:100].view(4, 25, FEATURES), x[100:]):
+        parts.add(part)
+    assert whole.rows == parts.rows == 256
+    assert torch.equal(whole.low, parts.low)
+    assert torch.equal(whole.high, parts.high)
+    torch.testing.assert_close(whole.squares, parts.squares)
+
+
+def test_the_range_holds_what_was_seen_once_it_is_divided() -> None:
+    x, full = inputs(outlier=9.0), model()
+    found = calibrated(full, x).ranges["0"].smoothing
+    assert found is not None
+    divided = x / torch.tensor(found.factors)
+    assert (found.low, found.high) == pytest.approx((float(divided.min()), float(divided.max())), rel=1e-5)
+    assert found.range == ActivationRange(low=found.low, high=found.high)
+
+
+def test_channels_that_are_always_zero_have_a_factor() -> None:
+    seen = ChannelStatistics(FEATURES)
+    seen.add(torch.zeros(3, FEATURES))
+    found = smoothing(seen, torch.zeros(8, FEATURES))
+    assert (len(found.factors), found.low, found.high) == (FEATURES, 0.0, 0.0)
+
+
+@given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 8.0]), min_size=4, max_size=4))
+def test_division_and_multiplication_cancel_out(factors: list[float]) -> None:
+    linear, x = nn.Linear(4, 3), torch.tensor([[1.0, -2.0, 3.0, 0.5]])
+    before = linear.weight.clone()
+    divided = x / torch.tensor(factors)  # by powers of two, which is exact
+    torch.testing.assert_close(multiplied(linear, torch.tensor(factors))(divided), linear(x))
+    assert torch.equal(linear.weight, before)
+
+
+def test_only_linear_layers_have_factors_and_what_they_took_is_told() -> None:
+    network = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Flatten(), nn.Linear(60, 3)).eval()
+    found = calibrated(network, torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0)))
+    assert found.ranges["0"].smoothing is None
+    assert len((found.ranges["2"].smoothing or pytest.fail("none")).factors) == 60
+    assert found.smoothing_seconds is not None
+    assert found.smoothing_seconds > 0.0
+
+
+@pytest.mark.parametrize("factors", [(), (1.0, 0.0), (1.0, float("inf")), (float("nan"),)])
+def test_factors_are_positive_and_finite(factors: tuple[float, ...]) -> None:
+    with pytest.raises(MapError, match="smoothing needs positive, finite factors, but got"):
+        Smoothing(factors=factors, low=0.0, high=1.0)
+
+
+def test_what_lacks_factors_is_refused_everywhere() -> None:
+    known, full = ActivationRange(low=-1.0, high=1.0), model()
+    (layer,) = discover(full, lambda m: m(inputs(outlier=1.0)))
+    calibration = Calibration(ranges={"0": known}, samples=1, seconds=0.0)
+    assert "only if search.choices has int8_static_smooth" in str(calibration.refuses(layer, SMOOTH))
+    assert calibration.refuses(layer, STATIC) is None
+    with pytest.raises(MapError, match="smoothed layers need calibrated factors, but 0 have none"):
+        QuantizationMap.from_names({"0": "int8_static_smooth"}, {"0": known})
+    with pytest.raises(CalibrationError, match="int8_static_smooth needs calibrated factors"):
+        range_of(SMOOTH, known)
+    smoothed = dataclasses.replace(known, smoothing=Smoothing(factors=(1.0,) * FEATURES, low=0.0, high=1.0))
+    assert dataclasses.replace(calibration, ranges={"0": smoothed}).refuses(layer, SMOOTH) is None
+    assert QuantizationMap.from_names({"0": "int8_static_smooth"}, {"0": smoothed}).smoothing("0") == smoothed.smoothing
+
+
+@pytest.mark.parametrize(
+    ("search", "sought"),
+    [
+        ({}, False),
+        ({"choices": ["fp32", "int8_static_smooth"]}, True),
+        ({"choices": ["fp32"], "layers": [{"pattern": "*", "pin": "int8_static_smooth"}]}, True),
+    ],
+)
+def test_factors_are_sought_where_a_job_can_use_them(search: dict[str, object], sought: bool) -> None:
+    spec = JobSpec.parse({"name": "n", "task": {"name": "t"}, "search": search})
+    assert spec.worker_setup().calibration.smoothing is sought
+    assert not choice_named("int8_static").is_smooth

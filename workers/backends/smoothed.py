@@ -1,0 +1,47 @@
+"""Linear layers whose input channels are divided before they are quantized: SmoothQuant (arXiv:2211.10438)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.packed import PackedLayer
+
+
+class SmoothedLinear(PackedLayer):
+    """A prepared static layer that is given divided inputs, and has its weights multiplied to make up for it.
+
+    The factors are not folded into the layer before, which may have other readers; what the multiplication takes is
+    measured with the rest.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        input_range: ActivationRange,
+        prepare: Callable[[nn.Linear, ActivationRange], PackedLayer],
+        device: str = "cpu",
+    ) -> None:
+        """Take the full-precision layer, its range with the factors, and what prepares a layer on the device."""
+        super().__init__(linear)
+        assert input_range.smoothing is not None
+        factors = torch.tensor(input_range.smoothing.factors, device=linear.weight.device)
+        inner = prepare(multiplied(linear, factors), input_range.smoothing.range)
+        self._inner = inner
+        self._reciprocals = factors.reciprocal().to(device)
+        self.packed_bytes = inner.packed_bytes + self._reciprocals.nbytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b``; (..., in) -> (..., out)."""
+        outputs: torch.Tensor = self._inner(x * self._reciprocals)
+        return outputs
+
+
+def multiplied(linear: nn.Linear, factors: torch.Tensor) -> nn.Linear:
+    """Return a layer with the weights that meet each input channel multiplied by its factor, and the same bias."""
+    with torch.device("meta"):
+        scaled = nn.Linear(linear.in_features, linear.out_features, bias=False)
+    scaled.weight = nn.Parameter(linear.weight.detach() * factors, requires_grad=False)
+    scaled.bias = linear.bias
+    return scaled
