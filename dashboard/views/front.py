@@ -38,6 +38,8 @@ _COLUMNS = {
     "latency_ratio": ("p50 ratio", "%.3f"),
     "prefill_latency_p50_ms": ("First token (ms)", "%.3f"),
     "decode_latency_p50_ms": ("Per token (ms)", "%.3f"),
+    "request_latency_p50_ms": ("Request (ms)", "%.3f"),
+    "queued_latency_p95_ms": ("Under load p95 (ms)", "%.3f"),
     "accuracy": ("Accuracy", "%.4f"),
     "shifted_accuracy": ("Shifted accuracy", "%.4f"),
     "divergence": ("Divergence", "%.2e"),

@@ -25,6 +25,7 @@ from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, splits, workloads
 from workers.tasks.causal_lm import CausalLM
 from workers.tasks.causal_models import TINY, build_causal_model, encode
+from workers.tasks.decoding import Answer
 from workers.tasks.experts import Experts, separate_experts
 
 SMALL = {"prompt_tokens": 16, "output_tokens": 4, "windows": 8, "batch_size": 4}
@@ -88,6 +89,22 @@ def test_decoding_begins_again_after_the_output_tokens(model: nn.Module) -> None
             decode.run(model, answer)
     assert lengths == [16, 17, 18, 19] * 2 + [16]
     assert tokens[:4] == tokens[4:8]
+
+
+def test_a_request_is_a_whole_answer(model: nn.Module) -> None:
+    task = CausalLM(**SMALL)
+    request, decode = (workloads(task, 2)[name] for name in (Workload.REQUEST, Workload.DECODE))
+    with torch.inference_mode():
+        answer = decode.prepare(model)
+        for _ in range(3):
+            decode.run(model, answer)
+        given = request.prepare(model)
+        whole, again = request.run(model, given), request.run(model, given)
+    assert isinstance(whole, Answer)
+    assert isinstance(again, Answer)
+    assert torch.equal(whole.token, answer.token)
+    assert torch.equal(again.token, answer.token)
+    assert whole.cache.get_seq_length() == answer.cache.get_seq_length() == 19
 
 
 def test_tied_weights_stay_as_they_are_and_say_why() -> None:
@@ -305,7 +322,7 @@ def test_every_workload_is_timed_and_the_cache_is_memory_at_work() -> None:
     settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0, workloads=(Workload.PREFILL, Workload.DECODE))
     parameters = {**SMALL, "prompt_tokens": 128}
     found = Evaluator(WorkerSetup(task="causal-lm", task_parameters=parameters, measurement=settings))
-    assert found.description.workloads == (Workload.PREFILL, Workload.DECODE)
+    assert found.description.workloads == (Workload.PREFILL, Workload.DECODE, Workload.REQUEST)
     measurement = found.measure(Candidate(number=0, choices={"lm_head": "int8_dynamic"}))
     assert [samples.workload for samples in measurement.latency] == [
         Workload.FORWARD,

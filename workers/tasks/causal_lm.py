@@ -15,7 +15,7 @@ from workers.placement import beside
 from workers.task import OutputKind, Split, Timed, splits
 from workers.tasks.causal_models import build_causal_model, encode
 from workers.tasks.checks import contained, extra_packages, require_integer, require_text
-from workers.tasks.decoding import Answer, decode
+from workers.tasks.decoding import Answer, decode, respond
 from workers.tasks.lee_corpus import background_documents
 from workers.tasks.multiple_choice import Windows, read_questions, windows_of
 
@@ -120,7 +120,7 @@ class CausalLM:
         return windows[torch.arange(batch_size) % len(windows)]
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return prefill, up to the first token, and decode, one more token with a cache of what came before.
+        """Return prefill, up to the first token, decode, one more token with the cache, and request, a whole answer.
 
         Decoding begins behind the prompt, and begins there again after ``output_tokens``.
         """
@@ -130,6 +130,10 @@ class CausalLM:
             Workload.DECODE: Timed(
                 prepare=lambda model: _begin(model, beside(model, prompts)),
                 run=functools.partial(decode, most=self.prompt_tokens + self.output_tokens),
+            ),
+            Workload.REQUEST: Timed(
+                prepare=lambda model: beside(model, prompts),
+                run=functools.partial(respond, begin=_begin, tokens=self.output_tokens),
             ),
         }
 
