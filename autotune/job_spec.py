@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autotune.errors import JobSpecError, TooLargeError
-from autotune.metrics import METRICS, QUEUED, Constraint, prefix_of
+from autotune.metrics import METRICS, OVERLOADED_MS, QUEUED, Constraint, prefix_of
 from autotune.yaml_file import load_json, load_yaml
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
@@ -94,7 +94,8 @@ class TaskSection(_Section):
 class UpperLimit(_Section):
     """A metric that must not exceed ``max``."""
 
-    max: Positive
+    #: Below the figures of what is overloaded, which break every limit.
+    max: Annotated[float, Field(gt=0, lt=OVERLOADED_MS)]
 
 
 class AccuracyFloor(_Section):

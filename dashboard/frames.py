@@ -205,7 +205,7 @@ def _why_left_out(trial: TrialRecord) -> str:
         return f"Failed, {cause_text(trial.failure) if trial.failure else 'for an unknown reason'}{said}"
     if trial.state is TrialState.REJECTED:
         return f"Ruled out before it was measured in full{said}"
-    return "One of the two figures was not measured, or there are too many points in its place"
+    return "One of the two figures was not measured or is overloaded, or there are too many points in its place"
 
 
 def limits_on(metric: str, constraints: Sequence[Constraint]) -> tuple[Limit, ...]:

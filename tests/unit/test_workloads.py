@@ -99,6 +99,8 @@ def test_response_times_need_a_load() -> None:
     assert spec.worker_setup().measurement.requests_per_second == 3
     with pytest.raises(JobSpecError, match=r"requests_per_second: must be greater than 0, but got 0"):
         JobSpec.parse(job | {"measurement": {"requests_per_second": 0}})
+    with pytest.raises(JobSpecError, match=r"queued_latency_p95_ms.max: must be less than 1000000000, but got"):
+        JobSpec.parse(job | {"constraints": {"queued_latency_p95_ms": {"max": 1e9}}})
 
 
 def test_an_unknown_workload_is_refused() -> None:
