@@ -8,8 +8,9 @@ import numpy.typing as npt
 from autotune.effects import GUESS_SPREAD, Effects, observe
 from autotune.expectations import Expectations
 from autotune.knapsack import Costs, Maps
-from autotune.metrics import METRICS, SHIFTED, Figure, prefix_of
+from autotune.metrics import METRICS, QUEUED, SHIFTED, Figure, latency_behind, prefix_of
 from autotune.quality_beliefs import QualityBeliefs
+from autotune.queue_link import QueueLink
 from autotune.surrogate import AdditiveModel, Vector
 from search_spaces.choice import Precision, choice_named
 from workers.measurement import Workload
@@ -58,6 +59,8 @@ class Beliefs:
         #: Number of the precision of each choice, shape ``(groups, choices)``.
         self.precisions = np.zeros(self.legal.shape, dtype=np.intp)
         self.precisions[self.legal] = [precision for of_group in precisions for precision in of_group]
+        #: Metric of a load -> ratios of requests' latencies and what was measured with them.
+        self._queued: dict[str, list[tuple[float, float]]] = {}
         #: Figures that everything is relative to; to be set before anything is predicted.
         self.full_precision: Mapping[str, Figure] = {}
 
@@ -68,6 +71,10 @@ class Beliefs:
         columns, turns = self._effects.of(maps), self._turns(maps)
         for prefix, latency in self._latencies.items():
             observe(latency, columns, figures, f"{prefix}latency_ratio", _MISFIT, turns)
+        ratio = f"{prefix_of(Workload.REQUEST)}latency_ratio"
+        for each in figures:
+            for name in (name for name in each if name.startswith(QUEUED)):
+                self._queued.setdefault(name, []).append((each[ratio].value, each[name].value))
 
     def costs(self, generator: np.random.Generator | None = None, *, quality: str = "", latency: str = "") -> Costs:
         """Return divergence, latency and memory of every choice, shape ``(3, groups, choices)``.
@@ -99,6 +106,8 @@ class Beliefs:
             ratio = predicted[f"{prefix}latency_ratio"] = np.maximum(latency.predict(columns, turns), 1e-3)
             known = [name for name in METRICS if name.startswith(f"{prefix}latency_p") and name in full]
             predicted |= {name: ratio * full[name] for name in known}
+            if prefix == prefix_of(Workload.REQUEST):
+                predicted |= {name: self._queue(name).predict(ratio) for name in full if name.startswith(QUEUED)}
         for quality in self._qualities.values():
             predicted |= quality.predict(maps, self.full_precision)
         if "peak_memory_mib" in full:
@@ -107,13 +116,18 @@ class Beliefs:
 
     def deviation(self, metric: str, maps: Maps) -> Vector:
         """Return the standard deviation of a metric a constraint may limit, shape ``(n,)``."""
-        prefix, is_latency, of = metric.partition("latency")
+        _, is_latency, of = metric.partition("latency")
         if is_latency:
-            model = self._latencies[prefix]
-            relative = model.deviation(self._effects.of(maps), self._turns(maps)) + _TAIL_DEVIATION
+            model, columns, turns = self._latencies[latency_behind(metric)], self._effects.of(maps), self._turns(maps)
+            relative = model.deviation(columns, turns) + _TAIL_DEVIATION
+            if metric.startswith(QUEUED):
+                return self._queue(metric).deviation(np.maximum(model.predict(columns, turns), 1e-3), relative)
             return np.asarray(relative * (self.full_precision[metric].value if of != "_ratio" else 1.0))
         quality = self._qualities[SHIFTED if metric.startswith(SHIFTED) else ""]
         return np.full(len(maps), quality.deviation(metric, self.full_precision))
+
+    def _queue(self, metric: str) -> QueueLink:
+        return QueueLink([(1.0, self.full_precision[metric].value), *self._queued.get(metric, ())])
 
     def _quality(self, prefix: str) -> QualityBeliefs:
         expected = self._expected
@@ -124,8 +138,9 @@ class Beliefs:
 
     def _latency(self, prefix: str) -> AdditiveModel:
         expected = self._expected
-        # Reading a prompt is a forward pass. Decoding moves all weights for a token or a few, whatever was probed.
-        decodes = prefix == prefix_of(Workload.DECODE)
+        # Reading a prompt is a forward pass. Decoding, which is most of a request, moves all weights for a token or a
+        # few, whatever was probed.
+        decodes = prefix in (prefix_of(Workload.DECODE), prefix_of(Workload.REQUEST))
         prior = _by_bytes(expected.memory_mib, self.legal) if decodes else expected.latency
         spread = _SPREAD if expected.probed and not decodes else GUESS_SPREAD
         fixed = 0.0 if decodes else expected.fixed_latency
@@ -149,7 +164,9 @@ def kinds(metrics: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     >>> kinds(["decode_latency_p50_ms", "accuracy", "shifted_accuracy_drop"])
     (('', 'shifted_'), ('decode_',))
+    >>> kinds(["queued_latency_p95_ms"])
+    (('',), ('request_',))
     """
     qualities = [SHIFTED if name.startswith(SHIFTED) else "" for name in metrics if "accuracy" in name or "div" in name]
-    latencies = [name.partition("latency")[0] for name in metrics if "latency" in name]
+    latencies = [latency_behind(name) for name in metrics if "latency" in name]
     return tuple(dict.fromkeys(qualities)) or ("",), tuple(dict.fromkeys(latencies)) or ("",)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.metrics import METRICS, Figure, prefix_of
+from autotune.metrics import METRICS, QUEUED, Figure, prefix_of
+from autotune.queueing import response_percentiles
 from workers.estimates import Estimate, latency_ratio, percentile
 from workers.measurement import LatencySamples, Measurement, Workload
 
@@ -52,8 +53,10 @@ class Reference:
         )
 
 
-def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figure]:
-    """Return metric name -> figure of everything that was measured.
+def figures_of(
+    measurement: Measurement, reference: Reference, requests_per_second: float | None = None
+) -> dict[str, Figure]:
+    """Return metric name -> figure of everything that was measured, and of requests under a load if there is one.
 
     Latencies are those of the first batch size, multiplied by the job's full-precision median over
     the interleaved full-precision median of this very measurement. That takes out how fast the
@@ -82,6 +85,8 @@ def figures_of(measurement: Measurement, reference: Reference) -> dict[str, Figu
         full = {Workload.FORWARD: reference.latency_p50_ms, **reference.workloads_p50_ms}.get(workload)
         if full is not None:
             figures |= _latency_figures(samples, full)
+            if workload is Workload.REQUEST and requests_per_second is not None:
+                figures |= _queued_figures(samples, full, requests_per_second)
     return figures
 
 
@@ -95,14 +100,27 @@ def _drop(accuracy: float, reference: float) -> float:
 
 
 def _latency_figures(latency: LatencySamples, full_precision_ms: float) -> dict[str, Figure]:
-    drift, prefix = full_precision_ms / float(np.median(latency.reference_ms)), prefix_of(latency.workload)
-    figures = {
-        name: _figure(percentile(latency.candidate_ms * drift, percent))
-        for percent in _PERCENTILES
-        if len(latency.candidate_ms) >= METRICS[name := f"{prefix}latency_p{percent}_ms"].min_repeats
-    }
+    prefix, corrected_ms = prefix_of(latency.workload), latency.candidate_ms * _drift(latency, full_precision_ms)
+    told = _told(prefix, len(corrected_ms))
+    figures = {name: _figure(percentile(corrected_ms, percent)) for percent, name in told.items()}
     figures[f"{prefix}latency_ratio"] = _figure(latency_ratio(latency))
     return figures
+
+
+def _queued_figures(latency: LatencySamples, full_precision_ms: float, requests_per_second: float) -> dict[str, Figure]:
+    names, drift = _told(QUEUED, len(latency.candidate_ms)), _drift(latency, full_precision_ms)
+    found = response_percentiles(latency, list(names), drift=drift, requests_per_second=requests_per_second)
+    return {name: _figure(found[percent]) for percent, name in names.items()}
+
+
+def _drift(latency: LatencySamples, full_precision_ms: float) -> float:
+    return full_precision_ms / float(np.median(latency.reference_ms))
+
+
+def _told(prefix: str, count: int) -> dict[int, str]:
+    """Return percent -> metric of the percentiles that so many samples tell."""
+    names = {percent: f"{prefix}latency_p{percent}_ms" for percent in _PERCENTILES}
+    return {percent: name for percent, name in names.items() if count >= METRICS[name].min_repeats}
 
 
 def _figure(estimate: Estimate) -> Figure:

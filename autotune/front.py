@@ -6,7 +6,7 @@ import numpy as np
 
 from autotune.errors import JobSpecError, NoFeasibleMapError
 from autotune.jobs import find_trial
-from autotune.metrics import METRICS, Constraint, Figure
+from autotune.metrics import METRICS, OVERLOADED_MS, Constraint, Figure, is_overloaded
 from autotune.objectives import Objectives, minimised
 from autotune.pareto import hypervolume, knee, non_dominated
 from autotune.store.records import FrontRecord, TrialKind, TrialRecord, TrialState
@@ -138,11 +138,15 @@ def nearest(trials: Sequence[TrialRecord]) -> str:
     if best is None:
         return "No trial was measured"
     misses = [
-        f"{name} = {best.figures[name].value:.4g} (by {100 * violation:.2g} % of the limit)"
-        for name, violation in best.violations.items()
-        if violation > 0
+        _miss(name, best.figures[name].value, violation) for name, violation in best.violations.items() if violation > 0
     ]
     return f"Nearest is trial {best.number}, which misses {' and '.join(misses)}"
+
+
+def _miss(name: str, value: float, violation: float) -> str:
+    if is_overloaded(name, value):
+        return f"{name}, as it is asked for {value / OVERLOADED_MS:.2f} times what it can serve"
+    return f"{name} = {value:.4g} (by {100 * violation:.2g} % of the limit)"
 
 
 def _total_violation(trial: TrialRecord) -> float:

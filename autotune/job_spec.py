@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autotune.errors import JobSpecError, TooLargeError
-from autotune.metrics import METRICS, Constraint, prefix_of
+from autotune.metrics import METRICS, OVERLOADED_MS, QUEUED, Constraint, prefix_of
 from autotune.yaml_file import load_json, load_yaml
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError, unknown
@@ -94,7 +94,8 @@ class TaskSection(_Section):
 class UpperLimit(_Section):
     """A metric that must not exceed ``max``."""
 
-    max: Positive
+    #: Below the figures of what is overloaded, which break every limit.
+    max: Annotated[float, Field(gt=0, lt=OVERLOADED_MS)]
 
 
 class AccuracyFloor(_Section):
@@ -121,6 +122,15 @@ class ConstraintSection(_Section):
     decode_latency_p50_ms: UpperLimit | None = None
     decode_latency_p95_ms: UpperLimit | None = None
     decode_latency_p99_ms: UpperLimit | None = None
+    request_latency_p50_ms: UpperLimit | None = None
+    request_latency_p95_ms: UpperLimit | None = None
+    request_latency_p99_ms: UpperLimit | None = None
+    queued_latency_p50_ms: UpperLimit | None = None
+    queued_latency_p95_ms: UpperLimit | None = None
+    queued_latency_p99_ms: UpperLimit | None = None
+    sampling_latency_p50_ms: UpperLimit | None = None
+    sampling_latency_p95_ms: UpperLimit | None = None
+    sampling_latency_p99_ms: UpperLimit | None = None
     weight_memory_mib: UpperLimit | None = None
     peak_memory_mib: UpperLimit | None = None
     accuracy: AccuracyFloor | None = None
@@ -209,6 +219,7 @@ class MeasurementSection(_Section):
 
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     workloads: tuple[Workload, ...] = ()
+    requests_per_second: Positive | None = None
     threads: Annotated[int, Field(ge=0)] = 0
     repeats: Annotated[int, Field(ge=20)] = 100
     final_repeats: Annotated[int, Field(ge=20)] = 500
@@ -256,6 +267,13 @@ class JobSpec(_Section):
                 f"{name} needs measurement.repeats >= {needed}, but got {self.measurement.repeats}; "
                 "raise repeats or use a lower percentile"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_load(self) -> Self:
+        queued = [name for name in self.metrics() if name.startswith(QUEUED)]
+        if queued and self.measurement.requests_per_second is None:
+            raise ValueError(f"{queued[0]} needs measurement.requests_per_second, how fast requests come on average")
         return self
 
     @classmethod
@@ -315,6 +333,8 @@ class JobSpec(_Section):
         named = [
             workload for workload in others if any(name.startswith(prefix_of(workload)) for name in self.metrics())
         ]
+        if self.measurement.requests_per_second is not None:
+            named.append(Workload.REQUEST)
         return tuple(workload for workload in others if workload in (*self.measurement.workloads, *named))
 
     def rules(self) -> tuple[LayerRule, ...]:

@@ -1,5 +1,6 @@
 """The metrics a job can optimise, constrain and show: one entry says all there is to know about each."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,12 +35,17 @@ class Metric:
 
 #: Beginning of the names of metrics on shifted data.
 SHIFTED = "shifted_"
+#: Beginning of the names of metrics of requests that wait in line before they are served.
+QUEUED = "queued_"
+#: A queued latency from here on says that requests come faster than they are served: they wait without end.
+OVERLOADED_MS = 1e9
 
 #: Workload -> its name for people.
 WORKLOADS = {
     Workload.FORWARD: "Latency",
     Workload.PREFILL: "Time to first token",
     Workload.DECODE: "Time per output token",
+    Workload.REQUEST: "Time of a whole request",
     Workload.SAMPLING: "Time of a whole sample",
 }
 
@@ -49,14 +55,27 @@ def prefix_of(workload: Workload) -> str:
     return "" if workload is Workload.FORWARD else f"{workload}_"
 
 
+def latency_behind(metric: str) -> str:
+    """Return how the names of the measured latencies begin that a latency follows from; a queued one from requests."""
+    prefix = metric.partition("latency")[0]
+    return prefix_of(Workload.REQUEST) if prefix == QUEUED else prefix
+
+
+def is_overloaded(metric: str, value: float) -> bool:
+    """Return whether a value says that requests come faster than they are served."""
+    return metric.startswith(QUEUED) and value >= OVERLOADED_MS
+
+
 def _latencies(workload: Workload) -> tuple[Metric, ...]:
     prefix, label = prefix_of(workload), WORKLOADS[workload]
-    least = {50: 0, 90: 30, 95: 60, 99: 500}
-    percentiles = (
-        Metric(name=f"{prefix}latency_p{percent}_ms", label=f"{label} p{percent}", unit="ms", min_repeats=repeats)
-        for percent, repeats in least.items()
-    )
-    return *percentiles, Metric(name=f"{prefix}latency_ratio", label=f"{label} p50 relative to full precision")
+    ratio = Metric(name=f"{prefix}latency_ratio", label=f"{label} p50 relative to full precision")
+    return *_percentiles(prefix, label), ratio
+
+
+def _percentiles(prefix: str, label: str) -> Iterator[Metric]:
+    for percent, repeats in {50: 0, 90: 30, 95: 60, 99: 500}.items():
+        name = f"{prefix}latency_p{percent}_ms"
+        yield Metric(name=name, label=f"{label} p{percent}", unit="ms", min_repeats=repeats)
 
 
 #: Every metric by name. Sample counts: from n samples on, the two-sided 95 % order-statistic
@@ -74,6 +93,7 @@ METRICS: dict[str, Metric] = {
         Metric(name=f"{SHIFTED}accuracy_drop", label="Accuracy drop on shifted data, relative"),
         Metric(name=f"{SHIFTED}divergence", label="Divergence on shifted data", logarithmic=True),
         *(metric for workload in Workload for metric in _latencies(workload)),
+        *_percentiles(QUEUED, "Response time under load"),
         Metric(name="weight_memory_mib", label="Weight memory", unit="MiB"),
         Metric(name="peak_memory_mib", label="Peak memory", unit="MiB"),
         Metric(name="session_ms", label="Making the runtime's session", unit="ms", told=True),

@@ -212,7 +212,8 @@ class Search:
         for outcome in outcomes:
             planned, proposal = self._pending.pop(outcome.candidate.number)
             state = {} if proposal is None else study.sampler_state(proposal)
-            trial = planned.finished(outcome, self._reference, self._constraints, state)
+            rate = self._spec.measurement.requests_per_second
+            trial = planned.finished(outcome, self._reference, self._constraints, state, rate)
             latency = outcome.result.latency if isinstance(outcome.result, Measurement) else ()
             results.append(TrialResult(trial=trial, latency=latency, events=_events(outcome)))
             proposals.append(proposal)

@@ -49,6 +49,7 @@ class Planned:
         reference: Reference | None,
         constraints: Sequence[Constraint],
         sampler_state: Mapping[str, int],
+        requests_per_second: float | None = None,
     ) -> TrialRecord:
         """Return the trial of a map that ran.
 
@@ -57,18 +58,23 @@ class Planned:
             reference: full precision's figures; None if this is full precision itself.
             constraints: the job's limits.
             sampler_state: what the sampler needs to go on after a restart.
+            requests_per_second: the load that response times are worked out for; None without one.
         """
         result = outcome.result
         if isinstance(result, Failure):
             trial = self._failed(result.cause, result.message, outcome)
         else:
-            trial = self._measured(result, outcome, reference or Reference.of(result), constraints)
+            figures = figures_of(result, reference or Reference.of(result), requests_per_second)
+            trial = self._measured(result, outcome, figures, constraints)
         return dataclasses.replace(trial, sampler_state=dict(sampler_state))
 
     def _measured(
-        self, result: Measurement, outcome: Outcome, reference: Reference, constraints: Sequence[Constraint]
+        self,
+        result: Measurement,
+        outcome: Outcome,
+        figures: Mapping[str, Figure],
+        constraints: Sequence[Constraint],
     ) -> TrialRecord:
-        figures = figures_of(result, reference)
         wrong = [name for name, figure in figures.items() if not math.isfinite(figure.value)]
         if wrong:
             return self._failed(FailureCause.ERROR, f"{', '.join(wrong)} is not a finite number", outcome)

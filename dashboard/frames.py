@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS, Constraint, Figure
+from autotune.metrics import METRICS, OVERLOADED_MS, Constraint, Figure
 from autotune.objectives import minimised
 from autotune.pareto import non_dominated
 from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
@@ -86,7 +86,8 @@ def trial_frame(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     rows = [_trial_row(trial) for trial in trials]
     # An empty frame would have columns of objects, which pandas takes for labels instead of a mask.
     types = {"baseline": bool, **dict.fromkeys(("static", *metrics), float)}
-    return pd.DataFrame(rows, columns=["number", "name", "baseline", "static", *metrics]).astype(types)
+    frame = pd.DataFrame(rows, columns=["number", "name", "baseline", "static", *metrics]).astype(types)
+    return frame.copy()  # of one piece: pandas warns of adding to a frame of a hundred
 
 
 def _trial_row(trial: TrialRecord) -> dict[str, object]:
@@ -174,11 +175,12 @@ def with_misses(points: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.D
 
 
 def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.DataFrame:
-    """Return the rows of ``judged`` that have both metrics, at most ``most``.
+    """Return the rows of ``judged`` that have both metrics and are not overloaded, at most ``most``.
 
     Front and baselines come first, then one point wherever there are some, then the newest.
     """
     known = frame.dropna(subset=[x, y])
+    known = known[known[x] < OVERLOADED_MS]
     if len(known) <= most:
         return known
     cells = pd.DataFrame({axis: pd.cut(known[axis].rank(method="dense"), _CELLS, labels=False) for axis in (x, y)})
@@ -203,7 +205,7 @@ def _why_left_out(trial: TrialRecord) -> str:
         return f"Failed, {cause_text(trial.failure) if trial.failure else 'for an unknown reason'}{said}"
     if trial.state is TrialState.REJECTED:
         return f"Ruled out before it was measured in full{said}"
-    return "One of the two figures was not measured, or there are too many points in its place"
+    return "One of the two figures was not measured or is overloaded, or there are too many points in its place"
 
 
 def limits_on(metric: str, constraints: Sequence[Constraint]) -> tuple[Limit, ...]:

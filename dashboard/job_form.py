@@ -9,7 +9,7 @@ import yaml
 
 from autotune.errors import JobSpecError
 from autotune.job_spec import MAX_BYTES, ConstraintSection, JobSpec
-from autotune.metrics import METRICS, SHIFTED, WORKLOADS, prefix_of
+from autotune.metrics import METRICS, QUEUED, SHIFTED, WORKLOADS, prefix_of
 from autotune.yaml_file import load_yaml
 from dashboard.frames import full_precision_row
 from dashboard.text import value_text
@@ -18,6 +18,7 @@ from dashboard.text import value_text
 SPECIAL = {
     SHIFTED: "Shifted data",
     **{prefix: label for workload, label in WORKLOADS.items() if (prefix := prefix_of(workload))},
+    QUEUED: "Response time under load",
 }
 #: Metrics that a job can limit, in reading order.
 LIMITED = tuple(name for name in METRICS if name in ConstraintSection.model_fields)
@@ -46,6 +47,8 @@ class JobForm:
     repeats: int
     #: Comma-separated.
     batch_sizes: str = "1"
+    #: How fast requests come; None is without a load.
+    requests_per_second: float | None = None
 
 
 def document(form: JobForm) -> dict[str, Any]:
@@ -67,6 +70,9 @@ def document(form: JobForm) -> dict[str, Any]:
         for metric, limit in form.limits.items()
         if limit is not None
     }
+    measurement = {"batch_sizes": _plain(f"[{form.batch_sizes}]".encode(), "batch sizes"), "repeats": form.repeats}
+    if form.requests_per_second is not None:
+        measurement["requests_per_second"] = form.requests_per_second
     return {
         "schema": "autotune.job/v1",
         "name": form.name,
@@ -74,10 +80,7 @@ def document(form: JobForm) -> dict[str, Any]:
         "objectives": list(form.objectives),
         **({"constraints": limits} if limits else {}),
         "search": search,
-        "measurement": {
-            "batch_sizes": _plain(f"[{form.batch_sizes}]".encode(), "batch sizes"),
-            "repeats": form.repeats,
-        },
+        "measurement": measurement,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from autotune.metrics import METRICS, Constraint
+from autotune.metrics import METRICS, OVERLOADED_MS, Constraint
 from dashboard.frames import full_precision_row
 from dashboard.text import label_in_sentence, value_text
 
@@ -41,9 +41,10 @@ def scale_of(metric: str, frame: pd.DataFrame, limit: float | None) -> Scale:
         frame: ``dashboard.frames.trial_frame``.
         limit: the job's own limit, which must be on the scale; None if it has none.
     """
-    baselines = frame[frame["baseline"]][metric].dropna()
-    held = [*(baselines if len(baselines) else frame[metric].dropna()), *([] if limit is None else [limit])]
-    low, high = 0.0, max(held)
+    known = frame[frame[metric] < OVERLOADED_MS]
+    baselines = known[known["baseline"]][metric]
+    held = [*(baselines if len(baselines) else known[metric]), *([] if limit is None else [limit])]
+    low, high = 0.0, max(held, default=1.0)
     if METRICS[metric].maximise:
         low = min(high - _ACCURACY_SLACK * abs(high), high if limit is None else limit)
     step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9) / 100.0))

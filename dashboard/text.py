@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from autotune.metrics import METRICS, Constraint, Figure
+from autotune.metrics import METRICS, Constraint, Figure, is_overloaded
 from autotune.store.records import JobState
 from workers.measurement import FailureCause
 
@@ -64,6 +64,8 @@ def value_text(metric: str, value: float) -> str:
     """Return a metric's value with its unit, to the digits that mean something."""
     if not math.isfinite(value):
         return "unknown"
+    if is_overloaded(metric, value):
+        return "overloaded"
     if metric.endswith("accuracy"):
         return f"{value:.4f}"
     if metric.endswith("accuracy_drop"):

@@ -19,6 +19,8 @@ class Workload(enum.StrEnum):
     PREFILL = "prefill"
     #: Writing one more token of an answer.
     DECODE = "decode"
+    #: Answering a whole request: reading its prompt and writing all of the answer.
+    REQUEST = "request"
     #: Making a whole sample of a generative model, by many passes.
     SAMPLING = "sampling"
 

@@ -44,6 +44,8 @@ class MeasurementSettings:
     batch_sizes: tuple[int, ...] = (1,)
     #: Workloads timed beside the forward pass, at the first batch size.
     workloads: tuple[Workload, ...] = ()
+    #: How fast requests come on average, which their response times under load depend on; None without a load.
+    requests_per_second: float | None = None
     #: Threads inside one operator; 0 takes every core the worker may use.
     threads: int = 0
     #: Timed forward passes of a candidate at each batch size.

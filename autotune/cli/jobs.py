@@ -14,7 +14,6 @@ from rich.text import Text
 from autotune.budget import searched
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
-    figure_text,
     front_table,
     job_json,
     legend,
@@ -24,6 +23,7 @@ from autotune.cli.output import (
     say,
     trial_json,
     trial_name,
+    with_unit,
 )
 from autotune.cli.progress import ConsoleListener
 from autotune.front import nearest, standing
@@ -224,10 +224,7 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
     if as_json:
         print_json({"trial": trial_json(trial, on_front=trial.number in members, with_choices=True)})
         return
-    figures = {
-        METRICS[name].label: f"{figure_text(name, figure)} {METRICS[name].unit}".strip()
-        for name, figure in trial.figures.items()
-    }
+    figures = {METRICS[name].label: with_unit(name, figure) for name, figure in trial.figures.items()}
     _print_facts({"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices), **figures})
     out.print(_layers_table(job, trial))
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autotune.metrics import METRICS, Figure
+from autotune.metrics import METRICS, Figure, is_overloaded
 from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
 
 #: Version of everything ``--json`` prints.
@@ -39,6 +39,8 @@ _COLUMNS = {
     "latency_ratio": "speedup",
     "prefill_latency_p50_ms": "first ms",
     "decode_latency_p50_ms": "token ms",
+    "request_latency_p50_ms": "req. ms",
+    "queued_latency_p95_ms": "load p95",
     "sampling_latency_p50_ms": "sample ms",
     "accuracy": "accuracy",
     "shifted_accuracy": "shifted",
@@ -86,11 +88,19 @@ def figure_text(name: str, figure: Figure | None) -> str:
     """Return a metric's value for people, without its unit; empty if it was not measured."""
     if figure is None:
         return ""
+    if is_overloaded(name, figure.value):
+        return "overloaded"
     if METRICS[name].logarithmic:
         return f"{figure.value:.1e}"
     if name.endswith("accuracy_drop"):
         return f"{100 * figure.value:+.2f} %"
     return f"{figure.value:.4f}" if name.endswith(("accuracy", "latency_ratio")) else f"{figure.value:.2f}"
+
+
+def with_unit(name: str, figure: Figure | None) -> str:
+    """Return a metric's value for people, with its unit if it is a number."""
+    text = figure_text(name, figure)
+    return f"{text} {METRICS[name].unit}".rstrip() if text[-1:].isdigit() else text
 
 
 def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:

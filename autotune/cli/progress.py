@@ -6,8 +6,7 @@ from typing import Self
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from autotune.cli.output import err, figure_text, is_interactive, say
-from autotune.metrics import METRICS
+from autotune.cli.output import err, is_interactive, say, with_unit
 from autotune.progress import Progress
 from autotune.store.records import TrialRecord
 
@@ -71,8 +70,7 @@ class ConsoleListener:
     def _best(self, best: TrialRecord | None) -> str:
         if best is None:
             return "none feasible yet"
-        unit = METRICS[self._objective].unit
-        return f"best {figure_text(self._objective, best.figures.get(self._objective))}{f' {unit}' if unit else ''}"
+        return f"best {with_unit(self._objective, best.figures.get(self._objective))}"
 
 
 def _clock(seconds: float) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.metrics import METRICS, Metric
+from autotune.metrics import METRICS, OVERLOADED_MS, Metric
 from autotune.report.markup import Html, join, tag
 from autotune.store.records import TrialKind, TrialRecord
 from workers.estimates import percentile
@@ -61,7 +61,8 @@ def front_chart(trials: Sequence[TrialRecord], front: Sequence[int], chosen: int
         objectives: names of the job's metrics; a third one is not drawn.
     """
     across, up = (METRICS[name] for name in objectives[:2])
-    points = [trial for trial in trials if across.name in trial.figures and up.name in trial.figures]
+    names = (across.name, up.name)
+    points = [t for t in trials if all(name in t.figures and t.figures[name].value < OVERLOADED_MS for name in names)]
     x = _axis(points, across, _LEFT, _WIDTH - _RIGHT)
     y = _axis(points, up, _HEIGHT - _BOTTOM, _TOP)
     place = {t.number: (x.place(t.figures[across.name].value), y.place(t.figures[up.name].value)) for t in points}

@@ -8,7 +8,7 @@ from importlib import resources
 
 from autotune.front import standing
 from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS, Figure, Metric
+from autotune.metrics import METRICS, OVERLOADED_MS, Figure, Metric
 from autotune.report.charts import front_chart, latency_chart
 from autotune.report.markup import Html, html, join, table, tag
 from autotune.store.records import FrontRecord, JobRecord, TrialKind, TrialRecord
@@ -141,13 +141,15 @@ def _cell(figure: Figure | None) -> Html:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return "overloaded" if value >= OVERLOADED_MS else f"{value:.4g}"
 
 
 def _change(review: Review, name: str) -> str:
     before = review.full_precision.figures.get(name)
     # Drops, divergence and ratio are differences from full precision themselves.
-    if before is None or not before.value or name.endswith("_drop") or name in ("divergence", "latency_ratio"):
+    if before is None or name.endswith("_drop") or name in ("divergence", "latency_ratio"):
+        return ""
+    if not 0.0 < abs(before.value) < OVERLOADED_MS:
         return ""
     return f"{100.0 * (review.picked.figures[name].value / before.value - 1.0):+.1f}\u00a0%"
 

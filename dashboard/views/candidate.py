@@ -32,6 +32,8 @@ _HEADLINES = {
     "latency_ratio": "Latency ratio",
     "prefill_latency_p50_ms": "First token p50",
     "decode_latency_p50_ms": "Per token p50",
+    "request_latency_p50_ms": "Request p50",
+    "queued_latency_p95_ms": "Under load p95",
     "accuracy": "Accuracy",
     "shifted_accuracy": "Shifted accuracy",
     "divergence": "Divergence",

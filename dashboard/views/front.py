@@ -10,7 +10,7 @@ from streamlit import Page
 
 from autotune.budget import searched
 from autotune.front import nearest_trial, standing
-from autotune.metrics import METRICS, Constraint
+from autotune.metrics import METRICS, OVERLOADED_MS, Constraint
 from autotune.store.records import JobRecord, TrialRecord
 from dashboard import reading
 from dashboard.figures.front import front_figure, hypervolume_figure
@@ -38,6 +38,8 @@ _COLUMNS = {
     "latency_ratio": ("p50 ratio", "%.3f"),
     "prefill_latency_p50_ms": ("First token (ms)", "%.3f"),
     "decode_latency_p50_ms": ("Per token (ms)", "%.3f"),
+    "request_latency_p50_ms": ("Request (ms)", "%.3f"),
+    "queued_latency_p95_ms": ("Under load p95 (ms)", "%.3f"),
     "accuracy": ("Accuracy", "%.4f"),
     "shifted_accuracy": ("Shifted accuracy", "%.4f"),
     "divergence": ("Divergence", "%.2e"),
@@ -187,8 +189,11 @@ def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
 def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
     """Show the points drawn as a table and return the number of the trial whose row was chosen."""
     shown = measured(list(_COLUMNS), [points])
+    figures = points[["name", "on_front", *shown, "static", "misses"]]
+    # What is overloaded has no number to show; limits that it breaks say so.
+    figures = figures.assign(**{name: figures[name].where(figures[name] < OVERLOADED_MS) for name in shown})
     event = st.dataframe(
-        points[["name", "on_front", *shown, "static", "misses"]].assign(static=100 * points["static"]),
+        figures.assign(static=100 * points["static"]),
         hide_index=True,
         key=f"points-{job.id}",
         on_select="rerun",

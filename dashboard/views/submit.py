@@ -10,7 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from autotune import jobs as service
 from autotune.job_spec import JobSpec, SamplerName
-from autotune.metrics import METRICS
+from autotune.metrics import METRICS, QUEUED
 from autotune.store.records import JobRecord
 from dashboard import job_form, reading
 from dashboard.acting import act, tell_outcome
@@ -97,6 +97,9 @@ def _fields() -> JobForm:
     )
     sampler, trials, time_limit_s = _budget()
     repeats, batch_sizes = _measurement()
+    rate = None
+    if QUEUED in special:
+        rate = st.number_input("Requests a second", min_value=0.0, value=1.0, help="How fast they come, on average.")
     return JobForm(
         name=name,
         task=task or "",
@@ -110,6 +113,7 @@ def _fields() -> JobForm:
         time_limit_s=time_limit_s,
         repeats=repeats,
         batch_sizes=batch_sizes,
+        requests_per_second=rate,
     )
 
 

@@ -565,6 +565,17 @@ def test_metrics_that_not_every_task_has_are_offered_on_demand(own) -> None:  # 
     assert "decode_latency_p95_ms" in app.code[0].value
 
 
+def test_a_load_is_asked_for_with_response_times(own) -> None:  # type: ignore[no-untyped-def]
+    app = _submit_page()
+    assert "Requests a second" not in [field.label for field in app.number_input]
+    app = _field(app, "button_group", "The task also measures").set_value(["queued_"]).run()
+    app = _field(app, "number_input", "Response time under load p95 (ms) at most").set_value(30.0).run()
+    app = _field(app, "number_input", "Requests a second").set_value(2.5).run()
+    assert not app.error
+    spec = JobSpec.parse(yaml.safe_load(app.code[0].value))
+    assert spec.measurement.requests_per_second == 2.5
+
+
 def test_a_form_with_mistakes_cannot_be_submitted(own) -> None:  # type: ignore[no-untyped-def]
     app = _submit_page()
     app = _field(app, "number_input", "Latency p99 (ms) at most").set_value(14.0).run()

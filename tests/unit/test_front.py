@@ -4,7 +4,7 @@ import pytest
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.front import compute_front, nearest, nearest_trial, pick, violations
-from autotune.metrics import Constraint, Figure
+from autotune.metrics import OVERLOADED_MS, Constraint, Figure
 from autotune.store.clock import now
 from autotune.store.records import TrialKind, TrialRecord, TrialState
 
@@ -83,6 +83,20 @@ def test_nearest_breaks_its_limits_least_and_was_measured_in_full() -> None:
     assert nearest_trial([partial, failed]) is partial
     assert nearest_trial([failed]) is None
     assert nearest([failed]) == "No trial was measured"
+
+
+def test_the_nearest_of_overloaded_maps_is_asked_for_least() -> None:
+    limit = Constraint(metric="queued_latency_p95_ms", limit=50.0, at_most=True)
+    values = {1: 1.5 * OVERLOADED_MS, 2: 1.25 * OVERLOADED_MS}
+    overloaded = [
+        trial(
+            number, 1, 1, figures=(found := {limit.metric: Figure(value=value)}), violations=violations(found, [limit])
+        )
+        for number, value in values.items()
+    ]
+    assert nearest(overloaded) == (
+        "Nearest is trial 2, which misses queued_latency_p95_ms, as it is asked for 1.25 times what it can serve"
+    )
 
 
 def test_violations_are_relative_and_only_of_what_was_measured() -> None:

@@ -86,4 +86,5 @@ def test_metrics_that_only_some_tasks_have_are_offered_when_they_are_measured() 
     also = set(job_form.offered(job_form.OBJECTIVES, ["shifted_", "decode_"])) - set(plain)
     assert {"shifted_accuracy", "decode_latency_ratio"} < also
     assert not any(name.startswith("prefill") for name in also)
+    assert "queued_latency_p95_ms" in job_form.offered(job_form.LIMITED, ["queued_"])
     assert job_form.special_in(frame.assign(shifted_accuracy=0.5)) == ["shifted_"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.metrics import METRICS, Constraint, Figure, Metric
+from autotune.metrics import METRICS, OVERLOADED_MS, Constraint, Figure, Metric
 from autotune.objectives import Objectives, minimised
 
 FULL = {
@@ -17,10 +17,11 @@ FULL = {
 }  # fmt: skip
 FULL |= {
     f"{name}_{key}": value
-    for name in ("prefill", "decode", "sampling")
+    for name in ("prefill", "decode", "request", "sampling")
     for key, value in FULL.items()
     if "latency" in key
 }
+FULL |= {f"queued_latency_p{percent}_ms": 2.0 * FULL[f"latency_p{percent}_ms"] for percent in (50, 90, 95, 99)}
 #: What a map must not reach to be worth something.
 WORTHLESS = {name: 1.1 * value for name, value in FULL.items()} | {
     "accuracy": 0.72, "accuracy_drop": 0.1, "divergence": 1.0
@@ -95,6 +96,17 @@ def test_accuracies_below_zero_and_of_zero_have_a_scale(accuracy: float, worthle
     objectives, full = Objectives.named(["accuracy"]), figures({"accuracy": accuracy})
     expected = objectives.normalise(np.array([[-worthless]]), full)[0]
     np.testing.assert_allclose(objectives.reference_point(full), expected, atol=1e-12)
+
+
+def test_a_front_has_a_scale_where_full_precision_is_overloaded() -> None:
+    full = figures(FULL | {"queued_latency_p95_ms": 1.2 * OVERLOADED_MS})
+    objectives = Objectives.named(["queued_latency_p95_ms"])
+    points = objectives.points([full, figures({"queued_latency_p95_ms": 60.0})])
+    reference = objectives.reference_point(full)
+    # A request takes 10 ms in the median, so a server with little to spare has 300.
+    np.testing.assert_allclose(objectives.normalise(points, full)[1], [60.0 / 300.0])
+    np.testing.assert_allclose(reference, [1.1])
+    assert objectives.normalise(points, full)[0] > reference
 
 
 @given(st.floats(0.01, 100.0))

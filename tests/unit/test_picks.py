@@ -8,10 +8,10 @@ import pytest
 
 from autotune.front import pick
 from autotune.job_spec import JobSpec
-from autotune.metrics import Constraint
+from autotune.metrics import OVERLOADED_MS, Constraint
 from autotune.store.records import TrialRecord
 from dashboard import limits
-from dashboard.frames import judged, trial_frame
+from dashboard.frames import drawn, judged, trial_frame
 from dashboard.picks import Pick, picks
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
@@ -78,6 +78,16 @@ def test_the_scale_of_a_limit_holds_the_baselines_and_the_limit(frame: pd.DataFr
     assert scale.high == scale.loose == scale.start > frame["latency_p50_ms"][:6].max()
     assert limits.scale_of("latency_p50_ms", frame, 99.0).high > 99.0
     assert limits.scale_of("latency_p50_ms", frame.iloc[:20], None) == scale  # it stays put while trials come in
+
+
+def test_what_is_overloaded_is_on_no_scale_and_not_drawn(frame: pd.DataFrame) -> None:
+    metric = "queued_latency_p95_ms"
+    loaded = frame.assign(**{metric: [1.1 * OVERLOADED_MS, *[40.0] * (len(frame) - 1)]})
+    assert limits.scale_of(metric, loaded, None).high < 50.0
+    assert limits.scale_of(metric, loaded.iloc[:1], 30.0).high > 30.0
+    points = drawn(judged(loaded, (), (metric, "divergence")), metric, "divergence")
+    assert 0 not in set(points["number"])
+    assert len(points)
 
 
 def test_the_scale_of_a_floor_ends_below_and_holds_the_floor(frame: pd.DataFrame) -> None:

@@ -1,6 +1,8 @@
 """Causal language models: tokens, perplexity, the cache, tied weights, experts."""
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from workers.errors import TaskError
 from workers.evaluate import Evaluator
 from workers.fingerprint import fingerprint
 from workers.measurement import Workload
+from workers.placement import placed
 from workers.pools.base import Candidate
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, splits, workloads
 from workers.tasks.causal_lm import CausalLM
 from workers.tasks.causal_models import TINY, build_causal_model, encode
+from workers.tasks.decoding import Answer
 from workers.tasks.experts import Experts, separate_experts
 
 SMALL = {"prompt_tokens": 16, "output_tokens": 4, "windows": 8, "batch_size": 4}
@@ -85,6 +89,22 @@ def test_decoding_begins_again_after_the_output_tokens(model: nn.Module) -> None
             decode.run(model, answer)
     assert lengths == [16, 17, 18, 19] * 2 + [16]
     assert tokens[:4] == tokens[4:8]
+
+
+def test_a_request_is_a_whole_answer(model: nn.Module) -> None:
+    task = CausalLM(**SMALL)
+    request, decode = (workloads(task, 2)[name] for name in (Workload.REQUEST, Workload.DECODE))
+    with torch.inference_mode():
+        answer = decode.prepare(model)
+        for _ in range(3):
+            decode.run(model, answer)
+        given = request.prepare(model)
+        whole, again = request.run(model, given), request.run(model, given)
+    assert isinstance(whole, Answer)
+    assert isinstance(again, Answer)
+    assert torch.equal(whole.token, answer.token)
+    assert torch.equal(again.token, answer.token)
+    assert whole.cache.get_seq_length() == answer.cache.get_seq_length() == 19
 
 
 def test_tied_weights_stay_as_they_are_and_say_why() -> None:
@@ -168,6 +188,94 @@ def test_text_and_shifted_text_are_read_in_windows(tmp_path: Path) -> None:
     assert bytes(task.evaluation(Split.SHIFTED)[0][0].tolist()) == b"ABCD" * 4
 
 
+#: One letter each, so that likelihoods are told apart by hand; and questions of two lengths.
+QUESTIONS = [
+    {"ctx": "two and two are ", "endings": ["four", "five, or six"], "label": 0},
+    {"ctx": "grass is", "endings": ["red", "green", "blue"], "label": "1"},
+    {"ctx": "water is", "endings": ["dry", "wet"], "label": 1},
+]
+
+
+def questions_file(path: Path, rows: Sequence[object] = QUESTIONS) -> str:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def test_questions_are_scored_by_likelihood_a_character(model: nn.Module, tmp_path: Path) -> None:
+    task = CausalLM(**SMALL | {"prompt_tokens": 32}, questions=questions_file(tmp_path / "q.jsonl"))
+    with torch.inference_mode():
+        scores = quality.judged(task, model, torch.empty(0), Split.EVALUATION)
+        for question, row in zip(QUESTIONS[0::2], scores, strict=True):
+            for ending, score in zip(question["endings"], row, strict=True):  # type: ignore[call-overload]
+                context = str(question["ctx"]).rstrip().encode()
+                tokens = torch.tensor([list(context + b" " + ending.encode())])
+                logs = model(input_ids=tokens).logits.double().log_softmax(dim=-1)
+                each = [float(logs[0, t - 1, tokens[0, t]]) for t in range(len(context), tokens.shape[1])]
+                assert float(score) == pytest.approx(sum(each) / len(ending), rel=1e-4)
+        assert quality.judged(task, model, torch.empty(0), Split.HELD_OUT).shape == (1, 3)
+
+
+def test_accuracy_is_the_share_of_questions_whose_right_ending_scores_highest(tmp_path: Path) -> None:
+    task = CausalLM(**SMALL | {"prompt_tokens": 32}, questions=questions_file(tmp_path / "q.jsonl"))
+    for scores, share in (
+        ([[-1.0, -2.0], [-2.0, -1.0]], 1.0),
+        ([[-1.0, -2.0], [-1.0, -2.0]], 0.5),
+        ([[math.nan, math.nan], [math.nan, -1.0]], 0.5),
+        ([[math.nan, -2.0], [-math.inf, -math.inf]], 0.0),
+    ):
+        assert task.accuracy(torch.tensor(scores), Split.EVALUATION) == share
+    assert task.accuracy(torch.tensor([[-2.0, -1.0, -3.0]]), Split.HELD_OUT) == 1.0
+
+
+def test_questions_decide_accuracy_and_the_text_divergence(tmp_path: Path) -> None:
+    # One has each of two letters as its right ending, so half are right whatever the model prefers.
+    rows = [{"ctx": "ab", "endings": ["a", "b"], "label": label} for label in (0, 0, 1, 1)]
+    (tmp_path / "shifted").write_text("ABCD" * 96)
+    parameters = SMALL | {
+        "questions": questions_file(tmp_path / "q.jsonl", rows),
+        "shifted_text": str(tmp_path / "shifted"),
+        "shifted_questions": questions_file(tmp_path / "s.jsonl", rows[:2]),
+    }
+    settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0)
+    found = Evaluator(WorkerSetup(task="causal-lm", task_parameters=parameters, measurement=settings))
+    accuracy, divergence = found.quality({"lm_head": "int8_dynamic"}, Split.EVALUATION)
+    assert accuracy == 0.5
+    assert 0.0 < divergence < 0.1
+    assert found.quality({}, Split.SHIFTED)[0] in (0.0, 1.0)
+    assert placed(CausalLM(**SMALL), "meta").generate is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"ctx": "a", "endings": ["b", "c"]', r"line 2 of the questions '.*' must be an object with the text 'ctx'"),
+        ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', r"the number of the right one from 0 on, but got '.*2}'"),
+        ('{"ctx": "a", "endings": ["b", "c"], "label": ""}', "line 2"),
+        ('{"ctx": "a", "endings": ["b", "c"], "label": true}', "line 2"),
+        ('{"ctx": "a", "endings": ["b"], "label": 0}', "line 2"),
+        ('{"ctx": "a", "endings": ["b", 3], "label": 0}', "line 2"),
+        ('{"ctx": " ", "endings": ["b", "c"], "label": 0}', "line 2"),
+        ('{"query": "a", "choices": ["b", "c"], "gold": 0}', "line 2"),
+        ("[1]", "line 2"),
+        ('{"ctx": "aaaaaaaaaaaaaaa", "endings": ["b", "c"], "label": 0}',
+         "'a+' has 17 tokens with an ending, but prompt_tokens is 16; raise it"),
+    ],
+)  # fmt: skip
+def test_wrong_questions_are_explained_before_the_model_is_loaded(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(f'{{"ctx": "a", "endings": ["b", "c"], "label": 0}}\n{line}\n')
+    with pytest.raises(TaskError, match=message):
+        CausalLM(**SMALL, questions=str(tmp_path / "q.jsonl")).build_model()
+
+
+def test_too_few_questions_and_ones_without_shifted_ones_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="must be at least 2, but are 1"):
+        CausalLM(**SMALL, questions=questions_file(tmp_path / "q.jsonl", QUESTIONS[:1])).build_model()
+    with pytest.raises(TaskError, match="cannot read the questions '/no/such'"):
+        CausalLM(questions="/no/such").build_model()
+    with pytest.raises(TaskError, match="'shifted_questions' goes with both"):
+        CausalLM(questions="a", shifted_text="b")
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -214,7 +322,7 @@ def test_every_workload_is_timed_and_the_cache_is_memory_at_work() -> None:
     settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0, workloads=(Workload.PREFILL, Workload.DECODE))
     parameters = {**SMALL, "prompt_tokens": 128}
     found = Evaluator(WorkerSetup(task="causal-lm", task_parameters=parameters, measurement=settings))
-    assert found.description.workloads == (Workload.PREFILL, Workload.DECODE)
+    assert found.description.workloads == (Workload.PREFILL, Workload.DECODE, Workload.REQUEST)
     measurement = found.measure(Candidate(number=0, choices={"lm_head": "int8_dynamic"}))
     assert [samples.workload for samples in measurement.latency] == [
         Workload.FORWARD,
@@ -240,6 +348,8 @@ def test_jobs_of_others_read_no_files_outside_the_data_folder(
     assert len(CausalLM(**SMALL, text="inside.txt").calibration())
     with pytest.raises(TaskError, match="must be a path inside the folder"):
         CausalLM(**SMALL, text=outside).calibration()
+    with pytest.raises(TaskError, match="must be a path inside the folder"):
+        CausalLM(**SMALL, questions=outside).build_model()
     with pytest.raises(TaskError, match="must be a path inside the folder"):
         build_causal_model(outside)
 

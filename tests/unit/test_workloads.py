@@ -10,7 +10,8 @@ from autotune.errors import JobSpecError
 from autotune.expectations import Expectations
 from autotune.figures import Reference, figures_of
 from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS, Figure, prefix_of
+from autotune.metrics import METRICS, OVERLOADED_MS, Figure, prefix_of
+from autotune.queueing import response_ms
 from autotune.run import _check_figures
 from workers.measurement import Environment, LatencySamples, Measurement, Workload
 from workers.setup import Calibration, ModelDescription
@@ -59,6 +60,20 @@ def test_figures_of_each_workload_are_corrected_by_its_own_reference() -> None:
     assert Reference.of_figures(figures_of(FULL, reference)) == reference
 
 
+def test_response_times_are_those_of_requests_without_drift() -> None:
+    full = measurement(samples(Workload.FORWARD, 10.0, 10.0), samples(Workload.REQUEST, 20.0, 20.0))
+    reference = Reference.of(full)
+    assert not any(name.startswith("queued") for name in figures_of(full, reference))
+    # The machine was half as fast: a request takes 10 ms on the job's scale, and they come every 20 ms.
+    slow = measurement(samples(Workload.FORWARD, 6.0, 20.0), samples(Workload.REQUEST, 20.0, 40.0))
+    figures = figures_of(slow, reference, 50.0)
+    expected = np.percentile(response_ms(np.full(100, 10.0), 50.0), 95)
+    assert figures["queued_latency_p95_ms"] == Figure(value=expected, low=expected, high=expected)
+    assert "queued_latency_p99_ms" not in figures
+    assert figures_of(full, reference, 50.0)["queued_latency_p50_ms"].value == OVERLOADED_MS
+    assert Reference.of_figures(figures_of(full, reference, 1.0)) == reference
+
+
 @pytest.mark.parametrize(
     ("job", "workloads"),
     [
@@ -66,6 +81,7 @@ def test_figures_of_each_workload_are_corrected_by_its_own_reference() -> None:
         ({"objectives": ["decode_latency_p50_ms", "accuracy"]}, (Workload.DECODE,)),
         ({"constraints": {"prefill_latency_p95_ms": {"max": 5}}, "measurement": {"workloads": ["decode", "forward"]}},
          (Workload.PREFILL, Workload.DECODE)),
+        ({"measurement": {"requests_per_second": 3}}, (Workload.REQUEST,)),
     ],
 )  # fmt: skip
 def test_a_job_times_what_it_asks_for_and_what_it_goes_by(
@@ -75,8 +91,21 @@ def test_a_job_times_what_it_asks_for_and_what_it_goes_by(
     assert spec.worker_setup().measurement.workloads == workloads
 
 
+def test_response_times_need_a_load() -> None:
+    job = {"name": "a", "task": {"name": "b"}, "constraints": {"queued_latency_p95_ms": {"max": 5}}}
+    with pytest.raises(JobSpecError, match=r"queued_latency_p95_ms needs measurement\.requests_per_second, how fast"):
+        JobSpec.parse(job)
+    spec = JobSpec.parse(job | {"measurement": {"requests_per_second": 3}})
+    assert spec.worker_setup().measurement.requests_per_second == 3
+    with pytest.raises(JobSpecError, match=r"requests_per_second: must be greater than 0, but got 0"):
+        JobSpec.parse(job | {"measurement": {"requests_per_second": 0}})
+    with pytest.raises(JobSpecError, match=r"queued_latency_p95_ms.max: must be less than 1000000000, but got"):
+        JobSpec.parse(job | {"constraints": {"queued_latency_p95_ms": {"max": 1e9}}})
+
+
 def test_an_unknown_workload_is_refused() -> None:
-    with pytest.raises(JobSpecError, match=r"workloads.0: must be 'forward', 'prefill', 'decode' or 'sampling'"):
+    known = "'forward', 'prefill', 'decode', 'request' or 'sampling'"
+    with pytest.raises(JobSpecError, match=f"workloads.0: must be {known}"):
         JobSpec.parse({"name": "a", "task": {"name": "b"}, "measurement": {"workloads": ["sleep"]}})
 
 
@@ -120,6 +149,28 @@ def test_each_workload_has_beliefs_of_its_own() -> None:
     assert beliefs.costs(latency="decode_")[1][:, 1].max() < -0.1
     assert beliefs.costs()[1][:, 1].min() > -0.02
     assert (beliefs.deviation("decode_latency_p50_ms", uniform) > 0).all()
+
+
+def test_response_times_are_believed_to_follow_requests() -> None:
+    choices = [("fp32", "int8_dynamic", "int8_weight_only")] * 4
+    expected = Expectations(
+        divergence=np.tile([0.0, 1e-4, 1e-4], (4, 1)), latency=np.tile([0.0, -0.1, 0.0], (4, 1)),
+        memory_mib=np.tile([4.0, 1.0, 1.0], (4, 1)), fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=0.0,
+        probed=True,
+    )  # fmt: skip
+    beliefs = Beliefs(expected, choices, ["queued_latency_p95_ms", "accuracy"])
+    uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
+    found = [
+        {"request_latency_ratio": Figure(value=ratio), "queued_latency_p95_ms": Figure(value=value)}
+        for ratio, value in ((1.0, 1.1 * OVERLOADED_MS), (0.5, 80.0), (0.8, 400.0))
+    ]
+    beliefs.full_precision = found[0] | {"latency_p50_ms": Figure(value=9.0), "request_latency_p50_ms": Figure(value=9)}
+    beliefs.observe(uniform, found)
+    predicted = beliefs.predict(uniform)
+    np.testing.assert_allclose(predicted["request_latency_ratio"], [1.0, 0.5, 0.8], rtol=0.02)
+    np.testing.assert_allclose(predicted["queued_latency_p95_ms"][1:], [80.0, 400.0], rtol=0.15)
+    assert predicted["queued_latency_p95_ms"][0] > 1e7
+    assert (beliefs.deviation("queued_latency_p95_ms", uniform) > 0).all()
 
 
 def test_kinds_are_those_of_the_metrics_or_plain() -> None:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
+from workers.backends.x86_linear import Int4WeightOnlyLinear, Int8WeightOnlyLinear
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.sampled_from([1e-20, 1e-3, 1.0, 1e6])
@@ -60,3 +61,11 @@ def test_weights_of_zero_stay_zero() -> None:
     levels, scales, zeros = int4_per_group(torch.zeros(2, INT4_GROUP))
     assert torch.isfinite(scales).all()
     assert ((levels - 8) * scales.float() + zeros.float()).abs().max() < 1e-30
+
+
+@pytest.mark.parametrize("packed", [Int4WeightOnlyLinear, Int8WeightOnlyLinear])
+def test_inputs_may_have_any_layout(packed: type[Int4WeightOnlyLinear | Int8WeightOnlyLinear]) -> None:
+    # Attention over pixels reads (samples, channels, pixels) transposed, which a batch of one leaves as it is.
+    layer, x = packed(torch.nn.Linear(64, 64)), weights(0, 1, 64, 4).transpose(1, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), layer(x.contiguous()))

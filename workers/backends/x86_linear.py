@@ -72,7 +72,7 @@ class Int8WeightOnlyLinear(PackedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()  # the kernel reads it so
         if len(rows) <= self._few_rows:
             product = torch._weight_int8pack_mm(rows, self._values, self._scales).to(torch.float32)
         else:
@@ -101,7 +101,7 @@ class Int4WeightOnlyLinear(PackedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()  # the kernel reads it so
         product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self._packed, INT4_GROUP, self._scales_and_zeros
         )

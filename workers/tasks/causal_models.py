@@ -1,5 +1,6 @@
 """Causal language models with their tokens: checkpoints of transformers, and tiny ones of random weights."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,12 +79,16 @@ def encode(checkpoint: str, text: str) -> torch.Tensor:
     """
     if checkpoint in TINY:
         return torch.tensor(list(text.encode()))
+    return torch.tensor(_tokenizer(checkpoint)(text, verbose=False)["input_ids"])
+
+
+@functools.cache
+def _tokenizer(checkpoint: str) -> Any:
     with quiet_transformers():
         from transformers import AutoTokenizer
 
         with explained("tokenizer", checkpoint, _OTHERS):
-            tokenizer = AutoTokenizer.from_pretrained(**_source(checkpoint))
-    return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
+            return AutoTokenizer.from_pretrained(**_source(checkpoint))
 
 
 def _source(checkpoint: str) -> dict[str, str]:

@@ -22,6 +22,14 @@ class Answer:
     begin: int
 
 
+def respond(model: nn.Module, given: Any, *, begin: Callable[[nn.Module, Any], Answer], tokens: int) -> Answer:
+    """Return a whole answer of ``tokens`` tokens, the first of which ``begin`` writes to what is ``given``."""
+    answer = begin(model, given)
+    for _ in range(tokens - 1):
+        decode(model, answer, most=answer.begin + tokens)
+    return answer
+
+
 def decode(model: nn.Module, answer: Answer, *, most: int) -> None:
     """Write one more token; at ``most`` tokens the answer begins again."""
     answer.token = answer.step(model, answer.token, answer.cache)[:, -1:].argmax(dim=-1)

@@ -14,7 +14,7 @@ from workers.measurement import Workload
 from workers.placement import beside
 from workers.task import OutputKind, Split, Timed
 from workers.tasks.checks import extra_packages, require_integer, require_number, require_text
-from workers.tasks.decoding import Answer, decode
+from workers.tasks.decoding import Answer, decode, respond
 from workers.tasks.speech_audio import RATE, Utterance, pieces, read_folder, tones
 from workers.tasks.speech_models import TINY, Speech, build_speech_model, normal, speech_of
 
@@ -109,8 +109,9 @@ class SpeechSeq2Seq:
         return self._batch(3 * (torch.arange(batch_size) % math.ceil(len(self._chunks) / 3)))
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return prefill, the encoder's pass over a chunk up to the first token, and decode, one more token.
+        """Return prefill, the encoder's pass over a chunk up to the first token, decode, one more token, and request.
 
+        A request is a chunk with an answer of ``output_tokens``.
         Decoding begins behind the first token, and begins there again after ``output_tokens``.
         """
         batch = self.latency_batch(batch_size)
@@ -124,6 +125,12 @@ class SpeechSeq2Seq:
             Workload.DECODE: Timed(
                 prepare=lambda model: _begin(model, beside(model, features), prefix=prefix)[1],
                 run=functools.partial(decode, most=most),
+            ),
+            Workload.REQUEST: Timed(
+                prepare=lambda model: beside(model, features),
+                run=lambda model, heard: respond(
+                    model, heard, begin=lambda *given: _begin(*given, prefix=prefix)[1], tokens=self.output_tokens
+                ),
             ),
         }
 
