@@ -37,7 +37,7 @@ SIZES = {
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
 }
-TEXT = {"prompt_tokens": 64, "windows": 24, "batch_size": 8}
+TEXT = {"prompt_tokens": 64, "windows": 24, "batch_size": 4}
 UNIFORM = "int8_static"
 #: Seconds between two looks at a process.
 INTERVAL_S = 0.005

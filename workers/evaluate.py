@@ -12,7 +12,7 @@ from torch import nn
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
-from workers import clock, device_lock, environment, latency, quality
+from workers import clock, device_lock, environment, latency, memory, quality
 from workers.attention import unroll_attention
 from workers.backends import build_backend
 from workers.calibration.calibrate import calibrate, clipped_shares
@@ -70,6 +70,7 @@ class Evaluator:
             skipped=left_out,
             workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
         )
+        memory.release()
 
     def measure(self, candidate: Candidate) -> Measurement:
         """Return the figures of one candidate: accuracy first, then latency unless that rules it out."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from workers import memory
 from workers.prepared import PreparedModel
 from workers.sensitivity import gradient, local
 from workers.sensitivity.recording import Call, record
@@ -130,9 +131,10 @@ def _recorded(
         recording, outputs = record(task, prepared.model, left, batch, gradients=gradients, most_bytes=most_bytes)
         left = list(recording.left)
         yield recording.calls, outputs
+        del recording, outputs
+        memory.release()
         if not left:
             return
-        del recording, outputs
 
 
 def _bounded(value: float) -> float:
