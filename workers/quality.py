@@ -9,8 +9,8 @@ from torch import nn
 from workers.errors import TaskError
 from workers.task import OutputKind, Split, Task
 
-#: Bytes of outputs compared at once: in float64, with what is computed of them, they take ten times as much.
-_BYTES_AT_ONCE = 1 << 24
+#: Bytes of outputs compared at once; in float64, with what is computed of them, they take ten times as much.
+_BYTES_AT_ONCE = 4 << 20
 
 
 def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:
@@ -50,9 +50,9 @@ def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKin
             "return one row a sample from forward"
         )
     measure = _cosine if kind is OutputKind.EMBEDDING else _kullback_leibler
-    rows = max(1, _BYTES_AT_ONCE // max(1, candidate[:1].nbytes))
-    pairs = zip(candidate.split(rows), reference.split(rows), strict=True)
-    each = torch.cat([measure(some.double(), theirs.double()) for some, theirs in pairs])
+    rows = max(1, _BYTES_AT_ONCE // (candidate.element_size() * max(1, candidate.shape[-1])))
+    pieces = zip(*(tensor.flatten(0, -2).split(rows) for tensor in (candidate, reference)), strict=True)
+    each = torch.cat([measure(some.double(), theirs.double()) for some, theirs in pieces]).view(candidate.shape[:-1])
     averaged = each.flatten(1).mean(dim=1) if each.dim() > 1 else each
     # Rounding can leave a divergence of nearly equal outputs a hair below zero.
     return averaged.clamp(min=0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
