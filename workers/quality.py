@@ -51,7 +51,7 @@ def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKin
         )
     measure = _cosine if kind is OutputKind.EMBEDDING else _kullback_leibler
     rows = max(1, _BYTES_AT_ONCE // (candidate.element_size() * max(1, candidate.shape[-1])))
-    pieces = zip(*(tensor.flatten(0, -2).split(rows) for tensor in (candidate, reference)), strict=True)
+    pieces = zip(*(torch.split(part.flatten(0, -2), rows) for part in (candidate, reference)), strict=True)
     each = torch.cat([measure(some.double(), theirs.double()) for some, theirs in pieces]).view(candidate.shape[:-1])
     averaged = each.flatten(1).mean(dim=1) if each.dim() > 1 else each
     # Rounding can leave a divergence of nearly equal outputs a hair below zero.
