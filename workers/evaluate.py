@@ -12,7 +12,7 @@ from torch import nn
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
-from workers import clock, device_lock, environment, latency, quality
+from workers import clock, device_lock, environment, latency, memory, quality
 from workers.attention import unroll_attention
 from workers.backends import build_backend
 from workers.calibration.calibrate import calibrate, clipped_shares, with_smoothing
@@ -22,7 +22,7 @@ from workers.measurement import Environment, LatencySamples, Measurement, Worklo
 from workers.placement import placed
 from workers.pools.base import Candidate
 from workers.prepared import PreparedModel
-from workers.sensitivity.estimate import estimate
+from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
 from workers.task import Split, Timed, splits, workloads
 from workers.tasks import build_task, load_task_file
@@ -52,6 +52,8 @@ class Evaluator:
         calibration = self._calibration(setup, model, layers)
         #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges, cache_bytes=setup.cache_bytes)
+        # A quarter of what prepared layers may have; of the model if that is more, or passes would be too many.
+        self._recorded_bytes = max(setup.cache_bytes, self._prepared.weight_bytes()) // 4
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
@@ -68,6 +70,7 @@ class Evaluator:
             skipped=left_out,
             workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
         )
+        memory.release()
 
     def measure(self, candidate: Candidate) -> Measurement:
         """Return the figures of one candidate: accuracy first, then latency unless that rules it out."""
@@ -103,20 +106,8 @@ class Evaluator:
     def probe(self) -> Probes:
         """Return what to expect of every layer and choice, without measuring a map for each of them."""
         start = time.perf_counter()
-        legal = {
-            layer.name: [name for name in CHOICES if name not in self.description.refusals[layer.name]]
-            for layer in self.description.layers
-            if layer.frozen_reason is None
-        }
-        quantized = {layer: [name for name in names if name != FULL_PRECISION.name] for layer, names in legal.items()}
-        with device_lock.shared(self._backend.device):
-            sensitivity = estimate(self._task, self._prepared, quantized, self._task.calibration())
-        with device_lock.exclusive(self._backend.device), torch.inference_mode():
-            forward = self._first_timed()[Workload.FORWARD]
-            batch = forward.prepare(self._deployed.model)
-            latency_ms, pass_ms = self._deployed.layer_latencies(
-                self.description.layers, legal, lambda: forward.run(self._deployed.model, batch)
-            )
+        sensitivity = self.sensitivity()
+        latency_ms, pass_ms = self.layer_latencies()
         probes = tuple(
             LayerProbe(
                 layer=layer,
@@ -133,6 +124,33 @@ class Evaluator:
             samples=sensitivity.samples,
             seconds=time.perf_counter() - start,
         )
+
+    def sensitivity(self) -> Sensitivity:
+        """Return what every layer is expected to cost in divergence by each choice."""
+        quantized = {
+            layer: [name for name in names if name != FULL_PRECISION.name] for layer, names in self._legal().items()
+        }
+        with device_lock.shared(self._backend.device):
+            return estimate(
+                self._task, self._prepared, quantized, self._task.calibration(), most_bytes=self._recorded_bytes
+            )
+
+    def layer_latencies(self) -> tuple[dict[tuple[str, str], float], float]:
+        """Return (layer, choice) -> ms inside the layer in one pass, and the ms of a full-precision pass."""
+        with device_lock.exclusive(self._backend.device), torch.inference_mode():
+            forward = self._first_timed()[Workload.FORWARD]
+            batch = forward.prepare(self._deployed.model)
+            return self._deployed.layer_latencies(
+                self.description.layers, self._legal(), lambda: forward.run(self._deployed.model, batch)
+            )
+
+    def _legal(self) -> dict[str, list[str]]:
+        """Return layer name -> names of the choices it can take, full precision included."""
+        return {
+            layer.name: [name for name in CHOICES if name not in self.description.refusals[layer.name]]
+            for layer in self.description.layers
+            if layer.frozen_reason is None
+        }
 
     def quality(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""

@@ -1,5 +1,7 @@
-"""Working memory of a forward pass, from the allocator's own record."""
+"""Working memory of a forward pass, from the allocator's own record; memory given back to the system."""
 
+import ctypes
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,22 @@ def working_bytes(run: Callable[[], object], device: str) -> int:
             live += event.nbytes()
             peak = max(peak, live)
     return peak
+
+
+def release() -> None:
+    """Give the memory that tensors no longer need back to the system.
+
+    The C library keeps it, in pieces between what is still needed, and large tensors find no room there. To others than
+    glibc, nothing is said.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 @contextmanager

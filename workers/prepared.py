@@ -11,10 +11,14 @@ from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.errors import MapError, unknown
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
+from workers import memory
 from workers.setup import CACHE_BYTES
 
 if TYPE_CHECKING:
     from workers.backends.base import Backend
+
+#: Bytes of weights after whose preparation the memory used for it is given back.
+RELEASE_BYTES = 32 << 20
 
 
 class PreparedModel:
@@ -46,6 +50,7 @@ class PreparedModel:
         self._cache: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
         self._cached_bytes = 0
         self._cache_bytes = cache_bytes
+        self._unreleased_bytes = 0
         self._own_bytes, self._other_bytes = _shares(model, self._originals)
 
     @property
@@ -136,6 +141,10 @@ class PreparedModel:
             raise MapError(f"layer {name!r} cannot take {choice}: {reason}")
         prepared = self._backend.prepare(self._originals[name], wanted, self._ranges.get(name))
         describe(prepared, self._originals[name])
+        self._unreleased_bytes += self._own_bytes[name]
+        if self._unreleased_bytes > RELEASE_BYTES:
+            memory.release()
+            self._unreleased_bytes = 0
         return prepared
 
     def _evict(self) -> None:

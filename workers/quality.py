@@ -9,6 +9,9 @@ from torch import nn
 from workers.errors import TaskError
 from workers.task import OutputKind, Split, Task
 
+#: Bytes of outputs compared at once; in float64, with what is computed of them, they take ten times as much.
+_BYTES_AT_ONCE = 4 << 20
+
 
 def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:
     """Return the model's outputs on every batch of ``split``, in order; shape ``(samples, ...)``, fp32, CPU."""
@@ -47,7 +50,9 @@ def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKin
             "return one row a sample from forward"
         )
     measure = _cosine if kind is OutputKind.EMBEDDING else _kullback_leibler
-    each = measure(candidate.double(), reference.double())
+    rows = max(1, _BYTES_AT_ONCE // (candidate.element_size() * max(1, candidate.shape[-1])))
+    pieces = zip(*(torch.split(part.flatten(0, -2), rows) for part in (candidate, reference)), strict=True)
+    each = torch.cat([measure(some.double(), theirs.double()) for some, theirs in pieces]).view(candidate.shape[:-1])
     averaged = each.flatten(1).mean(dim=1) if each.dim() > 1 else each
     # Rounding can leave a divergence of nearly equal outputs a hair below zero.
     return averaged.clamp(min=0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))

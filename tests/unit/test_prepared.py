@@ -8,6 +8,7 @@ from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.discovery import discover
 from search_spaces.errors import AutotuneError, ChoiceError, MapError
 from search_spaces.quantization_map import ActivationRange
+from workers import memory
 from workers.backends.packed import PackedLayer
 from workers.backends.x86 import X86Backend
 from workers.errors import CalibrationError
@@ -210,6 +211,19 @@ def test_cache_never_drops_what_is_installed() -> None:
     assert backend.prepared == 4
     prepared.apply(uniform("bf16"))
     assert backend.prepared == 5
+
+
+def test_memory_is_given_back_while_layers_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    released_at: list[int] = []
+    model, backend = prepared_model()
+    monkeypatch.setattr(memory, "release", lambda: released_at.append(backend.prepared))
+    monkeypatch.setattr("workers.prepared.RELEASE_BYTES", 4 * (32 * 32 + 32))  # of one layer, which is not yet more
+    model.apply(uniform("int8_dynamic"))
+    model.apply({})
+    model.apply(uniform("int8_dynamic"))
+    assert released_at == [2]
+    model.apply(uniform("bf16"))
+    assert released_at == [2, 4, 6]
 
 
 def test_cache_keeps_its_bound_while_layers_are_probed() -> None:

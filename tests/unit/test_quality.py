@@ -59,6 +59,18 @@ def test_equals_the_formula_averaged_over_the_dimensions_between(
 
 
 @each_kind
+def test_rows_compared_in_turns_are_as_far_as_at_once(kind: OutputKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate, reference = outputs(0, 5, 3, 8), outputs(1, 5, 3, 8)
+    at_once = divergence(candidate, reference, kind)
+    sizes = []
+    double = torch.Tensor.double
+    monkeypatch.setattr(torch.Tensor, "double", lambda tensor: sizes.append(len(tensor)) or double(tensor))
+    monkeypatch.setattr(quality, "_BYTES_AT_ONCE", 8 * candidate[0, 0].nbytes)
+    assert torch.equal(divergence(candidate, reference, kind), at_once)
+    assert sizes == [8, 8, 7, 7]
+
+
+@each_kind
 @given(seed=seeds, scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e4]))
 @settings(deadline=None)
 def test_is_zero_for_equal_outputs_and_never_negative(kind: OutputKind, seed: int, scale: float) -> None:

@@ -17,7 +17,6 @@ from workers.backends.x86 import X86Backend
 from workers.evaluate import Evaluator
 from workers.prepared import PreparedModel
 from workers.sensitivity import estimate as estimation
-from workers.sensitivity import gradient
 from workers.sensitivity.estimate import MOST, Sensitivity, estimate
 from workers.sensitivity.gradient import random_vector
 from workers.setup import Estimator, MeasurementSettings, WorkerSetup
@@ -55,10 +54,15 @@ def given(build: Callable[[], nn.Module], *batches: torch.Tensor, kind: OutputKi
     return Given(build(), batches or (normal(16, 32),), kind)
 
 
-def run(task: Given, prepared: PreparedModel | None = None, choices: Sequence[str] = CHOICES) -> Sensitivity:
+def run(
+    task: Given,
+    prepared: PreparedModel | None = None,
+    choices: Sequence[str] = CHOICES,
+    most_bytes: int = estimation.RECORDED_BYTES,
+) -> Sensitivity:
     prepared = prepared or task.prepared()
     names = [name for name, sizes in prepared.layer_bytes().items() if len(sizes) > 1]
-    return estimate(task, prepared, dict.fromkeys(names, choices), task.batches)  # type: ignore[arg-type]
+    return estimate(task, prepared, dict.fromkeys(names, choices), task.batches, most_bytes=most_bytes)  # type: ignore[arg-type]
 
 
 def outputs(task: Given, prepared: PreparedModel, names: Mapping[str, str]) -> torch.Tensor:
@@ -193,16 +197,38 @@ def test_linear_models_get_their_exact_quadratic_form(
         assert divergence == pytest.approx(quadratic_form(task, prepared, layer, choice), rel=0.12), (layer, choice)
 
 
-def test_gradients_in_turns_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    errors = gradient.errors
-    monkeypatch.setattr(gradient, "errors", lambda *given: calls.append(given) or errors(*given))
-    at_once = run(given(Twice))
-    calls_at_once = len(calls)
-    monkeypatch.setattr(gradient, "GRADIENT_BYTES", 1)
-    in_turns = run(given(Twice))
-    assert len(calls) - calls_at_once == estimation._VECTORS * calls_at_once
+class NoGradients(Twice):
+    """A model that forbids gradients, as generated code and user code do."""
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+class IdleFirst(Twice):
+    """A layer whose output is thrown away, before the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.idle(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("build", [IdleFirst, NoGradients], ids=["gradients", "no-gradients"])
+def test_layers_in_turns_give_the_same(build: type[nn.Module]) -> None:
+    task, passes = given(build, normal(8, 32), normal(8, 32, seed=1)), []
+    prepared = task.prepared()
+    task.model.register_forward_hook(lambda *_: passes.append(1))
+    at_once = run(task, prepared)
+    passes_at_once = len(passes)
+    in_turns = run(task, prepared, most_bytes=1)
+    assert in_turns.estimator is at_once.estimator
     assert in_turns.divergence == pytest.approx(at_once.divergence, rel=1e-6)
+    turns = len({layer for layer, _ in at_once.divergence})
+    assert len(passes) - 2 * passes_at_once == len(task.batches) * (turns - 1)
 
 
 class InPlace(nn.Module):
@@ -308,14 +334,6 @@ def test_trained_models_rank_as_one_layer_at_a_time_does(task: str, every: int) 
     # Not only the order is right: so is the size, up to the chance in 48 products.
     ratios = [probe.divergence / divergence for probe, divergence in zip(looked_at, true, strict=True)]
     assert 0.7 < np.median(ratios) < 1.4
-
-
-class NoGradients(Twice):
-    """A model that forbids gradients, as generated code and user code do."""
-
-    @torch.no_grad()
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x)
 
 
 @pytest.mark.parametrize("kind", OutputKind)

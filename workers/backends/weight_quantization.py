@@ -27,10 +27,10 @@ def int8_per_channel(
         int8 values of the same shape in [-127, 127], and scales of shape ``(out,)``; ``weight`` is
         about ``values * scales``.
     """
-    largest = weight.flatten(1).abs().amax(dim=1)
-    scales = _usable(largest / INT8_LARGEST).to(scale_dtype)
+    low, high = weight.flatten(1).aminmax(dim=1)
+    scales = _usable(torch.maximum(-low, high) / INT8_LARGEST).to(scale_dtype)
     broadcast = scales.float().view(-1, *[1] * (weight.dim() - 1))
-    values = torch.clamp(torch.round(weight / broadcast), -127, 127).to(torch.int8)
+    values = (weight / broadcast).round_().clamp_(-127, 127).to(torch.int8)  # in place: weights may be large
     return values.contiguous(), scales  # the kernels refuse a transposed layout or misread it
 
 
@@ -61,8 +61,8 @@ def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     low, high = groups.amin(dim=-1).clamp(max=0.0), groups.amax(dim=-1).clamp(min=0.0)
     scales = _usable((high - low) / 15.0).to(torch.bfloat16)
     zeros = (low + 8.0 * scales.float()).to(torch.bfloat16)
-    steps = (groups - zeros[..., None].float()) / scales[..., None].float()
-    values = torch.clamp(torch.round(steps) + 8, 0, 15)
+    steps = (groups - zeros[..., None].float()).div_(scales[..., None].float())
+    values = steps.round_().add_(8).clamp_(0, 15)
     return values.flatten(1).to(torch.int32), scales, zeros
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from workers import memory
 from workers.prepared import PreparedModel
 from workers.sensitivity import gradient, local
 from workers.sensitivity.recording import Call, record
@@ -16,6 +17,9 @@ from workers.task import Batch, Task
 #: Random vectors for each sample, and samples looked at, at least: 48 products in all, so that the
 #: standard error of their mean square is about 20 %. Twice as many rank layers no better.
 _VECTORS, _SAMPLES = 4, 12
+
+#: Bytes of activations and gradients held at once; see ``estimate``.
+RECORDED_BYTES = 1 << 30
 
 #: Largest divergence predicted; stands for more, and for the infinity or nan of a layer that overflows.
 MOST = 1e6
@@ -38,6 +42,7 @@ def estimate(
     choices: Mapping[str, Sequence[str]],
     batches: Sequence[Batch],
     *,
+    most_bytes: int = RECORDED_BYTES,
     seed: int = 0,
 ) -> Sensitivity:
     """Return the sensitivities of a model from a few of ``batches``, chosen at random.
@@ -49,14 +54,16 @@ def estimate(
         prepared: the model and its prepared layers.
         choices: layer name -> names of the choices to look at, full precision left out.
         batches: calibration data; not what the search is judged by.
+        most_bytes: what the layers take and return, and the gradients, may have at once; where they have more, the
+            layers are looked at in turn, with a pass for each turn.
         seed: of the random vectors and the choice of batches.
     """
     prepared.reset()
     shuffled = random.Random(seed).sample(list(batches), len(batches))
     try:
-        return _by_gradient(task, prepared, choices, shuffled, torch.Generator().manual_seed(seed))
+        return _by_gradient(task, prepared, choices, shuffled, most_bytes, torch.Generator().manual_seed(seed))
     except RuntimeError:  # the outputs have no gradient, or an operation on the way has none
-        return _by_local_error(task, prepared, choices, shuffled)
+        return _by_local_error(task, prepared, choices, shuffled, most_bytes)
 
 
 def _by_gradient(
@@ -64,31 +71,51 @@ def _by_gradient(
     prepared: PreparedModel,
     choices: Mapping[str, Sequence[str]],
     batches: Sequence[Batch],
+    most_bytes: int,
     generator: torch.Generator,
 ) -> Sensitivity:
     sums: dict[tuple[str, str], float] = defaultdict(float)
     samples = 0
-    for _, calls, outputs in _recorded(task, prepared, choices, batches, differentiable=True):
-        squares = gradient.squared_products(
-            calls, outputs, task.output_kind, prepared, choices, vectors=_VECTORS, generator=generator
-        )
-        for key, value in squares.items():
-            sums[key] += value
-        samples += len(outputs)
+    for batch in batches:
+        state, reached, count = generator.get_state(), False, 0
+        for calls, outputs in _recorded(task, prepared, choices, batch, gradients=_VECTORS, most_bytes=most_bytes):
+            generator.set_state(state)  # all layers see the same vectors
+            squares = gradient.squared_products(
+                calls, outputs, task.output_kind, prepared, choices, vectors=_VECTORS, generator=generator
+            )
+            for key, value in squares.items():
+                sums[key] += value
+            reached, count = reached or outputs.requires_grad, len(outputs)
+            del calls, outputs  # the next pass needs their memory
+        if not reached:
+            raise RuntimeError("the outputs have no gradient")
+        samples += count
+        if samples >= _SAMPLES:
+            break
     divergence = {key: _bounded(value / (2.0 * _VECTORS * samples)) for key, value in sums.items()}
     return Sensitivity(divergence=divergence, estimator=Estimator.GRADIENT, samples=samples)
 
 
 def _by_local_error(
-    task: Task, prepared: PreparedModel, choices: Mapping[str, Sequence[str]], batches: Sequence[Batch]
+    task: Task,
+    prepared: PreparedModel,
+    choices: Mapping[str, Sequence[str]],
+    batches: Sequence[Batch],
+    most_bytes: int,
 ) -> Sensitivity:
     sums: dict[tuple[str, str], float] = defaultdict(float)
     samples, used = 0, []
-    for batch, calls, outputs in _recorded(task, prepared, choices, batches, differentiable=False):
-        for key, value in local.relative_errors(calls, prepared, choices).items():
-            sums[key] += value * len(outputs)
-        samples += len(outputs)
+    for batch in batches:
+        count = 0
+        for calls, outputs in _recorded(task, prepared, choices, batch, gradients=0, most_bytes=most_bytes):
+            count = len(outputs)
+            for key, value in local.relative_errors(calls, prepared, choices).items():
+                sums[key] += value * count
+            del calls, outputs
+        samples += count
         used.append(batch)
+        if samples >= _SAMPLES:
+            break
     means = {key: value / samples for key, value in sums.items()}
     scaled = local.scaled_to_uniform(means, task, prepared, used)
     divergence = {key: _bounded(value) for key, value in scaled.items()}
@@ -96,16 +123,18 @@ def _by_local_error(
 
 
 def _recorded(
-    task: Task, prepared: PreparedModel, layers: Iterable[str], batches: Sequence[Batch], *, differentiable: bool
-) -> Iterator[tuple[Batch, list[Call], torch.Tensor]]:
-    """Yield batches with the layers' calls and the outputs, until enough samples were seen."""
-    samples = 0
-    for batch in batches:
-        calls, outputs = record(task, prepared.model, layers, batch, differentiable=differentiable)
-        yield batch, calls, outputs
-        samples += len(outputs)
-        if samples >= _SAMPLES:
+    task: Task, prepared: PreparedModel, layers: Iterable[str], batch: Batch, *, gradients: int, most_bytes: int
+) -> Iterator[tuple[list[Call], torch.Tensor]]:
+    """Yield the layers' calls with the outputs, from as many passes over the batch as the memory asks for."""
+    left = list(layers)
+    while True:
+        recording, outputs = record(task, prepared.model, left, batch, gradients=gradients, most_bytes=most_bytes)
+        left = list(recording.left)
+        yield recording.calls, outputs
+        if not left:
             return
+        del recording, outputs
+        memory.release()
 
 
 def _bounded(value: float) -> float:

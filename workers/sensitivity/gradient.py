@@ -17,8 +17,7 @@ divergence is E[(g . d)^2] / 2, a mean over samples and vectors: the random proj
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,6 @@ import torch.nn.functional as F
 from workers.prepared import PreparedModel
 from workers.sensitivity.recording import Call, errors
 from workers.task import OutputKind
-
-#: Bytes of gradients held at once; vectors are taken in turns where they need more.
-GRADIENT_BYTES = 1 << 30
 
 #: The gradient at each call's output; None where the outputs do not depend on it.
 _Gradients = tuple[torch.Tensor | None, ...]
@@ -58,37 +54,32 @@ def squared_products(
     Raises:
         RuntimeError: if some operation between calls and outputs has no derivative.
     """
-    sums: dict[tuple[str, str], float] = defaultdict(float)
-    for gradients in _in_turns(calls, outputs, kind, vectors, generator):
-        products: dict[tuple[str, str], torch.Tensor] = {}
-        for index, call in enumerate(calls):
-            at_output = [gradient[index] for gradient in gradients]
-            for choice in choices[call.layer]:
-                key = (call.layer, choice)
-                product = _products(at_output, errors(call, prepared.module(*key)), len(outputs))
-                products[key] = _sum(products[key], product) if key in products else product
-        for key, product in products.items():
-            sums[key] += float(product.double().square().sum())
-    return sums
+    gradients = _gradients(calls, outputs, kind, vectors, generator)
+    products: dict[tuple[str, str], torch.Tensor] = {}
+    for index, call in enumerate(calls):
+        at_output = [gradient[index] for gradient in gradients]
+        for choice in choices[call.layer]:
+            key = (call.layer, choice)
+            product = _products(at_output, errors(call, prepared.module(*key)), len(outputs))
+            products[key] = _sum(products[key], product) if key in products else product
+    return {key: float(product.double().square().sum()) for key, product in products.items()}
 
 
-def _in_turns(
+def _gradients(
     calls: Sequence[Call], outputs: torch.Tensor, kind: OutputKind, vectors: int, generator: torch.Generator
-) -> Iterator[list[_Gradients]]:
-    """Yield the gradients of all vectors, as many vectors at a time as memory allows."""
+) -> list[_Gradients]:
+    """Return the gradients of each vector at the calls' outputs. The graph is gone then."""
     at_calls = [call.output for call in calls]
-    at_once = max(1, min(vectors, GRADIENT_BYTES // max(1, sum(tensor.nbytes for tensor in at_calls))))
-    for start in range(0, vectors, at_once):
-        yield [
-            torch.autograd.grad(
-                outputs,
-                at_calls,
-                random_vector(outputs.detach(), kind, generator),
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for _ in range(start, min(start + at_once, vectors))
-        ]
+    # Without calls that have gradients, the outputs are asked for one that they cannot have, which raises.
+    idle = not outputs.requires_grad and all(tensor.requires_grad for tensor in at_calls)
+    found: list[_Gradients] = []
+    for left in reversed(range(vectors)):
+        vector = random_vector(outputs.detach(), kind, generator)
+        if idle:
+            found.append((None,) * len(calls))
+        else:
+            found.append(torch.autograd.grad(outputs, at_calls, vector, retain_graph=left > 0, allow_unused=True))
+    return found
 
 
 def random_vector(outputs: torch.Tensor, kind: OutputKind, generator: torch.Generator) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,23 +25,57 @@ class Call:
     samples: tuple[int | None, ...]
 
 
-def record(
-    task: Task, model: nn.Module, layers: Iterable[str], batch: Batch, *, differentiable: bool
-) -> tuple[list[Call], torch.Tensor]:
-    """Return every call of ``layers`` in order, and the model's outputs.
+@dataclass(slots=True)
+class Recording:
+    """Calls of layers in order, as many layers as there was memory for."""
 
-    If it is to be ``differentiable``, the graph between them comes along. It begins at the layers'
-    outputs; parameters are no part of it.
+    #: Bytes that the calls may have; the first layer is recorded whatever it has.
+    most_bytes: int
+    #: Gradients at each output that are to be counted with the calls.
+    gradients: int
+    calls: list[Call] = field(default_factory=list)
+    #: Layers of which no call was recorded, though they ran; their names in order.
+    left: dict[str, None] = field(default_factory=dict)
+    #: Layers of which every call is recorded.
+    taken: set[str] = field(default_factory=set)
+    nbytes: int = 0
+
+    def takes(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
+        """Return whether a call is to be recorded: all calls of a layer are, or none."""
+        nbytes = _nbytes((args, kwargs)) + (1 + self.gradients) * _nbytes(output)
+        if name in self.left or (name not in self.taken and self.taken and self.nbytes + nbytes > self.most_bytes):
+            self.left[name] = None
+            return False
+        self.taken.add(name)
+        self.nbytes += nbytes
+        return True
+
+
+def record(
+    task: Task, model: nn.Module, layers: Iterable[str], batch: Batch, *, gradients: int, most_bytes: int
+) -> tuple[Recording, torch.Tensor]:
+    """Return the calls of the first of ``layers`` that fit in the memory, and the model's outputs.
+
+    Args:
+        task: runs the model.
+        model: in full precision.
+        layers: names.
+        batch: one.
+        gradients: how many will be held at each layer's output. If any, the graph between the outputs comes along.
+            It begins at the recorded layers' outputs; parameters are no part of it.
+        most_bytes: of what the layers take and return, and of the gradients.
     """
-    calls: list[Call] = []
-    handles = [model.get_submodule(name).register_forward_hook(_keep(name, calls), with_kwargs=True) for name in layers]
+    recording = Recording(most_bytes, gradients)
+    handles = [
+        model.get_submodule(name).register_forward_hook(_keep(name, recording), with_kwargs=True) for name in layers
+    ]
     try:
-        with torch.set_grad_enabled(differentiable), _without_parameters(model):
+        with torch.set_grad_enabled(gradients > 0), _without_parameters(model):
             outputs = task.forward(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return calls, outputs
+    return recording, outputs
 
 
 def errors(call: Call, module: nn.Module) -> torch.Tensor:
@@ -50,17 +84,23 @@ def errors(call: Call, module: nn.Module) -> torch.Tensor:
         return _joined(module(*call.args, **call.kwargs), call.samples) - call.output
 
 
-def _keep(name: str, calls: list[Call]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
+def _keep(name: str, recording: Recording) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not recording.takes(name, args, kwargs, output):
+            return output
         samples = _sample_dimensions(module, output)
         joined = _joined(output, samples)
         if torch.is_grad_enabled() and not joined.requires_grad:
             joined.requires_grad_()
         # Copies, because what follows may change in place what the layer took and what it returned.
-        calls.append(Call(name, _copied(args), _copied(kwargs), joined, samples))
+        recording.calls.append(Call(name, _copied(args), _copied(kwargs), joined, samples))
         return _parted(joined.clone(), output, samples)
 
     return hook
+
+
+def _nbytes(value: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors_in(value))
 
 
 def _copied(value: Any) -> Any:

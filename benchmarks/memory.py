@@ -1,0 +1,188 @@
+"""Peak memory of preparing, probing and measuring a language model, beside the bytes of its checkpoint.
+
+    python benchmarks/memory.py [--blocks N] [--cache-mib N] [--steps STEP ...]
+
+A Llama of random weights is written as safetensors in fp32. Each step runs in a process of its own that has done before
+what the step needs, and is watched from outside: anonymous memory, and pages of files, which for these weights are the
+page cache's. What the process had before it built the model is taken off: interpreter, libraries, the tiny model that
+loaded them. In the end two workers hold the same uniform map, and pages they share count once (PSS).
+"""
+
+import argparse
+import random
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from search_spaces.choice import FULL_PRECISION
+from workers.evaluate import Evaluator
+from workers.pools.base import Candidate
+from workers.setup import MeasurementSettings, WorkerSetup
+from workers.tasks import build_task
+from workers.tasks.checkpoints import quiet_transformers
+
+#: Tokens are bytes; the rest of the vocabulary has weights only.
+SIZES = {
+    "vocab_size": 4096,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+}
+TEXT = {"prompt_tokens": 64, "windows": 24, "batch_size": 4}
+UNIFORM = "int8_static"
+#: Seconds between two looks at a process.
+INTERVAL_S = 0.005
+
+#: Does what comes before a step, and returns the step.
+Prepare = Callable[[WorkerSetup], Callable[[], object]]
+STEPS: dict[str, Prepare] = {
+    "build": lambda setup: build_task(setup.task, setup.task_parameters).build_model,
+    "evaluator": lambda setup: lambda: Evaluator(setup),
+    "sensitivity": lambda setup: Evaluator(setup).sensitivity,
+    "latencies": lambda setup: Evaluator(setup).layer_latencies,
+    "probe": lambda setup: Evaluator(setup).probe,
+    UNIFORM: lambda setup: measuring(Evaluator(setup), lambda names: UNIFORM if UNIFORM in names else names[0]),
+    "mixed": lambda setup: measuring(Evaluator(setup), random.Random(0).choice),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=9, help="transformer blocks of the model, 45 MB each")
+    parser.add_argument("--cache-mib", type=int, default=4096, help="bound of prepared layers, as in a job file")
+    parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--inside", metavar="FOLDER", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.inside:
+        run_step(STEPS[given.steps[0]], given.inside, given.cache_mib << 20)
+    else:
+        report_all(given.steps, given.blocks, given.cache_mib)
+
+
+def report_all(steps: list[str], blocks: int, cache_mib: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(folder, blocks)
+        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+        print(f"checkpoint {size / 1e6:.0f} MB, cache {cache_mib} MiB; peaks as multiples of the checkpoint")
+        print(f"{'step':14}{'anonymous':>10}{'files':>8}{'both':>8}{'seconds':>10}", flush=True)
+        for step in steps:
+            report(step, folder, cache_mib, size)
+        if UNIFORM in steps:
+            report_two_workers(folder, cache_mib, size)
+
+
+def write_checkpoint(folder: str, blocks: int) -> None:
+    torch.manual_seed(0)
+    with quiet_transformers():
+        from tokenizers.pre_tokenizers import ByteLevel
+        from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
+
+        vocabulary = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
+        GPT2Tokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=blocks)).save_pretrained(folder)
+
+
+class Watched:
+    """A process that stops before the model is built, before the step, and after it, until it is told to go on."""
+
+    def __init__(self, step: str, folder: str, cache_mib: int) -> None:
+        command = [sys.executable, __file__, "--inside", folder, "--cache-mib", str(cache_mib), "--steps", step]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        #: Largest bytes seen since the process last went on, by the names in /proc.
+        self.peak: dict[str, int] = {}
+
+    def go_on(self) -> None:
+        """Have the process run to where it stops next."""
+        assert self._process.stdin is not None
+        print("go on", file=self._process.stdin, flush=True)
+        self.wait()
+
+    def wait(self) -> None:
+        """Watch the process until it stops."""
+        self.peak = self.held("status")
+        while not select.select([self._process.stdout], [], [], INTERVAL_S)[0]:
+            self.peak = {name: max(self.peak[name], held) for name, held in self.held("status").items()}
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise SystemExit(f"the process ended with {self._process.wait()}")
+
+    def held(self, file: str) -> dict[str, int]:
+        """Return the bytes that a file of /proc tells."""
+        rows = (line.split() for line in Path(f"/proc/{self._process.pid}/{file}").read_text().splitlines())
+        return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if row[-1] == "kB"}
+
+    def end(self) -> None:
+        """Let the process end."""
+        self._process.communicate()
+
+
+@contextmanager
+def watched(step: str, folder: str, cache_mib: int) -> Iterator[Watched]:
+    process = Watched(step, folder, cache_mib)
+    try:
+        process.wait()
+        yield process
+    finally:
+        process.end()
+
+
+def report(step: str, folder: str, cache_mib: int, size: int) -> None:
+    with watched(step, folder, cache_mib) as process:
+        before = process.held("status")
+        process.go_on()
+        start = time.perf_counter()
+        process.go_on()
+        seconds = time.perf_counter() - start
+    shares = ((process.peak[name] - before[name]) / size for name in ("RssAnon", "RssFile", "VmRSS"))
+    print("{:14}{:10.2f}{:8.2f}{:8.2f}{:10.1f}".format(step, *shares, seconds), flush=True)
+
+
+def report_two_workers(folder: str, cache_mib: int, size: int) -> None:
+    with watched(UNIFORM, folder, cache_mib) as one, watched(UNIFORM, folder, cache_mib) as other:
+        before = [process.held("smaps_rollup")["Pss"] for process in (one, other)]
+        for process in (one, other, one, other):
+            process.go_on()
+        after = [process.held("smaps_rollup")["Pss"] for process in (one, other)]
+    print(f"two workers with {UNIFORM}: {(sum(after) - sum(before)) / size:.2f} together (PSS)")
+
+
+def run_step(prepare: Prepare, folder: str, cache_bytes: int) -> None:
+    """Run in the watched process."""
+    measurement = MeasurementSettings(repeats=20, warmup_s=0.0)
+    Evaluator(WorkerSetup(task="causal-lm", task_parameters=TEXT, measurement=measurement))
+    stop()
+    setup = WorkerSetup(
+        task="causal-lm",
+        task_parameters={"checkpoint": folder, **TEXT},
+        measurement=measurement,
+        cache_bytes=cache_bytes,
+    )
+    step = prepare(setup)
+    stop()
+    kept = step()
+    stop()
+    del kept
+
+
+def stop() -> None:
+    print("stopped", flush=True)
+    sys.stdin.readline()
+
+
+def measuring(evaluator: Evaluator, choose: Callable[[list[str]], str]) -> Callable[[], Any]:
+    legal = {layer: list(sizes) for layer, sizes in evaluator.description.layer_bytes.items()}
+    choices = {layer: choose(names) if len(names) > 1 else FULL_PRECISION.name for layer, names in legal.items()}
+    return lambda: (evaluator.measure(Candidate(number=0, choices=choices)), evaluator)
+
+
+if __name__ == "__main__":
+    main()
