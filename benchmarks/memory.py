@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from search_spaces.choice import FULL_PRECISION
+from search_spaces.choice import CHOICES, FULL_PRECISION
 from workers.evaluate import Evaluator
 from workers.pools.base import Candidate
 from workers.setup import MeasurementSettings, WorkerSetup
@@ -179,7 +179,11 @@ def stop() -> None:
 
 
 def measuring(evaluator: Evaluator, choose: Callable[[list[str]], str]) -> Callable[[], Any]:
-    legal = {layer: list(sizes) for layer, sizes in evaluator.description.layer_bytes.items()}
+    refusals = evaluator.description.refusals
+    legal = {
+        layer.name: [name for name in CHOICES if name not in refusals[layer.name]]
+        for layer in evaluator.description.layers
+    }
     choices = {layer: choose(names) if len(names) > 1 else FULL_PRECISION.name for layer, names in legal.items()}
     return lambda: (evaluator.measure(Candidate(number=0, choices=choices)), evaluator)
 
