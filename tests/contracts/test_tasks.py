@@ -28,6 +28,7 @@ FLOORS = {
     "speech-seq2seq": 1.0,
     "image-classification": 0.95,
     "diffusion": 1.0 - 1e-9,
+    "text-to-image": 1.0 - 1e-9,
 }
 
 

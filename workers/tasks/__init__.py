@@ -32,6 +32,7 @@ _BUILT_IN = {
     "causal-lm": "workers.tasks.causal_lm:CausalLM",
     "diffusion": "workers.tasks.diffusion:Diffusion",
     "image-classification": "workers.tasks.image_classification:ImageClassification",
+    "text-to-image": "workers.tasks.text_to_image:TextToImage",
     "speech-seq2seq": "workers.tasks.speech_seq2seq:SpeechSeq2Seq",
 }
 _registered: dict[str, TaskFactory] = {}

@@ -82,7 +82,7 @@ def build_denoiser(checkpoint: str, subfolder: str) -> nn.Module:
     Raises:
         TaskError: if it cannot be loaded, or its conditions are not known.
     """
-    with _diffusers("model", checkpoint), torch.random.fork_rng(devices=[]):
+    with diffusers_used("model", checkpoint), torch.random.fork_rng(devices=[]):
         import diffusers
 
         torch.manual_seed(0)
@@ -108,7 +108,7 @@ def denoiser_of(checkpoint: str, subfolder: str) -> Denoiser:
     Raises:
         TaskError: if it cannot be loaded, or its conditions are not known.
     """
-    with _diffusers("configuration", checkpoint):
+    with diffusers_used("configuration", checkpoint):
         found = _configuration(checkpoint, subfolder)
     size = found["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -123,7 +123,7 @@ def denoiser_of(checkpoint: str, subfolder: str) -> Denoiser:
 
 def build_schedule(checkpoint: str, steps: int) -> Any:
     """Return a pipeline's configuration of DDIM, or diffusers' own if the checkpoint is a model alone."""
-    with _diffusers("scheduler", checkpoint):
+    with diffusers_used("scheduler", checkpoint):
         import diffusers
 
         scheduler: Any = diffusers.DDIMScheduler
@@ -155,7 +155,12 @@ def _configuration(checkpoint: str, subfolder: str) -> Mapping[str, Any]:
 
 
 @contextlib.contextmanager
-def _diffusers(what: str, checkpoint: str) -> Iterator[None]:
+def diffusers_used(what: str, checkpoint: str) -> Iterator[None]:
+    """Load a part of a checkpoint by diffusers in this context.
+
+    Raises:
+        TaskError: if it cannot be loaded.
+    """
     with extra_packages(), explained(what, checkpoint, TINY), warnings.catch_warnings():
         # diffusers still passes it to the hub's library, which takes it no longer.
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
