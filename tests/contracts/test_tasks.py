@@ -79,6 +79,8 @@ def nan_in(result: Any) -> Any:
         return torch.full_like(result, float("nan"))
     if isinstance(result, Mapping):
         return type(result)({name: nan_in(value) for name, value in result.items()})
+    if isinstance(result, tuple):
+        return tuple(map(nan_in, result))
     return result
 
 

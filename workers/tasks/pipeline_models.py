@@ -27,44 +27,65 @@ _AUTOENCODER = {
 class Pipeline(nn.Module):
     """The parts of a pipeline under the names of their folders; of the autoencoder, what decodes."""
 
-    def __init__(self, text_encoder: nn.Module, unet: nn.Module, vae: nn.Module, schedule: Any) -> None:
+    def __init__(
+        self, text_encoder: nn.Module, unet: nn.Module, vae: nn.Module, *, schedule: Any, guidance: float
+    ) -> None:
         super().__init__()
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
+        self._guidance = guidance
+        #: Share of the variance that is the image's, at each time step.
         self.register_buffer("_kept", schedule.alphas_cumprod.clone(), persistent=False)
         self._predicts_velocity = schedule.config.prediction_type == "v_prediction"
 
-    def forward(self, input_ids: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Return the images that one step from latents points to, shape ``(samples, channels, height, width)``."""
-        predicted = self.denoised(latents, timestep, self.encoded(input_ids))
-        shares: torch.Tensor = self.get_buffer("_kept")
-        kept = shares[timestep].view(-1, 1, 1, 1)  # share of the variance that is the image's
-        if self._predicts_velocity:
-            return self.decoded(kept.sqrt() * latents - (1.0 - kept).sqrt() * predicted)
-        return self.decoded((latents - (1.0 - kept).sqrt() * predicted) / kept.sqrt())
+    def forward(
+        self, prompts: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images that one step points to, and what it predicts, of the shape of the latents.
 
-    def encoded(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return prompts as the denoiser takes them, shape ``(samples, tokens, width)``."""
-        states: torch.Tensor = self.text_encoder(input_ids).last_hidden_state
+        Args:
+            prompts: tokens, shape ``(samples, prompts, tokens)``. With guidance each has two, the second empty.
+            latents: shape ``(samples, channels, height, width)``.
+            timestep: shape ``(samples,)``.
+        """
+        predicted = self.denoised(latents, timestep, self.encoded(prompts))
+        return self.decoded(self.pointed(latents, timestep, predicted)), predicted
+
+    def encoded(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Return prompts as the denoiser takes them, all first ones first; shape ``(all, tokens, width)``."""
+        states: torch.Tensor = self.text_encoder(prompts.transpose(0, 1).flatten(0, 1)).last_hidden_state
         return states
 
     def denoised(self, latents: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Return what the denoiser predicts, of the shape of the latents."""
-        predicted: torch.Tensor = self.unet(latents, timestep, encoder_hidden_states=states).sample
-        return predicted
+        """Return what the denoiser predicts, guided if it is to be; of the shape of the latents."""
+        if self._guidance == 1.0:
+            alone: torch.Tensor = self.unet(latents, timestep, encoder_hidden_states=states).sample
+            return alone
+        twice = (torch.cat([given, given]) for given in (latents, timestep))
+        right, without = self.unet(*twice, encoder_hidden_states=states).sample.chunk(2)
+        guided: torch.Tensor = without + self._guidance * (right - without)
+        return guided
+
+    def pointed(self, latents: torch.Tensor, timestep: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """Return the latents without noise that a prediction points to (Song et al., arXiv:2010.02502, eq. 9)."""
+        kept = self.get_buffer("_kept")[timestep].view(-1, 1, 1, 1)
+        if self._predicts_velocity:
+            return kept.sqrt() * latents - (1.0 - kept).sqrt() * predicted
+        return (latents - (1.0 - kept).sqrt() * predicted) / kept.sqrt()
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the images of final latents."""
+        """Return the images of latents without noise."""
         vae: Any = self.vae
         config = vae.config
         images: torch.Tensor = vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0)).sample
         return images
 
 
-def build_pipeline(checkpoint: str) -> Pipeline:
+def build_pipeline(checkpoint: str, guidance: float) -> Pipeline:
     """Return a pipeline in fp32 and evaluation mode.
 
     Args:
         checkpoint: ``TINY``, else the folder of a pipeline, or the name of one on the hub.
+        guidance: scale of classifier-free guidance, 1 for none.
 
     Raises:
         TaskError: if it cannot be loaded, or is of another kind.
@@ -79,7 +100,7 @@ def build_pipeline(checkpoint: str) -> Pipeline:
     vae: Any = _autoencoder(checkpoint)
     # Making images takes no part of what encodes them.
     vae.encoder, vae.quant_conv = nn.Identity(), nn.Identity()
-    return Pipeline(_text_encoder(checkpoint), unet, vae, schedule).eval()
+    return Pipeline(_text_encoder(checkpoint), unet, vae, schedule=schedule, guidance=guidance).eval()
 
 
 def schedule_of(checkpoint: str, steps: int) -> Any:

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from workers.task import OutputKind, Split, Timed
 from workers.tasks.checks import contained, require_integer, require_number, require_text
 from workers.tasks.pipeline_models import TINY, Pipeline, build_pipeline, encode, latents_of, schedule_of
 
-#: The model's arguments: ``input_ids``, ``latents`` and ``timestep``, each with one row a sample.
+#: The model's arguments: ``prompts``, ``latents`` and ``timestep``, each with one row a sample.
 Batch = dict[str, torch.Tensor]
 
 #: Of every three prompts one calibrates, one is evaluated on, and one is held out.
@@ -39,7 +40,7 @@ class TextToImage:
     #: A file of UTF-8 text with one prompt a line; empty for a few of our own.
     prompts: str = ""
     #: Steps of the sampling loop.
-    steps: int = 10
+    steps: int = 20
     #: Scale of classifier-free guidance, which runs every step without the prompt too; 1 for none.
     guidance: float = 7.5
     #: Images made to calibrate, to be evaluated on, and to be held out, each.
@@ -59,7 +60,7 @@ class TextToImage:
 
     def build_model(self) -> nn.Module:
         """Return the checkpoint's pipeline in fp32."""
-        return build_pipeline(self.checkpoint)
+        return build_pipeline(self.checkpoint, self.guidance)
 
     def calibration(self) -> Sequence[Batch]:
         """Return a batch for each step."""
@@ -71,12 +72,12 @@ class TextToImage:
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the images that one step points to, shape ``(samples, features)``."""
-        images: torch.Tensor = model(**batch)
+        images: torch.Tensor = model(**batch)[0]
         return images.flatten(1)
 
     def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
         """Return the images of the split's prompts, shape ``(samples, features)``."""
-        return self._sampled(model, beside(model, self._begin(split)))[1].flatten(1)
+        return self._walked(model, beside(model, self._begin(split)))[1].flatten(1)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return the mean cosine of images to full precision's; opposite ones and nan count as 0."""
@@ -100,16 +101,22 @@ class TextToImage:
         """What full precision comes by, and the images it arrives at, for calibration and each split."""
         model = self.build_model()
         with torch.inference_mode():
-            return {part: self._sampled(model, self._begin(part)) for part in _PARTS}
+            return {part: self._walked(model, self._begin(part)) for part in _PARTS}
 
     def _begin(self, part: str) -> Batch:
         """Return tokens of prompts and noise."""
         draw = torch.Generator().manual_seed(self.seed + _PARTS[part])
-        prompts = self._lines[_PARTS[part] :: len(_PARTS)]
+        lines = self._lines[_PARTS[part] :: len(_PARTS)]
+        chosen = [lines[row % len(lines)] for row in range(self.samples)]
+        prompts = [chosen] if self.guidance == 1.0 else [chosen, [""] * self.samples]
         return {
-            "input_ids": encode(self.checkpoint, [prompts[row % len(prompts)] for row in range(self.samples)]),
+            "prompts": torch.stack([encode(self.checkpoint, texts) for texts in prompts], dim=1),
             "latents": torch.randn(self.samples, *self._shape, generator=draw),
         }
+
+    @functools.cached_property
+    def _schedule(self) -> Any:
+        return schedule_of(self.checkpoint, self.steps)
 
     @functools.cached_property
     def _shape(self) -> tuple[int, int, int]:
@@ -128,25 +135,24 @@ class TextToImage:
             raise TaskError(f"the prompts {self.prompts!r} must be at least {len(_PARTS)}, but are {len(found)}")
         return found
 
-    def _sampled(self, model: nn.Module, begin: Batch) -> tuple[list[Batch], torch.Tensor]:
-        """Return the arguments of every step from noise on, and the images."""
-        if not isinstance(model, Pipeline):
-            raise TaskError(
-                "this task runs the parts of a pipeline one by one, but this runtime has made one graph of them; use "
-                "the backend x86 or torchao"
-            )
-        tokens, latents, path = begin["input_ids"], begin["latents"], []
-        guided, schedule = self.guidance > 1.0, schedule_of(self.checkpoint, self.steps)
-        if guided:
-            tokens = torch.cat([tokens, encode(self.checkpoint, [""]).to(tokens.device).expand_as(tokens)])
-        states = model.encoded(tokens)
-        for step in schedule.timesteps:
-            given = torch.cat([latents, latents]) if guided else latents
-            times = step.to(latents.device).expand(len(given))
-            path.append({"input_ids": tokens, "latents": given, "timestep": times})
-            predicted = model.denoised(given, times, states)
-            if guided:
-                right, without = predicted.chunk(2)
-                predicted = without + self.guidance * (right - without)
-            latents = schedule.step(predicted, step, latents).prev_sample
-        return path, model.decoded(latents)
+    def _walked(self, model: nn.Module, begin: Batch) -> tuple[list[Batch], torch.Tensor]:
+        """Return the arguments of every step from noise on, and the images that the last one points to."""
+        latents, path = begin["latents"], []
+        images = latents
+        for step in self._schedule.timesteps:
+            path.append({**begin, "latents": latents, "timestep": step.to(latents.device).expand(self.samples)})
+            images, predicted = model(**path[-1])
+            latents = self._schedule.step(predicted, step, latents).prev_sample
+        return path, images
+
+    def _sampled(self, model: nn.Module, begin: Batch) -> torch.Tensor:
+        """Return the images of the same loop as it is deployed: texts are read once, and images made once."""
+        assert isinstance(model, Pipeline)
+        latents, states = begin["latents"], model.encoded(begin["prompts"])
+        pointed = latents
+        for step in self._schedule.timesteps:
+            times = step.to(latents.device).expand(len(latents))
+            predicted = model.denoised(latents, times, states)
+            pointed = model.pointed(latents, times, predicted)
+            latents = self._schedule.step(predicted, step, latents).prev_sample
+        return model.decoded(pointed)
