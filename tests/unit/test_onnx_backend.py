@@ -215,6 +215,25 @@ def test_layer_without_a_place_in_the_graph_is_named() -> None:
         backend.deploy(Wasteful(), prepared_model(Wasteful(), backend), (1,))
 
 
+class Halved(nn.Module):
+    """Joins its input twice and takes that apart again, which fixes the size of the graph's first dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = self.layer(torch.cat([x, x])).chunk(2)
+        return one + 2.0 * other
+
+
+def test_a_graph_that_cannot_be_optimized_is_refused_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Task, "build_model", lambda self: Halved().eval())
+    task, backend = Task(), OnnxRuntimeBackend()
+    with pytest.raises(BackendError, match=r"onnxscript cannot optimize the graph; .* backend: AttributeError: "):
+        backend.deploy(task, prepared_model(task, backend), (1,))
+
+
 @pytest.mark.parametrize("choice", ["bf16", "fp16"])
 def test_what_would_be_widened_is_refused(choice: str) -> None:
     (layer,) = discover(nn.Sequential(nn.Linear(8, 8)), lambda m: m(torch.zeros(1, 8)))

@@ -69,6 +69,14 @@ def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Se
             "PyTorch cannot trace this model into ONNX; its forward must not depend on the values of its inputs: "
             f"{str(cause).strip().splitlines()[0]}"
         ) from error
+    except Exception as error:  # what optimizes a traced graph raises as it likes
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise BackendError(
+            "PyTorch traced this model, but onnxscript cannot optimize the graph; take another format or backend: "
+            f"{type(cause).__name__}: {cause}"
+        ) from error
     assert program is not None
     graph = program.model_proto
     _clean(graph)

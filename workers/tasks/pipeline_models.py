@@ -61,7 +61,9 @@ class Pipeline(nn.Module):
             alone: torch.Tensor = self.unet(latents, timestep, encoder_hidden_states=states).sample
             return alone
         twice = (torch.cat([given, given]) for given in (latents, timestep))
-        right, without = self.unet(*twice, encoder_hidden_states=states).sample.chunk(2)
+        both = self.unet(*twice, encoder_hidden_states=states).sample
+        count = latents.shape[0]  # no len() and no chunks, which a traced graph would fix
+        right, without = both[:count], both[count:]
         guided: torch.Tensor = without + self._guidance * (right - without)
         return guided
 
