@@ -61,8 +61,9 @@ class _Round:
 
     candidate_ms: list[float]
     reference_ms: list[float]
-    #: How long threads waited for a processor, as a share of the round; above 1 if several did.
-    waited: float
+    #: How long threads waited for a processor, all together.
+    waited_ms: float
+    elapsed_ms: float
 
 
 def measure(
@@ -113,7 +114,8 @@ def _measure_rounds(
         # Later it would save little.
         if doubt.is_settled_by(timed.candidate_ms, timed.reference_ms) and 2 * len(rounds) <= wanted:
             return rounds
-    by_waiting = sorted(range(len(rounds)), key=lambda index: rounds[index].waited)
+    # Not by their share: a disturbed round is a long one.
+    by_waiting = sorted(range(len(rounds)), key=lambda index: rounds[index].waited_ms)
     return [rounds[index] for index in sorted(by_waiting[:wanted])]
 
 
@@ -144,13 +146,17 @@ def _measure_round(candidate: Contender, reference: Contender, time_pass: TimePa
     else:
         reference_ms = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
         candidate_ms = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
-    waited_s = (waited_ms() - waited_before) / 1e3
-    return _Round(candidate_ms=candidate_ms, reference_ms=reference_ms, waited=waited_s / (time.perf_counter() - start))
+    return _Round(
+        candidate_ms=candidate_ms,
+        reference_ms=reference_ms,
+        waited_ms=waited_ms() - waited_before,
+        elapsed_ms=(time.perf_counter() - start) * 1e3,
+    )
 
 
 def _quiet(rounds: list[_Round]) -> int:
     """Return how many rounds were not disturbed."""
-    return sum(timed.waited <= _DISTURBED for timed in rounds)
+    return sum(timed.waited_ms <= _DISTURBED * timed.elapsed_ms for timed in rounds)
 
 
 def _time_block(contender: Contender, passes: int, time_pass: TimePass) -> list[float]:

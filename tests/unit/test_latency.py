@@ -87,6 +87,28 @@ def test_rounds_in_which_others_had_the_processor_are_measured_again(monkeypatch
     assert len(log.passes) == warm_up + 8 * round_passes
 
 
+def test_of_disturbed_rounds_those_with_the_least_waiting_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch, {})
+    round_passes = CANDIDATE_PER_ROUND + REFERENCE_PER_ROUND + 2
+    slow = itertools.cycle([1.0, 10.0])  # the slow ones wait longer, and are less of their time at it
+
+    def run() -> None:
+        if len(log.passes) % round_passes == 5:
+            factor = next(slow)
+            log.costs_ms = {"candidate": 2.0 * factor, "reference": 8.0 * factor}
+            log.waited_ms += 10.0 if factor == 1.0 else 40.0
+        log.run()
+
+    log.costs_ms = {"candidate": 2.0, "reference": 8.0}
+    contenders = [
+        Contender(install=functools.partial(setattr, log, "installed", name), run=run)
+        for name in ("candidate", "reference")
+    ]
+    samples = measure(contenders[0], contenders[1], batch_size=1, repeats=50, warmup_s=0.0)
+    assert set(samples.candidate_ms) == {2.0}
+    assert set(samples.reference_ms) == {8.0}
+
+
 def test_noise_favours_neither_model(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     log = Log(monkeypatch, {})
