@@ -105,6 +105,11 @@ def test_weight_bytes_are_those_of_the_constants(deployed: OnnxDeployed, graphs:
         assert deployed.weight_bytes() == sum(onnx.numpy_helper.to_array(value).nbytes for value in constants)
 
 
+def test_threads_of_a_session_rest_between_its_passes(deployed: OnnxDeployed) -> None:
+    options = deployed.model.session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_sessions_are_made_for_new_maps_only(deployed: OnnxDeployed, graphs: list[bytes]) -> None:
     deployed.apply({"0": "int8_dynamic"})
     del graphs[:]

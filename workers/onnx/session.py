@@ -28,6 +28,8 @@ def open_session(graph: Path | bytes, *, profile: Path | None = None) -> onnxrun
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _LOG_ERRORS
+    # Else its threads look for work for milliseconds after a pass, and slow down the model that is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
