@@ -48,7 +48,8 @@ _COLUMNS = {
     "weight_memory_mib": "MiB",
 }
 #: Columns that fit 80 characters beside the map, and those left out first where there are more.
-_MOST_COLUMNS, _SPARE = 6, ("latency_p95_ms", "latency_p50_ms")
+_MOST_COLUMNS = 6
+_SPARE = ("latency_p95_ms", "latency_p50_ms", "request_latency_p50_ms", "prefill_latency_p50_ms", "shifted_accuracy")
 _LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
 _FP8_LEGEND = "sf8/df8/wf8 fp8 static/dynamic/weight-only"
 _SMOOTH_LEGEND = "ss8 int8 static, smoothed"
@@ -109,8 +110,8 @@ def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
     names = [name for name in _COLUMNS if any(name in trial.figures for trial in trials)]
-    for spare in _SPARE[: max(0, len(names) - _MOST_COLUMNS)]:
-        names.remove(spare)
+    spare = [name for name in _SPARE if name in names][: max(0, len(names) - _MOST_COLUMNS)]
+    names = [name for name in names if name not in spare]
     columns = {name: _COLUMNS[name] for name in names}
     for heading in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)

@@ -1,0 +1,34 @@
+"""The table of a front fits a terminal, whatever was measured."""
+
+import io
+
+from rich.console import Console
+
+from autotune.cli.output import front_table
+from autotune.metrics import METRICS, Figure
+from autotune.store.clock import now
+from autotune.store.records import TrialKind, TrialRecord, TrialState
+
+
+def shown(*beginnings: str) -> str:
+    trial = TrialRecord(
+        job_id="j", number=1, kind=TrialKind.SEARCH, label="uniform int8_dynamic", state=TrialState.COMPLETE,
+        choices={"a": "int8_dynamic"}, key="k", finished_at=now(),
+        figures={name: Figure(value=12.345) for name in METRICS if name.startswith(beginnings)},
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=80)
+    console.print(front_table("A front", [trial]))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_names_of_maps_keep_room_beside_all_metrics_of_a_language_model() -> None:
+    text = shown("latency", "prefill", "decode", "request", "queued", "accuracy", "shifted", "divergence", "weight")
+    assert "uniform d8" in text
+    assert [heading for heading in ("token ms", "load p95", "accuracy", "diverg.", "MiB") if heading not in text] == []
+    assert "first ms" not in text
+
+
+def test_nothing_is_left_out_where_there_is_room() -> None:
+    text = shown("latency", "accuracy", "divergence", "weight")
+    assert all(heading in text for heading in ("p50 ms", "p95 ms", "speedup", "accuracy", "diverg.", "MiB"))
