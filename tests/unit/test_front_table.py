@@ -24,7 +24,7 @@ def shown(*beginnings: str) -> str:
 
 def test_names_of_maps_keep_room_beside_all_metrics_of_a_language_model() -> None:
     text = shown("latency", "prefill", "decode", "request", "queued", "accuracy", "shifted", "divergence", "weight")
-    assert "uniform d8" in text
+    assert "uniform" in text
     assert [heading for heading in ("token ms", "load p95", "accuracy", "diverg.", "MiB") if heading not in text] == []
     assert "first ms" not in text
 
