@@ -3,6 +3,7 @@ import gc
 import itertools
 import multiprocessing
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,13 @@ class Log:
 
     def contender(self, name: str) -> Contender:
         return Contender(install=lambda: setattr(self, "installed", name), run=self.run)
+
+    def contenders(self, run: Callable[[], object]) -> list[Contender]:
+        """Return candidate and reference, which both run the same."""
+        return [
+            Contender(install=functools.partial(setattr, self, "installed", name), run=run)
+            for name in ("candidate", "reference")
+        ]
 
     def run(self) -> None:
         self.passes.append(self.installed)
@@ -75,10 +83,7 @@ def test_rounds_in_which_others_had_the_processor_are_measured_again(monkeypatch
             log.waited_ms += 0.1 if slow == 1.0 else 30.0
         log.run()
 
-    contenders = [
-        Contender(install=functools.partial(setattr, log, "installed", name), run=run)
-        for name in ("candidate", "reference")
-    ]
+    contenders = log.contenders(run)
     samples = measure(contenders[0], contenders[1], batch_size=1, repeats=50, warmup_s=0.0)
     assert len(samples.candidate_ms) == 50
     assert len(samples.reference_ms) == 5 * REFERENCE_PER_ROUND
@@ -100,10 +105,7 @@ def test_of_disturbed_rounds_those_with_the_least_waiting_count(monkeypatch: pyt
         log.run()
 
     log.costs_ms = {"candidate": 2.0, "reference": 8.0}
-    contenders = [
-        Contender(install=functools.partial(setattr, log, "installed", name), run=run)
-        for name in ("candidate", "reference")
-    ]
+    contenders = log.contenders(run)
     samples = measure(contenders[0], contenders[1], batch_size=1, repeats=50, warmup_s=0.0)
     assert set(samples.candidate_ms) == {2.0}
     assert set(samples.reference_ms) == {8.0}
@@ -120,10 +122,7 @@ def test_noise_favours_neither_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ratios = []
     for _ in range(200):
-        contenders = [
-            Contender(install=functools.partial(setattr, log, "installed", name), run=run)
-            for name in ("candidate", "reference")
-        ]
+        contenders = log.contenders(run)
         samples = measure(contenders[0], contenders[1], batch_size=1, repeats=60, warmup_s=0.0)
         ratios.append(np.log(np.median(samples.candidate_ms) / np.median(samples.reference_ms)))
     assert abs(np.mean(ratios)) < 0.04

@@ -14,7 +14,7 @@ from workers.measurement import Workload
 from workers.placement import beside
 from workers.task import OutputKind, Split, Timed, splits
 from workers.tasks.causal_models import build_causal_model, encode
-from workers.tasks.checks import contained, extra_packages, require_integer, require_text
+from workers.tasks.checks import extra_packages, read_text, require_integer, require_text
 from workers.tasks.decoding import Answer, decode, respond
 from workers.tasks.lee_corpus import background_documents
 from workers.tasks.multiple_choice import Windows, read_questions, windows_of
@@ -195,7 +195,4 @@ def _read(text: str) -> str:
     if not text:
         with extra_packages():
             return "\n\n".join(background_documents())
-    try:
-        return contained("text", text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read the text {text!r}: {error}; give a file of UTF-8 text") from None
+    return read_text("text", text)

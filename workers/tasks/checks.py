@@ -31,6 +31,23 @@ def contained(name: str, path: str) -> Path:
     return found
 
 
+def read_text(name: str, path: str, *, kind: str = "a file") -> str:
+    """Return the UTF-8 text of a file that a task parameter names.
+
+    Args:
+        name: of the parameter.
+        path: see ``contained``.
+        kind: what to give instead, for messages.
+
+    Raises:
+        TaskError: if it cannot be read, or is outside the data folder.
+    """
+    try:
+        return contained(name, path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read the {name} {path!r}: {error}; give {kind} of UTF-8 text") from None
+
+
 def require_integer(name: str, value: object, *, low: int, high: int) -> None:
     """Check a task parameter that came from a job file.
 

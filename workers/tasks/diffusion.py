@@ -70,8 +70,7 @@ class Diffusion:
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return the mean cosine of final latents to full precision's; opposite ones and nan count as 0."""
-        cosines = F.cosine_similarity(outputs.double(), self._finals[split].double(), dim=-1)
-        return float(cosines.nan_to_num(nan=0.0).clamp(min=0.0).mean())
+        return agreement(outputs, self._finals[split])
 
     def latency_batch(self, batch_size: int) -> Batch:
         """Return samples that calibrate at the middle step, from the first again if there are too few."""
@@ -129,3 +128,9 @@ class Diffusion:
             noise = model(**path[-1]).sample[:, : latents.shape[1]]
             latents = self._schedule.step(noise, step, latents).prev_sample
         return path, latents
+
+
+def agreement(outputs: torch.Tensor, right: torch.Tensor) -> float:
+    """Return the mean cosine of samples to the right ones, shape ``(samples, features)``; opposite and nan are 0."""
+    cosines = F.cosine_similarity(outputs.double(), right.double(), dim=-1)
+    return float(cosines.nan_to_num(nan=0.0).clamp(min=0.0).mean())

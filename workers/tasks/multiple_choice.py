@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from workers.errors import TaskError
-from workers.tasks.checks import contained
+from workers.tasks.checks import read_text
 
 #: Characters shown of a wrong line.
 _SHOWN = 80
@@ -72,10 +72,7 @@ def read_questions(name: str, path: str) -> list[Question]:
     Raises:
         TaskError: if it cannot be read, or a line is no such question.
     """
-    try:
-        lines = contained(name, path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read the {name} {path!r}: {error}; give a jsonl file of UTF-8 text") from None
+    lines = read_text(name, path, kind="a jsonl file").splitlines()
     return [_question(line, f"line {number} of the {name} {path!r}") for number, line in enumerate(lines, start=1)]
 
 

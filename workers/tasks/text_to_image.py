@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.placement import beside
 from workers.task import OutputKind, Split, Timed
-from workers.tasks.checks import contained, require_integer, require_number, require_text
+from workers.tasks.checks import read_text, require_integer, require_number, require_text
+from workers.tasks.diffusion import agreement
 from workers.tasks.pipeline_models import TINY, Pipeline, build_pipeline, encode, latents_of, schedule_of
 
 #: The model's arguments: ``prompts``, ``latents`` and ``timestep``, each with one row a sample.
@@ -81,19 +81,15 @@ class TextToImage:
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return the mean cosine of images to full precision's; opposite ones and nan count as 0."""
-        right = self._made[split][1].flatten(1)
-        cosines = F.cosine_similarity(outputs.double(), right.double(), dim=-1)
-        return float(cosines.nan_to_num(nan=0.0).clamp(min=0.0).mean())
+        return agreement(outputs, self._made[split][1].flatten(1))
 
     def latency_batch(self, batch_size: int) -> Batch:
         """Return samples that calibrate at the middle step, from the first again if there are too few."""
-        rows = torch.arange(batch_size) % self.samples
-        return {name: value[rows] for name, value in self.calibration()[self.steps // 2].items()}
+        return self._repeated(self.calibration()[self.steps // 2], batch_size)
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
         """Return sampling, from the tokens of prompts to images."""
-        rows = torch.arange(batch_size) % self.samples
-        begin = {name: value[rows] for name, value in self._begin("calibration").items()}
+        begin = self._repeated(self._begin("calibration"), batch_size)
         return {Workload.SAMPLING: Timed(prepare=lambda model: beside(model, begin), run=self._sampled)}
 
     @functools.cached_property
@@ -126,14 +122,16 @@ class TextToImage:
     def _lines(self) -> Sequence[str]:
         if not self.prompts:
             return _PROMPTS
-        try:
-            lines = contained("prompts", self.prompts).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise TaskError(f"cannot read the prompts {self.prompts!r}: {error}; give a file of UTF-8 text") from None
+        lines = read_text("prompts", self.prompts).splitlines()
         found = [line for line in lines if line.strip()]
         if len(found) < len(_PARTS):
             raise TaskError(f"the prompts {self.prompts!r} must be at least {len(_PARTS)}, but are {len(found)}")
         return found
+
+    def _repeated(self, batch: Batch, count: int) -> Batch:
+        """Return so many samples, from the first again if there are too few."""
+        rows = torch.arange(count) % self.samples
+        return {name: value[rows] for name, value in batch.items()}
 
     def _walked(self, model: nn.Module, begin: Batch) -> tuple[list[Batch], torch.Tensor]:
         """Return the arguments of every step from noise on, and the images that the last one points to."""
