@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from autotune.errors import JobSpecError, TooLargeError
 from autotune.metrics import METRICS, OVERLOADED_MS, QUEUED, Constraint, prefix_of
 from autotune.yaml_file import load_json, load_yaml
-from search_spaces.choice import CHOICES
+from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers import secret_values
@@ -347,16 +347,20 @@ class JobSpec(_Section):
             task=self.task.name,
             task_parameters=self.task.parameters,
             backend=self.backend,
-            calibration=CalibrationSettings(**self.calibration.model_dump(), smoothing=self._smooths()),
+            calibration=CalibrationSettings(
+                **self.calibration.model_dump(),
+                smoothing=any(choice.is_smooth for choice in self._mentioned()),
+                moments=any(choice.is_gptq for choice in self._mentioned()),
+            ),
             measurement=MeasurementSettings(**self.measurement.model_dump() | {"workloads": self.workloads()}),
             task_file=task_file,
             cache_bytes=self.workers.cache_mib << 20,
         )
 
-    def _smooths(self) -> bool:
-        """Return whether some layer may take a choice that smooths its input."""
-        mentioned = [name for rule in self.rules() for name in rule.names()]
-        return any(CHOICES[name].is_smooth for name in (*self.search.choices, *mentioned))
+    def _mentioned(self) -> list[LayerChoice]:
+        """Return the choices that some layer may take."""
+        of_rules = [name for rule in self.rules() for name in rule.names()]
+        return [CHOICES[name] for name in (*self.search.choices, *of_rules)]
 
     def pool_settings(self) -> PoolSettings:
         """Return which workers the job has."""

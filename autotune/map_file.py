@@ -1,5 +1,6 @@
 """The native map file: a quantization map with its ranges, promised figures and provenance, as JSON."""
 
+import dataclasses
 import json
 import reprlib
 import tempfile
@@ -17,7 +18,7 @@ from autotune.store.records import JobRecord, TrialRecord
 from search_spaces.choice import choice_named
 from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
-from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing
 from workers.setup import CalibrationSettings, MeasurementSettings
 
 
@@ -38,16 +39,32 @@ class MappedSmoothing(_Part):
         return cls(factors=found.factors, range=(found.low, found.high)) if found else None
 
 
+class MappedMoments(_Part):
+    """Second moments of a layer's input; see ``SecondMoments``."""
+
+    squares: tuple[float, ...]
+    scales: tuple[float, ...]
+    basis: str
+
+    @classmethod
+    def of(cls, calibrated: ActivationRange | None) -> Self | None:
+        """Return what a calibrated range says of them, or None if that is nothing."""
+        found = calibrated.moments if calibrated else None
+        return cls(**dataclasses.asdict(found)) if found else None
+
+
 class MappedLayer(_Part):
     """One layer: what it is, and what it takes."""
 
     kind: LayerKind
     weight_shape: tuple[int, ...]
     choice: str
-    #: Calibrated range of the input, for static choices only.
+    #: Calibrated range of the input, for choices that need calibration only.
     input_range: tuple[float, float] | None = None
     #: For choices that smooth the input only.
     smoothing: MappedSmoothing | None = None
+    #: For choices that round weights by them only.
+    moments: MappedMoments | None = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -60,6 +77,9 @@ class MappedLayer(_Part):
         factors = len(self.smoothing.factors) if self.smoothing else "none"
         if choice.is_smooth and factors != self.weight_shape[-1]:
             raise ValueError(f"{choice.name} needs smoothing with {self.weight_shape[-1]} factors, but has {factors}")
+        channels = len(self.moments.squares) if self.moments else "none"
+        if choice.is_gptq and channels != self.weight_shape[-1]:
+            raise ValueError(f"{choice.name} needs moments of {self.weight_shape[-1]} channels, but has {channels}")
         return self
 
     def range(self) -> ActivationRange | None:
@@ -70,7 +90,8 @@ class MappedLayer(_Part):
         if self.smoothing is not None:
             low, high = self.smoothing.range
             smoothing = Smoothing(factors=self.smoothing.factors, low=low, high=high)
-        return ActivationRange(low=self.input_range[0], high=self.input_range[1], smoothing=smoothing)
+        moments = SecondMoments(**self.moments.model_dump()) if self.moments else None
+        return ActivationRange(low=self.input_range[0], high=self.input_range[1], smoothing=smoothing, moments=moments)
 
 
 class PromisedFigure(_Part):
@@ -228,4 +249,5 @@ def _mapped(layer: Layer, quantization: QuantizationMap) -> MappedLayer:
         choice=choice.name,
         input_range=(calibrated.low, calibrated.high) if calibrated else None,
         smoothing=MappedSmoothing.of(calibrated) if choice.is_smooth else None,
+        moments=MappedMoments.of(calibrated) if choice.is_gptq else None,
     )

@@ -44,7 +44,8 @@ def _key(job: JobRecord) -> str:
     """Return what two jobs share if one's probes serve the other: model, data, kernels and hardware."""
     assert job.description is not None
     spec, described = JobSpec.parse(job.spec), job.description
-    sought = {"smoothing": True} if spec.worker_setup().calibration.smoothing else {}
+    calibration = spec.worker_setup().calibration
+    sought = {name: True for name in ("smoothing", "moments") if getattr(calibration, name)}
     parts = {
         "fingerprint": described.fingerprint,
         "task": spec.task.model_dump(mode="json"),

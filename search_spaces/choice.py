@@ -47,6 +47,9 @@ class Method(enum.StrEnum):
     #: Input channels are divided by factors that the weights are multiplied by, so that no outlier among the channels
     #: widens the range of all: SmoothQuant (Xiao et al., arXiv:2211.10438).
     SMOOTH = "smooth"
+    #: Weights make up for the rounding of those before them, where inputs of the layer are alike: GPTQ (Frantar et
+    #: al., arXiv:2210.17323).
+    GPTQ = "gptq"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,8 @@ class LayerChoice:
 
     Raises:
         ChoiceError: if activations would be quantized while weights are not, weights are int4 while activations are
-            quantized (no supported runtime has a W4A8 kernel), or what is smoothed is not int8 static.
+            quantized (no supported runtime has a W4A8 kernel), what is smoothed is not int8 static, or what is rounded
+            by GPTQ is not int4.
     """
 
     #: Weight format.
@@ -71,6 +75,8 @@ class LayerChoice:
                 f"smoothing needs int8 weights and static activations, but got {self.precision} and "
                 f"{self.activation}; use int8_static_smooth"
             )
+        if self.is_gptq and self.precision is not Precision.INT4:
+            raise ChoiceError(f"GPTQ needs int4 weights, but got {self.precision}; use int4_weight_only_gptq")
         if self.activation is ActivationMode.NONE:
             return
         if not self.precision.is_quantized:
@@ -87,11 +93,11 @@ class LayerChoice:
     @property
     def name(self) -> str:
         """Return the choice's name in job files, maps and the database, such as ``int8_static``."""
-        if self.is_smooth:
-            return f"{self.precision}_{self.activation}_{self.method}"
-        if self.activation is not ActivationMode.NONE:
-            return f"{self.precision}_{self.activation}"
-        return f"{self.precision}_weight_only" if self.precision.is_quantized else self.precision.value
+        if not self.precision.is_quantized:
+            return self.precision.value
+        inputs = "weight_only" if self.activation is ActivationMode.NONE else self.activation
+        method = () if self.method is Method.PLAIN else (self.method,)
+        return "_".join((self.precision, inputs, *method))
 
     @property
     def needs_int8_products(self) -> bool:
@@ -100,13 +106,18 @@ class LayerChoice:
 
     @property
     def needs_calibration(self) -> bool:
-        """Return whether the choice needs a calibrated input range."""
-        return self.activation is ActivationMode.STATIC
+        """Return whether the choice needs what calibration found about the layer's input."""
+        return self.activation is ActivationMode.STATIC or self.is_gptq
 
     @property
     def is_smooth(self) -> bool:
         """Return whether input channels are divided by factors first, which calibration finds."""
         return self.method is Method.SMOOTH
+
+    @property
+    def is_gptq(self) -> bool:
+        """Return whether weights are rounded by the second moments of the input, which calibration finds."""
+        return self.method is Method.GPTQ
 
 
 def _legal_choices() -> dict[str, LayerChoice]:

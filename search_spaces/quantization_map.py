@@ -1,5 +1,7 @@
 """The quantization map: which choice each layer of one model takes, with its calibrated ranges."""
 
+import base64
+import binascii
 import hashlib
 import json
 from collections.abc import Mapping
@@ -24,6 +26,8 @@ class ActivationRange:
     high: float
     #: How the input is smoothed by the choices that do so; None if no factors were sought.
     smoothing: "Smoothing | None" = None
+    #: Second moments of the input, for the choices that round weights by them; None if none were sought.
+    moments: "SecondMoments | None" = None
 
     def __post_init__(self) -> None:
         # The comparison is also false for NaN; the bound keeps infinities out.
@@ -72,16 +76,58 @@ class Smoothing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondMoments:
+    """Mean products of a layer's input channels ``E[x x^T]``, as their diagonal and a few directions beside it.
+
+    Off the diagonal they are ``sum_k scales[k]^2 b_k b_k^T``, with ``b_k`` the rows of ``basis``.
+
+    Raises:
+        MapError: if a number is negative or not finite, there is none, or the basis does not have a row of one byte
+            for each channel for each scale.
+    """
+
+    #: Mean square of each channel.
+    squares: tuple[float, ...]
+    #: Length of the directions, in units of the integers of ``basis``.
+    scales: tuple[float, ...]
+    #: Signed bytes of shape ``(len(scales), len(squares))``, in base64.
+    basis: str
+
+    def __post_init__(self) -> None:
+        wrong = [number for number in (*self.squares, *self.scales) if not 0.0 <= number < float("inf")]
+        if wrong or not self.squares:
+            raise MapError(
+                f"second moments need finite numbers that are not negative, but got {wrong[0] if wrong else 'none'}"
+            )
+        self.integers()
+
+    def integers(self) -> bytes:
+        """Return the bytes of ``basis``."""
+        try:
+            found = base64.b64decode(self.basis, validate=True)
+        except (binascii.Error, ValueError):
+            raise MapError(f"the basis of second moments must be base64, but got {self.basis[:20]!r}...") from None
+        expected = len(self.scales) * len(self.squares)
+        if len(found) != expected:
+            raise MapError(
+                f"the basis of second moments needs {expected} bytes for {len(self.scales)} scales and "
+                f"{len(self.squares)} channels, but has {len(found)}"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationMap:
     """Layer -> choice for one model: the artefact the search produces.
 
     Raises:
-        MapError: if a layer with a static choice has no calibrated range, or one that is smoothed no factors.
+        MapError: if a layer whose choice needs calibration has no calibrated range, one that is smoothed no factors, or
+            one that is rounded by GPTQ no second moments.
     """
 
     #: Layer name -> choice, in execution order.
     choices: Mapping[str, LayerChoice]
-    #: Layer name -> calibrated input range; needed for static choices, others are ignored.
+    #: Layer name -> calibrated input range; needed for choices that need calibration, others are ignored.
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,10 +135,17 @@ class QuantizationMap:
             name for name, choice in self.choices.items() if choice.needs_calibration and name not in self.ranges
         ]
         if missing:
-            raise MapError(f"static layers need a calibrated range, but {', '.join(missing)} have none; calibrate them")
+            raise MapError(
+                f"static and GPTQ layers need a calibrated range, but {', '.join(missing)} have none; calibrate them"
+            )
         rough = [n for n, choice in self.choices.items() if choice.is_smooth and self.ranges[n].smoothing is None]
         if rough:
             raise MapError(f"smoothed layers need calibrated factors, but {', '.join(rough)} have none; calibrate them")
+        blind = [n for n, choice in self.choices.items() if choice.is_gptq and self.ranges[n].moments is None]
+        if blind:
+            raise MapError(
+                f"GPTQ layers need calibrated second moments, but {', '.join(blind)} have none; calibrate them"
+            )
 
     @classmethod
     def from_names(
@@ -108,6 +161,10 @@ class QuantizationMap:
     def smoothing(self, layer: str) -> Smoothing | None:
         """Return how a layer's input is smoothed, or None if its choice does not do so."""
         return self.ranges[layer].smoothing if self.choices[layer].is_smooth else None
+
+    def moments(self, layer: str) -> SecondMoments | None:
+        """Return what a layer's weights are rounded by, or None if its choice does not round by that."""
+        return self.ranges[layer].moments if self.choices[layer].is_gptq else None
 
     @property
     def names(self) -> dict[str, str]:

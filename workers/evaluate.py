@@ -15,7 +15,7 @@ from search_spaces.layer import Layer
 from workers import clock, device_lock, environment, latency, memory, quality
 from workers.attention import unroll_attention
 from workers.backends import build_backend
-from workers.calibration.calibrate import calibrate, clipped_shares, with_smoothing
+from workers.calibration.calibrate import calibrate, clipped_shares, with_moments, with_smoothing
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
 from workers.measurement import Environment, LatencySamples, Measurement, Workload
@@ -249,6 +249,8 @@ class Evaluator:
         found = calibrate(model, layers, batches, self._task.forward, setup.calibration)
         if setup.calibration.smoothing:
             found = with_smoothing(found, model, layers, batches, self._task.forward)
+        if setup.calibration.moments:
+            found = with_moments(found, model, layers, batches, self._task.forward)
         if Split.SHIFTED not in splits(self._task):
             return found
         shifted = self._task.evaluation(Split.SHIFTED)

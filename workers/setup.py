@@ -34,6 +34,8 @@ class CalibrationSettings:
     percentile: float = 99.99
     #: Whether factors that smooth inputs are sought too, for the choices that need them.
     smoothing: bool = False
+    #: Whether second moments of inputs are sought too, for the choices that need them.
+    moments: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,8 @@ class Calibration:
     seconds: float
     #: Seconds another pass took that found smoothing factors; None if none were sought.
     smoothing_seconds: float | None = None
+    #: Seconds another pass took that found second moments; None if none were sought.
+    moments_seconds: float | None = None
     #: Layer name -> share of its inputs on shifted data that lie outside the range, so that static quantization
     #: clips them; None if the task has no shifted data.
     clipped: Mapping[str, float] | None = None
@@ -130,7 +134,9 @@ class Calibration:
         """Return what calibration lacks for ``layer`` to take ``choice``, or None if nothing."""
         known = self.ranges.get(layer.name)
         if choice.is_smooth and (known is None or known.smoothing is None):
-            return "needs smoothing factors, which calibration seeks only if search.choices has int8_static_smooth"
+            return f"needs smoothing factors, which calibration seeks only if search.choices has {choice.name}"
+        if choice.is_gptq and (known is None or known.moments is None):
+            return f"needs second moments, which calibration seeks only if search.choices has {choice.name}"
         return None
 
 

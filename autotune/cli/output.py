@@ -28,6 +28,7 @@ _SHORT = {
     "int8_dynamic": "d8",
     "int8_weight_only": "w8",
     "int4_weight_only": "w4",
+    "int4_weight_only_gptq": "g4",
     "fp8_static": "sf8",
     "fp8_dynamic": "df8",
     "fp8_weight_only": "wf8",
@@ -52,7 +53,8 @@ _MOST_COLUMNS = 6
 _SPARE = ("latency_p95_ms", "latency_p50_ms", "request_latency_p50_ms", "prefill_latency_p50_ms", "shifted_accuracy")
 _LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
 _FP8_LEGEND = "sf8/df8/wf8 fp8 static/dynamic/weight-only"
-_SMOOTH_LEGEND = "ss8 int8 static, smoothed"
+#: Choices that only few jobs have -> what their abbreviations mean.
+_RARE_LEGENDS = {"int8_static_smooth": "ss8 int8 static, smoothed", "int4_weight_only_gptq": "g4 w4 by GPTQ"}
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -71,11 +73,11 @@ def short_choice(name: str) -> str:
 
 
 def legend(choices: Iterable[str]) -> str:
-    """Return what the abbreviations of choices mean, those of fp8 and of smoothed layers if there are any."""
+    """Return what the abbreviations of choices mean, those of fp8 and of rare choices if there are any."""
     names = set(choices)
     parts = [_LEGEND]
     parts += [_FP8_LEGEND] if any(name.startswith("fp8_") for name in names) else []
-    parts += [_SMOOTH_LEGEND] if "int8_static_smooth" in names else []
+    parts += [text for name, text in _RARE_LEGENDS.items() if name in names]
     return " · ".join(parts)
 
 

@@ -9,8 +9,9 @@ from compressed_tensors.quantization import QuantizationConfig, QuantizationStat
 from torch import nn
 
 from autotune.exporters import compressed_schemes
-from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
-from search_spaces.quantization_map import QuantizationMap
+from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, Precision
+from search_spaces.quantization_map import QuantizationMap, SecondMoments
+from workers.backends import gptq
 from workers.backends.weight_quantization import INT4_GROUP, int8_per_channel
 
 #: Scales of an int4 group to choose from, relative to the one that reaches the largest weight.
@@ -34,8 +35,9 @@ def compress(model: nn.Module, quantization: QuantizationMap) -> dict[str, Any]:
     apply_quantization_config(model, config, show_progress=False)
     for name, choice in quantization.choices.items():
         if choice != FULL_PRECISION:
-            _fill(model.get_submodule(name), _tensors(model.get_submodule(name), choice))
-        if choice.needs_calibration:
+            module = model.get_submodule(name)
+            _fill(module, _tensors(module, choice, quantization.moments(name)))
+        if choice.activation is ActivationMode.STATIC:
             scale, zero_point = quantization.ranges[name].affine_uint8()
             static = {"input_scale": torch.tensor([scale]), "input_zero_point": torch.tensor([zero_point - 128])}
             _fill(model.get_submodule(name), static)
@@ -51,17 +53,17 @@ def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         module.get_parameter(attribute).data.copy_(tensor)
 
 
-def _tensors(module: nn.Module, choice: LayerChoice) -> dict[str, torch.Tensor]:
+def _tensors(module: nn.Module, choice: LayerChoice, moments: SecondMoments | None) -> dict[str, torch.Tensor]:
     """Return weights that the library rounds to exactly the integers wanted, and what it rounds them with."""
     weight = module.get_parameter("weight").detach()
     if choice.precision is Precision.INT4:
-        return _int4(weight)
+        return _int4(weight, moments)
     values, scales = int8_per_channel(weight, torch.float32 if choice.needs_int8_products else torch.bfloat16)
     scale = scales.float()[:, None]
     return {"weight": values * scale, "weight_scale": scale}
 
 
-def _int4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+def _int4(weight: torch.Tensor, moments: SecondMoments | None) -> dict[str, torch.Tensor]:
     """Return weights rounded again, to the symmetric groups of the format, with scales that bf16 holds.
 
     Of each group's scales, from one that cuts no weight to one that cuts the largest, the one with the smallest
@@ -72,7 +74,8 @@ def _int4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     scales = [(widest * cut).to(torch.bfloat16).float().clamp(min=torch.finfo(torch.float32).tiny) for cut in _CUTS]
     rounded = torch.stack([torch.clamp(torch.round(grouped / scale), -8, 7) * scale for scale in scales])
     best = (rounded - grouped).square().sum(dim=-1, keepdim=True).argmin(dim=0)
-    return {
-        "weight": rounded.gather(0, best.expand_as(grouped)[None])[0].flatten(1),
-        "weight_scale": torch.stack(scales).gather(0, best[None])[0, ..., 0],
-    }
+    scale = torch.stack(scales).gather(0, best[None])[0, ..., 0]
+    if moments is None:
+        return {"weight": rounded.gather(0, best.expand_as(grouped)[None])[0].flatten(1), "weight_scale": scale}
+    steps = gptq.rounded_steps(weight, scale, torch.zeros_like(scale), INT4_GROUP, moments)
+    return {"weight": (steps.view_as(grouped) * scale[..., None]).flatten(1), "weight_scale": scale}

@@ -3,12 +3,17 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
+from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from workers.backends.weight_quantization import INT4_GROUP
 
 _INT8_WEIGHTS: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 _INT8_INPUT: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": False}
+_INT4: dict[str, Any] = {
+    # Symmetric: transformers 5.23 cannot load packed zero points, and vLLM has fewer kernels for them.
+    "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": INT4_GROUP},
+    "format": "pack-quantized",
+}
 #: Choice -> weights, input activations and format of a layer.
 _SCHEMES: dict[str, dict[str, Any]] = {
     "int8_static": {
@@ -23,11 +28,8 @@ _SCHEMES: dict[str, dict[str, Any]] = {
         "format": "int-quantized",
     },
     "int8_weight_only": {"weights": _INT8_WEIGHTS, "format": "pack-quantized"},
-    "int4_weight_only": {
-        # Symmetric: transformers 5.23 cannot load packed zero points, and vLLM has fewer kernels for them.
-        "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": INT4_GROUP},
-        "format": "pack-quantized",
-    },
+    "int4_weight_only": _INT4,
+    "int4_weight_only_gptq": _INT4,
 }
 #: Choices that have a scheme.
 NAMES = tuple(_SCHEMES)
@@ -64,7 +66,7 @@ def refusal(layer: Layer, choice: LayerChoice) -> str | None:
 
 
 def _expert_refuses(layer: Layer, choice: LayerChoice) -> str | None:
-    if "experts.*." in layer.group and choice.needs_calibration:
+    if "experts.*." in layer.group and choice.activation is ActivationMode.STATIC:
         return "vLLM's kernels for experts take ranges of each token, but no static ones"
     return None
 

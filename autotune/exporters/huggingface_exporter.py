@@ -9,7 +9,7 @@ from torch import nn
 from autotune.exporters import libraries, pretrained
 from autotune.exporters.base import Source
 from autotune.exporters.torchao_exporter import COMPUTED_IN, TorchAoExporter, refusal
-from search_spaces.choice import FULL_PRECISION, LayerChoice
+from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice
 from search_spaces.layer import Layer
 
 
@@ -23,7 +23,7 @@ class HuggingFaceExporter:
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Exporter.refuses``."""
-        if choice.needs_calibration:
+        if choice.activation is ActivationMode.STATIC:
             return "transformers drops static ranges when it loads torchao weights; the format torchao keeps them"
         if choice.precision in COMPUTED_IN:
             return (

@@ -1,11 +1,13 @@
 """The ``llm-compressor`` format: a recipe whose groups are those of our compressed-tensors checkpoints."""
 
+from typing import Any
+
 import yaml
 from torch import nn
 
 from autotune.exporters import compressed_schemes, pretrained
 from autotune.exporters.configuration import Configuration, header
-from search_spaces.choice import LayerChoice
+from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import QuantizationMap
 
@@ -23,8 +25,8 @@ class LlmCompressorConfiguration(Configuration):
         '    oneshot(model=model, dataset=dataset, recipe="recipe.yaml", output_dir="compressed")'
     )
     differs = (
-        "llm-compressor calibrates static ranges again on its own data, takes dynamic ranges of each token, and "
-        "its int4 groups have no zero points; the format compressed-tensors keeps our ranges"
+        "llm-compressor calibrates static ranges and GPTQ again on its own data, takes dynamic ranges of each token, "
+        "and its int4 groups have no zero points; the format compressed-tensors keeps what we calibrated"
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
@@ -37,8 +39,11 @@ class LlmCompressorConfiguration(Configuration):
 
     def text(self, quantization: QuantizationMap) -> str:
         """See ``Configuration.text``."""
-        modifier = {"config_groups": compressed_schemes.groups(quantization.choices)}
-        recipe = {"quant_stage": {"quant_modifiers": {"QuantizationModifier": modifier}}}
+        by_modifier: dict[str, dict[str, Any]] = {}
+        for name, group in compressed_schemes.groups(quantization.choices).items():
+            modifier = "GPTQModifier" if CHOICES[name].is_gptq else "QuantizationModifier"
+            by_modifier.setdefault(modifier, {"config_groups": {}})["config_groups"][name] = group
+        recipe = {"quant_stage": {"quant_modifiers": by_modifier or {"QuantizationModifier": {"config_groups": {}}}}}
         return header(self) + yaml.dump(recipe, Dumper=_NoAliases, sort_keys=False)
 
     def validate(self, text: str) -> None:

@@ -15,15 +15,18 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "static_quant": {"w_dtype": "fp32", "act_dtype": "fp32"},
     "pt2e_dynamic_quant": {"w_dtype": "fp32", "act_dtype": "fp32"},
     "rtn": {"dtype": "fp32"},
+    "gptq": {"dtype": "fp32"},
 }
 _W8A8 = {"w_dtype": "int8", "w_sym": True, "w_granularity": "per_channel"}
+_INT4 = {"dtype": "int", "bits": 4, "use_sym": False, "group_size": INT4_GROUP}
 _INPUT = {"act_dtype": "uint8", "act_sym": False, "act_granularity": "per_tensor", "act_algo": "minmax"}
 #: Choice -> algorithm, and its settings for a layer.
 _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "int8_static": ("static_quant", _W8A8 | _INPUT),
     "int8_dynamic": ("pt2e_dynamic_quant", _W8A8 | _INPUT),
     "int8_weight_only": ("rtn", {"dtype": "int", "bits": 8, "use_sym": True, "group_size": -1}),
-    "int4_weight_only": ("rtn", {"dtype": "int", "bits": 4, "use_sym": False, "group_size": INT4_GROUP}),
+    "int4_weight_only": ("rtn", _INT4),
+    "int4_weight_only_gptq": ("gptq", _INT4 | {"act_order": True, "static_groups": True}),
 }
 
 
@@ -44,7 +47,9 @@ class NeuralCompressorConfiguration(Configuration):
         "    configs = [known[algorithm].from_dict(section) for algorithm, section in sections]  # add up with +\n"
         "    # ComposableConfig.from_dict (3.10) reads the first section only"
     )
-    differs = "Neural Compressor calibrates static ranges again, and its algorithms are applied one after the other"
+    differs = (
+        "Neural Compressor calibrates static ranges and GPTQ again, and its algorithms are applied one after the other"
+    )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Configuration.refuses_layer``."""

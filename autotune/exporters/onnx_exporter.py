@@ -12,6 +12,7 @@ from autotune.exporters import libraries
 from autotune.exporters.base import Source
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
+from workers.backends.packed import range_of
 from workers.onnx import choices
 
 #: Names in the folder: the graph, and which of its nodes are which layer.
@@ -51,8 +52,8 @@ class OnnxExporter:
             fragments = {
                 layer.name: fragment(
                     source.model.get_submodule(layer.name),
-                    quantization.choices[layer.name],
-                    quantization.ranges.get(layer.name),
+                    (choice := quantization.choices[layer.name]),
+                    range_of(choice, quantization.ranges.get(layer.name)),
                 )
                 for layer in source.layers
                 if choices.has_place(layer)

@@ -20,7 +20,7 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     LayerKind.LINEAR: (
         *("int8_static", "int8_static_smooth", "int8_dynamic", "int8_weight_only"),
         *_FP8,
-        "int4_weight_only",
+        *("int4_weight_only", "int4_weight_only_gptq"),
     ),
     LayerKind.EMBEDDING: ("int8_weight_only", "int4_weight_only"),
 }

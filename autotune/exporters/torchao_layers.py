@@ -193,7 +193,7 @@ def _integers(model: nn.Module, layer: Layer, quantization: QuantizationMap) -> 
     if layer.kind is LayerKind.EMBEDDING:
         return _integers_per_row(weight.detach(), choice.precision.bits)
     if choice.precision is Precision.INT4:
-        values, scales, zeros = int4_per_group(weight.detach())
+        values, scales, zeros = int4_per_group(weight.detach(), quantization.moments(layer.name))
         return {
             "qdata": (values - 8).to(torch.int8),
             "scale": scales.float(),

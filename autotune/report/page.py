@@ -219,8 +219,9 @@ def _calibration(job: JobRecord, spec: JobSpec) -> dict[str, str]:
     ranges = {name: [found.low, found.high] for name, found in calibration.ranges.items()}
     digest = hashlib.sha256(json.dumps(ranges, sort_keys=True).encode()).hexdigest()
     settings = spec.worker_setup().calibration
-    smoothing = calibration.smoothing_seconds
-    took = f", {calibration.seconds:.1f} s" + (f" and {smoothing:.1f} s for smoothing" if smoothing else "")
+    more = {"smoothing": calibration.smoothing_seconds, "second moments": calibration.moments_seconds}
+    took = f", {calibration.seconds:.1f} s"
+    took += "".join(f", {seconds:.1f} s for {what}" for what, seconds in more.items() if seconds)
     return {
         "Model": f"sha256 {job.description.fingerprint}",
         "Calibration": f"{settings.observer}, {calibration.samples} samples, ranges of {len(ranges)} layers{took}",

@@ -19,7 +19,8 @@ from workers.attention import unroll_attention
 from workers.backends import BACKENDS
 from workers.backends.base import Backend, Deployed
 from workers.backends.torchao import TorchAoBackend
-from workers.calibration.calibrate import calibrate, with_smoothing
+from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
+from workers.calibration.moments import MomentSketch
 from workers.placement import moved, placed
 from workers.prepared import PreparedModel
 from workers.setup import CalibrationSettings
@@ -27,10 +28,12 @@ from workers.task import OutputKind, Split
 
 
 def calibrated(module: nn.Module) -> ActivationRange:
-    """The range of a layer's input, and factors for each channel of it."""
+    """The range of a layer's input, and factors and second moments of its channels."""
     channels = getattr(module, "in_features", 1)
     factors = tuple(1.0 + 0.5 * (channel % 3) for channel in range(channels))
-    return ActivationRange(low=-5.0, high=5.0, smoothing=Smoothing(factors=factors, low=-4.0, high=4.0))
+    smoothing, sketch = Smoothing(factors=factors, low=-4.0, high=4.0), MomentSketch(channels)
+    sketch.add(torch.randn(64, channels, generator=torch.Generator().manual_seed(0)).cumsum(dim=1))
+    return ActivationRange(low=-5.0, high=5.0, smoothing=smoothing, moments=sketch.moments())
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -233,6 +236,7 @@ def prepared_model(backend: Backend, own: ModelTask = TASK) -> PreparedModel:
     layers = discover(model, lambda m: task.forward(m, task.calibration()[0]))
     found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
     found = with_smoothing(found, model, layers, task.calibration(), task.forward)
+    found = with_moments(found, model, layers, task.calibration(), task.forward)
     return PreparedModel(model, layers, backend, found.ranges)
 
 

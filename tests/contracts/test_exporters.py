@@ -19,14 +19,14 @@ from autotune.exporters.base import Exporter, Source
 from autotune.exporters.configuration import Configuration
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile, MappedSmoothing
+from autotune.map_file import MapFile, MappedMoments, MappedSmoothing
 from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.x86 import X86Backend
-from workers.calibration.calibrate import calibrate, with_smoothing
+from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
 from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
 from workers.quality import outputs
@@ -39,7 +39,7 @@ TASK_FILE = str(Path(__file__).parents[1] / "data" / "export_tasks.py")
 ROUNDING = 0.01
 #: What a format rounds anew, by its own documentation: such outputs may differ from the backend's by as much as two
 #: roundings of the same fineness do, twice what ours differ from full precision.
-ROUNDED_AGAIN = {"compressed-tensors": {"int8_dynamic", "int4_weight_only"}}
+ROUNDED_AGAIN = {"compressed-tensors": {"int8_dynamic", "int4_weight_only", "int4_weight_only_gptq"}}
 #: Formats that trace a model for seconds, so that the mixed map stands for every choice.
 TRACED = {"torch-export"}
 TASKS = ("tiny-bert", "tiny-cnn", "tiny-llama")
@@ -54,6 +54,7 @@ def blank(task_name: str) -> Mapping[str, Any]:
     layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
     found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
     found = with_smoothing(found, model, layers, task.calibration(), task.forward)
+    found = with_moments(found, model, layers, task.calibration(), task.forward)
     return {
         "schema": "autotune.map/v1",
         "task": task_name,
@@ -82,8 +83,12 @@ def calibrated(known: ActivationRange | None) -> dict[str, Any]:
     """What a map's file says of a layer's input."""
     if known is None:
         return {}
-    smoothing = MappedSmoothing.of(known)
-    return {"input_range": [known.low, known.high], "smoothing": smoothing and smoothing.model_dump()}
+    smoothing, moments = MappedSmoothing.of(known), MappedMoments.of(known)
+    return {
+        "input_range": [known.low, known.high],
+        "smoothing": smoothing and smoothing.model_dump(),
+        "moments": moments and moments.model_dump(),
+    }
 
 
 def with_choices(task_name: str, choices: Mapping[str, str]) -> dict[str, Any]:

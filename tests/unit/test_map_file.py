@@ -1,5 +1,6 @@
 """Map files: they come back as they were written, say what is wrong with them, and fit one model only."""
 
+import base64
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, 
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
-from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing, map_key
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing, map_key
 from workers.backends.x86 import X86Backend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
@@ -36,7 +37,17 @@ X = torch.tensor([[1, 2], [3, 4]])
 #: Choices every x86 processor with AVX2 runs.
 CHOSEN = {"words": "int8_weight_only", "block.0": "fp32", "head": "int8_weight_only"}
 SMOOTHING = Smoothing(factors=tuple(0.125 * (channel + 1) for channel in range(32)), low=-2.0 / 3.0, high=3.0)
-RANGES = {name: ActivationRange(low=-1.0 / 3.0, high=4.0, smoothing=SMOOTHING) for name in CHOSEN}
+MOMENTS = SecondMoments(
+    squares=(1.0, 1.0 / 3.0) * 16, scales=(0.01,), basis=base64.b64encode(bytes(range(32))).decode()
+)
+RANGES = {name: ActivationRange(low=-1.0 / 3.0, high=4.0, smoothing=SMOOTHING, moments=MOMENTS) for name in CHOSEN}
+#: Choice -> what of a range its map has.
+KEPT = {
+    "fp8_static": {"smoothing": None, "moments": None},
+    "int8_static": {"smoothing": None, "moments": None},
+    "int8_static_smooth": {"moments": None},
+    "int4_weight_only_gptq": {"smoothing": None},
+}
 
 
 class Model(nn.Module):
@@ -108,7 +119,7 @@ def test_a_map_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert [(name, layer.choice) for name, layer in file.layers.items()] == [
         ("words", "int8_weight_only"), ("block.0", "fp32"), ("head", "int8_static")
     ]  # fmt: skip
-    assert file.ranges() == {"head": replace(RANGES["head"], smoothing=None)}
+    assert file.ranges() == {"head": replace(RANGES["head"], smoothing=None, moments=None)}
     assert file.promised["accuracy"].value == 0.1 + 0.2
     assert (file.promised["latency_p50_ms"].low, file.promised["latency_p50_ms"].high) == (1.9, 2.2)
     assert (file.task, file.task_parameters, file.backend) == ("t", {"p": [1]}, "x86")
@@ -119,12 +130,8 @@ def test_a_map_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @given(st.fixed_dictionaries({name: st.sampled_from(sorted(CHOICES)) for name in CHOSEN}))
 def test_any_map_survives_its_file(choices: dict[str, str]) -> None:
     found = MapFile.model_validate_json(dump(document(choices))).quantization_map()
-    static = {
-        name: RANGES[name] if choice.endswith("_smooth") else replace(RANGES[name], smoothing=None)
-        for name, choice in choices.items()
-        if "_static" in choice
-    }
-    assert found == QuantizationMap.from_names(choices, static)
+    kept = {name: replace(RANGES[name], **KEPT[choice]) for name, choice in choices.items() if choice in KEPT}
+    assert found == QuantizationMap.from_names(choices, kept)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +199,14 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, name: str, why
         (
             {"input_range": [0, 1], "smoothing": {"factors": [1, -2], "range": [0, 1]}},
             "layers.head: smoothing needs positive, finite factors, but got -2.0",
+        ),
+        (
+            {"choice": "int4_weight_only_gptq", "input_range": [0, 1]},
+            "layers.head: int4_weight_only_gptq needs moments of 32 channels, but has none",
+        ),
+        (
+            {"input_range": [0, 1], "moments": {"squares": [1], "scales": [1], "basis": "AAA="}},
+            "layers.head: the basis of second moments needs 1 bytes for 1 scales and 1 channels, but has 2",
         ),
         ({"input_range": [1]}, "layers.head.input_range.1: is required"),
         ({"kind": "cell"}, "'lstm' or 'gru', but got 'cell'"),
@@ -296,11 +311,12 @@ def test_what_this_processor_cannot_run_is_refused(
     assert list(model.modules()) == before
 
 
-def test_a_smoothed_layer_is_rebuilt_from_the_file_alone(tmp_path: Path) -> None:
-    write(document(CHOSEN | {"head": "int8_static_smooth"}), tmp_path / "map.json")
+@pytest.mark.parametrize("choice", ["int8_static_smooth", "int4_weight_only_gptq"])
+def test_a_layer_of_a_calibrated_method_is_rebuilt_from_the_file_alone(tmp_path: Path, choice: str) -> None:
+    write(document(CHOSEN | {"head": choice}), tmp_path / "map.json")
     own = Model().eval()
     prepared = PreparedModel(own, discover(own, lambda m: m(X)), X86Backend(), RANGES)
-    prepared.apply(CHOSEN | {"head": "int8_static_smooth"})
+    prepared.apply(CHOSEN | {"head": choice})
     with torch.inference_mode():
         assert torch.equal(load_map(tmp_path / "map.json").apply(Model())(X), own(X))
 

@@ -11,12 +11,12 @@ import torch
 from autotune import exporters
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile, MappedSmoothing
+from autotune.map_file import MapFile, MappedMoments, MappedSmoothing
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from workers.backends.torchao import TorchAoBackend
-from workers.calibration.calibrate import calibrate, with_smoothing
+from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
 from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
 from workers.quality import outputs
@@ -27,7 +27,7 @@ from workers.tasks import build_task, load_task_file
 load_task_file(str(Path(__file__).parents[1] / "data" / "export_tasks.py"))
 BACKEND = TorchAoBackend("cpu")
 #: Choices whose layers multiply in fp32 outside of the backend, which does it in bf16.
-WIDENED = {"int8_weight_only", "int4_weight_only"}
+WIDENED = {"int8_weight_only", "int4_weight_only", "int4_weight_only_gptq"}
 
 
 @functools.cache
@@ -36,8 +36,10 @@ def blank(task_name: str) -> Mapping[str, Any]:
     model = task.build_model()
     layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
     found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
-    ranges = with_smoothing(found, model, layers, task.calibration(), task.forward).ranges
+    found = with_smoothing(found, model, layers, task.calibration(), task.forward)
+    ranges = with_moments(found, model, layers, task.calibration(), task.forward).ranges
     smoothing = {name: part.model_dump() for name, known in ranges.items() if (part := MappedSmoothing.of(known))}
+    moments = {name: part.model_dump() for name, known in ranges.items() if (part := MappedMoments.of(known))}
     return {
         "schema": "autotune.map/v1", "task": task_name, "task_parameters": {}, "backend": "torchao",
         "model_fingerprint": fingerprint(model),
@@ -46,6 +48,7 @@ def blank(task_name: str) -> Mapping[str, Any]:
                 "kind": layer.kind, "weight_shape": list(layer.weight_shape), "choice": "fp32",
                 "input_range": [ranges[layer.name].low, ranges[layer.name].high] if layer.name in ranges else None,
                 "smoothing": smoothing.get(layer.name),
+                "moments": moments.get(layer.name),
             }
             for layer in layers
         },

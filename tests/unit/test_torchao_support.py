@@ -56,6 +56,7 @@ def test_other_layers_take_half_precision_only(layer: Layer) -> None:
     assert reason == f"torchao has no int8_static kernel for {layer.kind} layers; they take fp32, bf16, fp16"
 
 
+INT4 = {"int4_weight_only", "int4_weight_only_gptq"}
 PRODUCTS = {"int8_static", "int8_static_smooth", "int8_dynamic", "fp8_static", "fp8_dynamic"}
 
 
@@ -63,10 +64,10 @@ PRODUCTS = {"int8_static", "int8_static_smooth", "int8_dynamic", "fp8_static", "
     ("shape", "expected"),
     [
         ((64, 96), set()),
-        ((64, 80), {"int4_weight_only"}),
-        ((72, 96), {*PRODUCTS, "int4_weight_only"}),
-        ((10, 96), {*PRODUCTS, "int4_weight_only"}),
-        ((64, 50), {*PRODUCTS, "int4_weight_only"}),
+        ((64, 80), INT4),
+        ((72, 96), {*PRODUCTS, *INT4}),
+        ((10, 96), {*PRODUCTS, *INT4}),
+        ((64, 50), {*PRODUCTS, *INT4}),
     ],
 )
 def test_shapes_that_kernels_cannot_tile_are_refused(shape: tuple[int, int], expected: set[str]) -> None:
@@ -104,4 +105,5 @@ def test_bytes_are_counted_by_hand() -> None:
         "int8_static_smooth": weights + 4 * outputs + 4 + 4 * outputs + 4 * 96,
         "int8_dynamic": weights + 4 * outputs + 4 * outputs,
         "int4_weight_only": weights // 2 + weights // 32 * 4 + 2 * outputs,
+        "int4_weight_only_gptq": weights // 2 + weights // 32 * 4 + 2 * outputs,
     }

@@ -42,6 +42,7 @@ class OnnxLayer(PackedLayer):
         # In a list, so that the original's weights are no parameters of this layer.
         self._original = [original]
         self._choice = choice
+        self._moments = input_range.moments if choice.is_gptq and input_range is not None else None
         smoothing = input_range.smoothing if choice.is_smooth and input_range is not None else None
         self._factors = None if smoothing is None else torch.tensor(smoothing.factors)
         calibrated = input_range if smoothing is None else smoothing.range
@@ -54,7 +55,7 @@ class OnnxLayer(PackedLayer):
         full = original.weight
         if self._factors is not None:
             x, full = x * self._factors.reciprocal(), full * self._factors
-        stored = rounded(full, self._choice, by_row=isinstance(original, nn.Embedding))
+        stored = rounded(full, self._choice, self._moments, by_row=isinstance(original, nn.Embedding))
         weight = torch.empty_like(original.weight).copy_(stored)  # in its memory format
         if self._choice.needs_int8_products:
             scale, zero_point = self._affine or affine_of(x)

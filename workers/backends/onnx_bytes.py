@@ -35,7 +35,10 @@ _PRODUCT: dict[str, Callable[[int, int], int]] = {
     "int8_static_smooth": lambda outputs, features: outputs * (features + 4) + _INPUT + 4 * features,
     "int8_dynamic": lambda outputs, features: outputs * (features + 4),
     "int8_weight_only": _int8_weight_only,
-    "int4_weight_only": lambda outputs, features: outputs * (features // 2 + features // INT4_GROUP * (4 + 4)),
+    **dict.fromkeys(
+        ("int4_weight_only", "int4_weight_only_gptq"),
+        lambda outputs, features: outputs * (features // 2 + features // INT4_GROUP * (4 + 4)),
+    ),
 }
 #: The same of embeddings; each row is an output.
 _LOOKUP: dict[str, Callable[[int, int], int]] = {

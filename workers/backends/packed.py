@@ -54,15 +54,21 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def range_of(choice: LayerChoice, input_range: ActivationRange | None) -> ActivationRange | None:
-    """Return the range that a layer is prepared with: the calibrated one for static choices, else None.
+    """Return the range that a layer is prepared with: the calibrated one for choices that need it, else None.
 
     Raises:
-        CalibrationError: if the choice is static and there is none, or it has no factors for a smooth one.
+        CalibrationError: if the choice needs one and there is none, or it lacks the factors or moments of the choice.
     """
     if not choice.needs_calibration:
         return None
     if input_range is None:
         raise CalibrationError(f"{choice.name} needs the calibrated range of the layer's input; calibrate it first")
-    if choice.is_smooth and input_range.smoothing is None:
-        raise CalibrationError(f"{choice.name} needs calibrated factors; list it in search.choices and calibrate again")
+    for needs, found, what in (
+        (choice.is_smooth, input_range.smoothing, "factors"),
+        (choice.is_gptq, input_range.moments, "second moments"),
+    ):
+        if needs and found is None:
+            raise CalibrationError(
+                f"{choice.name} needs calibrated {what}; list it in search.choices and calibrate again"
+            )
     return input_range

@@ -92,7 +92,7 @@ class TorchAoBackend:
             return HalfLayer(module, _HALVES[choice.precision], self.device)
         assert isinstance(module, nn.Linear)
         if choice.precision is Precision.INT4:
-            return Int4Linear(module, self.device, self._compile)
+            return Int4Linear(module, input_range, self.device, self._compile)
         if choice.is_smooth:
             assert input_range is not None
             plain = dataclasses.replace(choice, method=Method.PLAIN)

@@ -122,9 +122,10 @@ class Int4Linear(PackedLayer):
     Not torchao's tensor, which fills weights up to 1,024 input features: some 2.7 times those of a layer with 384.
     """
 
-    def __init__(self, linear: nn.Linear, device: str, compile_: Compile) -> None:
+    def __init__(self, linear: nn.Linear, input_range: ActivationRange | None, device: str, compile_: Compile) -> None:
         super().__init__(linear)
-        values, scales, zeros = int4_per_group(linear.weight.detach().to(device))
+        moments = None if input_range is None else input_range.moments
+        values, scales, zeros = int4_per_group(linear.weight.detach().to(device), moments)
         self._packed = _tinygemm_layout(values)
         # The kernel wants (groups, out, 2).
         self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()

@@ -17,7 +17,7 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
         *_HALVES,
         *("int8_static", "int8_static_smooth", "int8_dynamic", "int8_weight_only"),
         *("fp8_static", "fp8_dynamic", "fp8_weight_only"),
-        "int4_weight_only",
+        *("int4_weight_only", "int4_weight_only_gptq"),
     ),
     LayerKind.CONV1D: _HALVES,
     LayerKind.CONV2D: _HALVES,
@@ -64,7 +64,10 @@ _BYTES: dict[str, Callable[[int, int, int], int]] = {
     "fp8_static": lambda weights, outputs, biases: weights + 4 * (1 + 1) + 2 * biases,
     "fp8_dynamic": lambda weights, outputs, biases: weights + 4 * outputs + 2 * biases,
     "fp8_weight_only": lambda weights, outputs, biases: weights + 4 * outputs + 2 * biases,
-    "int4_weight_only": lambda weights, outputs, biases: weights // 2 + weights // INT4_GROUP * (2 + 2) + 2 * biases,
+    **dict.fromkeys(
+        ("int4_weight_only", "int4_weight_only_gptq"),
+        lambda weights, outputs, biases: weights // 2 + weights // INT4_GROUP * (2 + 2) + 2 * biases,
+    ),
 }
 
 

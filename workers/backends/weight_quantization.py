@@ -3,6 +3,8 @@
 import torch
 
 from search_spaces.choice import LayerChoice, Precision
+from search_spaces.quantization_map import SecondMoments
+from workers.backends import gptq
 
 #: Input features that share one int4 scale; the size PyTorch's int4 kernel and most runtimes use.
 INT4_GROUP = 32
@@ -44,7 +46,9 @@ def fp8_per_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _fp8(weight, weight.abs().amax().view(1, 1))
 
 
-def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def int4_per_group(
+    weight: torch.Tensor, moments: SecondMoments | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return asymmetric int4 values with one scale and zero for each group of input features.
 
     Each group's range is widened to hold 0, which bounds its zero to 8 scales and so the error of
@@ -52,6 +56,7 @@ def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
     Args:
         weight: shape ``(out, in)``, ``in`` divisible by ``INT4_GROUP``.
+        moments: of the layer's inputs, to round by GPTQ; None rounds to the nearest.
 
     Returns:
         int32 values of shape ``(out, in)`` in [0, 15], and bf16 scales and zeros of shape
@@ -61,6 +66,8 @@ def int4_per_group(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     low, high = groups.amin(dim=-1).clamp(max=0.0), groups.amax(dim=-1).clamp(min=0.0)
     scales = _usable((high - low) / 15.0).to(torch.bfloat16)
     zeros = (low + 8.0 * scales.float()).to(torch.bfloat16)
+    if moments is not None:
+        return gptq.rounded_steps(weight, scales.float(), zeros.float(), INT4_GROUP, moments) + 8, scales, zeros
     steps = (groups - zeros[..., None].float()).div_(scales[..., None].float())
     values = steps.round_().add_(8).clamp_(0, 15)
     return values.flatten(1).to(torch.int32), scales, zeros
@@ -85,12 +92,15 @@ def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch
     return torch.quantize_per_channel(weight, scales, -low / scales, 0, storage), scales, low
 
 
-def rounded(weight: torch.Tensor, choice: LayerChoice, *, by_row: bool) -> torch.Tensor:
+def rounded(
+    weight: torch.Tensor, choice: LayerChoice, moments: SecondMoments | None = None, *, by_row: bool
+) -> torch.Tensor:
     """Return the fp32 weights that the stored ones of a choice stand for.
 
     Args:
         weight: shape ``(out, ...)``.
         choice: how they are stored.
+        moments: of the layer's inputs, for GPTQ.
         by_row: whether they are an embedding's, whose rows have scales and offsets of their own.
     """
     match choice.precision:
@@ -108,7 +118,7 @@ def rounded(weight: torch.Tensor, choice: LayerChoice, *, by_row: bool) -> torch
             integers, scales = int8_per_channel(weight, scale_dtype)
             return integers * scales.float().view(-1, *[1] * (weight.dim() - 1))
         case Precision.INT4:
-            values, scales, zeros = (part.float() for part in int4_per_group(weight))
+            values, scales, zeros = (part.float() for part in int4_per_group(weight, moments))
             groups = (values.view(len(weight), -1, INT4_GROUP) - 8.0) * scales[..., None] + zeros[..., None]
             return groups.flatten(1)
     return weight

@@ -19,7 +19,10 @@ _PRODUCT: dict[str, _Bytes] = {
     ),
     "int8_dynamic": lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
     "int8_weight_only": lambda weights, outputs, biases: weights + 2 * outputs + 4 * biases,
-    "int4_weight_only": lambda weights, outputs, biases: weights // 2 + weights // INT4_GROUP * (2 + 2) + 4 * biases,
+    **dict.fromkeys(
+        ("int4_weight_only", "int4_weight_only_gptq"),
+        lambda weights, outputs, biases: weights // 2 + weights // INT4_GROUP * (2 + 2) + 4 * biases,
+    ),
 }
 #: Embeddings; each row is an output with its own scale and offset.
 _LOOKUP: dict[str, _Bytes] = {

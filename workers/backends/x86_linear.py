@@ -89,9 +89,10 @@ class Int4WeightOnlyLinear(PackedLayer):
     the same kernel as one; it is made for few.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, input_range: ActivationRange | None) -> None:
+        """Take the layer, and the range with the second moments of its input if GPTQ is to round its weights."""
         super().__init__(linear)
-        values, scales, zeros = int4_per_group(linear.weight)
+        values, scales, zeros = int4_per_group(linear.weight, None if input_range is None else input_range.moments)
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
         # The kernel wants (groups, out, 2).
         self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import layer_input
 from workers.calibration.histogram import RangeHistogram
+from workers.calibration.moments import MomentSketch
 from workers.calibration.observers import observed_range, summary
 from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
@@ -62,20 +63,26 @@ def with_smoothing(
 ) -> Calibration:
     """Return ``calibration`` with factors that smooth inputs of linear layers, from another pass over ``batches``."""
     start = time.perf_counter()
-    seen = {
-        layer.name: ChannelStatistics(layer.weight_shape[1])
-        for layer in layers
-        if layer.kind is LayerKind.LINEAR and layer.name in calibration.ranges
-    }
-    looks = {name: _add_to(statistics) for name, statistics in seen.items()}
-    with _watched(model, looks), torch.inference_mode():
-        for batch in batches:
-            forward(model, batch)
+    seen = _linear_inputs(ChannelStatistics, calibration, model, layers, batches, forward)
     ranges = dict(calibration.ranges)
     for name, statistics in seen.items():
         found = smoothing(statistics, model.get_submodule(name).get_parameter("weight"))
         ranges[name] = replace(ranges[name], smoothing=found)
     return replace(calibration, ranges=ranges, smoothing_seconds=time.perf_counter() - start)
+
+
+def with_moments(
+    calibration: Calibration,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Batch],
+    forward: Callable[[nn.Module, Batch], torch.Tensor],
+) -> Calibration:
+    """Return ``calibration`` with second moments of inputs of linear layers, from another pass over ``batches``."""
+    start = time.perf_counter()
+    seen = _linear_inputs(MomentSketch, calibration, model, layers, batches, forward)
+    found = {name: replace(calibration.ranges[name], moments=sketch.moments()) for name, sketch in seen.items()}
+    return replace(calibration, ranges={**calibration.ranges, **found}, moments_seconds=time.perf_counter() - start)
 
 
 def clipped_shares(
@@ -94,6 +101,36 @@ def clipped_shares(
         for batch in batches:
             forward(model, batch)
     return {name: count.outside / max(1, count.total) for name, count in counts.items()}
+
+
+class _Statistics(Protocol):
+    """Is told the inputs of one layer, shape ``(..., channels)``, fp32."""
+
+    def add(self, x: torch.Tensor) -> None: ...
+
+
+_Seen = TypeVar("_Seen", bound=_Statistics)
+
+
+def _linear_inputs(
+    statistics: Callable[[int], _Seen],
+    calibration: Calibration,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Batch],
+    forward: Callable[[nn.Module, Batch], torch.Tensor],
+) -> dict[str, _Seen]:
+    """Return name -> statistics of the inputs of every linear layer with a range, from a pass over ``batches``."""
+    seen = {
+        layer.name: statistics(layer.weight_shape[1])
+        for layer in layers
+        if layer.kind is LayerKind.LINEAR and layer.name in calibration.ranges
+    }
+    looks = {name: _add_to(of_layer) for name, of_layer in seen.items()}
+    with _watched(model, looks), torch.inference_mode():
+        for batch in batches:
+            forward(model, batch)
+    return seen
 
 
 #: Looks at the input of a layer.
@@ -135,7 +172,7 @@ def _count(known: ActivationRange, counts: _Clipping) -> _Look:
     return look
 
 
-def _add_to(statistics: ChannelStatistics) -> _Look:
+def _add_to(statistics: _Statistics) -> _Look:
     return lambda x: statistics.add(x.to("cpu", torch.float32))
 
 

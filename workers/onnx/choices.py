@@ -4,7 +4,10 @@ from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from workers.backends.weight_quantization import INT4_GROUP
 
-_LINEAR = ("bf16", "fp16", "int8_static", "int8_static_smooth", "int8_dynamic", "int8_weight_only", "int4_weight_only")
+_LINEAR = (
+    *("bf16", "fp16", "int8_static", "int8_static_smooth", "int8_dynamic", "int8_weight_only"),
+    *("int4_weight_only", "int4_weight_only_gptq"),
+)
 _CONV = ("bf16", "fp16", "int8_static", "int8_dynamic")
 _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     LayerKind.LINEAR: _LINEAR,

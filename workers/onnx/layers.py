@@ -81,7 +81,7 @@ class _Layer:
 
     module: nn.Module
     choice: LayerChoice
-    #: Calibrated input range, for static choices.
+    #: Calibrated input range, for choices that need calibration.
     input_range: ActivationRange | None
 
 
@@ -167,7 +167,8 @@ def _int8_weight_only_linear(graph: _Builder, layer: _Layer) -> str:
 
 
 def _int4_weight_only_linear(graph: _Builder, layer: _Layer) -> str:
-    values, scales, zeros = int4_per_group(_tensor(layer.module.weight))
+    moments = None if layer.input_range is None else layer.input_range.moments
+    values, scales, zeros = int4_per_group(_tensor(layer.module.weight), moments)
     outputs, features = values.shape
     pairs = values.to(torch.uint8).view(outputs, features // INT4_GROUP, INT4_GROUP // 2, 2)
     weight = graph.constant("weight_int4", pairs[..., 0] | (pairs[..., 1] << 4))
@@ -310,6 +311,7 @@ _LINEAR: dict[str, Callable[[_Builder, _Layer], str]] = {
     "int8_dynamic": _dynamic_linear,
     "int8_weight_only": _int8_weight_only_linear,
     "int4_weight_only": _int4_weight_only_linear,
+    "int4_weight_only_gptq": _int4_weight_only_linear,
 }
 _EMIT: dict[type[nn.Module], Callable[[_Builder, _Layer], str]] = {
     nn.Linear: _linear,

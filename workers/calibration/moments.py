@@ -1,0 +1,80 @@
+"""Second moments of a layer's inputs, from one pass over them that never holds them as a matrix."""
+
+import base64
+import functools
+
+import torch
+
+from search_spaces.quantization_map import SecondMoments
+
+#: Directions kept beside the diagonal: more would lengthen the map's file by a byte each for every channel.
+_RANK = 32
+#: Directions that inputs are multiplied by; the wider the sketch, the nearer its best directions are to the true ones.
+_SKETCH = 4 * _RANK
+#: Significant digits of a mean square or a scale.
+_DIGITS = 4
+#: Largest integer of a direction.
+_LARGEST = 127
+
+
+class MomentSketch:
+    """Second moments of a layer's inputs, from their products with a few random directions.
+
+    Of a matrix of ``features`` rows and columns it holds ``_SKETCH`` columns: the Nyström sketch of Tropp, Yurtsever,
+    Udell and Cevher, arXiv:1706.05736. Inputs of no more channels are exact.
+    """
+
+    def __init__(self, channels: int) -> None:
+        #: Inputs seen.
+        self.rows = 0
+        self._squares = torch.zeros(channels, dtype=torch.float64)
+        self._test = _directions(channels)
+        self._products = torch.zeros(self._test.shape, dtype=torch.float64)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Take in inputs of shape ``(..., channels)``, fp32."""
+        rows = x.reshape(-1, x.shape[-1])
+        self._squares += rows.square().sum(dim=0, dtype=torch.float64)
+        self._products += rows.T @ (rows @ self._test)
+        self.rows += len(rows)
+
+    def moments(self) -> SecondMoments:
+        """Return the mean products of at least one input."""
+        directions = self._largest_directions() / self.rows**0.5
+        scales = [_short(float(direction.abs().max()) / _LARGEST) for direction in directions]
+        kept = [(scale, direction) for scale, direction in zip(scales, directions, strict=True) if scale > 0.0]
+        integers = [(direction / scale).round().clamp(-_LARGEST, _LARGEST).to(torch.int8) for scale, direction in kept]
+        return SecondMoments(
+            squares=tuple(map(_short, (self._squares / self.rows).tolist())),
+            scales=tuple(scale for scale, _ in kept),
+            basis=base64.b64encode(b"".join(row.numpy().tobytes() for row in integers)).decode(),
+        )
+
+    def _largest_directions(self) -> torch.Tensor:
+        """Return ``sqrt(value) * vector`` of the largest eigenvalues, shape ``(rank, channels)``: algorithm 3."""
+        test, products = self._test.double(), self._products
+        shift = torch.finfo(torch.float32).eps * float(products.norm())
+        if shift == 0.0:
+            return products.new_zeros(0, len(products))
+        shifted = products + shift * test
+        core = test.T @ shifted
+        factor = torch.linalg.cholesky((core + core.T) / 2.0)
+        half = torch.linalg.solve_triangular(factor.T, shifted, upper=True, left=False)
+        vectors, values, _ = torch.linalg.svd(half, full_matrices=False)
+        lengths = (values.square() - shift).clamp(min=0.0).sqrt()
+        largest: torch.Tensor = (vectors * lengths).T[:_RANK]
+        return largest
+
+
+@functools.lru_cache(maxsize=16)
+def _directions(channels: int) -> torch.Tensor:
+    """Return orthonormal random directions, the same ones for all layers; shape ``(channels, directions)``, fp32."""
+    if channels <= _SKETCH:
+        return torch.eye(channels)
+    drawn = torch.randn(channels, _SKETCH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    directions: torch.Tensor = torch.linalg.qr(drawn)[0].float()
+    return directions
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.{_DIGITS}g}")
