@@ -11,6 +11,7 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange, Smoothing
 from workers.backends import build_backend
+from workers.calibration.moments import MomentSketch
 from workers.environment import usable_cores
 
 CALLS, WARM_UP = 200, 20
@@ -67,7 +68,9 @@ def main() -> None:
         model = nn.Sequential(build()).eval()
         (layer,) = discover(model, lambda m, x=x: m(x))
         smoothing = Smoothing(factors=(1.0,) * layer.weight_shape[-1], low=LOW, high=HIGH)
-        calibrated = ActivationRange(low=LOW, high=HIGH, smoothing=smoothing)
+        sketch = MomentSketch(layer.weight_shape[-1])
+        sketch.add(torch.ones(1, layer.weight_shape[-1]))
+        calibrated = ActivationRange(low=LOW, high=HIGH, smoothing=smoothing, moments=sketch.moments())
         figures = [
             f"{choice.name} {median_ms(backend.prepare(model[0], choice, calibrated), x):.3f}"
             for choice in CHOICES.values()

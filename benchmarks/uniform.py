@@ -30,14 +30,14 @@ def main() -> None:
             task=arguments.task,
             task_parameters=arguments.parameters,
             backend=arguments.backend,
-            calibration=CalibrationSettings(smoothing=True),
+            calibration=CalibrationSettings(smoothing=True, moments=True),
             measurement=MeasurementSettings(repeats=arguments.repeats),
         )
     )
     described, calibration = evaluator.description, evaluator.description.calibration
     print(
         f"{described.environment.hardware}, load {os.getloadavg()[0]:.1f}; calibration {calibration.seconds:.1f} s, "
-        f"smoothing {calibration.smoothing_seconds:.1f} s"
+        f"smoothing {calibration.smoothing_seconds:.1f} s, moments {calibration.moments_seconds:.1f} s"
     )
     for number, choice in enumerate(arguments.choices):
         names = {x.name: "fp32" if choice in described.refusals[x.name] else choice for x in described.layers}
@@ -45,7 +45,7 @@ def main() -> None:
         samples = found.latency[0]
         ratio = np.median(samples.candidate_ms) / np.median(samples.reference_ms)
         print(
-            f"{choice:18} divergence {found.divergence:.2e}, accuracy {found.accuracy:.4f}, "
+            f"{choice:21} divergence {found.divergence:.2e}, accuracy {found.accuracy:.4f}, "
             f"{found.weight_bytes / 2**20:.2f} MiB, latency ratio {ratio:.3f}"
         )
 

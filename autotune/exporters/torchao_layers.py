@@ -88,6 +88,8 @@ def cast(model: nn.Module, computed_in: Mapping[str, str]) -> nn.Module:
 def save(model: nn.Module, config: FqnToConfig, weights: Path, configuration: Path) -> None:
     """Write the state dict as safetensors, and the configuration as JSON."""
     tensors, metadata = flatten_tensor_state_dict(model.state_dict())
+    # torchao 0.18 cannot read the names of the root module's own tensors; unnamed, they come back as they are.
+    metadata["tensor_names"] = json.dumps([name for name in json.loads(metadata["tensor_names"]) if "." in name])
     seen: set[int] = set()
     for name, tensor in tensors.items():
         # Tied weights share their bytes, which safetensors refuses.
@@ -104,8 +106,8 @@ def load(model: nn.Module, weights: Path) -> nn.Module:
     with safe_open(weights, "pt") as file:
         metadata: Mapping[str, str] = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-    state, _ = unflatten_tensor_state_dict(tensors, metadata)
-    model.load_state_dict(state, assign=True)
+    quantized, others = unflatten_tensor_state_dict(tensors, metadata)
+    model.load_state_dict(others | quantized, assign=True)
     return model
 
 

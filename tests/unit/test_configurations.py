@@ -18,7 +18,7 @@ from autotune.errors import ExportError
 from autotune.exporters.base import Source
 from autotune.exporters.configuration import NOTE, Configuration
 from autotune.map_file import MapFile
-from search_spaces.quantization_map import ActivationRange, QuantizationMap
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments
 
 # A name that is the start of another one, as they are in blocks of more than ten layers.
 CHOSEN = {
@@ -29,6 +29,11 @@ CHOSEN = {
     "norm": "fp32",
 }
 MAP = QuantizationMap.from_names(CHOSEN, {"block.1": ActivationRange(low=-1.0, high=3.0)})
+MOMENTS = SecondMoments(squares=(1.0,), scales=(), basis="")
+WITH_GPTQ = QuantizationMap.from_names(
+    CHOSEN | {"gate": "int4_weight_only_gptq"},
+    dict.fromkeys(("block.1", "gate"), ActivationRange(low=-1.0, high=3.0, moments=MOMENTS)),
+)
 #: Format -> a word of its files that its library checks.
 FORMATS = {"modelopt": "bits", "llm-compressor": "bits", "neural-compressor": "bits", "nncf": "preset"}
 
@@ -75,6 +80,16 @@ def test_recipe_has_a_group_for_each_choice() -> None:
     }
 
 
+def test_libraries_round_by_gptq_themselves() -> None:
+    stage = yaml.safe_load(configuration("llm-compressor").text(WITH_GPTQ))["quant_stage"]["quant_modifiers"]
+    assert list(stage["GPTQModifier"]["config_groups"]) == ["int4_weight_only_gptq"]
+    assert stage["GPTQModifier"]["config_groups"]["int4_weight_only_gptq"]["targets"] == ["gate"]
+    assert "gate" not in str(stage["QuantizationModifier"])
+    sections = json.loads(configuration("neural-compressor").text(WITH_GPTQ))
+    assert sections["gptq"]["local"]["gate$"]["bits"] == 4
+    assert list(sections["rtn"]["local"]) == ["head$"]
+
+
 def test_neural_compressor_names_match_whole_layers() -> None:
     sections = json.loads(configuration("neural-compressor").text(MAP))
     assert list(sections["static_quant"]["local"]) == [r"block\.1$"]
@@ -117,6 +132,8 @@ def test_library_accepts_it(name: str) -> None:
     skip_without(written.library)
     with exporters.libraries():
         written.validate(written.text(MAP))
+        if "int4_weight_only_gptq" in written.choices:
+            written.validate(written.text(WITH_GPTQ))
         with pytest.raises(Exception):  # noqa: B017, PT011 - each library has its own
             written.validate(written.text(MAP).replace(FORMATS[name], "bites"))
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torchao.quantization import FqnToConfig
 
 from autotune import exporters
+from autotune.exporters import torchao_layers
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
 from autotune.map_file import MapFile, MappedMoments, MappedSmoothing
@@ -121,3 +124,14 @@ def test_types_that_layers_compute_in_are_told_beside_the_weights(tmp_path: Path
     details = export(document("tiny-bert", {first: "fp8_dynamic", second: "fp16"}), "torchao", tmp_path / "out").details
     assert details == {"computed_in": {first: "bfloat16", second: "float16"}}
     assert all(hasattr(torch, name) for name in details["computed_in"].values())
+
+
+def test_tensors_of_the_root_module_come_back(tmp_path: Path) -> None:
+    def model(value: float) -> nn.Module:
+        built = nn.Sequential(nn.Linear(2, 2, bias=False))
+        built.positions = nn.Parameter(torch.full((3,), value))
+        return built
+
+    torchao_layers.save(model(7.0), FqnToConfig({}), tmp_path / "weights", tmp_path / "config.json")
+    loaded = torchao_layers.load(model(0.0), tmp_path / "weights")
+    assert loaded.positions.tolist() == [7.0, 7.0, 7.0]
