@@ -3,8 +3,8 @@
     python -m benchmarks.rounding minilm-lee
 
 Of 4-bit weights: to the nearest as the backends round, weighted (scale and zero of each group by the squared error
-that calibration makes likely), and GPTQ (Frantar et al., arXiv:2210.17323). Each also with its mean
-error taken off by the bias.
+that calibration makes likely), and GPTQ (Frantar et al., arXiv:2210.17323), as the backends do it and with all second
+moments in place of the directions that a map holds. Each also with its mean error taken off by the bias.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from torch import nn
 import benchmarks.search.models  # noqa: F401 - registers its tasks
 from workers import quality
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group
+from workers.calibration.moments import MomentSketch
 from workers.task import Split, Task
 from workers.tasks import build_task
 
@@ -31,12 +32,14 @@ class Inputs:
     def __init__(self, features: int) -> None:
         self.rows = 0
         self.sum, self.products = torch.zeros(features), torch.zeros(features, features)
+        self.sketch = MomentSketch(features)
 
     def add(self, x: torch.Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1])
         self.rows += len(rows)
         self.sum += rows.sum(dim=0)
         self.products += rows.T @ rows
+        self.sketch.add(rows)
 
 
 def nearest(weight: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -63,20 +66,21 @@ def weighted(weight: torch.Tensor, inputs: Inputs) -> torch.Tensor:
 
 
 def gptq(weight: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    return widened(*int4_per_group(weight, inputs.sketch.moments()))
+
+
+def whole_gptq(weight: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     hessian = inputs.products.clone()
     hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    left, rounded = weight.clone(), torch.zeros_like(weight)
-    for start in range(0, weight.shape[1], INT4_GROUP):
-        end = start + INT4_GROUP
-        _, scale, zero = (part.float() for part in int4_per_group(left[:, start:end]))
-        errors = torch.zeros(len(weight), INT4_GROUP)
-        for column in range(start, end):
-            steps = torch.clamp(torch.round((left[:, column : column + 1] - zero) / scale) + 8, 0, 15) - 8.0
-            rounded[:, column] = (steps * scale + zero)[:, 0]
-            errors[:, column - start] = (left[:, column] - rounded[:, column]) / inverse[column, column]
-            left[:, column:end] -= errors[:, column - start, None] * inverse[column, column:end]
-        left[:, end:] -= errors @ inverse[start:end, end:]
+    order = hessian.diagonal().argsort(descending=True)
+    inverse = torch.linalg.cholesky(torch.linalg.inv(hessian[order][:, order].double()), upper=True).float()
+    left, rounded = weight[:, order], torch.zeros_like(weight)
+    _, scales, zeros = (part.float() for part in int4_per_group(weight))
+    for place, column in enumerate(order.tolist()):
+        scale, zero = (part[:, column // INT4_GROUP] for part in (scales, zeros))
+        rounded[:, column] = ((left[:, place] - zero) / scale).round().clamp(-8, 7) * scale + zero
+        errors = (left[:, place] - rounded[:, column]) / inverse[place, place]
+        left[:, place:] -= errors[:, None] * inverse[place, place:]
     return rounded
 
 
@@ -120,9 +124,9 @@ def main() -> None:
     task = build_task(parser.parse_args().task, {})
     model = task.build_model().eval()
     inputs = calibrated(task, model)
-    for rounding in (nearest, weighted, gptq):
+    for rounding in (nearest, weighted, gptq, whole_gptq):
         plain, corrected = (divergence(task, model, inputs, rounding, correct=correct) for correct in (False, True))
-        print(f"int4 {rounding.__name__:8} divergence {plain:.2e}, with corrected biases {corrected:.2e}")
+        print(f"int4 {rounding.__name__:10} divergence {plain:.2e}, with corrected biases {corrected:.2e}")
 
 
 if __name__ == "__main__":
