@@ -104,9 +104,16 @@ def unroll_as(model: nn.Module, layers: Collection[str]) -> Callable[[], None]:
     return _unroll(model, [name for name in named if _refusal(model, name) is None])
 
 
-def is_unrolled(model: nn.Module) -> bool:
-    """Return whether some attention of the model was unrolled."""
-    return any(isinstance(module, UnrolledAttention) for module in model.modules())
+def unrolled_layers(model: nn.Module) -> frozenset[str]:
+    """Return the names of the layers that are called only because attention of the model was unrolled."""
+    names = {module: name for name, module in model.named_modules()}
+    called: list[nn.Module] = []
+    for module in names:
+        if isinstance(module, UnrolledAttention):
+            called += module.children()
+        if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.self_attn, UnrolledAttention):
+            called += (module.linear1, module.linear2)
+    return frozenset(names[layer] for layer in called)
 
 
 def _joined_mask(

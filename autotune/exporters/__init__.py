@@ -1,21 +1,19 @@
 """Exporters: a map and its model -> files that another runtime deploys."""
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from autotune.errors import ExportError
-from search_spaces.choice import LayerChoice
+from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.errors import unknown
 from search_spaces.layer import Layer
 from workers.errors import BackendError
 from workers.libraries import optional_libraries
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from autotune.exporters.base import Exporter
+    from autotune.exporters.base import Exporter, Source
 
 #: Format -> where its exporter is. Resolved on use, so that listing formats stays light.
 _EXPORTERS = {
@@ -53,21 +51,21 @@ def build_exporter(name: str) -> "Exporter":
     return exporter
 
 
-def check(exporter: "Exporter", model: "nn.Module", wanted: Sequence[tuple[Layer, LayerChoice]]) -> None:
+def check(exporter: "Exporter", source: "Source") -> None:
     """Check that a format can hold the model and express every layer's choice.
 
     Raises:
         ExportError: if it cannot; names the layers and the formats that can.
     """
-    whole, refusals = exporter.refuses_model(model), dict(_refusals(exporter, wanted))
+    whole, refusals = exporter.refuses_model(source.model), dict(_refusals(exporter, source))
     if whole is None and not refusals:
         return
     shown = [f"  {name}: {reason}" for name, reason in list(refusals.items())[:_NAMED]]
     if len(refusals) > _NAMED:
         shown.append(f"  ... and {len(refusals) - _NAMED} more")
-    others = (other for other in map(build_exporter, _EXPORTERS) if other.refuses_model(model) is None)
-    able = ", ".join([*(other.name for other in others if not any(_refusals(other, wanted))), "map"])
-    problem = whole or f"cannot express {len(refusals)} of {len(wanted)} layers"
+    others = (other for other in map(build_exporter, _EXPORTERS) if other.refuses_model(source.model) is None)
+    able = ", ".join([*(other.name for other in others if not any(_refusals(other, source))), "map"])
+    problem = whole or f"cannot express {len(refusals)} of {len(source.layers)} layers"
     raise ExportError("\n".join([f"the format {exporter.name} {problem}. Formats that can: {able}", *shown]))
 
 
@@ -85,10 +83,14 @@ def libraries(extra: str = "export") -> Iterator[None]:
         raise ExportError(str(error)) from error
 
 
-def _refusals(exporter: "Exporter", wanted: Sequence[tuple[Layer, LayerChoice]]) -> Iterator[tuple[str, str]]:
+def _refusals(exporter: "Exporter", source: "Source") -> Iterator[tuple[str, str]]:
+    choices, unrolled = source.file.quantization_map().choices, source.unrolled if exporter.as_built else ()
     fused: dict[str, tuple[Layer, LayerChoice]] = {}
-    for layer, choice in wanted:
+    for layer in source.layers:
+        choice = choices[layer.name]
         reason = exporter.refuses(layer, choice)
+        if layer.name in unrolled and choice != FULL_PRECISION:
+            reason = "the format has nn.MultiheadAttention as it was, which calls no such layer; pin it to fp32"
         first, its_choice = fused.setdefault(layer.group, (layer, choice))
         if reason is None and exporter.name in _FUSING and choice != its_choice:
             reason = f"its runtimes fuse it with {first.name}, which is {its_choice.name}; give both one choice"

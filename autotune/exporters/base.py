@@ -1,7 +1,7 @@
 """The ``Exporter`` seam: one format that a map can be deployed in."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from torch import nn
 from autotune.map_file import MapFile
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
-from workers.attention import unroll_as
+from workers.attention import unroll_as, unrolled_layers
 from workers.backends import build_backend
 from workers.backends.base import Deployed
 from workers.placement import placed
@@ -34,6 +34,16 @@ class Source:
         model = self.task.build_model().eval()
         unroll_as(model, self.file.layers)
         return model
+
+    @property
+    def unrolled(self) -> frozenset[str]:
+        """Return the names of the layers that are called only because attention was unrolled."""
+        return unrolled_layers(self.model)
+
+    def as_built(self) -> "Source":
+        """Return the source with another copy of the model, as its task builds it: no attention is unrolled."""
+        layers = tuple(layer for layer in self.layers if layer.name not in self.unrolled)
+        return replace(self, model=self.task.build_model().eval(), layers=layers)
 
     def deployed(self) -> tuple[Task, Deployed]:
         """Return the model as the map's own backend deploys it, and the task on that backend's device.
@@ -70,6 +80,8 @@ class Exporter(Protocol):
     libraries: tuple[str, ...]
     #: Why the latency of a loaded artefact would mean nothing; None if it is what users will see.
     untimed: str | None
+    #: Whether it goes into the model as its task builds it, so that no part of attention can have a choice.
+    as_built: bool
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """Return why the format cannot express ``choice`` for ``layer``, or None if it can.

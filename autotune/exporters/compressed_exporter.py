@@ -24,6 +24,7 @@ class CompressedTensorsExporter:
     )
     libraries = ("compressed-tensors", "transformers", "safetensors", "torch")
     untimed = "compressed-tensors widens weights to fp32 and simulates int8 inputs; time the checkpoint in vLLM"
+    as_built = True
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Exporter.refuses``."""

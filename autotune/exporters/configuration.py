@@ -14,7 +14,6 @@ from autotune.exporters.base import Source
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import QuantizationMap
-from workers.attention import is_unrolled
 
 #: Name of the file beside each configuration that says what it is and how far it was checked.
 NOTE = "NOTE.txt"
@@ -37,6 +36,7 @@ class Configuration(ABC):
     differs: str
     libraries: tuple[str, ...] = ()
     untimed: str | None = "a configuration holds no model"
+    as_built = True
 
     @property
     def rounding(self) -> str:
@@ -57,8 +57,6 @@ class Configuration(ABC):
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See ``Exporter.refuses_model``."""
-        if is_unrolled(model):
-            return f"names layers for {self.library}, which sees nn.MultiheadAttention and not what it was unrolled to"
         return None
 
     @abstractmethod

@@ -33,8 +33,9 @@ def export(document: Mapping[str, Any], format_name: str, folder: Path, *, task_
     file = MapFile.model_validate(document)
     _check_target(folder)
     source = read_source(file, task_file=task_file)
-    choices = file.quantization_map().choices
-    exporters.check(exporter, source.model, [(layer, choices[layer.name]) for layer in source.layers])
+    exporters.check(exporter, source)
+    if exporter.as_built and source.unrolled:
+        source = source.as_built()
     with _staged(folder) as stage:
         details = exporter.write(source, stage)
         map_file.write(document, stage / MAP)

@@ -20,6 +20,7 @@ class HuggingFaceExporter:
     rounding = TorchAoExporter.rounding
     libraries = ("transformers", *TorchAoExporter.libraries)
     untimed = TorchAoExporter.untimed
+    as_built = True
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Exporter.refuses``."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autotune.exporters.safetensors_header import sort_header
+from workers.attention import unroll_as
 
 
 def refusal(model: Any) -> str | None:
@@ -19,13 +20,13 @@ def refusal(model: Any) -> str | None:
         return f"is for models of transformers, but the task builds a {type(model).__name__}"
     with torch.device("meta"):
         loaded = type(model)(model.config)
+        unroll_as(loaded, dict(model.named_modules()))
     changed = sorted(loaded.state_dict().keys() ^ model.state_dict().keys())
     if not changed:
         return None
     return (
         f"is for models as transformers loads them, but the layers of this {type(model).__name__} were changed, "
-        f"{changed[0]} among them: nn.MultiheadAttention was unrolled, or the task changed them, which it may leave, "
-        "as by fold_batch_norms: false"
+        f"{changed[0]} among them: by the task, which may leave that, as by fold_batch_norms: false"
     )
 
 

@@ -29,6 +29,7 @@ class ProgramExporter:
     rounding = TorchAoExporter.rounding
     libraries = TorchAoExporter.libraries
     untimed = "run as it was traced, torchao computes one operator after the other; compile the program to time it"
+    as_built = False
 
     def __init__(self) -> None:
         self._torchao = TorchAoExporter()

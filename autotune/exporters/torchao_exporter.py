@@ -39,6 +39,7 @@ class TorchAoExporter:
     )
     libraries = ("torchao", "safetensors", "torch")
     untimed = "uncompiled, torchao computes one operator after the other; time your own model under torch.compile"
+    as_built = False
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Exporter.refuses``."""

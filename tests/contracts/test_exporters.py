@@ -25,6 +25,7 @@ from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
+from workers.attention import unroll_attention
 from workers.backends.x86 import X86Backend
 from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
 from workers.fingerprint import fingerprint
@@ -51,7 +52,9 @@ def blank(task_name: str) -> Mapping[str, Any]:
     """A map of a task with every layer in full precision and every range calibrated."""
     task = build_task(task_name, {})
     model = task.build_model()
-    layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
+    print_of_weights, batch = fingerprint(model), task.evaluation(Split.EVALUATION)[0]
+    unroll_attention(model, lambda m: task.forward(m, batch))
+    layers = discover(model, lambda m: task.forward(m, batch))
     found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
     found = with_smoothing(found, model, layers, task.calibration(), task.forward)
     found = with_moments(found, model, layers, task.calibration(), task.forward)
@@ -60,7 +63,7 @@ def blank(task_name: str) -> Mapping[str, Any]:
         "task": task_name,
         "task_parameters": {},
         "backend": "x86",
-        "model_fingerprint": fingerprint(model),
+        "model_fingerprint": print_of_weights,
         "layers": {
             layer.name: {
                 "kind": layer.kind,
@@ -155,9 +158,9 @@ def assert_equal_within_rounding(
     file = MapFile.model_validate(document)
     manifest = Manifest.read(folder)
     task = build_task(file.task, file.task_parameters)
-    loaded = exporter.load(folder, manifest.details, task.build_model)
     own = source(file.task)
-    prepared = PreparedModel(task.build_model(), own.layers, X86Backend(), file.ranges())
+    loaded = exporter.load(folder, manifest.details, own.build_model)
+    prepared = PreparedModel(own.build_model(), own.layers, X86Backend(), file.ranges())
     prepared.apply(file.quantization_map().names)
     actual, expected = (outputs(task, model, Split.EVALUATION) for model in (loaded, prepared.model))
     assert actual.shape == expected.shape
@@ -210,6 +213,42 @@ def test_mixed_map_is_exported_again_byte_for_byte(exporter: Exporter, task_name
     assert MapFile.model_validate_json((tmp_path / "first" / "map.json").read_bytes()).quantization_map().names == {
         layer.name: document["layers"][layer.name]["choice"] for layer in source(task_name).layers
     }
+
+
+@pytest.fixture
+def as_built(exporter: Exporter) -> Exporter:
+    """An exporter for the model as its task builds it, in which PyTorch's own attention calls no layers."""
+    if not exporter.as_built:
+        pytest.skip("the format holds unrolled attention")
+    return exporter
+
+
+def test_attention_in_full_precision_stays_as_the_model_has_it(as_built: Exporter, tmp_path: Path) -> None:
+    # Not weight-only where another one will do: compressed-tensors packs it, which transformers cannot load here.
+    offers = (expressible(as_built, "tiny-siglip", choice) for choice in ("int8_dynamic", "int8_weight_only"))
+    choices = next(filter(None, offers))
+    unrolled = dict.fromkeys(source("tiny-siglip").unrolled, "fp32")
+    assert choices.keys() > unrolled.keys()
+    document = with_choices("tiny-siglip", choices | unrolled)
+    export(document, as_built.name, tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        # The output projection is a module of the model itself.
+        assert (b"head.attention.q_proj" in path.read_bytes()) == (path.name == "map.json"), path.name
+    if not isinstance(as_built, Configuration):
+        assert_equal_within_rounding(as_built, document, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("task_name", "layer"),
+    [("tiny-siglip", "head.attention.out_proj"), ("tiny-transformer", "encoder.layers.1.linear2")],
+)
+def test_layers_that_only_unrolled_attention_calls_are_refused(
+    as_built: Exporter, task_name: str, layer: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError) as caught:
+        export(with_choices(task_name, {layer: "int8_weight_only"}), as_built.name, tmp_path / "out")
+    assert f"  {layer}: int8_weight_only: the format has nn.MultiheadAttention as it was" in str(caught.value)
+    assert str(caught.value).splitlines()[0].endswith("Formats that can: onnxruntime, torchao, torch-export, map")
 
 
 @pytest.fixture

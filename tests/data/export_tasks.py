@@ -111,6 +111,26 @@ class TinyLlama(_TinyText):
         return logits
 
 
+@register("tiny-siglip")
+class TinySiglip(_Tiny):
+    """A vision transformer of transformers whose pooling is PyTorch's own attention."""
+
+    output_kind = OutputKind.EMBEDDING
+
+    def network(self) -> nn.Module:
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+        return SiglipVisionModel(SiglipVisionConfig(image_size=16, patch_size=8, **sizes))
+
+    def inputs(self, seed: int, samples: int) -> torch.Tensor:
+        return torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = model(pixel_values=batch).pooler_output
+        return outputs
+
+
 class Classifier(nn.Module):
     """PyTorch's own encoder over tokens, which skips those that are padding."""
 

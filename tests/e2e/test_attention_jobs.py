@@ -8,7 +8,6 @@ import torch
 
 import autotune
 from autotune import map_file
-from autotune.errors import ExportError
 from autotune.exporters import build_exporter
 from autotune.exporters.export import export
 from autotune.exporters.manifest import Manifest
@@ -86,12 +85,6 @@ def test_formats_of_whole_models_hold_unrolled_attention(
 def test_verification_loads_unrolled_attention_in_a_fresh_process(document: dict[str, Any], tmp_path: Path) -> None:
     export(document, "torchao", tmp_path / "out")
     assert verify_export(tmp_path / "out", task_file=TASK_FILE).holds
-
-
-@pytest.mark.parametrize("name", ["huggingface", "compressed-tensors", "nncf", "modelopt"])
-def test_formats_for_the_model_as_it_was_refuse(name: str, document: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="Formats that can: onnxruntime, torchao, torch-export, map"):
-        export(document, name, tmp_path / "out")
 
 
 def test_map_that_does_not_fit_leaves_attention_as_it_was(document: dict[str, Any], tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autotune.exporters import build_exporter, exporter_names
 from search_spaces.discovery import discover, skipped
-from workers.attention import UnrolledAttention, unroll_as, unroll_attention
+from workers.attention import UnrolledAttention, unroll_as, unroll_attention, unrolled_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 
@@ -253,9 +252,11 @@ def test_map_unrolls_what_its_layers_name_and_takes_it_back() -> None:
     assert model.second is fused
 
 
-@pytest.mark.parametrize("name", exporter_names())
-def test_formats_for_the_model_as_it_was_refuse_the_unrolled_one(name: str) -> None:
-    model = Attending(attention(), attention()).eval()
-    assert unroll_attention(model, run) == {}
-    refused = build_exporter(name).refuses_model(model) is not None
-    assert refused == (name not in ("onnxruntime", "torchao", "torch-export"))
+@pytest.mark.parametrize("prefix", ["", "0."])
+def test_layers_that_unrolling_has_called_are_known(prefix: str) -> None:
+    encoder = nn.TransformerEncoderLayer(16, 2, 32)
+    model = nn.Sequential(encoder) if prefix else encoder
+    assert unrolled_layers(model) == set()
+    unroll_as(model, {f"{prefix}self_attn.q_proj"})
+    called = {f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")} | {"linear1", "linear2"}
+    assert unrolled_layers(model) == {f"{prefix}{name}" for name in called}

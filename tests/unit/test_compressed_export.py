@@ -1,6 +1,7 @@
 """The compressed-tensors checkpoint: our integers and ranges, and a configuration that keeps vLLM's rules."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from autotune.errors import ExportError
 from autotune.exporters import compressed_schemes, pretrained
 from autotune.exporters.base import Source
 from autotune.exporters.compressed_exporter import CompressedTensorsExporter
-from autotune.map_file import MapFile
+from autotune.map_file import MapFile, MappedLayer
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer, LayerKind
-from search_spaces.quantization_map import ActivationRange, QuantizationMap
+from search_spaces.quantization_map import ActivationRange
 from workers.backends.weight_quantization import int8_per_channel
 
 RANGE = ActivationRange(low=-1.5, high=2.5)
@@ -41,11 +42,15 @@ def llama() -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).eval()
 
 
-class _File(MapFile):
-    """A map file of which the exporter reads the map only."""
-
-    def quantization_map(self) -> QuantizationMap:
-        return QuantizationMap.from_names(CHOSEN, dict.fromkeys(CHOSEN, RANGE))
+def source(choices: Mapping[str, str], layers: Sequence[Layer] = ()) -> Source:
+    """A source of whose file exporters read the layers only."""
+    shape, reach = (64, 64), (RANGE.low, RANGE.high)
+    mapped = {
+        name: MappedLayer(kind=LayerKind.LINEAR, weight_shape=shape, choice=choice, input_range=reach)
+        for name, choice in choices.items()
+    }
+    file = MapFile.model_construct(layers=mapped)
+    return Source(file=file, task=None, model=llama(), layers=tuple(layers))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,7 @@ def layers() -> dict[str, Layer]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    source = Source(file=_File.model_construct(), task=None, model=llama(), layers=())  # type: ignore[arg-type]
-    CompressedTensorsExporter().write(source, folder)
+    CompressedTensorsExporter().write(source(CHOSEN), folder)
     return folder
 
 
@@ -135,11 +139,10 @@ def test_one_format_is_not_called_mixed() -> None:
 
 def test_layers_that_runtimes_fuse_must_share_a_choice(layers: dict[str, Layer]) -> None:
     names = [f"{BLOCK}.self_attn.{last}" for last in ("q_proj", "k_proj", "v_proj")]
-    wanted = [(layers[name], choice_named("int8_dynamic")) for name in names]
-    exporters.check(CompressedTensorsExporter(), llama(), wanted)
-    wanted[2] = (layers[names[2]], choice_named("fp32"))
+    choices, fused = dict.fromkeys(names, "int8_dynamic"), [layers[name] for name in names]
+    exporters.check(CompressedTensorsExporter(), source(choices, fused))
     with pytest.raises(ExportError, match=r"cannot express 1 of 3 layers") as caught:
-        exporters.check(CompressedTensorsExporter(), llama(), wanted)
+        exporters.check(CompressedTensorsExporter(), source(choices | {names[2]: "fp32"}, fused))
     assert f"its runtimes fuse it with {names[0]}, which is int8_dynamic" in str(caught.value)
     assert "Formats that can: onnxruntime, torchao, torch-export, huggingface, neural-compressor, map" in str(
         caught.value
