@@ -131,15 +131,24 @@ def _slabs(front: Points, reference: Points) -> tuple[Points, Points]:
 
 
 def knee(points: Points) -> int:
-    """Return the index of the point that lies farthest below the plane through the best of each objective.
+    """Return the index of the point that dominates the largest part of the box between the front's worst and best.
 
-    Objectives are first normalised to [0, 1] over ``points``; the plane is then ``sum = 1`` (Das, 1999,
-    "On characterizing the knee of the Pareto curve"). An objective without spread counts for nothing.
-    The first of equally good points is taken.
+    It has the largest product of ``ways`` (Nash, 1950, "The bargaining problem"). Where the front bends towards the
+    best, this is near the point farthest below the plane through the ends (Das, 1999, "On characterizing the knee of
+    the Pareto curve"); where it bends away, that would be an end, and this is not. If every point is the worst in some
+    objective, the largest sum decides. The first of equally good points is taken.
 
     Args:
         points: a non-dominated front, shape ``(n, d)``, ``n >= 1``.
     """
+    gone = ways(points)
+    return int(np.lexsort((-gone.sum(axis=1), -gone.prod(axis=1)))[0])
+
+
+def ways(points: Points) -> Points:
+    """Return how far each point goes from the worst to the best value of each objective over ``points``.
+
+    Shares of the spread, shape ``(n, d)``; 1 in an objective without spread.
+    """
     spread = np.ptp(points, axis=0)
-    normalised = (points - points.min(axis=0)) / np.where(spread > 0, spread, 1.0)
-    return int(np.argmin(normalised.sum(axis=1)))
+    return np.where(spread > 0, (points.max(axis=0) - points) / np.where(spread > 0, spread, 1.0), 1.0)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from autotune.metrics import METRICS
 from autotune.objectives import minimised
-from autotune.pareto import knee
+from autotune.pareto import knee, ways
 from dashboard.frames import full_precision_row
 from dashboard.text import label_in_sentence, value_text
 
@@ -74,15 +74,15 @@ def _knee(able: pd.DataFrame, objectives: Sequence[str], shown: tuple[str, str])
     front = able[able["on_front"]]
     points = np.column_stack([minimised(METRICS[metric], front[metric].to_numpy()) for metric in objectives])
     at = knee(points)
-    spread = np.ptp(points, axis=0)
-    # The share of the way from the worst to the best of the front.
-    ways = (points.max(axis=0) - points[at]) / np.where(spread > 0, spread, 1.0)
+    gone = ways(points)[at]
     parts = [
         f"{100 * way:.0f} % of the way to the best {label_in_sentence(metric)}"
-        for metric, way, some in zip(objectives, ways, spread, strict=True)
-        if some > 0
+        for metric, way, spread in zip(objectives, gone, np.ptp(points, axis=0), strict=True)
+        if spread > 0
     ]
-    reason = f"It goes {_and(parts)}: more in sum than any other of the {len(front)} maps on the front."
+    reason = f"It goes {_and(parts)}: multiplied, more than any other of the {len(front)} maps on the front."
+    if not gone.all():
+        reason = f"It goes {_and(parts)}, and each of the {len(front)} maps on the front is the worst in something."
     if not parts:
         reason = "It is the only map on the front."
     return _pick("Knee", front.iloc[at], shown, reason)

@@ -18,7 +18,8 @@ from workers.measurement import LatencySamples
 #: Activation mode -> its letter in the strip.
 _LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: ""}
 _WHY = {
-    "knee": "it is the knee of the front: with objectives scaled to the front's range, no map gives more in sum",
+    "knee": "it is the knee of the front: what it gains on the worst of each objective, as a share of the front's "
+    "range and multiplied, is the most",
     "fastest": "it has the lowest median latency of all maps that hold the constraints",
     "smallest": "it has the smallest weights of all maps that hold the constraints",
     "most-accurate": "it has the highest accuracy of all maps that hold the constraints",

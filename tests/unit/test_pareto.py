@@ -1,6 +1,8 @@
 """Pareto arithmetic against naive oracles; small integer grids force ties and copies."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -133,13 +135,54 @@ def test_knee_of_a_front_without_a_bend() -> None:
     assert knee(np.array([[3.0, 4.0]])) == 0
     assert knee(np.array([[3.0, 4.0], [4.0, 3.0]])) == 0
     assert knee(np.array([[3.0, 4.0, 7.0], [3.0, 3.0, 7.0]])) == 1
+    # Each is the worst in something, and the second one goes farther in sum.
+    assert knee(np.array([[0.0, 1.0, 4.0], [0.0, 4.0, 0.0], [4.0, 0.0, 2.0]])) == 1
 
 
-@given(arrays(np.float64, (8, 2), elements=st.integers(0, 50).map(float)), st.floats(0.1, 10), st.floats(-5, 5))
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0], ids=["towards the best", "straight", "away from it"])
+def test_knee_of_a_symmetric_front_is_its_middle(power: float) -> None:
+    along = np.linspace(0.0, 1.0, 11)
+    front = np.column_stack([along, (1.0 - along**power) ** (1.0 / power)])
+    assert knee(front) == {0.5: 3, 1.0: 5, 2.0: 7}[power]
+
+
+@st.composite
+def fronts(draw: st.DrawFn) -> Points:
+    """Distinct points that do not dominate each other."""
+    points = draw(grids(high=9, longest=12).filter(len))
+    return np.unique(points[non_dominated(points)], axis=0)
+
+
+def naive_ways(front: Points) -> list[list[Fraction]]:
+    columns = [[Fraction(int(value)) for value in column] for column in front.T]
+    shares = [
+        [
+            (max(column) - value) / (max(column) - min(column)) if len(set(column)) > 1 else Fraction(1)
+            for value in column
+        ]
+        for column in columns
+    ]
+    return [list(row) for row in zip(*shares, strict=True)]
+
+
+@given(fronts())
 @settings(deadline=None)
-def test_knee_does_not_depend_on_units(points: Points, scale: float, shift: float) -> None:
-    front = np.unique(points[non_dominated(points)], axis=0)
-    other = front * np.array([scale, 1.0]) + shift
-    spread = np.ptp(front, axis=0)
-    score = ((front - front.min(axis=0)) / np.where(spread > 0, spread, 1.0)).sum(axis=1)
-    assert score[knee(other)] == pytest.approx(score.min(), abs=1e-9)
+def test_knee_has_the_largest_product_of_ways(front: Points) -> None:
+    scores = [(math.prod(row), sum(row)) for row in naive_ways(front)]
+    assert scores[knee(front)] == max(scores)
+
+
+@given(fronts())
+@settings(deadline=None)
+def test_knee_is_no_end_of_a_front_with_points_between(front: Points) -> None:
+    if front.shape[1] == 2 and len(front) > 2:
+        assert 0 < knee(front) < len(front) - 1
+
+
+@given(fronts(), st.data())
+@settings(deadline=None)
+def test_knee_does_not_depend_on_units(front: Points, data: st.DataObject) -> None:
+    powers = data.draw(arrays(np.int64, front.shape[1], elements=st.integers(-8, 8)))
+    shifts = data.draw(arrays(np.int64, front.shape[1], elements=st.integers(-99, 99)))
+    # All this is exact, so ties stay ties.
+    assert knee((front + shifts) * 2.0**powers) == knee(front)
