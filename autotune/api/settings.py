@@ -1,12 +1,14 @@
 """How the API works; plain data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from autotune.client.local import Limits
 from autotune.errors import JobSpecError
 
 #: Names and addresses that only this machine can mean.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+#: What each user may ask for.
+LIMITS = Limits(live_jobs=100, trials=100_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class ApiSettings:
     #: Whether callers need a token.
     authentication: bool = True
     #: What each user may ask for.
-    limits: Limits = field(default_factory=lambda: Limits(live_jobs=100, trials=100_000))
+    limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
         if not self.authentication and self.address not in LOOPBACK:

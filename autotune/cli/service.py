@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from autotune.cli.options import Database, TaskFile, path_text
 from autotune.cli.output import say
 from autotune.store.base import Store
 from autotune.store.open import open_store
+from workers.tasks import load_task_file
 from workers.tasks.checks import DATA_FOLDER
 
 if TYPE_CHECKING:
@@ -67,7 +69,9 @@ def serve(
         json_logs=json_logs,
     )
     with closing(open_store(database)) as store:
-        server = listen and _api_server(store, database, listen, host_name, no_authentication)
+        server = listen and _api_server(
+            store, database, listen, host_name, no_authentication, task_file, runs_jobs=True
+        )
         controller = Controller(store, settings)
         _on_stop(controller.stop)
         if server:
@@ -80,6 +84,7 @@ def serve(
 def api(
     database: Database,
     listen: Annotated[str, typer.Option(help="ADDRESS:PORT to answer at.")] = "127.0.0.1:8123",
+    task_file: TaskFile = None,
     host_name: HostName = None,
     no_authentication: NoAuthentication = False,
     json_logs: JsonLogs = False,
@@ -90,7 +95,7 @@ def api(
     logs.configure(as_json=json_logs)
     ended = threading.Event()
     with closing(open_store(database)) as store:
-        server = _api_server(store, database, listen, host_name, no_authentication)
+        server = _api_server(store, database, listen, host_name, no_authentication, task_file)
         _on_stop(ended.set)
         server.start()
         ended.wait()
@@ -98,14 +103,28 @@ def api(
 
 
 def _api_server(
-    store: Store, database: str, listen: str, host_names: list[str] | None, no_authentication: bool
+    store: Store,
+    database: str,
+    listen: str,
+    host_names: list[str] | None,
+    no_authentication: bool,
+    task_file: Path | None,
+    *,
+    runs_jobs: bool = False,
 ) -> "ApiServer":
     from autotune.api.server import ApiServer
-    from autotune.api.settings import ApiSettings, parse_listen
+    from autotune.api.settings import LIMITS, ApiSettings, parse_listen
 
     address, port = parse_listen(listen)
+    if task_file:
+        load_task_file(str(task_file))
     settings = ApiSettings(
-        address=address, port=port, host_names=tuple(host_names or ()), authentication=not no_authentication
+        address=address,
+        port=port,
+        host_names=tuple(host_names or ()),
+        authentication=not no_authentication,
+        # Controllers elsewhere may have a task file that this process was not given.
+        limits=replace(LIMITS, unknown_tasks=not (runs_jobs or task_file)),
     )
     if settings.authentication and not store.tokens():
         say("There are no tokens yet; make one by: autotune token add NAME")

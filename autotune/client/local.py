@@ -11,9 +11,10 @@ from autotune.job_spec import JobSpec
 from autotune.store.base import Store
 from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
 from autotune.watching import Update
+from search_spaces.errors import unknown
 from workers.measurement import LatencySamples
 from workers.setup import Probes
-from workers.tasks import TaskInfo, list_tasks
+from workers.tasks import TaskInfo, list_tasks, task_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class Limits:
     live_jobs: int | None = None
     #: Trials of one job.
     trials: int | None = None
+    #: Whether jobs may name tasks that this process does not know; workers may.
+    unknown_tasks: bool = True
 
 
 class LocalClient:
@@ -75,6 +78,7 @@ class LocalClient:
 
     def submit(self, spec: JobSpec, *, key: str | None = None, priority: int = 0) -> JobRecord:
         """See ``Client.submit``."""
+        self._check_task(spec.task.name)
         self._check_trials(spec.search.trials)
         most_live = self._limits.live_jobs
         return jobs.submit(self._store, spec, key=key, priority=priority, owner=self._owner, most_live=most_live)
@@ -82,6 +86,7 @@ class LocalClient:
     def clone(self, job_id: str, *, key: str | None = None) -> JobRecord:
         """See ``Client.clone``."""
         job = self._store.job(job_id)
+        self._check_task(job.task)
         self._check_trials(job.spec["search"]["trials"])
         return jobs.clone(self._store, job, key=key, owner=self._owner, most_live=self._limits.live_jobs)
 
@@ -125,6 +130,11 @@ class LocalClient:
     def close(self) -> None:
         """See ``ReadStore.close``."""
         self._store.close()
+
+    def _check_task(self, name: str) -> None:
+        known = task_names()
+        if not self._limits.unknown_tasks and name not in known:
+            raise JobSpecError(f"task.name: {unknown('task', name, known)}")
 
     def _check_trials(self, trials: object) -> None:
         most = self._limits.trials

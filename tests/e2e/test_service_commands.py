@@ -134,6 +134,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert not any(token in log for token in started.tokens.values())
 
 
+def test_the_service_knows_the_tasks_of_its_file_and_no_others(service: Service) -> None:
+    token = service.tokens["submitter"]
+    assert "stub" in {task["name"] for task in json.loads(service.run("tasks", "--json", token=token).stdout)["tasks"]}
+    Path(service.file("strange.yaml")).write_text(yaml.safe_dump(job(task={"name": "stubs"})))
+    refused = service.run("submit", service.file("strange.yaml"), code=2, token=token)
+    assert "task.name: unknown task 'stubs'; did you mean 'stub'?" in refused.stderr
+
+
 @pytest.fixture(params=["database", "api"])
 def run(request: pytest.FixtureRequest, service: Service) -> Run:
     token = service.tokens["submitter"] if request.param == "api" else None

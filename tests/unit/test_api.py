@@ -307,6 +307,17 @@ def test_users_have_limits() -> None:
     assert "a user may have 2 jobs" in service.problem(409, f"POST /v1/jobs/{newest}/resume")
 
 
+def test_tasks_that_a_service_does_not_know_are_refused_where_no_other_may() -> None:
+    strange = JOB | {"task": {"name": "digits-cmm"}}
+    trusting, knowing = Service(), Service(limits=Limits(unknown_tasks=False))
+    cloned = submit(knowing.store, JobSpec.parse(strange)).id
+    assert trusting.call("POST /v1/jobs", json=strange).status_code == 201
+    assert knowing.call("POST /v1/jobs", json=JOB).status_code == 201
+    for route, body in (("POST /v1/jobs", strange), (f"POST /v1/jobs/{cloned}/clone", None)):
+        refused = knowing.problem(422, route, json=body)
+        assert refused.startswith("task.name: unknown task 'digits-cmm'; did you mean 'digits-cnn'? Known: causal-lm, ")
+
+
 def test_bodies_are_cut_off_while_they_are_read(service: Service) -> None:
     sent = 0
 
