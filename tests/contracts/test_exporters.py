@@ -1,10 +1,11 @@
 """What every exporter promises, over every choice, on an encoder, a CNN and a decoder."""
 
 import functools
-import json
+import runpy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,23 +20,19 @@ from autotune.exporters.base import Exporter, Source
 from autotune.exporters.configuration import Configuration
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile, MappedMoments, MappedSmoothing
+from autotune.map_file import MapFile
 from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
-from search_spaces.quantization_map import ActivationRange
-from workers.attention import unroll_attention
 from workers.backends.x86 import X86Backend
-from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
-from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
 from workers.quality import outputs
-from workers.setup import CalibrationSettings
 from workers.task import Split
 from workers.tasks import build_task, load_task_file
 
-TASK_FILE = str(Path(__file__).parents[1] / "data" / "export_tasks.py")
+DATA = Path(__file__).parents[1] / "data"
+TASK_FILE = str(DATA / "export_tasks.py")
 #: Largest relative difference of outputs from our backend's: the same integers, products in another precision.
 ROUNDING = 0.01
 #: What a format rounds anew, by its own documentation: such outputs may differ from the backend's by as much as two
@@ -45,65 +42,12 @@ ROUNDED_AGAIN = {"compressed-tensors": {"int8_dynamic", "int4_weight_only", "int
 TRACED = {"torch-export"}
 TASKS = ("tiny-bert", "tiny-cnn", "tiny-llama")
 load_task_file(TASK_FILE)
-
-
-@functools.cache
-def blank(task_name: str) -> Mapping[str, Any]:
-    """A map of a task with every layer in full precision and every range calibrated."""
-    task = build_task(task_name, {})
-    model = task.build_model()
-    print_of_weights, batch = fingerprint(model), task.evaluation(Split.EVALUATION)[0]
-    unroll_attention(model, lambda m: task.forward(m, batch))
-    layers = discover(model, lambda m: task.forward(m, batch))
-    found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
-    found = with_smoothing(found, model, layers, task.calibration(), task.forward)
-    found = with_moments(found, model, layers, task.calibration(), task.forward)
-    return {
-        "schema": "autotune.map/v1",
-        "task": task_name,
-        "task_parameters": {},
-        "backend": "x86",
-        "model_fingerprint": print_of_weights,
-        "layers": {
-            layer.name: {
-                "kind": layer.kind,
-                "weight_shape": list(layer.weight_shape),
-                "choice": "fp32",
-                **calibrated(found.ranges.get(layer.name)),
-            }
-            for layer in layers
-        },
-        "measurement": {},
-        "promised": {"accuracy": {"value": 1.0}},
-        "provenance": {
-            "job": "j", "job_name": "tiny", "trial": 1, "measured_at": "2026-01-01T00:00:00Z", "seed": 0,
-            "calibration": {}, "calibration_samples": 16, "environment": {},
-        },
-    }  # fmt: skip
-
-
-def calibrated(known: ActivationRange | None) -> dict[str, Any]:
-    """What a map's file says of a layer's input."""
-    if known is None:
-        return {}
-    smoothing, moments = MappedSmoothing.of(known), MappedMoments.of(known)
-    return {
-        "input_range": [known.low, known.high],
-        "smoothing": smoothing and smoothing.model_dump(),
-        "moments": moments and moments.model_dump(),
-    }
-
-
-def with_choices(task_name: str, choices: Mapping[str, str]) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(json.dumps(blank(task_name)))
-    for name, choice in choices.items():
-        document["layers"][name]["choice"] = choice
-    return document
+maps = SimpleNamespace(**runpy.run_path(str(DATA / "export_maps.py")))
 
 
 @functools.cache
 def source(task_name: str) -> Source:
-    return read_source(MapFile.model_validate(blank(task_name)))
+    return read_source(MapFile.model_validate(maps.blank(task_name)))
 
 
 def expressible(exporter: Exporter, task_name: str, choice: str) -> dict[str, str]:
@@ -179,7 +123,7 @@ def test_export_computes_what_the_backend_computes(
     choices = expressible(quick, task_name, choice)
     if not choices:
         pytest.skip("the format or the backend cannot express it")
-    document = with_choices(task_name, choices)
+    document = maps.with_choices(task_name, choices)
     export(document, quick.name, tmp_path / "out")
     assert_equal_within_rounding(quick, document, tmp_path / "out")
 
@@ -203,7 +147,7 @@ def mixed(exporter: Exporter, task_name: str) -> dict[str, str]:
 
 
 def test_mixed_map_is_exported_again_byte_for_byte(exporter: Exporter, task_name: str, tmp_path: Path) -> None:
-    document = with_choices(task_name, mixed(exporter, task_name))
+    document = maps.with_choices(task_name, mixed(exporter, task_name))
     first = export(document, exporter.name, tmp_path / "first")
     assert first == Manifest.read(tmp_path / "first")
     if exporter.name not in TRACED or task_name == "tiny-cnn":
@@ -229,7 +173,7 @@ def test_attention_in_full_precision_stays_as_the_model_has_it(as_built: Exporte
     choices = next(filter(None, offers))
     unrolled = dict.fromkeys(source("tiny-siglip").unrolled, "fp32")
     assert choices.keys() > unrolled.keys()
-    document = with_choices("tiny-siglip", choices | unrolled)
+    document = maps.with_choices("tiny-siglip", choices | unrolled)
     export(document, as_built.name, tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         # The output projection is a module of the model itself.
@@ -246,7 +190,7 @@ def test_layers_that_only_unrolled_attention_calls_are_refused(
     as_built: Exporter, task_name: str, layer: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        export(with_choices(task_name, {layer: "int8_weight_only"}), as_built.name, tmp_path / "out")
+        export(maps.with_choices(task_name, {layer: "int8_weight_only"}), as_built.name, tmp_path / "out")
     assert f"  {layer}: int8_weight_only: the format has nn.MultiheadAttention as it was" in str(caught.value)
     assert str(caught.value).splitlines()[0].endswith("Formats that can: onnxruntime, torchao, torch-export, map")
 
@@ -287,7 +231,7 @@ def test_any_map_is_loaded_as_it_was_exported(
         if group not in drawn:
             drawn[group] = data.draw(st.sampled_from(able), label=group)
         choices[layer] = drawn[group]
-    document = with_choices(task_name, choices)
+    document = maps.with_choices(task_name, choices)
     with tempfile.TemporaryDirectory() as scratch:
         export(document, quick.name, Path(scratch, "out"))
         # Neighbours in bf16 and in int8 add their roundings up.
@@ -309,7 +253,7 @@ def test_recurrent_layers_are_refused_by_every_format(exporter: Exporter, build:
 
 def test_what_a_format_cannot_express_is_refused_before_anything_is_written(exporter: Exporter, tmp_path: Path) -> None:
     names = [layer.name for layer in source("tiny-bert").layers if layer.kind is LayerKind.LINEAR]
-    document = with_choices("tiny-bert", dict.fromkeys(names, "fp8_static"))
+    document = maps.with_choices("tiny-bert", dict.fromkeys(names, "fp8_static"))
     with pytest.raises(ExportError, match=r"Formats that can: map\n") as caught:
         export(document, exporter.name, tmp_path / "out")
     assert f"cannot express {len(names)} of {len(source('tiny-bert').layers)} layers" in str(caught.value)
@@ -321,7 +265,7 @@ def test_what_a_format_cannot_express_is_refused_before_anything_is_written(expo
 def test_failure_leaves_nothing_behind_and_the_earlier_export_as_it_was(
     exporter: Exporter, quick_task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    document = with_choices(quick_task, {})
+    document = maps.with_choices(quick_task, {})
     before = export(document, exporter.name, tmp_path / "out")
 
     def fail(self: Exporter, source: Source, folder: Path) -> dict[str, Any]:
@@ -339,18 +283,18 @@ def test_failure_leaves_nothing_behind_and_the_earlier_export_as_it_was(
 def test_a_folder_of_something_else_is_never_replaced(exporter: Exporter, quick_task: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConflictError, match="exists and is no export"):
-        export(with_choices(quick_task, {}), exporter.name, tmp_path)
+        export(maps.with_choices(quick_task, {}), exporter.name, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_another_model_is_refused(exporter: Exporter, quick_task: str, tmp_path: Path) -> None:
-    document = with_choices(quick_task, {}) | {"model_fingerprint": "0" * 64}
+    document = maps.with_choices(quick_task, {}) | {"model_fingerprint": "0" * 64}
     with pytest.raises(ExportError, match="now builds a model with other weights"):
         export(document, exporter.name, tmp_path / "out")
 
 
 def test_damage_is_noticed(exporter: Exporter, quick_task: str, tmp_path: Path) -> None:
-    manifest = export(with_choices(quick_task, {}), exporter.name, tmp_path / "out")
+    manifest = export(maps.with_choices(quick_task, {}), exporter.name, tmp_path / "out")
     largest = tmp_path / "out" / max(manifest.files, key=lambda name: manifest.files[name].bytes)
     largest.write_bytes(largest.read_bytes()[:-1] + b"?")
     with pytest.raises(ExportError, match="missing or was changed; export again"):
@@ -374,7 +318,7 @@ def test_unknown_format_names_the_known_ones() -> None:
 
 def test_model_of_another_library_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"huggingface is for models of transformers, .* a Sequential") as caught:
-        export(with_choices("tiny-cnn", {}), "huggingface", tmp_path / "out")
+        export(maps.with_choices("tiny-cnn", {}), "huggingface", tmp_path / "out")
     assert "Formats that can: onnxruntime, torchao, torch-export, modelopt, neural-compressor, nncf, map" in str(
         caught.value
     )

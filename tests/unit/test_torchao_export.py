@@ -1,8 +1,10 @@
 """Maps that were measured by the torchao backend keep its numbers in the formats that torchao holds."""
 
 import functools
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,58 +16,26 @@ from autotune import exporters
 from autotune.exporters import torchao_layers
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile, MappedMoments, MappedSmoothing
+from autotune.map_file import MapFile
 from search_spaces.choice import CHOICES, choice_named
-from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from workers.backends.torchao import TorchAoBackend
-from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
-from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
 from workers.quality import outputs
-from workers.setup import CalibrationSettings
 from workers.task import Split
 from workers.tasks import build_task, load_task_file
 
-load_task_file(str(Path(__file__).parents[1] / "data" / "export_tasks.py"))
+DATA = Path(__file__).parents[1] / "data"
+load_task_file(str(DATA / "export_tasks.py"))
+maps = SimpleNamespace(**runpy.run_path(str(DATA / "export_maps.py")))
 BACKEND = TorchAoBackend("cpu")
 #: Choices whose layers multiply in fp32 outside of the backend, which does it in bf16.
 WIDENED = {"int8_weight_only", "int4_weight_only", "int4_weight_only_gptq"}
 
 
-@functools.cache
-def blank(task_name: str) -> Mapping[str, Any]:
-    task = build_task(task_name, {})
-    model = task.build_model()
-    layers = discover(model, lambda m: task.forward(m, task.evaluation(Split.EVALUATION)[0]))
-    found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
-    found = with_smoothing(found, model, layers, task.calibration(), task.forward)
-    ranges = with_moments(found, model, layers, task.calibration(), task.forward).ranges
-    smoothing = {name: part.model_dump() for name, known in ranges.items() if (part := MappedSmoothing.of(known))}
-    moments = {name: part.model_dump() for name, known in ranges.items() if (part := MappedMoments.of(known))}
-    return {
-        "schema": "autotune.map/v1", "task": task_name, "task_parameters": {}, "backend": "torchao",
-        "model_fingerprint": fingerprint(model),
-        "layers": {
-            layer.name: {
-                "kind": layer.kind, "weight_shape": list(layer.weight_shape), "choice": "fp32",
-                "input_range": [ranges[layer.name].low, ranges[layer.name].high] if layer.name in ranges else None,
-                "smoothing": smoothing.get(layer.name),
-                "moments": moments.get(layer.name),
-            }
-            for layer in layers
-        },
-        "measurement": {}, "promised": {},
-        "provenance": {
-            "job": "j", "job_name": "tiny", "trial": 1, "measured_at": "2026-01-01T00:00:00Z", "seed": 0,
-            "calibration": {}, "calibration_samples": 16, "environment": {},
-        },
-    }  # fmt: skip
-
-
 def document(task_name: str, choices: Mapping[str, str]) -> dict[str, Any]:
-    layers = {name: layer | {"choice": choices.get(name, "fp32")} for name, layer in blank(task_name)["layers"].items()}
-    return {**blank(task_name), "layers": layers}
+    found: dict[str, Any] = maps.with_choices(task_name, choices, "torchao")
+    return found
 
 
 def difference(folder: Path, format_name: str, exported: Mapping[str, Any]) -> float:
@@ -83,7 +53,7 @@ def difference(folder: Path, format_name: str, exported: Mapping[str, Any]) -> f
 
 @functools.cache
 def layers_of(task_name: str) -> tuple[Layer, ...]:
-    return read_source(MapFile.model_validate(blank(task_name))).layers
+    return read_source(MapFile.model_validate(document(task_name, {}))).layers
 
 
 def able(task_name: str, choice: str) -> list[str]:
@@ -106,7 +76,7 @@ def test_export_computes_what_the_backend_does(choice: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(("format_name", "task_name"), [("torchao", "tiny-cnn"), ("torch-export", "tiny-cnn")])
 def test_neighbours_of_every_choice_are_exported_together(format_name: str, task_name: str, tmp_path: Path) -> None:
     every = {choice: able(task_name, choice) for choice in CHOICES}
-    layers = list(blank(task_name)["layers"])
+    layers = list(document(task_name, {})["layers"])
     offers = {layer: [choice for choice, names in every.items() if layer in names] for layer in layers}
     choices = {layer: names[index % len(names)] for index, (layer, names) in enumerate(offers.items())}
     assert len(set(choices.values())) >= 3
