@@ -2,10 +2,30 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from torch import nn
+
 from search_spaces.layer import Layer
 from workers import layer_latency, memory
+from workers.backends.base import Deployed
+from workers.backends.packed import weight_bytes
 from workers.clock import clock_of
 from workers.prepared import PreparedModel
+from workers.task import Task
+
+
+class EagerBackend:
+    """What backends share whose prepared layers PyTorch runs one by one. See ``Backend``."""
+
+    device: str
+    runs_modules = True
+
+    def weight_bytes(self, prepared: nn.Module) -> int:
+        """See ``Backend.weight_bytes``."""
+        return weight_bytes(prepared)
+
+    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
+        """See ``Backend.deploy``."""
+        return Eager(prepared, self.device)
 
 
 class Eager:

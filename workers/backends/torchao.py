@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,22 +13,18 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import environment, gpu
 from workers.backends import torchao_support
-from workers.backends.base import Deployed
-from workers.backends.eager import Eager
-from workers.backends.packed import PackedLayer, range_of, weight_bytes
+from workers.backends.eager import EagerBackend
+from workers.backends.packed import PackedLayer, range_of
 from workers.backends.smoothed import SmoothedLinear
 from workers.libraries import missing, optional_libraries
-from workers.prepared import PreparedModel
-from workers.task import Task
 
 _HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
-class TorchAoBackend:
+class TorchAoBackend(EagerBackend):
     """Runs layers in torchao's tensors, and in PyTorch's own CUDA kernels for what those lack."""
 
     libraries: tuple[str, ...] = ("torchao",)
-    runs_modules = True
 
     def __init__(self, device: str = "cuda", *, compiler: str | None = None) -> None:
         """Take a device and, if layers are to be compiled, the backend of ``torch.compile``.
@@ -73,17 +69,9 @@ class TorchAoBackend:
         with optional_libraries("the backend torchao", "export"), torch.no_grad():
             return self._prepare(module, choice, needed).eval()
 
-    def weight_bytes(self, prepared: nn.Module) -> int:
-        """See ``Backend.weight_bytes``."""
-        return weight_bytes(prepared)
-
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         """See ``Backend.layer_bytes``."""
         return torchao_support.layer_bytes(layer, choice)
-
-    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
-        """See ``Backend.deploy``."""
-        return Eager(prepared, self.device)
 
     def _prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> PackedLayer:
         from workers.backends.torchao_layers import HalfLayer, Int4Linear, QuantizedLinear

@@ -2,7 +2,7 @@
 
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -12,17 +12,14 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers import environment
 from workers.backends import x86_bytes
-from workers.backends.base import Deployed
-from workers.backends.eager import Eager
-from workers.backends.packed import PackedLayer, range_of, weight_bytes
+from workers.backends.eager import EagerBackend
+from workers.backends.packed import PackedLayer, range_of
 from workers.backends.smoothed import SmoothedLinear
 from workers.backends.weight_quantization import INT4_GROUP
 from workers.backends.x86_conv import Bf16Conv, Bf16ConvTranspose, Int8Conv
 from workers.backends.x86_embedding import Bf16Embedding, Bf16EmbeddingBag, RowwiseEmbedding, RowwiseEmbeddingBag
 from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
 from workers.backends.x86_recurrent import Bf16Recurrent, Int8Recurrent
-from workers.prepared import PreparedModel
-from workers.task import Task
 
 #: What x86-64 processors are called.
 X86_MACHINES = ("x86_64", "AMD64")
@@ -81,13 +78,12 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
 }
 
 
-class X86Backend:
+class X86Backend(EagerBackend):
     """Runs layers with the kernels PyTorch ships for x86 CPUs."""
 
     name = "x86"
     device = "cpu"
     libraries: tuple[str, ...] = ()
-    runs_modules = True
 
     def __init__(self) -> None:
         self._features = torch.cpu.get_capabilities()
@@ -126,17 +122,9 @@ class X86Backend:
         with torch.no_grad():
             return _KERNELS[kind][choice.name](module, needed).eval()
 
-    def weight_bytes(self, prepared: nn.Module) -> int:
-        """See ``Backend.weight_bytes``."""
-        return weight_bytes(prepared)
-
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         """See ``Backend.layer_bytes``."""
         return x86_bytes.layer_bytes(layer, choice)
-
-    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
-        """See ``Backend.deploy``."""
-        return Eager(prepared, self.device)
 
     def _hardware_refuses(self, choice: LayerChoice) -> str | None:
         if choice.precision is Precision.BF16 and not (
