@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from autotune import wire
 from autotune.api.reading import JobId
-from autotune.api.session import PREFIX, Caller, needs
+from autotune.api.session import PREFIX, Caller, Session, needs
 from autotune.errors import JobSpecError, StoreUnavailableError
 from autotune.store.records import Scope
 from autotune.watching import LOOK_S, Update, Watcher
@@ -20,7 +20,7 @@ router = APIRouter(prefix=PREFIX)
 
 #: Seconds of silence after which a line without meaning is sent, so that nobody takes the connection for dead.
 _SILENCE_S = 10.0
-#: Seconds after which a listener has to ask again, and its token is looked at again.
+#: Seconds after which a listener has to ask again.
 _LONGEST_S = 900.0
 
 
@@ -37,16 +37,16 @@ async def follow(
     job_id: JobId,
     last: Annotated[str, Header(alias="Last-Event-ID", description="Id of the last event that arrived.")] = "0",
 ) -> StreamingResponse:
-    """Send what is new about a job as server-sent events, until it neither waits nor runs."""
+    """Send what is new about a job as server-sent events, until it neither waits nor runs, or the token is no more."""
     if not (last.isascii() and last.isdecimal() and int(last) < 2**31):
         raise JobSpecError(f"Last-Event-ID must be the id of an event, but got {last[:20]!r}")
     watcher = Watcher(caller.store, job_id, position=int(last))
     first = await run_in_threadpool(watcher.look)
     assert first is not None
-    return StreamingResponse(_events(request, watcher, first), media_type="text/event-stream")
+    return StreamingResponse(_events(request, caller, watcher, first), media_type="text/event-stream")
 
 
-async def _events(request: Request, watcher: Watcher, update: Update | None) -> AsyncIterator[bytes]:
+async def _events(request: Request, caller: Session, watcher: Watcher, update: Update | None) -> AsyncIterator[bytes]:
     started = told = time.monotonic()
     while True:
         if update is not None:
@@ -60,6 +60,8 @@ async def _events(request: Request, watcher: Watcher, update: Update | None) -> 
             return
         await asyncio.sleep(LOOK_S)
         try:
+            if not await run_in_threadpool(caller.is_admitted):
+                return
             update = await run_in_threadpool(watcher.look)
         except StoreUnavailableError:
             update = None  # the next look may find it again; meanwhile the connection stays

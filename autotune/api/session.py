@@ -9,6 +9,7 @@ from autotune.api.guard import HOLDER, OPEN
 from autotune.client.local import LocalClient
 from autotune.errors import ForbiddenError
 from autotune.store.base import Store
+from autotune.store.clock import now
 from autotune.store.records import JobRecord, Scope, TokenRecord
 
 #: Version of the API, first in the path of every route about jobs.
@@ -23,6 +24,11 @@ class Session:
     holder: TokenRecord
     client: LocalClient
     store: Store
+
+    def is_admitted(self) -> bool:
+        """Return whether the token is valid still; where none is needed there is none."""
+        found = self.store.token(self.holder.id) if self.holder.id else (self.holder, "")
+        return found is not None and found[0].is_valid(now())
 
     def own(self, job_id: str) -> JobRecord:
         """Return a job that the holder may change.

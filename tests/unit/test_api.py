@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from autotune import access, lifecycle
+from autotune.api import progress
 from autotune.api.app import create_app, describe
 from autotune.api.guard import Guard, _Failures
 from autotune.api.settings import ApiSettings, parse_listen
@@ -26,6 +27,7 @@ from autotune.jobs import submit
 from autotune.store.clock import now
 from autotune.store.memory import MemoryStore
 from autotune.store.records import Scope, TokenRecord
+from autotune.watching import Update, Watcher
 
 ROOT = Path(__file__).parents[2]
 JOB = {
@@ -462,6 +464,26 @@ def test_progress_is_told_as_events(service: Service) -> None:
     assert [e["kind"] for e in json.loads(response.text.split("data: ")[1])["events"]] == ["finished"]
     service.problem(422, f"GET /v1/jobs/{job_id}/progress", headers={"Last-Event-ID": "x"})
     service.problem(404, "GET /v1/jobs/gone/progress")
+
+
+@pytest.mark.parametrize("authentication", [True, False])
+def test_a_stream_ends_with_its_token(authentication: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, looks = Service(authentication=authentication), 0
+    job_id, look = submit(service.store, JobSpec.parse(JOB)).id, Watcher.look
+
+    def revoke_and_look(watcher: Watcher) -> Update | None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            service.store.revoke_token(service.tokens[Scope.VIEWER].split("_")[1])
+        if looks == 5:
+            service.app.state.stopping.set()
+        return look(watcher)
+
+    monkeypatch.setattr(Watcher, "look", revoke_and_look)
+    monkeypatch.setattr(progress, "LOOK_S", 0.0)
+    assert service.call(f"GET /v1/jobs/{job_id}/progress", Scope.VIEWER).status_code == 200
+    assert looks == (2 if authentication else 5)
 
 
 def test_metrics_count_jobs_and_requests(service: Service) -> None:
