@@ -87,9 +87,9 @@ lock: ## Write constraints.txt again; a line deleted from it beforehand gets the
 	echo "Resolving in a fresh environment; this takes minutes ..."
 	$(PYTHON) -m venv "$$scratch"
 	pip() { "$$scratch/bin/python" -m pip --disable-pip-version-check -qq "$$@"; }
-	pip install -c constraints.txt -e '.[export,tasks,test]'
+	pip install -c constraints.txt -e '.[export,tasks,vision,test]'
 	{
-		echo "# Exact versions of everything that .[export,tasks,test] installs; written by: make lock"
+		echo "# Exact versions of everything that .[export,tasks,vision,test] installs; written by: make lock"
 		# A local version such as +cpu names one build; the constraint must fit all of them.
 		pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f
 	} > "$$scratch/constraints.txt"

@@ -20,7 +20,7 @@ from workers.task import Split
 from workers.tasks import image_models
 from workers.tasks.batch_norms import fold_batch_norms
 from workers.tasks.image_classification import ImageClassification, class_numbers
-from workers.tasks.image_models import TINY, build_image_model
+from workers.tasks.image_models import TINY, build_image_model, vision_of
 from workers.tasks.shape_images import SHAPES, SIDE, draw
 
 SMALL = {"samples": 6, "batch_size": 4}
@@ -79,7 +79,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", TINY)
 def test_every_batch_norm_of_tiny_models_is_folded_and_outputs_are_equal(name: str) -> None:
     images = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) / 255.0 for picture, _ in draw(4, 9)])
-    whole, folded = build_image_model(name, fold=False), build_image_model(name, fold=True)
+    whole, folded = build_image_model(vision_of(name), fold=False), build_image_model(vision_of(name), fold=True)
     with torch.inference_mode():
         torch.testing.assert_close(folded(images).logits, whole(images).logits, rtol=1e-3, atol=1e-4)
     assert norms_of(folded) == 0 < norms_of(whole)
@@ -138,8 +138,8 @@ def test_norms_of_convolutions_that_run_twice_stay() -> None:
 
 
 def test_folded_models_are_refused_where_transformers_would_load_them() -> None:
-    assert pretrained.refusal(build_image_model("tiny-resnet", fold=False)) is None
-    reason = pretrained.refusal(build_image_model("tiny-resnet", fold=True))
+    assert pretrained.refusal(build_image_model(vision_of("tiny-resnet"), fold=False)) is None
+    reason = pretrained.refusal(build_image_model(vision_of("tiny-resnet"), fold=True))
     assert reason is not None
     assert "the layers of this ResNetForImageClassification were changed" in reason
     assert "fold_batch_norms: false" in reason
