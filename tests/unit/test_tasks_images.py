@@ -1,5 +1,6 @@
 """Image classifiers: folders of images, classes, batch norms that are folded."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,28 @@ def test_what_cannot_be_used_is_explained(
 
     with pytest.raises(TaskError, match=message):
         use()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise ModuleNotFoundError(name='timm')", r"'timm', which is not installed; .*'quant-autotune\[vision\]'"),
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            r"torchvision was built for another PyTorch .*torchvision::nms does not exist.* same package index",
+        ),
+    ],
+)
+def test_packages_that_cannot_be_imported_are_explained(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timm.py").write_text(source)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TaskError, match=message):
+        ImageClassification(checkpoint=str(tmp_path), images=".").build_model()
 
 
 def test_images_that_cannot_be_used_are_explained(checkpoint: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 collect_ignore_glob = [] if importlib.util.find_spec("timm") else ["test_*"]
 
 try:
-    import torchvision  # noqa: F401
+    import torchvision
 except ModuleNotFoundError:
     pass
 except RuntimeError:

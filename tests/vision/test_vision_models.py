@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import BatchNormAct2d
@@ -18,13 +17,11 @@ from torch import nn
 from torchvision import models
 
 from search_spaces.discovery import discover, skipped
+from workers.backends.x86 import X86Backend
 from workers.errors import TaskError
-from workers.evaluate import Evaluator
 from workers.fingerprint import fingerprint
-from workers.pools.base import Candidate
-from workers.setup import MeasurementSettings, WorkerSetup
+from workers.prepared import PreparedModel
 from workers.task import Split
-from workers.tasks import checks
 from workers.tasks.batch_norms import fold_batch_norms
 from workers.tasks.image_classification import ImageClassification
 from workers.tasks.image_models import build_image_model, vision_of
@@ -81,13 +78,13 @@ def test_folders_of_timm_are_told_by_their_configuration(prefix: str, tmp_path: 
 
 
 def test_images_are_prepared_as_timm_says_of_the_checkpoint(tmp_path: Path) -> None:
-    numbers = {"input_size": (3, 96, 96), "interpolation": "bilinear", "crop_pct": 0.5, "mean": (0.1, 0.2, 0.3)}
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    numbers = {"input_size": (3, 96, 96), "interpolation": "bilinear", "crop_pct": 0.5, "mean": mean, "std": std}
     folder = timm_folder(tmp_path / "model", "test_resnet", pretrained_cfg=numbers)
     (inputs,) = vision_of(str(folder)).prepared([photo()])
     small = Image.fromarray(photo()).resize((268, 192), Image.Resampling.BILINEAR).crop((86, 48, 182, 144))
     scaled = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255.0
-    std = torch.tensor(timm.data.IMAGENET_DEFAULT_STD)
-    expected = (scaled - torch.tensor(numbers["mean"])[:, None, None]) / std[:, None, None]
+    expected = (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     torch.testing.assert_close(inputs, expected)
 
 
@@ -140,23 +137,38 @@ def test_a_norm_that_does_more_than_its_layers_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "grouped"),
-    [("test_vit", 0), ("test_convnext", 9), ("test_efficientnet", 2), ("mobilenetv3_small_050", 11)],
+    ("architecture", "size", "grouped", "layers"),
+    [
+        ("test_resnet", 64, 0, 16),
+        ("test_convnext", 64, 9, 32),
+        ("test_vit", 160, 0, 26),
+        ("mobilenetv3_small_050", 64, 11, 54),
+    ],
 )
-def test_layers_of_timm_run_quantized(architecture: str, grouped: int, tmp_path: Path) -> None:
-    parameters = {
-        "checkpoint": str(timm_folder(tmp_path / "model", architecture)),
-        "images": str(write_images(tmp_path / "images")),
-        "batch_size": 3,
-    }
-    settings = MeasurementSettings(threads=1, repeats=10, warmup_s=0.0)
-    found = Evaluator(WorkerSetup(task="image-classification", task_parameters=parameters, measurement=settings))
-    layers = found.description.layers
-    assert sum(layer.conv_groups > 1 for layer in layers) == grouped
-    assert [layer.name for layer in layers if layer.frozen_reason is not None] == []
-    assert set(found.description.skipped) <= {"(model)"}  # ViT's table of positions
-    choices = {layer.name: "int8_dynamic" for layer in layers}
-    assert 0.0 < found.measure(Candidate(number=0, choices=choices, accuracy_floor=-1.0)).divergence < 0.05
+def test_every_weight_of_timm_is_that_of_a_layer(
+    architecture: str, size: int, grouped: int, layers: int, tmp_path: Path
+) -> None:
+    model = build_image_model(vision_of(str(timm_folder(tmp_path, architecture))), fold=True)
+    found = discover(model, lambda m: m(torch.zeros(1, 3, size, size)))
+    assert (sum(layer.conv_groups > 1 for layer in found), len(found)) == (grouped, layers)
+    assert [layer.name for layer in found if layer.frozen_reason is not None] == []
+    assert set(skipped(model)) <= {"(model)"}  # ViT's table of positions
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext", "test_efficientnet"])
+def test_layers_of_timm_run_quantized(architecture: str, tmp_path: Path) -> None:
+    backend = X86Backend()
+    if backend.unavailable() is not None:
+        pytest.skip("needs the x86 backend")
+    vision = vision_of(str(timm_folder(tmp_path, architecture)))
+    model, images = build_image_model(vision, fold=True), vision.prepared([photo()])
+    with torch.inference_mode():
+        expected = vision.logits(model, images)
+        layers = discover(model, lambda m: vision.logits(m, images))
+        names = {layer.name: "int8_dynamic" for layer in layers}
+        PreparedModel(model, layers, backend, {}).apply(names)
+        logits = vision.logits(model, images)
+    assert 0.0 < (logits - expected).norm() < 0.1 * expected.norm()
 
 
 def torchvision_file(folder: Path, architecture: str, name: str, **options: Any) -> Path:
@@ -220,8 +232,8 @@ def test_state_dicts_as_torchvision_published_them_are_read(architecture: str, t
         ({"checkpoint": "torchvision:alexnet", "weights": "pickle.pth"}, r"Weights only load failed.* DEFAULT"),
         ({"checkpoint": "torchvision:alexnet", "weights": "other.pth"}, r"'classifier.6.bias'; give by the parameter"),
         ({"checkpoint": "headless"}, "'headless' must be a classifier, but has no classes"),
-        ({"checkpoint": "strange"}, r"model of checkpoint 'strange': Unknown model \(resnet9000\); give a folder as timm"),
-        ({"checkpoint": "empty"}, r"model of checkpoint 'empty': No suitable checkpoints found .* give a folder as timm"),
+        ({"checkpoint": "strange"}, r"model of checkpoint 'strange': Unknown model \(resnet9000\); give a folder"),
+        ({"checkpoint": "empty"}, r"model of checkpoint 'empty': No suitable checkpoints found .*; give a folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_explained(

@@ -105,8 +105,8 @@ def extra_packages(extra: str = "tasks") -> Iterator[None]:
     except (ImportError, RuntimeError) as error:
         if (misfit := _misfit(error)) is not None:
             raise TaskError(
-                f"torchvision was built for another PyTorch than {metadata.version('torch')}, says {misfit!r}; install the one "
-                "that belongs to it from the index that PyTorch came from: pip install --force-reinstall --no-deps "
+                f"torchvision was built for another PyTorch than the installed {metadata.version('torch')} ({misfit}); "
+                "install it again from the same package index as PyTorch: pip install --force-reinstall --no-deps "
                 "torchvision"
             ) from None
         if isinstance(error, ImportError):
