@@ -193,12 +193,14 @@ def test_a_file_of_weights_is_a_model_of_torchvision(name: str, tmp_path: Path) 
 
 
 def test_published_files_have_their_own_images_and_classes(tmp_path: Path) -> None:
-    recipe = models.MobileNet_V3_Small_Weights.IMAGENET1K_V1
-    weights = torchvision_file(tmp_path, "mobilenet_v3_small", Path(recipe.url).name)
-    vision = vision_of("torchvision:mobilenet_v3_small", str(weights))
+    recipe = models.MobileNet_V2_Weights.IMAGENET1K_V1
+    weights = torchvision_file(tmp_path, "mobilenet_v2", Path(recipe.url).name)
+    vision = vision_of("torchvision:mobilenet_v2", str(weights))
     assert vision.labels == tuple(recipe.meta["categories"])
     (inputs,) = vision.prepared([photo()])
     torch.testing.assert_close(inputs, recipe.transforms()(Image.fromarray(photo())))
+    (others,) = vision_of("torchvision:mobilenet_v2", str(weights.rename(tmp_path / "mine.pth"))).prepared([photo()])
+    assert not torch.equal(others, inputs)
 
 
 def test_weights_by_name_are_those_that_were_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

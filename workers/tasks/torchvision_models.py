@@ -49,8 +49,7 @@ def torchvision_vision(checkpoint: str, weights: str) -> Vision:
         return model
 
     with loading(checkpoint, _REMEDY):
-        with torch.device("meta"):
-            *_, last = models.get_model(architecture, **options).state_dict()
+        *_, last = models.get_model(architecture, **options).state_dict()  # RegNet cannot be built on meta
         classes = len(_state(recipe, weights)[last])
     names = recipe.meta["categories"]
     return Vision(
