@@ -58,8 +58,9 @@ check: $(VENV)/.installed-test ## Lint, check formatting, types and the directio
 	$(BIN)/lint-imports --no-logo --no-cache
 
 .PHONY: test
-test: check chromium ## Run every check and every test
+test: check chromium $(VENV)/.installed-vision ## Run every check and every test
 	@$(BIN)/pytest $(PYTEST_FLAGS)
+	PYTHONPATH=$(VENV)/vision $(BIN)/pytest $(PYTEST_FLAGS) tests/vision
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-test ## Run the tests that need a GPU; device, versions and counts go to docs/gpu-tests.json
@@ -87,9 +88,9 @@ lock: ## Write constraints.txt again; a line deleted from it beforehand gets the
 	echo "Resolving in a fresh environment; this takes minutes ..."
 	$(PYTHON) -m venv "$$scratch"
 	pip() { "$$scratch/bin/python" -m pip --disable-pip-version-check -qq "$$@"; }
-	pip install -c constraints.txt -e '.[export,tasks,test]'
+	pip install -c constraints.txt -e '.[export,tasks,vision,test]'
 	{
-		echo "# Exact versions of everything that .[export,tasks,test] installs; written by: make lock"
+		echo "# Exact versions of everything that .[export,tasks,vision,test] installs; written by: make lock"
 		# A local version such as +cpu names one build; the constraint must fit all of them.
 		pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f
 	} > "$$scratch/constraints.txt"
@@ -125,6 +126,12 @@ $(VENV)/.created:
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing quant-autotune into $(VENV); the first time takes minutes ..."
 	$(PIP) install -c constraints.txt -e '.[tasks]'
+	touch $@
+
+# In a folder beside the packages, which only tests/vision sees: transformers imports torchvision wherever it is, and
+# fails if that was built for a PyTorch of another index.
+$(VENV)/.installed-vision: $(VENV)/.installed-test
+	@$(PIP) install -c constraints.txt --no-deps --upgrade --target $(VENV)/vision timm torchvision
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/.created

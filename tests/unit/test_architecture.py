@@ -51,6 +51,8 @@ DOORS = {
         "autotune/exporters/huggingface_exporter.py",
         "autotune/exporters/pretrained.py",
     ),
+    "timm": ("workers/tasks/timm_models.py",),
+    "torchvision": ("workers/tasks/torchvision_models.py",),
     "diffusers": ("workers/tasks/diffusion_models.py", "workers/tasks/pipeline_models.py"),
     "PIL": ("workers/tasks/image_folder.py",),
     "jiwer": ("workers/tasks/speech_seq2seq.py",),

@@ -1,5 +1,6 @@
 """Image classifiers: folders of images, classes, batch norms that are folded."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from workers.task import Split
 from workers.tasks import image_models
 from workers.tasks.batch_norms import fold_batch_norms
 from workers.tasks.image_classification import ImageClassification, class_numbers
-from workers.tasks.image_models import TINY, build_image_model
+from workers.tasks.image_models import TINY, build_image_model, vision_of
 from workers.tasks.shape_images import SHAPES, SIDE, draw
 
 SMALL = {"samples": 6, "batch_size": 4}
@@ -79,7 +80,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", TINY)
 def test_every_batch_norm_of_tiny_models_is_folded_and_outputs_are_equal(name: str) -> None:
     images = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) / 255.0 for picture, _ in draw(4, 9)])
-    whole, folded = build_image_model(name, fold=False), build_image_model(name, fold=True)
+    whole, folded = build_image_model(vision_of(name), fold=False), build_image_model(vision_of(name), fold=True)
     with torch.inference_mode():
         torch.testing.assert_close(folded(images).logits, whole(images).logits, rtol=1e-3, atol=1e-4)
     assert norms_of(folded) == 0 < norms_of(whole)
@@ -138,8 +139,8 @@ def test_norms_of_convolutions_that_run_twice_stay() -> None:
 
 
 def test_folded_models_are_refused_where_transformers_would_load_them() -> None:
-    assert pretrained.refusal(build_image_model("tiny-resnet", fold=False)) is None
-    reason = pretrained.refusal(build_image_model("tiny-resnet", fold=True))
+    assert pretrained.refusal(build_image_model(vision_of("tiny-resnet"), fold=False)) is None
+    reason = pretrained.refusal(build_image_model(vision_of("tiny-resnet"), fold=True))
     assert reason is not None
     assert "the layers of this ResNetForImageClassification were changed" in reason
     assert "fold_batch_norms: false" in reason
@@ -210,6 +211,28 @@ def test_what_cannot_be_used_is_explained(
 
     with pytest.raises(TaskError, match=message):
         use()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise ModuleNotFoundError(name='timm')", r"'timm', which is not installed; .*'quant-autotune\[vision\]'"),
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            r"torchvision was built for another PyTorch .*torchvision::nms does not exist.* same package index",
+        ),
+    ],
+)
+def test_packages_that_cannot_be_imported_are_explained(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timm.py").write_text(source)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TaskError, match=message):
+        ImageClassification(checkpoint=str(tmp_path), images=".").build_model()
 
 
 def test_images_that_cannot_be_used_are_explained(checkpoint: Path, tmp_path: Path) -> None:

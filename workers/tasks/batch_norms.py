@@ -1,6 +1,6 @@
 """Batch norms folded into the convolutions before them, as every runtime does, so that one layer is quantized."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +20,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], torch.Tensor])
     """Fold what can be folded, in place; return the names of the batch norms that are gone.
 
     A norm is folded if it is the only one to read what a convolution just returned, both run once in one pass, and
-    the model's outputs stay equal. Others stay as they are.
+    the model's outputs stay equal. Others stay as they are, and so do layers that a norm itself calls on its results.
 
     Args:
         model: in evaluation mode.
@@ -35,7 +35,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], torch.Tensor])
             kept: dict[str, Any] = {name: model.get_submodule(name) for pair in some for name in pair}
             for norm, conv in some:
                 model.set_submodule(conv, fuse_conv_bn_eval(kept[conv], kept[norm]))
-                model.set_submodule(norm, nn.Identity().eval())
+                model.set_submodule(norm, _rest(kept[norm]))
             if torch.allclose(run(model), reference, rtol=0.0, atol=tolerance):
                 return True
             for name, module in kept.items():
@@ -50,7 +50,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], torch.Tensor])
 def _pairs(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     """Return the outputs, and each batch norm with the convolution whose result it reads."""
     calls: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-    modules = {name: module for name, module in model.named_modules() if type(module) in (*_CONVOLUTIONS, *_NORMS)}
+    modules = {name: module for name, module in model.named_modules() if _may_be_folded(module)}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         return lambda module, inputs, output: calls.append((name, inputs[0], output))
@@ -68,6 +68,17 @@ def _pairs(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[
     return outputs, [(norm, conv) for norm, conv in read if {norm, conv} <= once]
 
 
+def _may_be_folded(module: nn.Module) -> bool:
+    """Return whether a module is of a known type, or a norm that calls layers, which only outputs tell of."""
+    return type(module) in (*_CONVOLUTIONS, *_NORMS) or (isinstance(module, _NORMS) and any(module.children()))
+
+
 def _is_fixed(module: nn.Module) -> bool:
     """Return whether a module is a batch norm whose statistics do not depend on the batch."""
-    return type(module) in _NORMS and not module.training and module.running_mean is not None
+    return isinstance(module, _NORMS) and not module.training and module.running_mean is not None
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """Return what is left of a folded batch norm: timm's call an activation."""
+    own = dict(norm.named_children())
+    return (nn.Sequential(OrderedDict(own)) if own else nn.Identity()).eval()

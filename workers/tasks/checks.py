@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from workers.errors import TaskError
@@ -89,20 +90,28 @@ def require_number(name: str, value: object, *, low: float, high: float) -> None
 
 
 @contextlib.contextmanager
-def extra_packages() -> Iterator[None]:
-    """Import packages of the ``tasks`` extra inside this context, without what they log.
+def extra_packages(extra: str = "tasks") -> Iterator[None]:
+    """Import packages of an extra inside this context, without what they log.
 
     With torchao installed, transformers loads it, and it tells of kernels for hardware that is not here.
 
     Raises:
-        TaskError: if one is not installed.
+        TaskError: if one is not installed, or if torchvision, which transformers imports too, does not fit PyTorch.
     """
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
-    except ImportError as error:
-        raise _missing(error.name or str(error)) from None
+    except (ImportError, RuntimeError) as error:
+        if (misfit := _misfit(error)) is not None:
+            raise TaskError(
+                f"torchvision was built for another PyTorch than the installed {metadata.version('torch')} ({misfit}); "
+                "install it again from the same package index as PyTorch: pip install --force-reinstall --no-deps "
+                "torchvision"
+            ) from None
+        if isinstance(error, ImportError):
+            raise _missing(error.name or str(error), extra) from None
+        raise
     finally:
         logging.disable(level)
 
@@ -119,8 +128,15 @@ def package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _missing(package: str) -> TaskError:
+def _misfit(error: BaseException | None) -> str | None:
+    """Return what PyTorch says of operators that torchvision lacks, if an error was caused by that."""
+    while error is not None and "operator torchvision::" not in str(error):
+        error = error.__cause__ or error.__context__
+    return None if error is None else str(error)
+
+
+def _missing(package: str, extra: str = "tasks") -> TaskError:
     return TaskError(
         f"this task needs the package {package!r}, which is not installed; "
-        "install what the built-in tasks need with: pip install 'quant-autotune[tasks]'"
+        f"install what it needs with: pip install 'quant-autotune[{extra}]'"
     )

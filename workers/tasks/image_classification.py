@@ -1,4 +1,4 @@
-"""Image classifiers of transformers on a folder of images; accuracy is top-1."""
+"""Image classifiers on a folder of images; accuracy is top-1."""
 
 import functools
 from collections.abc import Sequence
@@ -12,8 +12,10 @@ from workers.errors import TaskError
 from workers.task import OutputKind, Split
 from workers.tasks.checks import require_flag, require_integer, require_text
 from workers.tasks.image_folder import image_paths, read_image
-from workers.tasks.image_models import TINY, Vision, build_image_model, vision_of
+from workers.tasks.image_models import TINY, build_image_model, vision_of
 from workers.tasks.shape_images import Pixels, draw
+from workers.tasks.torchvision_models import PREFIX
+from workers.tasks.vision import Vision
 
 #: Prepared images, shape ``(images, 3, height, width)``.
 Images = torch.Tensor
@@ -24,13 +26,17 @@ _LEAST_IMAGES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassification:
-    """An image classifier of transformers; accuracy is top-1, by labels or else by what full precision says.
+    """An image classifier of transformers, timm or torchvision; accuracy is top-1.
 
-    Images take turns to calibrate, to be evaluated on and to be held out.
+    Right is a label, or else what full precision says. Images take turns to calibrate, to be evaluated on and to be
+    held out.
     """
 
-    #: A folder of safetensors, the name of one on the hub, or ``tiny-resnet``, ``tiny-mobilenet``.
+    #: A folder of safetensors or the name of one on the hub, of transformers or timm; an architecture of torchvision,
+    #: as ``torchvision:resnet50``; or ``tiny-resnet``, ``tiny-mobilenet``.
     checkpoint: str = "tiny-resnet"
+    #: For torchvision: a file of safetensors or of a state dict, or its own name of weights, as ``DEFAULT``.
+    weights: str = ""
     #: A folder with a folder of images for each class, or of images; empty for shapes, which tiny models know.
     images: str = ""
     #: Whether batch norms are folded into the convolutions before them, where that changes nothing.
@@ -44,16 +50,22 @@ class ImageClassification:
 
     def __post_init__(self) -> None:
         require_text("checkpoint", self.checkpoint)
+        require_text("weights", self.weights)
         require_text("images", self.images)
         require_flag("fold_batch_norms", self.fold_batch_norms)
         for name in ("samples", "batch_size"):
             require_integer(name, getattr(self, name), low=1, high=1 << 20)
         if self.checkpoint not in TINY and not self.images:
             raise TaskError(f"checkpoint {self.checkpoint!r} needs a folder of images; name it by the parameter images")
+        if self.checkpoint.startswith(PREFIX) != bool(self.weights):
+            raise TaskError(
+                f"task parameter 'weights' must be given for an architecture of torchvision, as {PREFIX}resnet50, and "
+                f"for nothing else, but got {self.weights!r} for checkpoint {self.checkpoint!r}"
+            )
 
     def build_model(self) -> nn.Module:
         """Return the checkpoint's model in fp32; the first call on a machine trains a tiny one."""
-        return build_image_model(self.checkpoint, fold=self.fold_batch_norms)
+        return build_image_model(self._vision, fold=self.fold_batch_norms)
 
     def calibration(self) -> Sequence[Images]:
         """Return every third image."""
@@ -65,8 +77,7 @@ class ImageClassification:
 
     def forward(self, model: nn.Module, batch: Images) -> torch.Tensor:
         """Return logits, shape ``(images, classes)``."""
-        logits: torch.Tensor = model(pixel_values=batch).logits
-        return logits
+        return self._vision.logits(model, batch)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return the share of images whose largest logit is that of their class; nan logits are wrong."""
@@ -80,7 +91,7 @@ class ImageClassification:
 
     @functools.cached_property
     def _vision(self) -> Vision:
-        return vision_of(self.checkpoint)
+        return vision_of(self.checkpoint, self.weights)
 
     @functools.cached_property
     def _paths(self) -> list[tuple[Path, str | None]]:

@@ -1,12 +1,16 @@
 """Folders of images, one folder for each class, as every framework reads them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workers.errors import TaskError
 from workers.tasks.checks import contained, extra_packages
 from workers.tasks.shape_images import Pixels
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: Endings of images, in lower case.
 _ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
@@ -46,3 +50,10 @@ def read_image(path: Path) -> Pixels:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
         raise TaskError(f"cannot read the image {str(path)!r}: {error}; take it away") from None
+
+
+def picture_of(pixels: Pixels) -> "Image.Image":
+    """Return an image as libraries take it that prepare images by PIL."""
+    with extra_packages():
+        from PIL import Image
+    return Image.fromarray(pixels)

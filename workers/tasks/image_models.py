@@ -1,8 +1,7 @@
-"""Image classifiers with what prepares images for them: checkpoints of transformers, and tiny ones for shapes."""
+"""Image classifiers with what prepares images for them: checkpoints of any library, and tiny ones for shapes."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workers.tasks import shape_images
+from workers.tasks import shape_images, timm_models, torchvision_models
 from workers.tasks.batch_norms import fold_batch_norms
 from workers.tasks.checkpoints import explained, quiet_transformers, source
 from workers.tasks.shape_images import SHAPES, SIDE, Pixels, draw
+from workers.tasks.timm_models import timm_vision
+from workers.tasks.torchvision_models import torchvision_vision
+from workers.tasks.vision import Vision
 from workers.tasks.weights_cache import one_thread, restore_or_train
 
 #: Checkpoints that need no file: name -> architecture and what its configuration sets.
@@ -32,57 +34,58 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 _TRAINING, _SEED = 900, 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Vision:
-    """What a checkpoint's model takes and says."""
+def vision_of(checkpoint: str, weights: str = "") -> Vision:
+    """Return an image classifier.
 
-    #: Pictures -> inputs, shape ``(pictures, 3, height, width)``.
-    prepared: Callable[[Sequence[Pixels]], torch.Tensor]
-    #: Names of the classes, in the order of the logits.
-    labels: tuple[str, ...]
+    Args:
+        checkpoint: a tiny model's name, an architecture of torchvision behind its prefix, or else a folder or the name
+            of one on the hub, of timm or of transformers.
+        weights: for torchvision.
+
+    Raises:
+        TaskError: if it cannot be loaded.
+    """
+    if checkpoint in TINY:
+        return Vision(
+            build=lambda: _tiny_model(checkpoint), logits=_logits_of_transformers, prepared=_scaled, labels=SHAPES
+        )
+    if checkpoint.startswith(torchvision_models.PREFIX):
+        return torchvision_vision(checkpoint, weights)
+    if checkpoint.startswith(timm_models.PREFIXES) or _is_of_timm(checkpoint):
+        return timm_vision(checkpoint)
+    return _transformers_vision(checkpoint)
 
 
-def build_image_model(checkpoint: str, *, fold: bool) -> nn.Module:
+def build_image_model(vision: Vision, *, fold: bool) -> nn.Module:
     """Return an image classifier in fp32 and evaluation mode.
 
     Args:
-        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub.
+        vision: what it takes and says.
         fold: whether batch norms are folded into convolutions where that changes nothing.
 
     Raises:
         TaskError: if it cannot be loaded.
     """
-    with quiet_transformers(), torch.random.fork_rng(devices=[]), explained("model", checkpoint, TINY):
-        from transformers import AutoModelForImageClassification
-
-        if checkpoint in TINY:
-            torch.manual_seed(0)
-            model: nn.Module = AutoModelForImageClassification.from_config(  # type: ignore[no-untyped-call]
-                _configuration(checkpoint)
-            )
-            restore_or_train(model, _weights_name(checkpoint), train)
-        else:
-            model = AutoModelForImageClassification.from_pretrained(
-                source(checkpoint), dtype=torch.float32, use_safetensors=True
-            )
-    model.eval()
+    model = vision.build().eval()
     if fold:
-        example = vision_of(checkpoint).prepared([picture for picture, _ in draw(2, _SEED)])
-        fold_batch_norms(model, lambda folded: folded(pixel_values=example).logits)
+        example = vision.prepared([picture for picture, _ in draw(2, _SEED)])
+        fold_batch_norms(model, lambda folded: vision.logits(folded, example))
     return model
 
 
-def vision_of(checkpoint: str) -> Vision:
-    """Return what surrounds a checkpoint's model.
+def _is_of_timm(checkpoint: str) -> bool:
+    """Return whether a checkpoint names an architecture of timm; those of transformers may name several."""
+    with quiet_transformers(), explained("model", checkpoint, TINY):
+        from transformers import PreTrainedConfig
 
-    Raises:
-        TaskError: if it cannot be loaded.
-    """
+        configuration, _ = PreTrainedConfig.get_config_dict(source(checkpoint))
+    return "architecture" in configuration
+
+
+def _transformers_vision(checkpoint: str) -> Vision:
     with quiet_transformers(), explained("image processor", checkpoint, TINY):
         from transformers import AutoConfig, AutoImageProcessor
 
-        if checkpoint in TINY:
-            return Vision(prepared=_scaled, labels=SHAPES)
         place = source(checkpoint)
         # The other backend needs torchvision.
         processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
@@ -90,9 +93,39 @@ def vision_of(checkpoint: str) -> Vision:
         )
         names: Mapping[int, str] = AutoConfig.from_pretrained(place).id2label
     return Vision(
+        build=lambda: _transformers_model(checkpoint),
+        logits=_logits_of_transformers,
         prepared=lambda pictures: processor(list(pictures), return_tensors="pt")["pixel_values"],
         labels=tuple(names[number] for number in sorted(names)),
     )
+
+
+def _transformers_model(checkpoint: str) -> nn.Module:
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), explained("model", checkpoint, TINY):
+        from transformers import AutoModelForImageClassification
+
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(
+            source(checkpoint), dtype=torch.float32, use_safetensors=True
+        )
+        return model
+
+
+def _tiny_model(name: str) -> nn.Module:
+    """Return a tiny model; the first call on a machine trains it."""
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        from transformers import AutoModelForImageClassification
+
+        torch.manual_seed(0)
+        model: nn.Module = AutoModelForImageClassification.from_config(  # type: ignore[no-untyped-call]
+            _configuration(name)
+        )
+        restore_or_train(model, _weights_name(name), train)
+        return model
+
+
+def _logits_of_transformers(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(pixel_values=inputs).logits
+    return logits
 
 
 def train(model: nn.Module, epochs: int = 8) -> None:
