@@ -1,11 +1,15 @@
 """Peak memory of preparing, probing and measuring a language model, beside the bytes of its checkpoint.
 
-    python benchmarks/memory.py [--blocks N] [--cache-mib N] [--steps STEP ...]
+    python benchmarks/memory.py [--blocks N] [--dtype TYPE] [--cache-mib N] [--steps STEP ...]
 
-A Llama of random weights is written as safetensors in fp32. Each step runs in a process of its own that has done before
-what the step needs, and is watched from outside: anonymous memory, and pages of files, which for these weights are the
-page cache's. What the process had before it built the model is taken off: interpreter, libraries, the tiny model that
-loaded them. In the end two workers hold the same uniform map, and pages they share count once (PSS).
+A Llama of random weights is written as safetensors in shards of 200 MB. Whatever their type, its size is that in fp32.
+Each step runs in a process of its own that has done before what the step needs, and is watched from outside: anonymous
+memory, and pages of files, which for fp32 weights are the page cache's. What the process had before it built the model
+is taken off: interpreter, libraries, the tiny model that loaded them.
+
+"fixed" is what the same step takes with a model of next to no weights and the same text, vocabulary and settings, and
+"less fixed" what the size of the model adds. In the end two workers hold the same uniform map, and pages they share
+count once (PSS).
 """
 
 import argparse
@@ -15,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,13 @@ from workers.tasks.checkpoints import quiet_transformers
 #: Tokens are bytes; the rest of the vocabulary has weights only.
 SIZES = {
     "vocab_size": 4096,
+    "num_hidden_layers": 1,
     "hidden_size": 1024,
     "intermediate_size": 2816,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
 }
+SMALL = {**SIZES, "hidden_size": 64, "intermediate_size": 128}
 TEXT = {"prompt_tokens": 64, "windows": 24, "batch_size": 4}
 UNIFORM = "int8_static"
 #: Seconds between two looks at a process.
@@ -58,6 +64,7 @@ STEPS: dict[str, Prepare] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=9, help="transformer blocks of the model, 45 MB each")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the checkpoint")
     parser.add_argument("--cache-mib", type=int, default=4096, help="bound of prepared layers, as in a job file")
     parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
     parser.add_argument("--inside", metavar="FOLDER", help=argparse.SUPPRESS)
@@ -65,22 +72,26 @@ def main() -> None:
     if given.inside:
         run_step(STEPS[given.steps[0]], given.inside, given.cache_mib << 20)
     else:
-        report_all(given.steps, given.blocks, given.cache_mib)
+        report_all(given.steps, given.blocks, given.dtype, given.cache_mib)
 
 
-def report_all(steps: list[str], blocks: int, cache_mib: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(folder, blocks)
-        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        print(f"checkpoint {size / 1e6:.0f} MB, cache {cache_mib} MiB; peaks as multiples of the checkpoint")
-        print(f"{'step':14}{'anonymous':>10}{'files':>8}{'both':>8}{'seconds':>10}", flush=True)
+def report_all(steps: list[str], blocks: int, dtype: str, cache_mib: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as small:
+        size = write_checkpoint(folder, {**SIZES, "num_hidden_layers": blocks}, dtype)
+        write_checkpoint(small, SMALL, dtype)
+        print(f"{size / 1e6:.0f} MB in fp32, written in {dtype}, cache {cache_mib} MiB; peaks as multiples of that")
+        print(
+            f"{'step':14}{'anonymous':>10}{'files':>8}{'both':>8}{'fixed':>8}{'less fixed':>12}{'seconds':>10}",
+            flush=True,
+        )
         for step in steps:
-            report(step, folder, cache_mib, size)
+            report(step, folder, small, cache_mib, size)
         if UNIFORM in steps:
             report_two_workers(folder, cache_mib, size)
 
 
-def write_checkpoint(folder: str, blocks: int) -> None:
+def write_checkpoint(folder: str, sizes: Mapping[str, int], dtype: str) -> int:
+    """Return the bytes of the weights in fp32."""
     torch.manual_seed(0)
     with quiet_transformers():
         from tokenizers.pre_tokenizers import ByteLevel
@@ -88,7 +99,10 @@ def write_checkpoint(folder: str, blocks: int) -> None:
 
         vocabulary = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
         GPT2Tokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
-        LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=blocks)).save_pretrained(folder)
+        model = LlamaForCausalLM(LlamaConfig(**sizes))
+        size = sum(weight.nbytes for weight in model.parameters())
+        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="200MB")
+    return size
 
 
 class Watched:
@@ -135,15 +149,23 @@ def watched(step: str, folder: str, cache_mib: int) -> Iterator[Watched]:
         process.end()
 
 
-def report(step: str, folder: str, cache_mib: int, size: int) -> None:
+def report(step: str, folder: str, small: str, cache_mib: int, size: int) -> None:
+    start = time.perf_counter()
+    anonymous, files, both = (held / size for held in peaks(step, folder, cache_mib))
+    seconds = time.perf_counter() - start
+    fixed = peaks(step, small, cache_mib)[-1] / size
+    print(
+        f"{step:14}{anonymous:10.2f}{files:8.2f}{both:8.2f}{fixed:8.2f}{both - fixed:12.2f}{seconds:10.1f}", flush=True
+    )
+
+
+def peaks(step: str, folder: str, cache_mib: int) -> list[int]:
+    """Return the peaks of a step in bytes: anonymous memory, pages of files, and both."""
     with watched(step, folder, cache_mib) as process:
         before = process.held("status")
         process.go_on()
-        start = time.perf_counter()
         process.go_on()
-        seconds = time.perf_counter() - start
-    shares = ((process.peak[name] - before[name]) / size for name in ("RssAnon", "RssFile", "VmRSS"))
-    print("{:14}{:10.2f}{:8.2f}{:8.2f}{:10.1f}".format(step, *shares, seconds), flush=True)
+    return [process.peak[name] - before[name] for name in ("RssAnon", "RssFile", "VmRSS")]
 
 
 def report_two_workers(folder: str, cache_mib: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,7 +62,8 @@ class PreparedModel:
     def apply(self, names: Mapping[str, str]) -> None:
         """Install the map layer name -> choice name; layers it does not name take full precision.
 
-        Every layer is prepared before the first one is swapped, so an error leaves the model as it was.
+        Layers are swapped one after the other, so that the cache keeps its bound between two maps. An error leaves
+        the model as it was.
 
         Raises:
             MapError: if the map names a layer the model does not have, or a choice the layer cannot take.
@@ -72,13 +74,12 @@ class PreparedModel:
             if name not in self._layers:
                 raise MapError(unknown("layer", name, self._layers))
         wanted = {name: names.get(name, FULL_PRECISION.name) for name in self._layers}
-        changes = {name: choice for name, choice in wanted.items() if self._installed[name] != choice}
-        prepared = {name: self._module(name, choice) for name, choice in changes.items()}
-        for name, module in prepared.items():
-            for children, attribute in self._slots[name]:
-                children[attribute] = module
-            self._installed[name] = changes[name]
-        self._evict()
+        before = self.installed
+        try:
+            self._install(wanted)
+        except BaseException:
+            self._install(before)
+            raise
 
     def reset(self) -> None:
         """Install full precision everywhere."""
@@ -123,6 +124,17 @@ class PreparedModel:
         self._evict()
         return module
 
+    def _install(self, wanted: Mapping[str, str]) -> None:
+        for name, choice in wanted.items():
+            if self._installed[name] == choice:
+                continue
+            module = self._module(name, choice)
+            for children, attribute in self._slots[name]:
+                children[attribute] = module
+            self._installed[name] = choice
+            self._evict(wanted)
+        self._evict()
+
     def _module(self, name: str, choice: str) -> nn.Module:
         if choice == FULL_PRECISION.name:
             return self._originals[name]
@@ -147,12 +159,12 @@ class PreparedModel:
             self._unreleased_bytes = 0
         return prepared
 
-    def _evict(self) -> None:
-        """Drop the prepared layers used longest ago until the cache fits; never one that is installed."""
+    def _evict(self, wanted: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Drop the prepared layers used longest ago until the cache fits; never one that is installed or wanted."""
         for name, choice in list(self._cache):
             if self._cached_bytes <= self._cache_bytes:
                 return
-            if self._installed[name] != choice:
+            if choice not in (self._installed[name], wanted.get(name)):
                 self._cached_bytes -= self._backend.weight_bytes(self._cache.pop((name, choice)))
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from workers.errors import TaskError
 from workers.task import OutputKind, Split, Task
 
-#: Bytes of outputs compared at once; in float64, with what is computed of them, they take ten times as much.
-_BYTES_AT_ONCE = 4 << 20
+#: Bytes of outputs compared at once; in float64, with what is computed of them, they take twenty times as much.
+_BYTES_AT_ONCE = 1 << 20
 
 
 def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:

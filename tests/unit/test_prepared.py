@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Mapping
 
 import pytest
@@ -55,12 +56,16 @@ class Model(nn.Module):
 
 
 def prepared_model(
-    model: nn.Module | None = None, *, cache_bytes: int = CACHE_BYTES, x: torch.Tensor = X
+    model: nn.Module | None = None,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    x: torch.Tensor = X,
+    backend: CountingBackend | None = None,
 ) -> tuple[PreparedModel, CountingBackend]:
     torch.manual_seed(0)
     model = (model or Model()).eval()
     layers = discover(model, lambda m: m(x))
-    backend = CountingBackend()
+    backend = backend or CountingBackend()
     return PreparedModel(model, layers, backend, {"head": RANGE}, cache_bytes=cache_bytes), backend
 
 
@@ -210,6 +215,47 @@ def test_cache_never_drops_what_is_installed() -> None:
     prepared.apply({**uniform("bf16"), "head": "int8_dynamic"})
     assert backend.prepared == 4
     prepared.apply(uniform("bf16"))
+    assert backend.prepared == 5
+
+
+class Watching(CountingBackend):
+    """Counts the prepared layers that are alive when another one is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self.counts: list[int] = []
+
+    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+        self.counts.append(len(self.alive))
+        prepared = super().prepare(module, choice, input_range)
+        self.alive.add(prepared)
+        return prepared
+
+
+def test_one_map_goes_as_the_next_one_comes() -> None:
+    prepared, backend = prepared_model(cache_bytes=0, backend=Watching())
+    prepared.apply(uniform("bf16"))
+    prepared.apply(uniform("int8_dynamic"))
+    assert backend.counts == [0, 1, 2, 3, 3, 3]
+
+
+def test_failure_brings_back_layers_that_were_dropped() -> None:
+    prepared, backend = prepared_model(cache_bytes=0)
+    prepared.apply(uniform("bf16"))
+    before = outputs(prepared)
+    backend.fail_at = len(FREE) + 2
+    with pytest.raises(MemoryError):
+        prepared.apply(uniform("int8_dynamic"))
+    assert torch.equal(outputs(prepared), before)
+    assert kinds(prepared) == {"Linear", "Bf16Linear"}
+
+
+def test_layers_of_one_map_do_not_push_each_other_out() -> None:
+    prepared, backend = prepared_model(cache_bytes=2 * BF16_BYTES)
+    for _ in range(3):
+        prepared.apply(uniform("bf16"))
+        prepared.reset()
     assert backend.prepared == 5
 
 

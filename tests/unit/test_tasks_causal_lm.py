@@ -9,8 +9,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer
@@ -23,8 +25,9 @@ from workers.placement import placed
 from workers.pools.base import Candidate
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, splits, workloads
+from workers.tasks import causal_models
 from workers.tasks.causal_lm import CausalLM
-from workers.tasks.causal_models import TINY, build_causal_model, encode
+from workers.tasks.causal_models import TINY, build_causal_model, encode, encode_first
 from workers.tasks.decoding import Answer
 from workers.tasks.experts import Experts, separate_experts
 
@@ -189,6 +192,22 @@ def test_text_and_shifted_text_are_read_in_windows(tmp_path: Path) -> None:
 
 
 #: One letter each, so that likelihoods are told apart by hand; and questions of two lengths.
+@pytest.mark.parametrize("count", [1, 51, 300, 5000])
+def test_a_long_text_is_not_encoded_to_its_end(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "ab " * 50 + "a" * 4000 + " b" * 300  # one word is longer than what is cut first
+    words = {"ab": 0, "b": 1, "a" * 4000: 2, "?": 3}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    assert torch.equal(encode_first(str(tmp_path), text, count), encode(str(tmp_path), text)[:count])
+    lengths = []
+    monkeypatch.setattr(
+        causal_models, "encode", lambda _, part: lengths.append(len(part)) or encode(str(tmp_path), part)
+    )
+    encode_first(str(tmp_path), text, 1)
+    assert lengths == [16]
+
+
 QUESTIONS = [
     {"ctx": "two and two are ", "endings": ["four", "five, or six"], "label": 0},
     {"ctx": "grass is", "endings": ["red", "green", "blue"], "label": "1"},

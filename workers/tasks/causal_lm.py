@@ -13,7 +13,7 @@ from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.placement import beside
 from workers.task import OutputKind, Split, Timed, splits
-from workers.tasks.causal_models import build_causal_model, encode
+from workers.tasks.causal_models import build_causal_model, encode, encode_first
 from workers.tasks.checks import extra_packages, read_text, require_integer, require_text
 from workers.tasks.decoding import Answer, decode, respond
 from workers.tasks.lee_corpus import background_documents
@@ -169,13 +169,13 @@ def _windows(checkpoint: str, text: str, length: int, count: int) -> Tokens:
     Raises:
         TaskError: if the file cannot be read, or is too short.
     """
-    tokens = encode(checkpoint, _read(text))
+    tokens = encode_first(checkpoint, _read(text), count * length)
     if len(tokens) < count * length:
         raise TaskError(
             f"the text has {len(tokens)} tokens, but {count} windows of {length} take {count * length}; "
             "give a longer text, or lower windows or prompt_tokens"
         )
-    return tokens[: count * length].reshape(count, length)
+    return tokens.reshape(count, length)
 
 
 @functools.cache

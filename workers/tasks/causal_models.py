@@ -82,6 +82,20 @@ def encode(checkpoint: str, text: str) -> torch.Tensor:
     return torch.tensor(_tokenizer(checkpoint)(text, verbose=False)["input_ids"])
 
 
+def encode_first(checkpoint: str, text: str, count: int) -> torch.Tensor:
+    """Return the first ``count`` tokens of a text, or all if there are fewer; see ``encode``.
+
+    A tokenizer takes hundreds of bytes for each token, so a long text is not encoded to its end. Where it is cut, its
+    tokens may be others; those wanted are at least as many tokens away.
+    """
+    length = 16 * count  # characters: four times as many as most tokens have
+    while True:
+        tokens = encode(checkpoint, text[:length])
+        if length >= len(text) or len(tokens) >= 2 * count:
+            return tokens[:count]
+        length *= 2
+
+
 @functools.cache
 def _tokenizer(checkpoint: str) -> Any:
     with quiet_transformers():
