@@ -169,10 +169,17 @@ class PreparedModel:
 
 
 def describe(replacement: nn.Module, original: nn.Module) -> None:
-    """Have a layer's replacement say of itself what the layer does: some models read the strides or sizes of theirs."""
+    """Have a layer's replacement say of itself what the layer does.
+
+    Some models read the strides or sizes of theirs, or the weight's type or device, as transformers' CLIP and T5 do.
+    """
     for attribute, value in vars(original).items():
         if not attribute.startswith("_") and not hasattr(replacement, attribute):
             setattr(replacement, attribute, value)
+    weight = getattr(original, "weight", None)
+    if isinstance(weight, torch.Tensor) and not hasattr(replacement, "weight"):
+        # Of one element; not a number, so that a model that computes with it cannot go unnoticed.
+        replacement.weight = torch.full((1,), torch.nan, dtype=weight.dtype, device=weight.device).expand(weight.shape)
 
 
 #: Where a module hangs: a parent's table of children, and the name in it. Writing there is what

@@ -282,6 +282,30 @@ def test_cache_keeps_its_bound_while_layers_are_probed() -> None:
     assert prepared.weight_bytes() == counted(prepared.model)
 
 
+class Reader(nn.Module):
+    """Takes the type of its input from a layer's weight, as transformers' CLIP does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x.double().to(self.layer.weight.device, self.layer.weight.dtype))
+        return y
+
+
+def test_prepared_layer_tells_of_its_weight_but_has_none() -> None:
+    x = torch.randn(3, 32)
+    prepared, backend = prepared_model(Reader(), x=x)
+    prepared.apply({"layer": "bf16"})
+    assert outputs(prepared, x).isfinite().all()
+    weight = prepared.model.get_submodule("layer").weight
+    assert isinstance(weight, torch.Tensor)
+    assert (weight.shape, weight.dtype, weight.untyped_storage().nbytes()) == ((16, 32), torch.float32, 4)
+    assert weight.isnan().all()
+    assert prepared.weight_bytes() == 2 * (16 * 32 + 16)
+
+
 class Encoder(nn.Module):
     """PyTorch's fused encoder layer, which reads its parts' weights without calling them."""
 
