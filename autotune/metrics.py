@@ -109,6 +109,13 @@ class Figure:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Return whether the interval of a positive value reaches further than a quarter of it to one side."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low * 1.25 < self.value or self.high > 1.25 * self.value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:

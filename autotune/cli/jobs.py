@@ -190,6 +190,9 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     if any(trial.kind is TrialKind.FINAL for trial in on_front):
         passes = job.spec["measurement"]["final_repeats"]
         out.print(Text(f"* measured again in the end with {passes} passes", style="dim"))
+    ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
+    if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
+        out.print(Text("~ uncertain by more than a quarter: measure longer, or on a quieter machine", style="dim"))
     if not on_front and trials:
         say(f"No map satisfies the constraints. {nearest(trials)}")
 

@@ -126,7 +126,7 @@ def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
 
 def _cell(name: str, figure: Figure | None) -> str:
     if figure is not None and name == "latency_ratio":
-        return f"{1 / figure.value:.2f}x"
+        return f"{'~' if figure.is_uncertain else ''}{1 / figure.value:.2f}x"
     return figure_text(name, figure)
 
 

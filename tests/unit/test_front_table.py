@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from autotune.cli.output import front_table
@@ -10,11 +11,11 @@ from autotune.store.clock import now
 from autotune.store.records import TrialKind, TrialRecord, TrialState
 
 
-def shown(*beginnings: str) -> str:
+def shown(*beginnings: str, low: float | None = None, high: float | None = None) -> str:
     trial = TrialRecord(
         job_id="j", number=1, kind=TrialKind.SEARCH, label="uniform int8_dynamic", state=TrialState.COMPLETE,
         choices={"a": "int8_dynamic"}, key="k", finished_at=now(),
-        figures={name: Figure(value=12.345) for name in METRICS if name.startswith(beginnings)},
+        figures={name: Figure(value=12.345, low=low, high=high) for name in METRICS if name.startswith(beginnings)},
     )  # fmt: skip
     console = Console(file=io.StringIO(), width=80)
     console.print(front_table("A front", [trial]))
@@ -32,3 +33,10 @@ def test_names_of_maps_keep_room_beside_all_metrics_of_a_language_model() -> Non
 def test_nothing_is_left_out_where_there_is_room() -> None:
     text = shown("latency", "accuracy", "divergence", "weight")
     assert all(heading in text for heading in ("p50 ms", "p95 ms", "speedup", "accuracy", "diverg.", "MiB"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marked"), [(None, None, False), (10.0, 15.0, False), (9.8, 13.0, True), (12.0, 15.5, True)]
+)
+def test_a_speedup_that_may_be_another_says_so(low: float | None, high: float | None, marked: bool) -> None:
+    assert ("~0.08x" in shown("latency", low=low, high=high)) is marked
