@@ -296,7 +296,7 @@ class Reader(nn.Module):
 
 def test_prepared_layer_tells_of_its_weight_but_has_none() -> None:
     x = torch.randn(3, 32)
-    prepared, backend = prepared_model(Reader(), x=x)
+    prepared, _ = prepared_model(Reader(), x=x)
     prepared.apply({"layer": "bf16"})
     assert outputs(prepared, x).isfinite().all()
     weight = prepared.model.get_submodule("layer").weight
