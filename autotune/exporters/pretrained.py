@@ -21,13 +21,18 @@ def refusal(model: Any) -> str | None:
     with torch.device("meta"):
         loaded = type(model)(model.config)
         unroll_as(loaded, dict(model.named_modules()))
-    changed = sorted(loaded.state_dict().keys() ^ model.state_dict().keys())
+    # Items, so that a shape counts: square layers apart, a transposed weight has another.
+    changed = sorted(name for name, _ in _shapes(loaded) ^ _shapes(model))
     if not changed:
         return None
     return (
         f"is for models as transformers loads them, but the layers of this {type(model).__name__} were changed, "
         f"{changed[0]} among them: by the task, which may leave that, as by fold_batch_norms: false"
     )
+
+
+def _shapes(model: nn.Module) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def save(model: Any, folder: Path) -> Mapping[str, Any]:

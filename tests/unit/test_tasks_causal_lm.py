@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from autotune.exporters import pretrained
 from search_spaces.discovery import discover, skipped
-from search_spaces.layer import Layer
+from search_spaces.layer import Layer, LayerKind
 from workers import quality
 from workers.errors import TaskError
 from workers.evaluate import Evaluator
@@ -171,6 +172,25 @@ def test_experts_of_another_layout_stay_fused() -> None:
     assert "model.layers.0.mlp.experts" in skipped(fused)
     kept = [isinstance(layer.mlp.experts, Experts) for layer in fused.model.layers]
     assert kept == [False, True]
+
+
+def test_projections_of_gpt2_are_linear_layers(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokens = {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
+    original = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, **tokens)).eval()
+    with torch.no_grad():
+        original.transformer.h[0].attn.c_attn.bias.normal_()  # its own is zero
+    original.save_pretrained(tmp_path)
+    model, prompt = build_causal_model(str(tmp_path)), torch.arange(60)[None]
+    with torch.inference_mode():
+        before, after = original(input_ids=prompt).logits, model(input_ids=prompt).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    kinds = {name: layer.kind for name, layer in layers_of(model).items() if ".h." in name}
+    assert len(kinds) == 2 * 4
+    assert set(kinds.values()) == {LayerKind.LINEAR}
+    assert "transformer.h.0.attn.c_attn.weight among them" in str(pretrained.refusal(model))
+    assert pretrained.refusal(original) is None
 
 
 def test_a_folder_of_safetensors_is_a_checkpoint(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from workers.errors import TaskError
 from workers.tasks.checkpoints import explained, quiet_transformers, source
 from workers.tasks.experts import separate_experts
+from workers.tasks.transposed import straighten
 
 #: Sizes of the tiny models; their tokens are the bytes of UTF-8.
 _SIZES = {
@@ -34,14 +35,14 @@ _TOLERANCE = 1e-4
 
 
 def build_causal_model(checkpoint: str) -> nn.Module:
-    """Return a causal language model in fp32 and evaluation mode, its experts as separate layers.
+    """Return a causal language model in fp32 and evaluation mode, its experts and projections as linear layers.
 
     Args:
         checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub, or a GGUF file
             in either, whose weights are dequantized.
 
     Raises:
-        TaskError: if it cannot be loaded, or separating its experts changes what it says.
+        TaskError: if it cannot be loaded, or linear layers in place of its own change what it says.
     """
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -61,12 +62,13 @@ def build_causal_model(checkpoint: str) -> nn.Module:
     with torch.inference_mode():
         before = model(input_ids=tokens, use_cache=False).logits
     separate_experts(model)
+    straighten(model)
     with torch.inference_mode():
         after = model(input_ids=tokens, use_cache=False).logits
     if not torch.allclose(after, before, rtol=0.0, atol=_TOLERANCE * float(before.abs().max())):
         raise TaskError(
-            f"checkpoint {checkpoint!r} says something else once its experts are separate layers, so they cannot be "
-            "quantized; report the architecture"
+            f"checkpoint {checkpoint!r} says something else once its experts and projections are linear layers, so "
+            "they cannot be quantized; report the architecture"
         )
     return model
 
