@@ -11,6 +11,8 @@ from search_spaces.quantization_map import SecondMoments
 _RANK = 32
 #: Directions that inputs are multiplied by; the wider the sketch, the nearer its best directions are to the true ones.
 _SKETCH = 4 * _RANK
+#: Directions this much shorter than the longest are rounding errors of fp32 products.
+_NOISE = 16 * torch.finfo(torch.float32).eps
 #: Significant digits of a mean square or a scale.
 _DIGITS = 4
 #: Largest integer of a direction.
@@ -52,16 +54,11 @@ class MomentSketch:
 
     def _largest_directions(self) -> torch.Tensor:
         """Return ``sqrt(value) * vector`` of the largest eigenvalues, shape ``(rank, channels)``: algorithm 3."""
-        test, products = self._test.double(), self._products
-        shift = torch.finfo(torch.float32).eps * float(products.norm())
-        if shift == 0.0:
-            return products.new_zeros(0, len(products))
-        shifted = products + shift * test
-        core = test.T @ shifted
-        factor = torch.linalg.cholesky((core + core.T) / 2.0)
-        half = torch.linalg.solve_triangular(factor.T, shifted, upper=True, left=False)
-        vectors, values, _ = torch.linalg.svd(half, full_matrices=False)
-        lengths = (values.square() - shift).clamp(min=0.0).sqrt()
+        core = self._test.double().T @ self._products
+        values, vectors = torch.linalg.eigh((core + core.T) / 2.0)
+        certain = values > _NOISE * values[-1]
+        half = self._products @ vectors[:, certain] / values[certain].sqrt()
+        vectors, lengths, _ = torch.linalg.svd(half, full_matrices=False)
         largest: torch.Tensor = (vectors * lengths).T[:_RANK]
         return largest
 
