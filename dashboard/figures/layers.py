@@ -8,7 +8,7 @@ from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import CHOICE_SYMBOLS, MODE_COLORS, PRECISIONS, QUIET
 from dashboard.layer_frames import MODES, mode_of
 from dashboard.text import in_chart
-from search_spaces.choice import CHOICES
+from search_spaces.choice import CHOICES, Method
 
 _ROW_PIXELS, _AROUND_PIXELS = 22, 110
 #: Hatches tell activation modes of one precision apart without colour.
@@ -38,7 +38,7 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
                     name=choice,
                     marker={
                         "color": PRECISIONS[CHOICES[choice].precision][0],
-                        "symbol": CHOICE_SYMBOLS[mode_of(CHOICES[choice])],
+                        "symbol": CHOICE_SYMBOLS[mode_of(CHOICES[choice])] + ("-dot" if _is_refined(choice) else ""),
                         "size": 10,
                         "line": {"width": 1, "color": QUIET},
                     },
@@ -61,6 +61,11 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
     return finish(figure, height=_ROW_PIXELS * len(names) + _AROUND_PIXELS, revision=revision)
 
 
+def _is_refined(choice: str) -> bool:
+    """Return whether a choice differs from another one by its method alone, which no colour tells."""
+    return CHOICES[choice].method is not Method.PLAIN
+
+
 def choices_figure(choices: pd.DataFrame, revision: str) -> go.Figure:
     """Return how often each layer takes each choice, one bar a layer in execution order.
 
@@ -74,9 +79,9 @@ def choices_figure(choices: pd.DataFrame, revision: str) -> go.Figure:
         mine = choices[choices["choice"] == choice]
         if len(mine):
             mode, (color, _) = mode_of(CHOICES[choice]), PRECISIONS[CHOICES[choice].precision]
-            figure.add_trace(
-                _shares(mine["share"].tolist(), [names.index(name) for name in mine["layer"]], choice, color, mode)
-            )
+            rows = [names.index(name) for name in mine["layer"]]
+            bars = _shares(mine["share"].tolist(), rows, choice, color, mode)
+            figure.add_trace(bars.update(marker_pattern_shape="x") if _is_refined(choice) else bars)
     _lay_out_shares(figure, "Share of the front", names)
     return finish(figure, height=_ROW_PIXELS * len(names) + _AROUND_PIXELS, revision=revision)
 

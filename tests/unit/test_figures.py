@@ -435,6 +435,9 @@ def test_every_choice_with_a_loss_is_a_point_of_the_sensitivities() -> None:
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.yaxis.ticktext[0] == "0.output.dense"
     assert len({trace.marker.symbol for trace in figure.data}) > 2  # told apart without colour
+    frame["choice"] = frame["choice"].replace({"int8_static": "int8_static_smooth"})
+    refined = {trace.name: trace.marker.symbol for trace in sensitivity_figure(frame, "r").data}
+    assert refined["int8_static_smooth"] == "circle-dot"
 
 
 def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) -> None:
@@ -447,6 +450,10 @@ def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) 
     assert sums == dict.fromkeys(range(40), pytest.approx(1.0))
     patterns = {trace.name: trace.marker.pattern.shape for trace in figure.data}
     assert patterns["int8_static"] != patterns["int8_dynamic"]
+    two = pd.DataFrame(
+        {"layer": ["a", "a"], "choice": ["int4_weight_only", "int4_weight_only_gptq"], "share": [0.5, 0.5]}
+    )
+    assert len({bars.marker.pattern.shape for bars in choices_figure(two, "r").data}) == 2
     roles = roles_figure(role_frame(choices), "r")
     assert [sum(column) for column in zip(*(trace.x for trace in roles.data), strict=True)] == pytest.approx([1.0] * 10)
 
