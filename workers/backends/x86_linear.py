@@ -89,7 +89,7 @@ class Int4WeightOnlyLinear(PackedLayer):
     the same kernel as one; it is made for few.
     """
 
-    def __init__(self, linear: nn.Linear, input_range: ActivationRange | None) -> None:
+    def __init__(self, linear: nn.Linear, input_range: ActivationRange | None = None) -> None:
         """Take the layer, and the range with the second moments of its input if GPTQ is to round its weights."""
         super().__init__(linear)
         values, scales, zeros = int4_per_group(linear.weight, None if input_range is None else input_range.moments)
