@@ -17,8 +17,8 @@ from search_spaces.quantization_map import SecondMoments
 
 #: Share of the mean square of all channels that is added to each, as in the paper: moments are estimates.
 _DAMPING = 0.01
-#: Columns whose directions are found at once.
-_BLOCK = 128
+#: Columns rounded before those after them are told at once, which reads their errors once.
+_BLOCK = 64
 
 
 def rounded_steps(
@@ -37,18 +37,40 @@ def rounded_steps(
     """
     diagonal, factors = _parts(moments)
     order = torch.argsort(torch.tensor(moments.squares, dtype=torch.float64), descending=True, stable=True)
-    directions = _directions(diagonal[order], factors[order])
+    factors = factors[order]
+    directions = _directions(diagonal[order], factors)
     # In fp64, or sums taken in another order would now and then round a value elsewhere on another machine.
     columns, of_groups = weight.T.contiguous().cpu(), [part.T.contiguous().cpu().double() for part in (scales, zeros)]
-    errors = torch.zeros(columns.shape[1], factors.shape[1], dtype=torch.float64)  # U_S^T delta of each output
+    carried = torch.zeros(factors.shape[1], columns.shape[1], dtype=torch.float64)  # U_S^T delta, outputs last
     steps = torch.empty(columns.shape, dtype=torch.int32)
-    for place, column in enumerate(order.tolist()):
-        exact, scale, zero = columns[column].double(), *(part[column // group] for part in of_groups)
-        wanted = torch.addmv(exact, errors, directions[place], alpha=-1.0)
-        nearest = wanted.sub_(zero).div_(scale).round_().clamp_(-8, 7)
-        steps[column] = nearest
-        errors.addr_(nearest.mul_(scale).add_(zero).sub_(exact), factors[column])
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        own, seen = factors[start : start + _BLOCK], directions[start : start + _BLOCK]
+        exact, (scale, zero) = columns[block].double(), (part[block // group] for part in of_groups)
+        wanted = torch.addmm(exact, seen, carried, alpha=-1.0) - zero
+        rounded, errors = _rounded_block(wanted, exact - zero, scale, seen @ own.T)
+        steps[block] = rounded.int()
+        carried.addmm_(own.T, errors)
     return steps.T.contiguous().to(weight.device)
+
+
+def _rounded_block(
+    wanted: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the steps of some columns and what they are off by, without zeros; shapes ``(columns, out)``.
+
+    Args:
+        wanted: the columns after what those of earlier blocks are off by.
+        exact: the columns themselves.
+        scale: of each column and output.
+        seen: what an error of the second column changes the first by, if it is rounded before it.
+    """
+    steps, errors = torch.empty_like(exact), torch.empty_like(exact)
+    for place, column in enumerate(wanted):
+        column.addmv_(errors[:place].T, seen[place, :place], alpha=-1.0)
+        torch.clamp(column.div_(scale[place]).round_(), -8, 7, out=steps[place])
+        torch.sub(steps[place] * scale[place], exact[place], out=errors[place])
+    return steps, errors
 
 
 def _parts(moments: SecondMoments) -> tuple[torch.Tensor, torch.Tensor]:
