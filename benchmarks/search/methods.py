@@ -21,7 +21,7 @@ from autotune.run import run_job
 from autotune.store.open import open_store
 
 #: Bytes of the weights as shares of full precision's.
-SHARES = (0.5, 0.4, 0.3, 0.25, 0.2)
+SHARES = (0.5, 0.3, 0.25, 0.2, 0.17, 0.15)
 
 
 def main() -> None:
