@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from workers.tasks.transposed import linear_of
+
 
 class Experts(nn.ModuleList):
     """The experts of one block, each with its own layers; replaces a fused module of transformers."""
@@ -41,8 +43,8 @@ class _Expert(nn.Module):
 
     def __init__(self, gate_up: torch.Tensor, down: torch.Tensor, activation: nn.Module) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj = (_linear(weight) for weight in gate_up.chunk(2))
-        self.down_proj = _linear(down)
+        self.gate_proj, self.up_proj = (linear_of(weight) for weight in gate_up.chunk(2))
+        self.down_proj = linear_of(down)
         self.activation = activation
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -72,10 +74,3 @@ def _is_fused(module: nn.Module) -> bool:
     tensors = {name: tensor.dim() for name, tensor in module.named_parameters(recurse=False)}
     known = all(getattr(module, name, None) is value for name, value in _LAYOUT.items())
     return known and tensors == {"gate_up_proj": 3, "down_proj": 3} and hasattr(module, "act_fn")
-
-
-def _linear(weight: torch.Tensor) -> nn.Linear:
-    layer = nn.Linear(1, 1, bias=False, device="meta")
-    layer.out_features, layer.in_features = weight.shape
-    layer.weight = nn.Parameter(weight.contiguous())
-    return layer

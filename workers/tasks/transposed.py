@@ -1,5 +1,6 @@
 """Linear layers that transformers keeps transposed, as in GPT-2, in the form that kernels take."""
 
+import torch
 from torch import nn
 
 
@@ -8,12 +9,15 @@ def straighten(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if (type(child).__module__, type(child).__name__) == ("transformers.pytorch_utils", "Conv1D"):
-                parent.register_module(name, _linear(child))
+                weight, bias = (child.get_parameter(part).data for part in ("weight", "bias"))
+                parent.register_module(name, linear_of(weight.T, bias))
 
 
-def _linear(transposed: nn.Module) -> nn.Linear:
-    weight = transposed.get_parameter("weight").data.T.contiguous()
-    layer = nn.Linear(1, 1, device="meta")
+def linear_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """Return a layer with these weights, shape ``(out, in)``, which it shares if they are contiguous."""
+    layer = nn.Linear(1, 1, bias=False, device="meta")
     layer.out_features, layer.in_features = weight.shape
-    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(transposed.get_parameter("bias").data)
+    layer.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        layer.register_parameter("bias", nn.Parameter(bias))
     return layer
