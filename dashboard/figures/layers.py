@@ -38,9 +38,10 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
                     name=choice,
                     marker={
                         "color": PRECISIONS[CHOICES[choice].precision][0],
-                        "symbol": CHOICE_SYMBOLS[mode_of(CHOICES[choice])] + ("-dot" if _is_refined(choice) else ""),
+                        "symbol": CHOICE_SYMBOLS[mode_of(CHOICES[choice])] + ("-open" if _is_refined(choice) else ""),
                         "size": 10,
-                        "line": {"width": 1, "color": QUIET},
+                        # What is open is nothing but its outline.
+                        "line": {"width": 2} if _is_refined(choice) else {"width": 1, "color": QUIET},
                     },
                     customdata=[
                         [in_chart(name), f"{saved:+.3f}"]

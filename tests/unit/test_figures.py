@@ -437,7 +437,7 @@ def test_every_choice_with_a_loss_is_a_point_of_the_sensitivities() -> None:
     assert len({trace.marker.symbol for trace in figure.data}) > 2  # told apart without colour
     frame["choice"] = frame["choice"].replace({"int8_static": "int8_static_smooth"})
     refined = {trace.name: trace.marker.symbol for trace in sensitivity_figure(frame, "r").data}
-    assert refined["int8_static_smooth"] == "circle-dot"
+    assert refined["int8_static_smooth"] == "circle-open"
 
 
 def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) -> None:
