@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -10,22 +11,20 @@ def test_this_process_is_there() -> None:
 
 def test_another_process_is_there_until_it_ends() -> None:
     code = "from autotune.driver import this_driver; print(this_driver(), flush=True); input()"
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdin is not None
-    identity = process.stdout.readline().strip()
-    assert not is_gone(identity)
-    host, pid, started, space = identity.split(":")
-    assert is_gone(f"{host}:{pid}:{int(started) + 1}:{space}"), "a later process with the same id is another one"
-    assert not is_gone(f"{host}:{pid}:{int(started) + 1}:elsewhere"), "ids of another container cannot be seen"
-    process.stdin.write("\n")
-    process.stdin.flush()
-    process.stdout.read()
-    assert is_gone(identity), "a process that has ended is gone, whether or not its parent has noticed"
-    process.wait()
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        identity = process.stdout.readline().strip()
+        assert not is_gone(identity)
+        host, pid, started, space = identity.split(":")
+        assert is_gone(f"{host}:{pid}:{int(started) + 1}:{space}"), "a later process with the same id is another one"
+        assert not is_gone(f"{host}:{pid}:{int(started) + 1}:elsewhere"), "ids of another container cannot be seen"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its pipes close a moment before it has ended
+        assert is_gone(identity), "a process that has ended is gone, whether or not its parent has noticed"
     assert is_gone(identity)
-    process.stdin.close()
-    process.stdout.close()
 
 
 def test_other_hosts_cannot_be_seen() -> None:
