@@ -1,6 +1,6 @@
 """Peak memory of preparing, probing and measuring a language model, beside the bytes of its checkpoint.
 
-    python benchmarks/memory.py [--blocks N] [--dtype TYPE] [--cache-mib N] [--steps STEP ...]
+    python benchmarks/memory.py [--blocks N] [--hidden N] [--dtype TYPE] [--cache-mib N] [--steps STEP ...]
 
 A Llama of random weights is written as safetensors in shards of 200 MB. Whatever their type, its size is that in fp32.
 Each step runs in a process of its own that has done before what the step needs, and is watched from outside: anonymous
@@ -33,16 +33,6 @@ from workers.setup import MeasurementSettings, WorkerSetup
 from workers.tasks import build_task
 from workers.tasks.checkpoints import quiet_transformers
 
-#: Tokens are bytes; the rest of the vocabulary has weights only.
-SIZES = {
-    "vocab_size": 4096,
-    "num_hidden_layers": 1,
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-}
-SMALL = {**SIZES, "hidden_size": 64, "intermediate_size": 128}
 TEXT = {"prompt_tokens": 64, "windows": 24, "batch_size": 4}
 UNIFORM = "int8_static"
 #: Seconds between two looks at a process.
@@ -63,7 +53,8 @@ STEPS: dict[str, Prepare] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=9, help="transformer blocks of the model, 45 MB each")
+    parser.add_argument("--blocks", type=int, default=9, help="transformer blocks, of 45 MB each at the default width")
+    parser.add_argument("--hidden", type=int, default=1024, help="width of the model, a multiple of 256")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the checkpoint")
     parser.add_argument("--cache-mib", type=int, default=4096, help="bound of prepared layers, as in a job file")
     parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
@@ -72,13 +63,29 @@ def main() -> None:
     if given.inside:
         run_step(STEPS[given.steps[0]], given.inside, given.cache_mib << 20)
     else:
-        report_all(given.steps, given.blocks, given.dtype, given.cache_mib)
+        sizes = {**of_width(given.hidden), "num_hidden_layers": given.blocks}
+        report_all(given.steps, sizes, given.dtype, given.cache_mib)
 
 
-def report_all(steps: list[str], blocks: int, dtype: str, cache_mib: int) -> None:
+def of_width(hidden: int) -> dict[str, int]:
+    """Return sizes in the proportions of a Llama of 7 billion parameters; keys and values are shared by four heads.
+
+    Tokens are bytes; the rest of the vocabulary has weights only.
+    """
+    return {
+        "vocab_size": 4096,
+        "num_hidden_layers": 1,
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
+        "num_attention_heads": max(1, hidden // 64),
+        "num_key_value_heads": max(1, hidden // 256),
+    }
+
+
+def report_all(steps: list[str], sizes: Mapping[str, int], dtype: str, cache_mib: int) -> None:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as small:
-        size = write_checkpoint(folder, {**SIZES, "num_hidden_layers": blocks}, dtype)
-        write_checkpoint(small, SMALL, dtype)
+        size = write_checkpoint(folder, sizes, dtype)
+        write_checkpoint(small, of_width(64), dtype)
         print(f"{size / 1e6:.0f} MB in fp32, written in {dtype}, cache {cache_mib} MiB; peaks as multiples of that")
         print(
             f"{'step':14}{'anonymous':>10}{'files':>8}{'both':>8}{'fixed':>8}{'less fixed':>12}{'seconds':>10}",

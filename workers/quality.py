@@ -1,22 +1,46 @@
 """Outputs of a model on a task's data, and how far they diverge from full precision's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from workers.errors import TaskError
-from workers.task import OutputKind, Split, Task
+from workers.task import Batch, OutputKind, Split, Task
 
 #: Bytes of outputs compared at once; in float64, with what is computed of them, they take twenty times as much.
 _BYTES_AT_ONCE = 1 << 20
 
 
 def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:
-    """Return the model's outputs on every batch of ``split``, in order; shape ``(samples, ...)``, fp32, CPU."""
+    """Return the model's outputs on every batch of ``split``, in order; shape ``(samples, ...)``, fp32, CPU.
+
+    Raises:
+        TaskError: if batches yield outputs of several shapes.
+    """
+    return outputs_on(task, model, task.evaluation(split))
+
+
+def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.Tensor:
+    """Return the model's outputs on ``batches``. See ``outputs``."""
+    whole, rows = torch.empty(0), 0
     with torch.inference_mode():
-        return torch.cat([task.forward(model, batch).float().cpu() for batch in task.evaluation(split)])
+        for index, batch in enumerate(batches):
+            part = task.forward(model, batch).float().cpu()
+            if rows and part.shape[1:] != whole.shape[1:]:
+                raise TaskError(
+                    "a task's outputs must have one shape (samples, ...) in all batches, but got "
+                    f"{tuple(whole[:rows].shape)} and then {tuple(part.shape)}; pad or pool them in forward"
+                )
+            if rows + len(part) > len(whole):
+                # Room for the batches to come, if they are like this one: logits of all batches take too much memory
+                # to be there twice, as parts and joined. Pages that are never written to take none.
+                room = part.new_empty((len(part) * (len(batches) - index), *part.shape[1:]))
+                whole = torch.cat([whole[:rows], room]) if rows else room
+            whole[rows : rows + len(part)] = part
+            rows += len(part)
+    return whole[:rows]
 
 
 def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split) -> torch.Tensor:

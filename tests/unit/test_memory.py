@@ -1,12 +1,15 @@
-"""Memory given back to the system."""
+"""Working memory of a pass, and memory given back to the system."""
 
 import ctypes
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules import module as modules
 
 from workers import memory
 
@@ -21,6 +24,53 @@ def fresh() -> Iterator[None]:
 def anonymous_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+class Keeps(nn.Module):
+    """Keeps what each of its layers returned to the end of the pass."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        kept = [x]
+        for layer in self.layers:
+            kept.append(torch.relu(layer(kept[-1])))
+        return kept
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 20])
+def test_working_memory_is_summed_up_over_all_calls(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(memory, "_CALLS_AT_ONCE", at_once)
+    widths = [30 + index % 5 for index in range(41)]
+    model, x = Keeps(widths), torch.ones(8, widths[0])
+    with torch.inference_mode():
+        # Before the last relu all outputs before it are alive, and what it takes.
+        assert memory.working_bytes(lambda: model(x), "cpu") == 8 * 4 * (sum(widths[1:]) + widths[-1])
+
+
+def test_what_the_profiler_keeps_is_dropped_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    sum_up = memory._Allocations._sum_up
+
+    def watched(allocations: memory._Allocations) -> None:
+        sum_up(allocations)
+        kept.append(len(allocations._profiler.kineto_results.events()))
+
+    monkeypatch.setattr(memory._Allocations, "_sum_up", watched)
+    model = Keeps([8] * 1001)
+    with torch.inference_mode():
+        memory.working_bytes(lambda: model(torch.ones(1, 8)), "cpu")
+    assert len(kept) == 1 + 1001 // memory._CALLS_AT_ONCE
+    assert max(kept) < 2 * sum(kept) / len(kept)
+
+
+def test_an_error_in_a_pass_ends_the_watch() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        memory.working_bytes(lambda: nn.Linear(3, 4)(torch.ones(2, 5)), "cpu")
+    assert not modules._global_forward_pre_hooks
+    assert not torch.autograd._profiler_enabled()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")

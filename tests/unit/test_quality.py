@@ -152,9 +152,24 @@ class Double(nn.Module):
         return 2 * batch
 
 
+DOUBLING: Any = Doubling()
+
+
 @pytest.mark.parametrize(("split", "first"), [(Split.EVALUATION, 0.0), (Split.HELD_OUT, 200.0)])
 def test_outputs_are_those_of_all_batches_in_order(split: Split, first: float) -> None:
-    task: Any = Doubling()
-    found = quality.outputs(task, Double(), split)
+    found = quality.outputs(DOUBLING, Double(), split)
     assert found.dtype == torch.float32
     assert found.tolist() == [[first + 2.0 * i] for i in range(6)]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8))
+def test_batches_of_any_sizes_are_joined(sizes: list[int]) -> None:
+    batches = [torch.randn(size, 2, 3) for size in sizes]
+    found = quality.outputs_on(DOUBLING, Double(), batches)
+    assert torch.equal(found, torch.cat([(2 * batch).to(torch.bfloat16).float() for batch in batches]))
+
+
+def test_batches_of_several_shapes_are_refused() -> None:
+    # The second could be broadcast to the first's shape.
+    with pytest.raises(TaskError, match=r"one shape .* got \(2, 3\) and then \(2, 1\); pad or pool"):
+        quality.outputs_on(DOUBLING, Double(), [torch.ones(2, 3), torch.ones(2, 1)])

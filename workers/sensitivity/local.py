@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 
 from workers import quality
 from workers.prepared import PreparedModel
@@ -38,21 +37,16 @@ def scaled_to_uniform(
     Layers that overflow are left out of that map, or nothing could be told about the others.
     """
     prepared.reset()
-    reference = _outputs(task, prepared.model, batches)
+    reference = quality.outputs_on(task, prepared.model, batches)
     scales = {}
     for choice in {choice for _, choice in found}:
         members = [layer for (layer, name), value in found.items() if name == choice and math.isfinite(value)]
         prepared.apply(dict.fromkeys(members, choice))
-        diverged = quality.divergence(_outputs(task, prepared.model, batches), reference, task.output_kind)
+        diverged = quality.divergence(quality.outputs_on(task, prepared.model, batches), reference, task.output_kind)
         total = sum(found[layer, choice] for layer in members)
         scales[choice] = float(diverged.mean()) / total if total > 0 else 0.0
     prepared.reset()
     return {(layer, choice): value * scales[choice] for (layer, choice), value in found.items()}
-
-
-def _outputs(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.Tensor:
-    with torch.inference_mode():
-        return torch.cat([task.forward(model, batch).float().cpu() for batch in batches])
 
 
 def _energy(tensor: torch.Tensor) -> float:
