@@ -2,8 +2,10 @@
 
 Each choice's uniform map runs in turn with full precision, so that one pass of the model times all
 layers with one choice. A layer timed by itself, over and over, would find its weights in the cache.
+Of a map that exceeds the memory for prepared layers, a few layers of each shape run.
 """
 
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,9 +44,12 @@ def measure(
     """
     timer = _Timer(clock)
     names = dict.fromkeys(choice for of_layer in choices.values() for choice in of_layer)
+    nbytes = prepared.layer_bytes()
     passes_ms: list[float] = []
     for choice in list(names) * _ROUNDS:
-        installed = {layer: choice if choice in legal else FULL_PRECISION.name for layer, legal in choices.items()}
+        able = {layer.name: nbytes[layer.name][choice] for layer in layers if choice in choices.get(layer.name, ())}
+        taken = able if choice == FULL_PRECISION.name else _some(layers, able, prepared.cache_bytes)
+        installed = {layer: choice if layer in taken else FULL_PRECISION.name for layer in choices}
         prepared.apply(installed)
         run()
         if choice == FULL_PRECISION.name:  # before there are hooks, which take time as well
@@ -54,7 +59,28 @@ def measure(
                 run()
                 timer.end_pass()
     prepared.reset()
-    return by_shape(timer.latencies_ms(), layers), statistics.median(passes_ms)
+    return by_shape(timer.latencies_ms(), layers, choices), statistics.median(passes_ms)
+
+
+def _some(layers: Sequence[Layer], nbytes: Mapping[str, int], most_bytes: int) -> set[str]:
+    """Return the first layers of every shape, as many as have ``most_bytes`` together and at least one of each.
+
+    Args:
+        layers: of the model, in execution order.
+        nbytes: layer name -> bytes, of those to choose from.
+        most_bytes: bound.
+    """
+    of_shape: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for layer in layers:
+        if layer.name in nbytes:
+            of_shape[_shape(layer)].append(layer.name)
+    taken: set[str] = set()
+    for turn in itertools.zip_longest(*of_shape.values()):
+        more = taken.union(name for name in turn if name is not None)
+        if taken and sum(nbytes[name] for name in more) > most_bytes:
+            break
+        taken = more
+    return taken
 
 
 class _Timer:
@@ -110,13 +136,20 @@ def _hooks(timer: _Timer, key: tuple[str, str]) -> tuple[Callable[..., None], Ca
     return enter, leave
 
 
-def by_shape(found: Mapping[tuple[str, str], Sequence[float]], layers: Sequence[Layer]) -> dict[tuple[str, str], float]:
-    """Return the median of the latencies found of each layer and choice, layers of one shape taken together."""
+def by_shape(
+    found: Mapping[tuple[str, str], Sequence[float]], layers: Sequence[Layer], choices: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, str], float]:
+    """Return (layer, choice) -> median of what was found of layers of its shape, for all ``choices`` of layers."""
     shapes = {layer.name: _shape(layer) for layer in layers}
     pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
     for (layer, choice), latencies_ms in found.items():
         pooled[shapes[layer], choice] += latencies_ms
-    return {(layer, choice): statistics.median(pooled[shapes[layer], choice]) for layer, choice in found}
+    return {
+        (layer, choice): statistics.median(pooled[shapes[layer], choice])
+        for layer, names in choices.items()
+        for choice in names
+        if (shapes[layer], choice) in pooled
+    }
 
 
 def _shape(layer: Layer) -> tuple[object, ...]:

@@ -50,7 +50,8 @@ class PreparedModel:
         self._installed = dict.fromkeys(self._layers, FULL_PRECISION.name)
         self._cache: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
         self._cached_bytes = 0
-        self._cache_bytes = cache_bytes
+        #: Bound of the bytes of prepared layers; only those of an installed map may have more.
+        self.cache_bytes = cache_bytes
         self._unreleased_bytes = 0
         self._own_bytes, self._other_bytes = _shares(model, self._originals)
 
@@ -162,7 +163,7 @@ class PreparedModel:
     def _evict(self, wanted: Mapping[str, str] = MappingProxyType({})) -> None:
         """Drop the prepared layers used longest ago until the cache fits; never one that is installed or wanted."""
         for name, choice in list(self._cache):
-            if self._cached_bytes <= self._cache_bytes:
+            if self._cached_bytes <= self.cache_bytes:
                 return
             if choice not in (self._installed[name], wanted.get(name)):
                 self._cached_bytes -= self._backend.weight_bytes(self._cache.pop((name, choice)))

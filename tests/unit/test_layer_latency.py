@@ -188,6 +188,19 @@ def test_pass_that_raises_leaves_no_hooks() -> None:
     assert not any(hooks(prepared))
 
 
-def test_layers_are_timed_though_the_cache_drops_them() -> None:
-    latency_ms, _ = timed(*prepared_model(cache_bytes=0))
+@pytest.mark.parametrize(("cache_bytes", "together"), [(0, False), (5_000, False), (6_000, True)])
+def test_maps_larger_than_the_cache_are_timed_by_some_layers_of_each_shape(cache_bytes: int, together: bool) -> None:
+    prepared, layers = prepared_model(cache_bytes=cache_bytes)
+    installed: list[dict[str, str]] = []
+
+    def run() -> None:
+        installed.append(prepared.installed)
+        prepared.model(X)
+
+    latency_ms, _ = timed(prepared, layers, run=run)
     assert set(latency_ms) == EVERY
+    assert latency_ms["first", "int4_weight_only"] == latency_ms["second", "int4_weight_only"] >= SLOW_MS
+    # All four have 5.6 kB in int8, and 4.3 without the second.
+    int8 = [{layer for layer, choice in names.items() if choice == "int8_weight_only"} for names in installed]
+    assert max(int8, key=len) == {"first", "wide", "odd"} | ({"second"} if together else set())
+    assert any(len(set(names.values())) == 1 for names in installed), "full precision runs alone"

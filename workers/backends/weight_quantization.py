@@ -1,5 +1,7 @@
 """Weights to few bits: per-channel symmetric int8 and fp8, per-group asymmetric int4, per-row affine embeddings."""
 
+from collections.abc import Iterator
+
 import torch
 
 from search_spaces.choice import LayerChoice, Precision
@@ -14,6 +16,9 @@ INT8_LARGEST = 127.0
 
 #: Largest number of fp8 as activations and weights have it: four bits of exponent, three of fraction (e4m3).
 FP8_LARGEST = 448.0
+
+#: Bytes of weights rounded at once.
+_BYTES_AT_ONCE = 16 << 20
 
 
 def int8_per_channel(
@@ -31,9 +36,11 @@ def int8_per_channel(
     """
     low, high = weight.flatten(1).aminmax(dim=1)
     scales = _usable(torch.maximum(-low, high) / INT8_LARGEST).to(scale_dtype)
-    broadcast = scales.float().view(-1, *[1] * (weight.dim() - 1))
-    values = (weight / broadcast).round_().clamp_(-127, 127).to(torch.int8)  # in place: weights may be large
-    return values.contiguous(), scales  # the kernels refuse a transposed layout or misread it
+    # Contiguous, because the kernels refuse a transposed layout or misread it.
+    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for some, scale, into in _in_parts(weight, scales.float().view(-1, *[1] * (weight.dim() - 1)), values):
+        into.copy_((some / scale).round_().clamp_(-127, 127))
+    return values, scales
 
 
 def fp8_per_channel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,9 +75,10 @@ def int4_per_group(
     zeros = (low + 8.0 * scales.float()).to(torch.bfloat16)
     if moments is not None:
         return gptq.rounded_steps(weight, scales.float(), zeros.float(), INT4_GROUP, moments) + 8, scales, zeros
-    steps = (groups - zeros[..., None].float()).div_(scales[..., None].float())
-    values = steps.round_().add_(8).clamp_(0, 15)
-    return values.flatten(1).to(torch.int32), scales, zeros
+    values = torch.empty(groups.shape, dtype=torch.int32, device=weight.device)
+    for some, scale, zero, into in _in_parts(groups, scales[..., None].float(), zeros[..., None].float(), values):
+        into.copy_((some - zero).div_(scale).round_().add_(8).clamp_(0, 15))
+    return values.flatten(1), scales, zeros
 
 
 def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -128,6 +136,12 @@ def _fp8(weight: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, tor
     scales = _usable(largest / FP8_LARGEST)
     # Beyond its largest number the type has nothing but nan.
     return (weight / scales).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scales
+
+
+def _in_parts(weight: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield some rows of each at a time, so that what is computed of large weights is never there whole in fp32."""
+    rows = max(1, _BYTES_AT_ONCE * len(weight) // max(1, weight.nbytes))
+    return zip(*(torch.split(tensor, rows) for tensor in (weight, *others)), strict=True)
 
 
 def _usable(scales: torch.Tensor) -> torch.Tensor:

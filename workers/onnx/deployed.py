@@ -109,7 +109,7 @@ class OnnxDeployed:
                 latencies_ms |= {(layer, choice): [of_pass[layer] for of_pass in found] for layer in taking}
         finally:
             self.reset()
-        return by_shape(latencies_ms, layers), statistics.median(_time_ms(run) for _ in range(_PASSES))
+        return by_shape(latencies_ms, layers, choices), statistics.median(_time_ms(run) for _ in range(_PASSES))
 
     def _opened(self) -> _Opened:
         """Return the session of the installed map, made now if need be."""
