@@ -190,6 +190,7 @@ class SearchSection(_Section):
         "bf16",
         "int8_static",
         "int8_dynamic",
+        "int8_dynamic_per_token",
         "int8_weight_only",
         "int4_weight_only",
     )

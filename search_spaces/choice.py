@@ -40,10 +40,12 @@ class ActivationMode(enum.StrEnum):
 
 
 class Method(enum.StrEnum):
-    """What is done to a layer before its weights and inputs are rounded."""
+    """What is done beyond rounding weights and inputs to the nearest."""
 
     #: Nothing.
     PLAIN = "plain"
+    #: Every row of the input has a scale of its own, so that no outlier coarsens what other tokens and samples hold.
+    PER_TOKEN = "per_token"
     #: Input channels are divided by factors that the weights are multiplied by, so that no outlier among the channels
     #: widens the range of all: SmoothQuant (Xiao et al., arXiv:2211.10438).
     SMOOTH = "smooth"
@@ -58,15 +60,15 @@ class LayerChoice:
 
     Raises:
         ChoiceError: if activations would be quantized while weights are not, weights are int4 while activations are
-            quantized (no supported runtime has a W4A8 kernel), what is smoothed is not int8 static, or what is rounded
-            by GPTQ is not int4.
+            quantized (no supported runtime has a W4A8 kernel), what is smoothed is not int8 static, what is rounded
+            by GPTQ is not int4, or what has scales of tokens is not int8 dynamic.
     """
 
     #: Weight format.
     precision: Precision
     #: Input activation quantization.
     activation: ActivationMode = ActivationMode.NONE
-    #: What precedes the rounding.
+    #: What is done beyond it.
     method: Method = Method.PLAIN
 
     def __post_init__(self) -> None:
@@ -77,6 +79,11 @@ class LayerChoice:
             )
         if self.is_gptq and self.precision is not Precision.INT4:
             raise ChoiceError(f"GPTQ needs int4 weights, but got {self.precision}; use int4_weight_only_gptq")
+        if self.is_per_token and (self.precision, self.activation) != (Precision.INT8, ActivationMode.DYNAMIC):
+            raise ChoiceError(
+                f"scales of tokens need int8 weights and dynamic activations, but got {self.precision} and "
+                f"{self.activation}; use int8_dynamic_per_token"
+            )
         if self.activation is ActivationMode.NONE:
             return
         if not self.precision.is_quantized:
@@ -108,6 +115,11 @@ class LayerChoice:
     def needs_calibration(self) -> bool:
         """Return whether the choice needs what calibration found about the layer's input."""
         return self.activation is ActivationMode.STATIC or self.is_gptq
+
+    @property
+    def is_per_token(self) -> bool:
+        """Return whether every row of the input has a scale of its own, by its largest absolute value."""
+        return self.method is Method.PER_TOKEN
 
     @property
     def is_smooth(self) -> bool:

@@ -26,6 +26,7 @@ _SHORT = {
     "int8_static": "s8",
     "int8_static_smooth": "ss8",
     "int8_dynamic": "d8",
+    "int8_dynamic_per_token": "dt8",
     "int8_weight_only": "w8",
     "int4_weight_only": "w4",
     "int4_weight_only_gptq": "g4",
@@ -54,7 +55,11 @@ _SPARE = ("latency_p95_ms", "latency_p50_ms", "request_latency_p50_ms", "prefill
 _LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
 _FP8_LEGEND = "sf8/df8/wf8 fp8 static/dynamic/weight-only"
 #: Choices that only few jobs have -> what their abbreviations mean.
-_RARE_LEGENDS = {"int8_static_smooth": "ss8 int8 static, smoothed", "int4_weight_only_gptq": "g4 w4 by GPTQ"}
+_RARE_LEGENDS = {
+    "int8_dynamic_per_token": "dt8 d8 by token",
+    "int8_static_smooth": "ss8 int8 static, smoothed",
+    "int4_weight_only_gptq": "g4 w4 by GPTQ",
+}
 
 
 def print_json(data: Mapping[str, Any]) -> None:

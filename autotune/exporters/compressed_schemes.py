@@ -27,6 +27,11 @@ _SCHEMES: dict[str, dict[str, Any]] = {
         "input_activations": _INT8_INPUT | {"strategy": "token", "dynamic": True},
         "format": "int-quantized",
     },
+    "int8_dynamic_per_token": {
+        "weights": _INT8_WEIGHTS,
+        "input_activations": _INT8_INPUT | {"symmetric": True, "strategy": "token", "dynamic": True},
+        "format": "int-quantized",
+    },
     "int8_weight_only": {"weights": _INT8_WEIGHTS, "format": "pack-quantized"},
     "int4_weight_only": _INT4,
     "int4_weight_only_gptq": _INT4,

@@ -18,7 +18,8 @@ WEIGHTS, CONFIG = "model.safetensors", "fqn_to_config.json"
 _FP8 = ("fp8_dynamic", "fp8_weight_only")
 _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     LayerKind.LINEAR: (
-        *("int8_static", "int8_static_smooth", "int8_dynamic", "int8_weight_only"),
+        *("int8_static", "int8_static_smooth", "int8_dynamic", "int8_dynamic_per_token"),
+        "int8_weight_only",
         *_FP8,
         *("int4_weight_only", "int4_weight_only_gptq"),
     ),

@@ -152,6 +152,8 @@ def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | Non
             return Int8DynamicActivationInt8WeightConfig(
                 **_activation(PerRow() if symmetric else PerTensor(), symmetric)
             )
+        case "int8_dynamic_per_token":
+            return Int8DynamicActivationInt8WeightConfig(**_activation(PerRow(), symmetric=True))
         case "int8_weight_only" if layer.kind is LayerKind.LINEAR:
             return Int8WeightOnlyConfig(set_inductor_config=False)
         case "fp8_dynamic":

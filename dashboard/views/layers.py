@@ -58,7 +58,7 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
     st.caption(
         f"Estimated by {_METHODS[probes.estimator]} from {probes.samples} samples in {probes.seconds:.1f} s, before "
         "any map was measured. Colour is precision; circles quantize activations statically, diamonds dynamically, "
-        "squares weights only; hollow ones by smoothing or GPTQ. A choice without a loss has no point."
+        "squares weights only; hollow ones by token, smoothing or GPTQ. A choice without a loss has no point."
     )
     st.dataframe(
         frame[["layer", "role", "choice", "divergence", "saved_ms"]],

@@ -37,7 +37,10 @@ TASK_FILE = str(DATA / "export_tasks.py")
 ROUNDING = 0.01
 #: What a format rounds anew, by its own documentation: such outputs may differ from the backend's by as much as two
 #: roundings of the same fineness do, twice what ours differ from full precision.
-ROUNDED_AGAIN = {"compressed-tensors": {"int8_dynamic", "int4_weight_only", "int4_weight_only_gptq"}}
+ROUNDED_AGAIN = {
+    "compressed-tensors": {"int8_dynamic", "int8_dynamic_per_token", "int4_weight_only", "int4_weight_only_gptq"},
+    **{name: {"int8_dynamic_per_token"} for name in ("torchao", "torch-export", "huggingface")},
+}
 #: Formats that trace a model for seconds, so that the mixed map stands for every choice.
 TRACED = {"torch-export"}
 TASKS = ("tiny-bert", "tiny-cnn", "tiny-llama")

@@ -20,11 +20,11 @@ def test_a_choice_is_legal_and_has_a_name_or_cannot_be_built(precision: Precisio
         assert choice_named(choice.name) == choice
 
 
-def test_there_are_twelve_choices_full_precision_first() -> None:
+def test_there_are_thirteen_choices_full_precision_first() -> None:
     assert list(CHOICES) == [
         "fp32", "bf16", "fp16", "fp8_weight_only", "fp8_static", "fp8_dynamic",
-        "int8_weight_only", "int8_static", "int8_static_smooth", "int8_dynamic", "int4_weight_only",
-        "int4_weight_only_gptq",
+        "int8_weight_only", "int8_static", "int8_static_smooth", "int8_dynamic",
+        "int8_dynamic_per_token", "int4_weight_only", "int4_weight_only_gptq",
     ]  # fmt: skip
     assert all(choice.name == name for name, choice in CHOICES.items())
     assert LayerChoice(precision=Precision.FP32) == FULL_PRECISION == CHOICES["fp32"]
@@ -62,12 +62,20 @@ def test_only_int4_is_rounded_by_gptq(precision: str) -> None:
         LayerChoice(precision=Precision(precision), method=Method.GPTQ)
 
 
+@pytest.mark.parametrize(("precision", "activation"), [("int8", "static"), ("fp8", "dynamic"), ("bf16", "none")])
+def test_only_int8_dynamic_has_scales_of_tokens(precision: str, activation: str) -> None:
+    with pytest.raises(ChoiceError, match=f"but got {precision} and {activation}; use int8_dynamic_per_token"):
+        LayerChoice(precision=Precision(precision), activation=ActivationMode(activation), method=Method.PER_TOKEN)
+
+
 def test_what_choices_need() -> None:
-    static, integer = ["fp8_static", "int8_static", "int8_static_smooth"], ["int8_static", "int8_static_smooth"]
+    static = ["fp8_static", "int8_static", "int8_static_smooth"]
+    integer = [*static[1:], "int8_dynamic", "int8_dynamic_per_token"]
     needing = [name for name, choice in CHOICES.items() if choice.needs_calibration]
     assert needing == [*static, "int4_weight_only_gptq"]
-    assert [name for name, choice in CHOICES.items() if choice.needs_int8_products] == [*integer, "int8_dynamic"]
+    assert [name for name, choice in CHOICES.items() if choice.needs_int8_products] == integer
     assert [name for name, choice in CHOICES.items() if choice.is_smooth] == ["int8_static_smooth"]
+    assert [name for name, choice in CHOICES.items() if choice.is_per_token] == ["int8_dynamic_per_token"]
     assert [name for name, choice in CHOICES.items() if choice.is_gptq] == ["int4_weight_only_gptq"]
 
 

@@ -15,6 +15,8 @@ LINEAR = Layer(
 CONV = dataclasses.replace(LINEAR, kind=LayerKind.CONV2D, weight_shape=(64, 32, 3, 3))
 EMBEDDING = dataclasses.replace(LINEAR, kind=LayerKind.EMBEDDING, has_bias=False)
 
+#: Another name of what torchao's int8_dynamic is.
+NEVER = {"int8_dynamic_per_token"}
 FP8 = {"fp8_static", "fp8_dynamic", "fp8_weight_only"}
 
 
@@ -27,13 +29,13 @@ def refused(capability: Capability, layer: Layer = LINEAR) -> set[str]:
     [
         pytest.param((7, 0), set(CHOICES) - {"fp32", "fp16"}, id="V100"),
         pytest.param((7, 5), set(CHOICES) - {"fp32", "fp16"}, id="T4"),
-        pytest.param((8, 0), FP8, id="A100"),
-        pytest.param((8, 6), FP8, id="A10"),
-        pytest.param((8, 9), set(), id="L4"),
-        pytest.param((9, 0), set(), id="H100"),
-        pytest.param((10, 0), set(), id="B200"),
-        pytest.param((12, 0), set(), id="RTX 5090"),
-        pytest.param(None, set(), id="cpu"),
+        pytest.param((8, 0), FP8 | NEVER, id="A100"),
+        pytest.param((8, 6), FP8 | NEVER, id="A10"),
+        pytest.param((8, 9), NEVER, id="L4"),
+        pytest.param((9, 0), NEVER, id="H100"),
+        pytest.param((10, 0), NEVER, id="B200"),
+        pytest.param((12, 0), NEVER, id="RTX 5090"),
+        pytest.param(None, NEVER, id="cpu"),
     ],
 )
 def test_linear_layers_take_what_the_tensor_cores_do(capability: Capability, expected: set[str]) -> None:
@@ -71,7 +73,7 @@ PRODUCTS = {"int8_static", "int8_static_smooth", "int8_dynamic", "fp8_static", "
     ],
 )
 def test_shapes_that_kernels_cannot_tile_are_refused(shape: tuple[int, int], expected: set[str]) -> None:
-    assert refused((9, 0), dataclasses.replace(LINEAR, weight_shape=shape)) == expected
+    assert refused((9, 0), dataclasses.replace(LINEAR, weight_shape=shape)) == expected | NEVER
 
 
 def test_shape_refusals_name_the_shape_and_the_way_out() -> None:
@@ -85,6 +87,12 @@ def test_shape_refusals_name_the_shape_and_the_way_out() -> None:
     )
 
 
+def test_scales_of_tokens_are_what_int8_dynamic_has() -> None:
+    assert refuses((9, 0), LINEAR, choice_named("int8_dynamic_per_token")) == (
+        "torchao's int8_dynamic has a scale for each row of the input already; take that"
+    )
+
+
 def test_frozen_layer_stays_in_full_precision() -> None:
     frozen = dataclasses.replace(LINEAR, frozen_reason="is tied")
     assert refused((9, 0), frozen) == set(CHOICES) - {"fp32"}
@@ -93,7 +101,7 @@ def test_frozen_layer_stays_in_full_precision() -> None:
 
 def test_bytes_are_counted_by_hand() -> None:
     weights, outputs = 64 * 96, 64
-    assert {name: layer_bytes(LINEAR, choice) for name, choice in CHOICES.items()} == {
+    assert {name: layer_bytes(LINEAR, CHOICES[name]) for name in CHOICES.keys() - NEVER} == {
         "fp32": 4 * (weights + outputs),
         "bf16": 2 * (weights + outputs),
         "fp16": 2 * (weights + outputs),

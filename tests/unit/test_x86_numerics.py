@@ -109,6 +109,55 @@ def test_linear_w8a8_is_integer_exact(mode: str, case: dict[str, Any]) -> None:
     assert_integer_exact(actual, expected)
 
 
+@settings(deadline=None, max_examples=60)
+@given(case=linear_cases())
+def test_linear_by_token_is_integer_exact(case: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(case["seed"])
+    linear = set_weights(nn.Linear(*case["features"], bias=case["bias"]), generator)
+    shape = (*case["leading"], case["features"][0])
+    levels = off_ties(torch.randint(-126, 127, shape, generator=generator).double(), generator)
+    levels[..., 0] = 127.0
+    steps = 10.0 ** torch.randint(-6, 6, (*case["leading"], 1), generator=generator).double()
+    x = (levels * steps).float()
+    if case["strided"]:
+        x = x.unsqueeze(-1).repeat_interleave(2, dim=-1)[..., 0]
+    with torch.inference_mode():
+        actual = prepare(linear, "int8_dynamic_per_token")(x)
+    rows = torch.round(x.double() / (x[..., :1].double() / 127)) * (x[..., :1].double() / 127)
+    expected = F.linear(rows, fake_weight(linear.weight.detach()))
+    bias = bias_of(linear)
+    # Each row is as exact as it alone would be, however small beside the others.
+    for own, exact in zip(actual.view(-1, actual.shape[-1]), expected.view(-1, expected.shape[-1]), strict=True):
+        assert_integer_exact(own, exact if bias is None else exact + bias)
+
+
+def test_tokens_do_not_coarsen_each_other() -> None:
+    linear = nn.Linear(64, 8, bias=False).eval()
+    x = torch.randn(3, 64) * torch.tensor([[1e-3], [1.0], [1e3]])
+    alone = prepare(linear, "int8_dynamic_per_token")
+    with torch.inference_mode():
+        exact = linear(x)
+        apart = {
+            choice: (prepare(linear, choice)(x) - exact).norm(dim=1) / exact.norm(dim=1)
+            for choice in ("int8_dynamic", "int8_dynamic_per_token")
+        }
+        assert torch.equal(alone(x)[:1], alone(x[:1])), "what else is in the batch does not matter"
+    assert apart["int8_dynamic"][0] > 0.5
+    assert apart["int8_dynamic_per_token"].max() < 0.02
+
+
+def test_tokens_without_values_or_not_finite_are_told_by_their_own_outputs() -> None:
+    linear = nn.Linear(8, 4).eval()
+    x = torch.ones(4, 8)
+    x[0], x[1, 3], x[2, 5] = 0.0, math.nan, math.inf
+    with torch.inference_mode():
+        outputs = prepare(linear, "int8_dynamic_per_token")(x)
+        assert torch.equal(outputs[0], linear.bias)
+        assert not outputs[1:3].isfinite().any()
+        assert (outputs[3] - linear(x[3])).abs().max() < 0.02
+        assert prepare(linear, "int8_dynamic_per_token")(torch.zeros(0, 8)).shape == (0, 4)
+
+
 @st.composite
 def conv_cases(draw: st.DrawFn) -> dict[str, Any]:
     dims = draw(st.integers(1, 2))

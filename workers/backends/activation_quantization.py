@@ -1,8 +1,12 @@
-"""Inputs to uint8: asymmetric, one scale and zero point for the whole tensor."""
+"""Inputs to uint8: asymmetric with one scale and zero point for the whole tensor, or symmetric by row."""
 
 import torch
 
 from search_spaces.quantization_map import ActivationRange
+from workers.backends.weight_quantization import INT8_LARGEST
+
+#: The uint8 value that stands for 0 where rows have scales of their own.
+ZERO_OF_ROWS = 128
 
 
 def affine_of(x: torch.Tensor) -> tuple[float, int]:
@@ -20,3 +24,17 @@ def affine_of(x: torch.Tensor) -> tuple[float, int]:
 def to_uint8(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """Return ``clamp(round(x / scale) + zero_point, 0, 255)`` as uint8, in the memory format of ``x``."""
     return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8).int_repr()
+
+
+def rows_to_uint8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows as symmetric integers about ``ZERO_OF_ROWS``, each with a scale of its own: dynamic by token.
+
+    Args:
+        x: shape ``(..., features)``, fp32.
+
+    Returns:
+        uint8 values of that shape in [1, 255], and scales of shape ``(..., 1)``; ``x`` is about
+        ``(values - ZERO_OF_ROWS) * scales``. A row that is not finite has a scale that is not.
+    """
+    scales = x.abs().amax(dim=-1, keepdim=True).div_(INT8_LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (x / scales).round_().add_(ZERO_OF_ROWS).to(torch.uint8), scales

@@ -12,7 +12,7 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import environment
 from workers.backends import onnx_bytes
-from workers.backends.activation_quantization import affine_of
+from workers.backends.activation_quantization import ZERO_OF_ROWS, affine_of, rows_to_uint8
 from workers.backends.base import Deployed
 from workers.backends.packed import PackedLayer, range_of, weight_bytes
 from workers.backends.weight_quantization import rounded
@@ -58,10 +58,16 @@ class OnnxLayer(PackedLayer):
         stored = rounded(full, self._choice, self._moments, by_row=isinstance(original, nn.Embedding))
         weight = torch.empty_like(original.weight).copy_(stored)  # in its memory format
         if self._choice.needs_int8_products:
-            scale, zero_point = self._affine or affine_of(x)
-            x = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
+            x = self._rounded(x)
         result: torch.Tensor = functional_call(original, {"weight": weight}, (x,))
         return result
+
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        if self._choice.is_per_token:
+            values, scales = rows_to_uint8(x)
+            return (values.float() - ZERO_OF_ROWS) * scales
+        scale, zero_point = self._affine or affine_of(x)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
 
 
 class OnnxRuntimeBackend:

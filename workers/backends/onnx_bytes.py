@@ -11,6 +11,8 @@ from workers.backends.weight_quantization import INT4_GROUP
 INT8_BLOCK = 128
 #: Scale and zero point of the input.
 _INPUT = 4 + 1
+#: The numbers that make uint8 of rows: dimension, largest integer, least scale, and the zero point in two types.
+_ROWS = 8 + 4 + 4 + 4 + 1
 #: The numbers that unpack two integers from a byte.
 _UNPACKING = 8 + 1 + 1
 
@@ -34,6 +36,7 @@ _PRODUCT: dict[str, Callable[[int, int], int]] = {
     "int8_static": lambda outputs, features: outputs * (features + 4) + _INPUT,
     "int8_static_smooth": lambda outputs, features: outputs * (features + 4) + _INPUT + 4 * features,
     "int8_dynamic": lambda outputs, features: outputs * (features + 4),
+    "int8_dynamic_per_token": lambda outputs, features: outputs * (features + 4) + _ROWS,
     "int8_weight_only": _int8_weight_only,
     **dict.fromkeys(
         ("int4_weight_only", "int4_weight_only_gptq"),

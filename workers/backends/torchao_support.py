@@ -73,6 +73,8 @@ _BYTES: dict[str, Callable[[int, int, int], int]] = {
 
 def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     choices = _CHOICES.get(layer.kind, ())
+    if choice.is_per_token:
+        return "torchao's int8_dynamic has a scale for each row of the input already; take that"
     if choice.name not in choices:
         return f"torchao has no {choice.name} kernel for {layer.kind} layers; they take {', '.join(('fp32', *choices))}"
     if choice.precision in (Precision.BF16, Precision.FP16):

@@ -18,7 +18,13 @@ from workers.backends.smoothed import SmoothedLinear
 from workers.backends.weight_quantization import INT4_GROUP
 from workers.backends.x86_conv import Bf16Conv, Bf16ConvTranspose, Int8Conv
 from workers.backends.x86_embedding import Bf16Embedding, Bf16EmbeddingBag, RowwiseEmbedding, RowwiseEmbeddingBag
-from workers.backends.x86_linear import Bf16Linear, Int4WeightOnlyLinear, Int8Linear, Int8WeightOnlyLinear
+from workers.backends.x86_linear import (
+    Bf16Linear,
+    Int4WeightOnlyLinear,
+    Int8Linear,
+    Int8PerTokenLinear,
+    Int8WeightOnlyLinear,
+)
 from workers.backends.x86_recurrent import Bf16Recurrent, Int8Recurrent
 
 #: What x86-64 processors are called.
@@ -44,6 +50,7 @@ _KERNELS: dict[LayerKind, dict[str, _Prepare]] = {
         "int8_static": Int8Linear,
         "int8_static_smooth": lambda module, calibrated: SmoothedLinear(module, calibrated, Int8Linear),
         "int8_dynamic": Int8Linear,
+        "int8_dynamic_per_token": Int8PerTokenLinear,
         "int8_weight_only": lambda module, _: Int8WeightOnlyLinear(module),
         "int4_weight_only": Int4WeightOnlyLinear,
         "int4_weight_only_gptq": Int4WeightOnlyLinear,

@@ -17,7 +17,10 @@ _PRODUCT: dict[str, _Bytes] = {
     "int8_static_smooth": lambda weights, outputs, biases: (
         weights + (4 + 4) * outputs + 4 * biases + 4 * (weights // outputs)
     ),
-    "int8_dynamic": lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
+    **dict.fromkeys(
+        ("int8_dynamic", "int8_dynamic_per_token"),
+        lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
+    ),
     "int8_weight_only": lambda weights, outputs, biases: weights + 2 * outputs + 4 * biases,
     **dict.fromkeys(
         ("int4_weight_only", "int4_weight_only_gptq"),

@@ -1,4 +1,4 @@
-"""Linear layers on x86 CPUs: bf16, W8A8 static and dynamic, int8 and int4 weight-only.
+"""Linear layers on x86 CPUs: bf16, W8A8 static, dynamic and by token, int8 and int4 weight-only.
 
 W8A8 runs oneDNN's int8 matrix product with fp32 output. It was measured against PyTorch's older
 ``quantized.linear_dynamic`` and ``linear_with_input_q_dq_qweight_dq_output_fp32``: from 32 rows on it
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.activation_quantization import affine_of, to_uint8
+from workers.backends.activation_quantization import ZERO_OF_ROWS, affine_of, rows_to_uint8, to_uint8
 from workers.backends.packed import PackedLayer, bias_of, stored_bytes
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
 
@@ -52,11 +52,27 @@ class Int8Linear(PackedLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
         scale, zero_point = self._affine or affine_of(x)
+        rows = to_uint8(x.reshape(-1, x.shape[-1]), scale, zero_point)
+        return self._product(rows, scale, zero_point, self._bias).view(*x.shape[:-1], self._out_features)
+
+    def _product(self, rows: torch.Tensor, scale: float, zero_point: int, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return the product of uint8 rows with the weights in fp32, shape ``(rows, out)``."""
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            to_uint8(x.reshape(-1, x.shape[-1]), scale, zero_point), scale, zero_point,
-            self._packed, self._scales, self._zero_points, self._bias,
+            rows, scale, zero_point, self._packed, self._scales, self._zero_points, bias,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
+        return product
+
+
+class Int8PerTokenLinear(Int8Linear):
+    """W8A8 dynamic with a scale for each row of the input: the same product, scaled afterwards."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b``; (..., in) -> (..., out)."""
+        rows, scales = rows_to_uint8(x.reshape(-1, x.shape[-1]))
+        product = self._product(rows, 1.0, ZERO_OF_ROWS, None).mul_(scales)
+        if self._bias is not None:
+            product += self._bias
         return product.view(*x.shape[:-1], self._out_features)
 
 

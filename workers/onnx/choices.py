@@ -5,8 +5,8 @@ from search_spaces.layer import Layer, LayerKind
 from workers.backends.weight_quantization import INT4_GROUP
 
 _LINEAR = (
-    *("bf16", "fp16", "int8_static", "int8_static_smooth", "int8_dynamic", "int8_weight_only"),
-    *("int4_weight_only", "int4_weight_only_gptq"),
+    *("bf16", "fp16", "int8_static", "int8_static_smooth", "int8_dynamic", "int8_dynamic_per_token"),
+    *("int8_weight_only", "int4_weight_only", "int4_weight_only_gptq"),
 )
 _CONV = ("bf16", "fp16", "int8_static", "int8_dynamic")
 _CHOICES: dict[LayerKind, tuple[str, ...]] = {

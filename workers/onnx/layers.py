@@ -17,9 +17,16 @@ from torch import nn
 
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
+from workers.backends.activation_quantization import ZERO_OF_ROWS
 from workers.backends.onnx_bytes import INT8_BLOCK
 from workers.backends.smoothed import multiplied
-from workers.backends.weight_quantization import INT4_GROUP, affine_per_row, int4_per_group, int8_per_channel
+from workers.backends.weight_quantization import (
+    INT4_GROUP,
+    INT8_LARGEST,
+    affine_per_row,
+    int4_per_group,
+    int8_per_channel,
+)
 from workers.onnx.geometry import convolution_geometry
 
 #: Domain of ONNX Runtime's own operators.
@@ -155,6 +162,14 @@ def _dynamic_linear(graph: _Builder, layer: _Layer) -> str:
     return _scaled(graph, graph.node("MatMulInteger", [quantized, values, zero_point]), scale, scales)
 
 
+def _per_token_linear(graph: _Builder, layer: _Layer) -> str:
+    values, scales = _int8_weight(graph, layer)
+    quantized, scale, zero_point = _per_token_input(graph)
+    product = graph.node("MatMulInteger", [quantized, values, zero_point])
+    # Not scaled as elsewhere: ONNX Runtime would fuse that as if the input had one scale.
+    return graph.node("Mul", [graph.node("Mul", [graph.node("Cast", [product], to=TensorProto.FLOAT), scale]), scales])
+
+
 def _int8_weight_only_linear(graph: _Builder, layer: _Layer) -> str:
     values, scales = int8_per_channel(_tensor(layer.module.weight), torch.bfloat16)
     outputs, features = values.shape
@@ -259,6 +274,18 @@ def _dynamic_input(graph: _Builder, layer: _Layer) -> tuple[str, str, str]:
     return quantized, node.output[1], node.output[2]
 
 
+def _per_token_input(graph: _Builder) -> tuple[str, str, str]:
+    """Return the quantized input, the scale of each of its rows, and the zero point of all."""
+    last = graph.constant("last", np.array([-1]))
+    largest = graph.node("ReduceMax", [graph.node("Abs", [_INPUT]), last], keepdims=1)
+    scale = graph.node("Div", [largest, graph.constant("largest", np.float32(INT8_LARGEST))])
+    scale = graph.node("Max", [scale, graph.constant("least", np.finfo(np.float32).tiny)])
+    zero_point = graph.constant("input_zero_point", np.uint8(ZERO_OF_ROWS))
+    steps = graph.node("Round", [graph.node("Div", [_INPUT, scale])])
+    shifted = graph.node("Add", [steps, graph.constant("zero", np.float32(ZERO_OF_ROWS))])
+    return graph.node("Cast", [shifted], to=TensorProto.UINT8), scale, zero_point
+
+
 def _scaled(graph: _Builder, product: str, input_scale: str, weight_scale: str) -> str:
     # In this order and no other ONNX Runtime turns the whole of it into one kernel.
     scale = graph.node("Mul", [input_scale, weight_scale])
@@ -309,6 +336,7 @@ _LINEAR: dict[str, Callable[[_Builder, _Layer], str]] = {
     "int8_static": _static_linear,
     "int8_static_smooth": _smooth_linear,
     "int8_dynamic": _dynamic_linear,
+    "int8_dynamic_per_token": _per_token_linear,
     "int8_weight_only": _int8_weight_only_linear,
     "int4_weight_only": _int4_weight_only_linear,
     "int4_weight_only_gptq": _int4_weight_only_linear,
