@@ -52,8 +52,8 @@ class Evaluator:
         calibration = self._calibration(setup, model, layers)
         #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges, cache_bytes=setup.cache_bytes)
-        # A quarter of what prepared layers may have; of the model if that is more, or passes would be too many.
-        self._recorded_bytes = max(setup.cache_bytes, self._prepared.weight_bytes()) // 4
+        # A quarter of what prepared layers may have; not less of a large model, or passes would be too many.
+        self._recorded_bytes = max(setup.cache_bytes // 4, self._prepared.weight_bytes() // 16)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
