@@ -181,10 +181,10 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
             }
         )
         return
-    order = job.spec["objectives"][0]
-    on_front.sort(key=lambda trial: trial.figures[order].value)
-    out.print(front_table(f"Pareto front of {job.name} ({', '.join(job.spec['objectives'])})", on_front))
-    out.print(front_table("Baselines", baselines))
+    objectives = job.spec["objectives"]
+    on_front.sort(key=lambda trial: trial.figures[objectives[0]].value)
+    out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives))
+    out.print(front_table("Baselines", baselines, objectives))
     known = legend(job.spec["search"]["choices"])
     out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
     if any(trial.kind is TrialKind.FINAL for trial in on_front):
@@ -216,11 +216,20 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
         "trials": f"{tally.searched} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
         "front": f"{len(tally.front)} maps",
         "hardware": job.description.environment.hardware if job.description else "not known yet",
-        "spec": json.dumps({key: value for key, value in job.spec.items() if key not in ("schema", "name")}),
+        "spec": json.dumps(_without_empty({key: job.spec[key] for key in job.spec if key not in ("schema", "name")})),
     }
     _print_facts(facts)
     for event in events:
         out.print(Text(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.message}", style="dim"))
+
+
+def _without_empty(data: Any) -> Any:
+    """Return a job file's data without the keys that say nothing, such as limits that were not set."""
+    if isinstance(data, list):
+        return [_without_empty(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {key: _without_empty(value) for key, value in data.items() if value is not None}
 
 
 def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as_json: bool) -> None:
