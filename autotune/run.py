@@ -163,6 +163,10 @@ def _check_space(space: SearchSpace) -> None:
     """
     if any(set(group.choices) != {FULL_PRECISION.name} for group in space.groups):
         return
+    if not space.layers:
+        raise SpaceError(
+            "nothing can be searched, because no layer of the model can be quantized; docs/tasks.md lists which can"
+        )
     refused = next(((layer, *each) for layer, reasons in space.refusals.items() for each in reasons.items()), None)
     why = f": {refused[0]}: {refused[1]}: {refused[2]}" if refused else ""
     raise SpaceError(

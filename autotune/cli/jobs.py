@@ -90,7 +90,7 @@ def jobs(database: Database, url: Url = None, token: Token = None, as_json: AsJs
         print_json({"jobs": [job_json(job, tallies[job.id].searched, tallies[job.id].front) for job in found]})
         return
     if not found:
-        say("No jobs yet. Start one with: autotune run job.yaml")
+        say(f"No jobs yet. Start one with: autotune {'submit' if url else 'run'} job.yaml")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("job", "name", "task", "state", "trials", "front", "created"):
@@ -148,7 +148,8 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
         with ConsoleListener(objective) as listener:
             run_job(store, job.id, listener=listener, task_file=path_text(task_file))
     except KeyboardInterrupt:
-        say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}")
+        task = f" --task-file {task_file}" if task_file else ""
+        say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}{task}")
         raise
     print_front(store, store.job(job.id), as_json)
 
