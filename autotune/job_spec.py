@@ -377,10 +377,16 @@ def validated(model: type[M], data: object, complaint: str) -> M:
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        lines = [f"  {_describe(model, item)}" for item in error.errors()[:_MAX_ERRORS]]
-        if error.error_count() > _MAX_ERRORS:
-            lines.append(f"  and {error.error_count() - _MAX_ERRORS} more")
+        errors = [item for item in error.errors() if not _counts_wrong_items(item)]
+        lines = [f"  {_describe(model, item)}" for item in errors[:_MAX_ERRORS]]
+        if len(errors) > _MAX_ERRORS:
+            lines.append(f"  and {len(errors) - _MAX_ERRORS} more")
         raise JobSpecError(f"{complaint}:\n" + "\n".join(lines)) from None
+
+
+def _counts_wrong_items(error: Mapping[str, Any]) -> bool:
+    """Return whether a list is too short only because pydantic does not count items that have errors of their own."""
+    return bool(error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"])
 
 
 def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
@@ -399,8 +405,12 @@ def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     for wordy in ("Input should", "String should"):
         message = message.replace(wordy, "must")
+    if error["type"] == "float_parsing":
+        message = "must be a number"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        message = "must be a mapping of keys to values"
+        known = _keys_at(model, list(error["loc"]))
+        example = f", such as {{{known[0]}: {error['input']}}}" if len(known) == 1 else ""
+        message = f"must be a mapping of keys to values{example}"
     if error["input"] is None:
         return f"{path}: {message}, but is empty"
     if error["type"] in ("too_short", "too_long"):

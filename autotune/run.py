@@ -11,10 +11,12 @@ from autotune.lease import Lease
 from autotune.metrics import SHIFTED
 from autotune.probing import obtain_probes
 from autotune.progress import Listener, Silent
-from autotune.search import Search
+from autotune.search import Search, space_of
 from autotune.store.base import Store
 from autotune.store.records import JobRecord, JobState, Order
-from search_spaces.errors import AutotuneError
+from search_spaces.choice import FULL_PRECISION
+from search_spaces.errors import AutotuneError, SpaceError
+from search_spaces.space import SearchSpace
 from workers.errors import ClusterLostError
 from workers.pools.build import build_pool
 from workers.setup import ModelDescription, PoolSettings
@@ -120,7 +122,9 @@ def _workers(spec: JobSpec, place: Place) -> PoolSettings:
 
 def _describe(store: Store, job: JobRecord, description: ModelDescription) -> JobRecord:
     """Record what the workers say about the model, or check that it is still the same model."""
-    _check_figures(JobSpec.parse(job.spec), job.description or description)
+    spec = JobSpec.parse(job.spec)
+    _check_figures(spec, job.description or description)
+    _check_space(space_of(spec, job.description or description))
     if job.description is None:
         return store.change_job(job.id, lifecycle.held(job.epoch, description=description))
     if job.description.fingerprint != description.fingerprint:
@@ -149,3 +153,23 @@ def _check_figures(spec: JobSpec, description: ModelDescription) -> None:
             f"{wanted[0]} needs a task with shifted data, but task {spec.task.name!r} has none; "
             f"take {wanted[0].removeprefix(SHIFTED)}"
         )
+
+
+def _check_space(space: SearchSpace) -> None:
+    """Check that there is any map beside full precision.
+
+    Raises:
+        SpaceError: if there is none; it names the first reason.
+    """
+    if any(set(group.choices) != {FULL_PRECISION.name} for group in space.groups):
+        return
+    if not space.layers:
+        raise SpaceError(
+            "nothing can be searched, because no layer of the model can be quantized; docs/tasks.md lists which can"
+        )
+    refused = next(((layer, *each) for layer, reasons in space.refusals.items() for each in reasons.items()), None)
+    why = f": {refused[0]}: {refused[1]}: {refused[2]}" if refused else ""
+    raise SpaceError(
+        f"nothing can be searched, because none of the model's {len(space.layers)} layers may take anything but "
+        f"{FULL_PRECISION.name}{why}; allow other choices by search.choices or search.layers"
+    )

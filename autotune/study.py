@@ -154,7 +154,9 @@ class Study:
             return build_plain_sampler(name, seed=self._seed, trials=trials, slots=slots)
         groups = self._space.free_groups
         choices = [group.choices for group in groups]
-        planner = Planner(expectations, choices, self._objectives, constraints, seed=self._seed)
+        planner = None
+        if groups:  # else one map is left, which needs no plan
+            planner = Planner(expectations, choices, self._objectives, constraints, seed=self._seed)
         return SensitivitySampler(planner, [group.name for group in groups], seed=self._seed)
 
     def _key(self, assignment: Mapping[str, str]) -> str:

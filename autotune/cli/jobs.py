@@ -90,7 +90,7 @@ def jobs(database: Database, url: Url = None, token: Token = None, as_json: AsJs
         print_json({"jobs": [job_json(job, tallies[job.id].searched, tallies[job.id].front) for job in found]})
         return
     if not found:
-        say("No jobs yet. Start one with: autotune run job.yaml")
+        say(f"No jobs yet. Start one with: autotune {'submit' if url else 'run'} job.yaml")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("job", "name", "task", "state", "trials", "front", "created"):
@@ -148,7 +148,8 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
         with ConsoleListener(objective) as listener:
             run_job(store, job.id, listener=listener, task_file=path_text(task_file))
     except KeyboardInterrupt:
-        say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}")
+        task = f" --task-file {task_file}" if task_file else ""
+        say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}{task}")
         raise
     print_front(store, store.job(job.id), as_json)
 
@@ -181,10 +182,10 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
             }
         )
         return
-    order = job.spec["objectives"][0]
-    on_front.sort(key=lambda trial: trial.figures[order].value)
-    out.print(front_table(f"Pareto front of {job.name} ({', '.join(job.spec['objectives'])})", on_front))
-    out.print(front_table("Baselines", baselines))
+    objectives = job.spec["objectives"]
+    on_front.sort(key=lambda trial: trial.figures[objectives[0]].value)
+    out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives))
+    out.print(front_table("Baselines", baselines, objectives))
     known = legend(job.spec["search"]["choices"])
     out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
     if any(trial.kind is TrialKind.FINAL for trial in on_front):
@@ -216,11 +217,20 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
         "trials": f"{tally.searched} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
         "front": f"{len(tally.front)} maps",
         "hardware": job.description.environment.hardware if job.description else "not known yet",
-        "spec": json.dumps({key: value for key, value in job.spec.items() if key not in ("schema", "name")}),
+        "spec": json.dumps(_without_empty({key: job.spec[key] for key in job.spec if key not in ("schema", "name")})),
     }
     _print_facts(facts)
     for event in events:
         out.print(Text(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.message}", style="dim"))
+
+
+def _without_empty(data: Any) -> Any:
+    """Return a job file's data without the keys that say nothing, such as limits that were not set."""
+    if isinstance(data, list):
+        return [_without_empty(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {key: _without_empty(value) for key, value in data.items() if value is not None}
 
 
 def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as_json: bool) -> None:

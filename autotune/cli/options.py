@@ -8,6 +8,7 @@ import typer
 from autotune.client.base import Client
 from autotune.client.connect import connect, connect_to_service
 from autotune.store.open import default_url
+from workers.errors import TaskError
 
 
 def _unless_database(context: typer.Context, url: str | None) -> str | None:
@@ -15,6 +16,13 @@ def _unless_database(context: typer.Context, url: str | None) -> str | None:
     sources = [context.get_parameter_source(name) for name in ("url", "database")]
     named = [source and source.name for source in sources]
     return None if named == ["ENVIRONMENT", "COMMANDLINE"] else url
+
+
+def _existing(path: Path | None) -> Path | None:
+    """Return the path of a file, refused at once if there is none: a job would be recorded first, and then fail."""
+    if path is not None and not path.is_file():
+        raise TaskError(f"there is no task file {str(path.absolute())!r}; --task-file takes a path from this folder")
+    return path
 
 
 Database = Annotated[
@@ -41,7 +49,9 @@ Token = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 TaskFile = Annotated[
     Path | None,
-    typer.Option("--task-file", help="A Python file that registers tasks. It runs as you, on every worker."),
+    typer.Option(
+        "--task-file", callback=_existing, help="A Python file that registers tasks. It runs as you, on every worker."
+    ),
 ]
 JobReference = Annotated[str, typer.Argument(metavar="JOB", help="Id, start of an id, name, or 'last'.")]
 

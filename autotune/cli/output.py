@@ -111,13 +111,14 @@ def with_unit(name: str, figure: Figure | None) -> str:
     return f"{text} {METRICS[name].unit}".rstrip() if text[-1:].isdigit() else text
 
 
-def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
-    """Return a table of trials, one row each, that fits 80 columns."""
+def front_table(title: str, trials: Sequence[TrialRecord], objectives: Sequence[str] = ()) -> Table:
+    """Return a table of trials, one row each, that fits 80 columns; those of ``objectives`` are left out last."""
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
     names = [name for name in _COLUMNS if any(name in trial.figures for trial in trials)]
-    spare = [name for name in _SPARE if name in names][: max(0, len(names) - _MOST_COLUMNS)]
+    spare = sorted((name for name in _SPARE if name in names), key=lambda name: name in objectives)
+    spare = spare[: max(0, len(names) - _MOST_COLUMNS)]
     names = [name for name in names if name not in spare]
     columns = {name: _COLUMNS[name] for name in names}
     for heading in columns.values():
@@ -125,7 +126,9 @@ def front_table(title: str, trials: Sequence[TrialRecord]) -> Table:
     for trial in trials:
         cells = [_cell(name, trial.figures.get(name)) for name in columns]
         number = f"{trial.number}*" if trial.kind is TrialKind.FINAL else str(trial.number)
-        table.add_row(number, escape(trial_name(trial)), *cells, style="" if trial.feasible else "dim")
+        # With spaces, for long names of metrics to be wrapped between words.
+        name = escape(trial_name(trial)).replace("_", " ")
+        table.add_row(number, name, *cells, style="" if trial.feasible else "dim")
     return table
 
 

@@ -70,8 +70,11 @@ def schema() -> None:
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("job.yaml"),
     task: Annotated[str, typer.Option(help="Task the job tunes; see 'autotune tasks'.")] = "minilm-lee",
+    task_file: TaskFile = None,
 ) -> None:
     """Write a commented job file to start from."""
+    if task_file:
+        load_task_file(str(task_file))
     if path.exists():
         raise ConflictError(f"{str(path)!r} exists already; delete it or name another file")
     task_info(task)
@@ -80,7 +83,7 @@ def init(
         path.write_text(template.replace("minilm-lee", task), encoding="utf-8")
     except OSError as error:
         raise JobSpecError(f"cannot write {str(path)!r}: {error.strerror}") from None
-    say(f"Wrote {path}. Next: autotune run {path}")
+    say(f"Wrote {path}. Next: autotune run {path}" + (f" --task-file {task_file}" if task_file else ""))
 
 
 def doctor(database: Database, as_json: AsJson = False) -> None:

@@ -86,13 +86,14 @@ def verify_export(
 
     Raises:
         ExportError: if the folder is no export, was changed, or its runtime cannot load it.
+        TaskError: if the map's task is not known.
     """
     manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
     exporter = build_exporter(manifest.format)
     promised = {name: figure.value for name, figure in file.promised.items()}
     slowest = promised.get("latency_ratio", float("inf")) * (1.0 + tolerance)
-    found = _run(folder, repeats, slowest, task_file)
     source = read_source(file, task_file=task_file)
+    found = _run(folder, repeats, slowest, task_file)
     full = quality.outputs(source.task, source.model, Split.EVALUATION)
     task, deployed = source.deployed()
     deployed.apply(file.quantization_map().names)

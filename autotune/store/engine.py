@@ -44,7 +44,9 @@ def make_engine(url: URL, *, read_only: bool) -> Engine:
     path = Path(url.database).absolute()
     if read_only:
         if not path.exists():
-            raise StoreError(f"there is no database {str(path)!r} yet; 'autotune run' makes one")
+            raise StoreError(
+                f"there is no database {str(path)!r} yet; 'autotune run' makes one, and --database names another"
+            )
     else:
         _make_folder(path)
     engine = sa.create_engine(

@@ -13,15 +13,17 @@ _SIDES = {
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the names of layers from their last number on; whole ones if that does not tell them apart.
+    """Return the names of layers from the last number before their last part; whole ones if these are not distinct.
 
     >>> short_names(["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"])
     ['0.output.dense', '1.output.dense']
+    >>> short_names(["tower.0", "blocks.1.mlp.0"])
+    ['tower.0', '1.mlp.0']
     """
     short = []
     for name in names:
         parts = name.split(".")
-        last = max((at for at, part in enumerate(parts) if part.isdigit()), default=0)
+        last = max((at for at, part in enumerate(parts[:-1]) if part.isdigit()), default=0)
         short.append(".".join(parts[last:]))
     return short if len(set(short)) == len(set(names)) else list(names)
 

@@ -207,6 +207,11 @@ def test_unknown_parameter_is_named(start: Start) -> None:
         start(setup(troubles="raise"))
 
 
+def test_task_that_fails_is_told_in_one_line_with_its_own(start: Start) -> None:
+    with pytest.raises(PoolError, match=r"could not start: RuntimeError: no weights \(.*fragile_task.py, line \d+\)$"):
+        start(setup(trouble="build"))
+
+
 def test_closing_twice_is_safe(start: Start) -> None:
     pool = start(setup())
     pool.close()

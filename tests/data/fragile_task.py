@@ -19,7 +19,7 @@ from workers.tasks import register
 class Fragile:
     """Two small linear layers."""
 
-    #: What a quantized first layer does: nothing, raise, memory, hang, wait, kill, or kill_once.
+    #: What a quantized first layer does: nothing, raise, memory, hang, wait, kill, or kill_once; build fails at once.
     trouble: str = "nothing"
     #: Folder where kill_once leaves its mark, and where wait says that it waits for a file named go.
     marks: str = ""
@@ -27,6 +27,8 @@ class Fragile:
     output_kind = OutputKind.LOGITS
 
     def build_model(self) -> nn.Module:
+        if self.trouble == "build":
+            raise RuntimeError("no weights")
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
 

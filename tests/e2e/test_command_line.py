@@ -113,7 +113,7 @@ def test_from_job_file_to_verified_map(run: Run, folder: Path) -> None:
 
     assert data_of(run("jobs", "--json"))["jobs"][0]["name"] == "small"
     run("jobs")
-    run("show", "last")
+    assert "null" not in run("show", "last").stdout
     run("show", "last", "0")
 
 
@@ -327,7 +327,8 @@ def test_job_without_sensitivities_says_why(run: Run, folder: Path) -> None:
 
 WRONG = [
     (["run", "missing.yaml"], 2, "cannot read job file"),
-    (["run", "job.yaml"], 2, "unknown task 'fragile'"),
+    (["run", "job.yaml"], 2, "One of your own is registered by --task-file"),
+    (["run", "job.yaml", "--task-file", "gone.py"], 2, "gone.py'; --task-file takes a path from this folder"),
     (["show", "last"], 7, "there is no database"),
     (["export", "last", "-d", "mysql://somewhere/db"], 7, "a database URL must be sqlite:///FILE or postgresql://"),
     (["verify", "missing.json"], 5, "cannot read the map"),
@@ -342,6 +343,30 @@ def test_errors_say_what_to_do(run: Run, arguments: list[str], code: int, messag
     assert done.stderr.startswith("Error: ") or "Error: " in done.stderr
     assert message in " ".join(done.stderr.split())
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (
+            {"choices": ["fp32", "fp8_dynamic"]},
+            "none of the model's 2 layers may take anything but fp32: 0: fp8_dynamic",
+        ),
+        ({"choices": ["fp32"]}, "allow other choices by search.choices or search.layers"),
+    ],
+)
+def test_nothing_to_search_says_why(run: Run, folder: Path, search: dict[str, Any], message: str) -> None:
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(search=search)))
+    done = run("run", "job.yaml", "--task-file", TASK_FILE, code=2)
+    assert message in done.stderr
+
+
+def test_pinned_map_is_measured(run: Run, folder: Path) -> None:
+    rules = [{"pattern": "*", "pin": "int8_dynamic"}]
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(search={"layers": rules})))
+    run("run", "job.yaml", "--task-file", TASK_FILE)
+    trial = data_of(run("show", "last", "1", "--json"))["trial"]
+    assert set(trial["choices"].values()) == {"int8_dynamic"}
 
 
 def test_errors_are_json_on_request(run: Run) -> None:
@@ -362,6 +387,8 @@ def test_broken_job_file_lists_every_error_at_once(run: Run, folder: Path) -> No
 def test_init_writes_a_job_that_runs(run: Run, folder: Path) -> None:
     run("init", "new.yaml", "--task", "digits-cnn")
     run("init", "new.yaml", code=8)
+    done = run("init", "own.yaml", "--task", "fragile", "--task-file", TASK_FILE)
+    assert f"autotune run own.yaml --task-file {TASK_FILE}" in " ".join(done.stderr.split())
     done = run("run", "new.yaml", "--trials", "0", code=2)
     assert "--trials" in done.stderr
 

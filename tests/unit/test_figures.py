@@ -461,6 +461,7 @@ def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) 
 def test_names_of_layers_are_short_where_that_tells_them_apart() -> None:
     assert short_names(["encoder.0.q", "encoder.1.q", "pooler.dense"]) == ["0.q", "1.q", "pooler.dense"]
     assert short_names(["encoder.0.q", "decoder.0.q"]) == ["encoder.0.q", "decoder.0.q"]
+    assert short_names(["tower.0", "blocks.1.mlp.2", "0"]) == ["tower.0", "1.mlp.2", "0"]
 
 
 def test_a_zoom_is_what_the_axes_show(results: list[SimpleNamespace]) -> None:

@@ -1,6 +1,7 @@
 """The table of a front fits a terminal, whatever was measured."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 import pytest
 from rich.console import Console
@@ -11,14 +12,20 @@ from autotune.store.clock import now
 from autotune.store.records import TrialKind, TrialRecord, TrialState
 
 
-def shown(*beginnings: str, low: float | None = None, high: float | None = None) -> str:
+def shown(
+    *beginnings: str,
+    low: float | None = None,
+    high: float | None = None,
+    violations: Mapping[str, float] | None = None,
+    objectives: Sequence[str] = (),
+) -> str:
     trial = TrialRecord(
         job_id="j", number=1, kind=TrialKind.SEARCH, label="uniform int8_dynamic", state=TrialState.COMPLETE,
-        choices={"a": "int8_dynamic"}, key="k", finished_at=now(),
+        choices={"a": "int8_dynamic"}, key="k", finished_at=now(), violations=violations or {},
         figures={name: Figure(value=12.345, low=low, high=high) for name in METRICS if name.startswith(beginnings)},
     )  # fmt: skip
     console = Console(file=io.StringIO(), width=80)
-    console.print(front_table("A front", [trial]))
+    console.print(front_table("A front", [trial], objectives))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -40,3 +47,16 @@ def test_nothing_is_left_out_where_there_is_room() -> None:
 )
 def test_a_speedup_that_may_be_another_says_so(low: float | None, high: float | None, marked: bool) -> None:
     assert ("~0.08x" in shown("latency", low=low, high=high)) is marked
+
+
+def test_a_missed_limit_is_wrapped_between_words() -> None:
+    text = shown("latency", "prefill", "decode", violations={"prefill_latency_p95_ms": 0.5})
+    assert {"prefill", "latency"} <= set(text.split())
+
+
+def test_objectives_are_left_out_last() -> None:
+    many = ("latency", "accuracy", "shifted", "divergence", "weight")
+    assert "p95 ms" not in shown(*many)
+    text = shown(*many, objectives=("latency_p95_ms", "divergence"))
+    assert "p95 ms" in text
+    assert "p50 ms" not in text

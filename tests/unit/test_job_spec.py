@@ -120,6 +120,8 @@ def test_a_long_value_is_shown_in_part() -> None:
             "must be 'sensitivity', 'nsga2', 'nsga3', 'tpe', 'gp' or 'random', but got 'nsga4'",
         ),
         ({"search": {"time_limit_s": 0}}, "search.time_limit_s: must be greater than 0, but got 0"),
+        ({"constraints": {"latency_p95_ms": {"max": "9ms"}}}, "latency_p95_ms.max: must be a number, but got '9ms'"),
+        ({"constraints": {"latency_p95_ms": 9}}, "must be a mapping of keys to values, such as {max: 9}, but got 9"),
         ({"search": {"trials": "ten"}}, "search.trials: must be a valid integer, "),
         ({"search": None}, "search: must be a mapping of keys to values, but is empty"),
         ({"constraints": {"accuracy": {"min": math.nan}}}, "accuracy.min: must be a finite number, but got nan"),
@@ -243,3 +245,9 @@ def test_cache_of_prepared_layers_is_told_to_workers_in_bytes() -> None:
     )
     assert spec.worker_setup().cache_bytes == 3 << 20
     assert spec.pool_settings() == PoolSettings()
+
+
+def test_wrong_items_are_not_told_to_be_missing_too() -> None:
+    with pytest.raises(JobSpecError, match=r"objectives\.0: unknown metric 'latency'") as caught:
+        JobSpec.parse({"name": "x", "task": {"name": "y"}, "objectives": ["latency", "accuracy"]})
+    assert "items" not in str(caught.value)

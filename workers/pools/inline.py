@@ -6,7 +6,7 @@ from workers.errors import PoolError
 from workers.evaluate import Evaluator
 from workers.measurement import Failure, Measurement
 from workers.pools.base import Candidate, Outcome
-from workers.pools.failure import failure_of
+from workers.pools.failure import failure_of, starting
 from workers.setup import ModelDescription, Probes, WorkerSetup
 
 
@@ -17,7 +17,8 @@ class InlinePool:
     queues = False
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self._evaluator = Evaluator(setup)
+        with starting(setup.task_file):
+            self._evaluator = Evaluator(setup)
         self._outcomes: list[Outcome] = []
 
     def capacity(self) -> None:

@@ -17,7 +17,7 @@ from search_spaces.errors import AutotuneError
 from workers.errors import ClusterLostError, PoolError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Candidate, Capacity, Outcome
-from workers.pools.failure import failure_of
+from workers.pools.failure import failure_of, starting
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class _Worker:
             # Imported here so that the environment set above is in force before torch looks at it.
             from workers.evaluate import Evaluator
 
-            self._evaluator = Evaluator(self._setup)
+            with starting(self._setup.task_file):
+                self._evaluator = Evaluator(self._setup)
         return self._evaluator
 
 

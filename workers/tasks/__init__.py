@@ -127,7 +127,7 @@ def _factory(name: str) -> TaskFactory:
         if point.name == name:
             loaded: TaskFactory = point.load()
             return loaded
-    raise TaskError(unknown("task", name, task_names()))
+    raise TaskError(f"{unknown('task', name, task_names())}. One of your own is registered by --task-file")
 
 
 def _entry_points() -> metadata.EntryPoints:
