@@ -54,7 +54,8 @@ def test_each_gpu_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pat
         with device_lock.exclusive("cuda"), device_lock.exclusive("cpu"):
             pass
     names = {path.name for path in tmp_path.glob("*.lock")}
-    assert names == {f"quant-autotune-{name}.lock" for name in ("cpu", "cuda-5f1d", "cuda-other")}
+    devices = ("cpu", "cuda-5f1d", "cuda-other")
+    assert names == {f"quant-autotune-{device}{lock}.lock" for device in devices for lock in ("", "-turn")}
 
 
 def test_run_of_the_gpu_tests_is_recorded(
