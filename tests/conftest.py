@@ -1,12 +1,14 @@
 """Fixtures every kind of test may use."""
 
 import itertools
+import random
+import socket
 import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,22 @@ def postgres_url(postgres_server: str) -> str:
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
     return postgres_server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return what picks a port to listen on, none of those that the system gives to others meanwhile."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = list(range(max(1024, first - 8192), first))
+    random.SystemRandom().shuffle(ports)
+
+    def pick() -> int:
+        while True:
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("127.0.0.1", port := ports.pop()))
+                return port
+
+    return pick
 
 
 @pytest.fixture
