@@ -15,6 +15,11 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from hypothesis import settings
+
+#: The same examples in every run, however long they take: a change fails by what it changed, not by chance.
+#: ``pytest --hypothesis-profile=default`` tries others.
+settings.load_profile("ci")
 
 _names = itertools.count()
 
