@@ -1,13 +1,15 @@
 """Fixtures every kind of test may use."""
 
+import gc
 import itertools
 import random
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -122,3 +124,16 @@ def free_port() -> Callable[[], int]:
 def sqlite_url(tmp_path: Path) -> str:
     """Return the URL of a database that does not exist yet."""
     return f"sqlite:///{tmp_path / 'autotune.db'}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, Any, Any]:
+    """Let go of what a failed test left open, which would fail the next one by a warning."""
+    ended = yield
+    if hasattr(sys, "last_value"):
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return ended
