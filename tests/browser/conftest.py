@@ -3,7 +3,6 @@
 import os
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --no-first-run"
 )
+#: A page whose script has run.
+IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 #: Streamlit's page asks for these below a page's own path before it asks at the root.
 PROBES = ("/_stcore/health", "/_stcore/host-config")
 
@@ -51,21 +52,21 @@ def seed() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+def dashboard(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Dashboard]:
     """Yield a dashboard that serves a database with jobs of several shapes."""
     folder = tmp_path_factory.mktemp("browser")
     url = f"sqlite:///{folder / 'jobs.db'}"
     store = open_store(url)
     jobs = _seed.seed(store, "hostile", "infeasible", "elsewhere", "running", "finished")
-    with serving(url, folder) as address:
+    with serving(url, folder, free_port()) as address:
         yield Dashboard(address=address, store=store, jobs=jobs)
     store.close()
 
 
 @contextmanager
-def serving(url: str, folder: Path) -> Iterator[str]:
+def serving(url: str, folder: Path, port: int) -> Iterator[str]:
     """Run a dashboard on the database at ``url``, its log in ``folder``, and yield its address."""
-    port, log = _free_port(), folder / "streamlit.log"
+    log = folder / "streamlit.log"
     command = [sys.executable, "-m", "streamlit", "run", str(APP), f"--server.port={port}"]
     with log.open("w") as file:
         environment = {**os.environ, "AUTOTUNE_DATABASE": url}
@@ -75,7 +76,11 @@ def serving(url: str, folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
@@ -119,6 +124,7 @@ def visit(browser: Browser, dashboard: Dashboard, complaints: list[str]) -> Iter
         _listen(page, dashboard.address, complaints)
         page.goto(dashboard.address + path)
         page.get_by_role("heading", level=1).wait_for()
+        page.locator(IDLE).wait_for()  # not half of it, with what is left of the page before
         return page
 
     yield open_path
@@ -145,14 +151,8 @@ def _listen(page: Page, address: str, complaints: list[str]) -> None:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):

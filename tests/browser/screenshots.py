@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
         store = open_store(url)
         jobs = seed.seed(store, *SCENARIOS)
         store.close()
-        with tools.serving(url, Path(scratch)) as address, tools.chromium() as browser:
+        with tools.serving(url, Path(scratch), 8511) as address, tools.chromium() as browser:
             for name, (path, height, dark) in PICTURES.items():
                 context = browser.new_context(
                     viewport={"width": 1280, "height": height},

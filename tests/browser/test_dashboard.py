@@ -130,6 +130,7 @@ def test_a_running_job_grows_while_it_is_watched(visit: Visit, dashboard: "Dashb
 
     page.get_by_text("Pause live updates").click()
     page.wait_for_timeout(500)
+    page.locator("[data-test-script-state=notRunning]").wait_for()  # on a busy machine, updates have just been paused
     seed.record_next(dashboard.store, job_id)
     page.wait_for_timeout(3500)
     expect(page.get_by_text(f"{recorded + 1} of 60 trials")).to_be_visible()

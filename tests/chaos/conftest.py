@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,7 @@ class Service:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 process.send_signal(signal.SIGTERM)
         for process in self._processes:
-            process.wait(30)
-        self.store.close()
+            process.wait(120)
 
     def check_output(self) -> None:
         for log in self.logs:
@@ -195,8 +194,10 @@ class Service:
         """Leave nothing behind."""
         for process in self._processes:
             for one in [*children_of(process), process]:
-                if one.is_running():
+                with suppress(psutil.NoSuchProcess):
                     one.kill()
+            process.wait()
+        self.store.close()
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 import random
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,19 +111,33 @@ def test_a_frozen_controller_wakes_up_and_writes_nothing(pair: Any, rounds: Roun
         freeze(pair, until)
 
 
+def suspend_between_writes(pair: Any, *processes: psutil.Process) -> None:
+    """Suspend processes while none of them has the database to itself: all others would wait for it to wake up."""
+    while True:
+        for process in processes:
+            process.suspend()
+        path = pair.url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, timeout=1.0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError:
+                for process in processes:
+                    process.resume()
+
+
 def freeze(pair: Any, until: Any) -> None:
     """Freeze the controller of a new job with its driver until another one goes on with the job."""
     witness = pair.submit(trials=40, seconds=0.15)
     pair.progress(witness, more=3)
     old, zombie = worker_of(witness), holder(pair, witness)
     child = driver_of(pair, witness)
-    for process in (child, zombie):
-        process.suspend()
+    suspend_between_writes(pair, child, zombie)
     until(partial(has_another_driver, witness, old), 120.0, f"another driver goes on\n{pair.tail()}")
     written = sum(trial.worker == old for trial in witness.seen.values())
     for process in (child, zombie):
         process.resume()
-    until(partial(has_ended, child), 20.0, f"the driver that woke up ends\n{pair.tail()}")
+    until(partial(has_ended, child), 120.0, f"the driver that woke up ends\n{pair.tail()}")
     pair.settle(witness)
     witness.judge()
     assert sum(trial.worker == old for trial in witness.seen.values()) == written, "a zombie wrote"

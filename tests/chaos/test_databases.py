@@ -27,10 +27,12 @@ def test_a_sqlite_writer_killed_at_any_point_leaves_whole_trials(service: Any, s
     for _ in range(rounds(6, 200)):
         command = [sys.executable, str(HERE / "writer.py"), sqlite_url, job_id, str(count)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline().strip() == str(count)
-            time.sleep(generator.uniform(0.0, 0.05))
-            writer.send_signal(signal.SIGKILL)
+            try:
+                assert writer.stdout is not None
+                assert writer.stdout.readline().strip() == str(count)
+                time.sleep(generator.uniform(0.0, 0.05))
+            finally:
+                writer.send_signal(signal.SIGKILL)
             said, errors = writer.communicate()
         assert "Traceback" not in errors
         promised = [int(number) for number in said.split("\n")[:-1]]
@@ -54,18 +56,19 @@ def test_a_full_disk_pauses_a_job_that_then_goes_on(service: Any, sqlite_url: st
     driver = service.run(
         [sys.executable, str(HERE / "driver.py"), sqlite_url, witness.job_id, STUB, "--pages", str(pages)]
     )
-    until(lambda: "database or disk is full" in service.tail(), 60.0, "the disk is full")
+    until(lambda: "database or disk is full" in service.tail(), 120.0, "the disk is full")
     stuck_at = witness.look()
     assert 0 < stuck_at < 60
     assert driver.is_running()
     assert integrity(sqlite_url) == [("ok",)]
-    pages.write_text(str(1 << 30))
+    (tmp_path / "more").write_text(str(1 << 30))
+    (tmp_path / "more").rename(pages)  # the driver may read it at any time
     service.settle(witness)
     witness.judge()
-    assert driver.wait(30) == 0
+    assert driver.wait(120) == 0
 
 
-def test_postgresql_is_killed_again_and_again(start_service: Any, mortal_postgres: Any, rounds: Rounds) -> None:
+def test_postgresql_is_killed_again_and_again(mortal_postgres: Any, start_service: Any, rounds: Rounds) -> None:
     service = start_service(mortal_postgres.url)
     generator, seconds = random.Random(1), rounds(6, 300)
     witnesses = [service.submit(trials=rounds(40, 1200), seconds=0.2) for _ in range(2)]
@@ -79,7 +82,7 @@ def test_postgresql_is_killed_again_and_again(start_service: Any, mortal_postgre
         mortal_postgres.start()
         back_at, kills = time.monotonic(), kills + 1
         for witness in witnesses:
-            service.progress(witness, seconds=30.0)
+            service.progress(witness, seconds=120.0)
         away_s.append(time.monotonic() - back_at)
     service.settle(*witnesses, seconds=600.0)
     for witness in witnesses:

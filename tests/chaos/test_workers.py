@@ -44,7 +44,7 @@ def test_workers_and_ray_die_and_a_cancelled_job_frees_them(service: Any, rounds
     print(f"\n{kills} workers killed: {retried} attempts repeated, {len(failed)} candidates given up")
 
     cancelled = service.submit(pool="ray", count=2, trials=500, seconds=0.3)
-    service.progress(cancelled, more=4, seconds=60.0)
+    service.progress(cancelled, more=4, seconds=120.0)
     cancel(service.store, cancelled.job_id)
     asked_at = time.monotonic()
     until(lambda: not cancelled.job().state.is_live, 10.0, "the job is cancelled")
@@ -64,7 +64,7 @@ def kill_workers(service: Any, witness: Any, controller: psutil.Process, kills: 
         if workers:
             generator.choice(workers).kill()
             killed += 1
-        service.progress(witness, seconds=60.0)
+        service.progress(witness, seconds=120.0)
     assert killed == kills, f"the job ended after {killed} kills; give it more trials"
 
 

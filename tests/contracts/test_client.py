@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -275,15 +274,10 @@ def test_plans_change(client: Client) -> None:
 
 def test_following_ends_with_the_job(client: Client, store: Store) -> None:
     job = running_job(client, store)
-
-    def end() -> None:
-        time.sleep(0.5)
-        store.change_job(job.id, lifecycle.settled(job.epoch, JobState.FINISHED, "Search finished"))
-
-    ending = threading.Thread(target=end)
-    ending.start()
-    first, *_, last = client.follow(job.id)
-    ending.join()
+    updates = client.follow(job.id)
+    first = next(updates)
+    store.change_job(job.id, lifecycle.settled(job.epoch, JobState.FINISHED, "Search finished"))
+    *_, last = updates
     assert (first.state, first.progress.done, first.progress.budget) == (JobState.RUNNING, 3, 9)
     assert first.progress.front_size == 3
     assert first.progress.best == store.trials(job.id)[2]

@@ -6,12 +6,11 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,18 +82,22 @@ def invoke(*arguments: str, code: int = 0, **variables: str) -> Done:
 class Service:
     """``autotune serve --listen`` in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.log = folder, folder / "serve.log"
         self.database = f"sqlite:///{folder / 'autotune.db'}"
         scopes = ("viewer", "submitter", "admin")
         self.tokens = {scope: self.run("token", "add", scope, "--scope", scope).stdout.strip() for scope in scopes}
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{port}"
         command = [COMMAND, "serve", "--listen", self.url.removeprefix("http://"), "--task-file", STUB]
         with self.log.open("w") as log:
             variables = environment(AUTOTUNE_DATABASE=self.database)
             self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + 120
         while "the API answers" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
@@ -108,26 +111,25 @@ class Service:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        return self.process.wait(120)
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     (folder / "job.yaml").write_text(yaml.safe_dump(job()))
     slow = job(
         name="slow", task={"name": "stub", "parameters": {"seconds": 0.2}}, search={"trials": 900, "sampler": "random"}
     )
     (folder / "slow.yaml").write_text(yaml.safe_dump(slow))
-    started = Service(folder)
-    yield started
-    assert started.stop() == 0, started.log.read_text()
+    started = Service(folder, free_port())
+    try:
+        started.wait()
+        yield started
+        assert started.stop() == 0, started.log.read_text()
+    finally:
+        started.process.kill()
+        started.process.wait()
     log = started.log.read_text()
     assert "Traceback" not in log
     assert "Warning" not in log
@@ -244,13 +246,14 @@ def test_the_examples_of_the_page_work(service: Service) -> None:
     client.close()
 
 
-def test_the_api_alone_ends_cleanly(tmp_path: Path) -> None:
+def test_the_api_alone_ends_cleanly(tmp_path: Path, free_port: Callable[[], int]) -> None:
     port = free_port()
     database = f"sqlite:///{tmp_path / 'autotune.db'}"
     listen = ("api", "--listen", f"127.0.0.1:{port}", "--no-authentication")
     variables = environment(AUTOTUNE_DATABASE=database)
     command = [COMMAND, *listen, "--json-logs"]
-    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as process, ExitStack() as stack:
+        stack.callback(process.kill)  # in case it does not end
         assert process.stderr is not None
         first = json.loads(process.stderr.readline())
         assert first["message"] == f"the API answers at http://127.0.0.1:{port}; NO token is needed"
@@ -261,7 +264,7 @@ def test_the_api_alone_ends_cleanly(tmp_path: Path) -> None:
             with pytest.raises(JobSpecError, match=r"cannot listen on 127\.0\.0\.1"):
                 ApiServer(MemoryStore(), database, ApiSettings(port=port))
             process.send_signal(signal.SIGTERM)
-            assert process.wait(15) == 0
+            assert process.wait(120) == 0
             updates.close()  # type: ignore[attr-defined]
         assert "Traceback" not in process.stderr.read()
     assert "listens on loopback only" in invoke("api", "--listen", "0.0.0.0:1", "--no-authentication", code=2).stderr

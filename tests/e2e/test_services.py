@@ -5,12 +5,11 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ TASK_FILE = ROOT / "tests" / "data" / "fragile_task.py"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
@@ -69,7 +62,9 @@ def replace(word: str, replacements: dict[str, str]) -> str:
     return word
 
 
-def test_compose_commands_run_a_job_that_is_submitted_over_http(postgres_url: str, tmp_path: Path) -> None:
+def test_compose_commands_run_a_job_that_is_submitted_over_http(
+    postgres_url: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
     ray_port, web_port, api_port, health_port = (free_port() for _ in range(4))
     address = f"127.0.0.1:{ray_port}"
     swap = {
@@ -89,7 +84,7 @@ def test_compose_commands_run_a_job_that_is_submitted_over_http(postgres_url: st
     write_job(tmp_path)
     logs = {name: tmp_path / f"{name}.log" for name in COMPOSE["services"]}
 
-    subprocess.run(command_of("migrate", swap), env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run(command_of("migrate", swap), env=environment, check=True, capture_output=True, timeout=120)
     worker = [*command_of("ray-worker", swap), "--num-cpus=2", "--num-gpus=1"]
     health = [replace(word, swap) for word in COMPOSE["services"]["ray-head"]["healthcheck"]["test"][1:]]
     # The controller joins from the head's node here; in a container it first becomes a node of its own.
@@ -101,14 +96,14 @@ def test_compose_commands_run_a_job_that_is_submitted_over_http(postgres_url: st
 
     with ExitStack() as started:
         started.enter_context(running(command_of("ray-head", swap), environment, logs["ray-head"]))
-        wait_for(ray_is_healthy, 60, "Ray's head", logs["ray-head"])
+        wait_for(ray_is_healthy, 120, "Ray's head", logs["ray-head"])
         started.enter_context(running(worker, environment, logs["ray-worker"]))
-        wait_for(lambda: "Ray runtime started" in logs["ray-worker"].read_text(), 60, "worker", logs["ray-worker"])
+        wait_for(lambda: "Ray runtime started" in logs["ray-worker"].read_text(), 120, "worker", logs["ray-worker"])
         started.enter_context(running(controller, environment, logs["controller"]))
         started.enter_context(running(command_of("api", swap), environment, logs["api"]))
         for name, port in (("controller", health_port), ("api", api_port)):
             ready = f"http://127.0.0.1:{port}/readyz"
-            wait_for(lambda ready=ready: answers(ready), 60, name, logs[name])
+            wait_for(lambda ready=ready: answers(ready), 120, name, logs[name])
 
         token = json.loads(autotune(environment, "token", "add", "ann", "--json"))["text"]
         remote = environment | {"AUTOTUNE_URL": f"http://127.0.0.1:{api_port}", "AUTOTUNE_TOKEN": token}
@@ -122,7 +117,7 @@ def test_compose_commands_run_a_job_that_is_submitted_over_http(postgres_url: st
     web = [*command_of("dashboard", swap), "--port", str(web_port)]
     with running(web, environment, logs["dashboard"]):
         url = f"http://127.0.0.1:{web_port}/_stcore/health"
-        wait_for(lambda: answers(url), 60, "the dashboard", logs["dashboard"])
+        wait_for(lambda: answers(url), 120, "the dashboard", logs["dashboard"])
 
 
 def autotune(environment: dict[str, str], *arguments: str) -> str:

@@ -61,9 +61,16 @@ def start(controller: Controller) -> list[Dummy]:
 def test_a_lease_does_not_run_out_while_a_cluster_starts(
     controller: Controller, store: MemoryStore, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "_cluster", lambda: time.sleep(1.5 * LEASE_S))
+    up_at = now()
+
+    def slow() -> None:
+        nonlocal up_at
+        time.sleep(1.5 * LEASE_S)
+        up_at = now()
+
+    monkeypatch.setattr(controller, "_cluster", slow)
     assert len(start(controller)) == 1
-    assert is_held(store.job(job.id), now())
+    assert is_held(store.job(job.id), up_at)
     assert store.job(job.id).epoch == 1
 
 

@@ -70,7 +70,7 @@ def page(database: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
 
     def show(name: str, job: str | None = None, trial: int | None = None, **link: str | list[str]) -> AppTest:
-        app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20)
+        app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=120)
         if job is not None:
             app.query_params["job"] = jobs.get(job, job)
         if trial is not None:
@@ -125,7 +125,7 @@ def test_every_page_shows_a_job_of_5000_trials_over_300_layers(
     name: str, large: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOTUNE_DATABASE", large[0])
-    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20)
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=120)
     app.query_params["job"] = large[1]
     app.run()
     assert not app.exception
@@ -144,7 +144,7 @@ def test_without_a_database_every_page_says_how_to_begin(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOTUNE_DATABASE", f"sqlite:///{tmp_path / 'none.db'}")
-    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=120).run()
     assert not app.exception
     assert "autotune run job.yaml" in _texts(app)
     assert f"Database: sqlite:///{tmp_path / 'none.db'}" in _texts(app)
@@ -156,7 +156,7 @@ def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, mo
     url = f"sqlite:///{tmp_path / 'empty.db'}"
     open_store(url).close()
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
-    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=120).run()
     assert not app.exception
     assert app.info[0].value == "There are no jobs yet."
     assert "autotune run job.yaml" in _texts(app)
@@ -164,7 +164,7 @@ def test_without_jobs_every_page_says_how_to_begin(name: str, tmp_path: Path, mo
 
 def test_a_password_in_the_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTUNE_DATABASE", "postgresql+psycopg://tuner:canary@127.0.0.1:1/jobs")
-    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=120).run()
     assert not app.exception
     assert app.warning[0].value == "The jobs cannot be read."
     assert "Database: postgresql+psycopg://127.0.0.1:1/jobs" in _texts(app)
@@ -173,7 +173,7 @@ def test_a_password_in_the_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_whole_app_opens_on_the_jobs(database, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("AUTOTUNE_DATABASE", database[0])
-    app = AppTest.from_file(str(APP), default_timeout=20).run()
+    app = AppTest.from_file(str(APP), default_timeout=120).run()
     assert not app.exception
     assert app.title[0].value == "Jobs"
     assert len(app.dataframe[0].value) == len(SHAPES)
@@ -457,7 +457,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store
 
 
 def _jobs_page(job: str) -> AppTest:
-    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=120).run()
     return _box(app, "Open or change a job").set_value(job).run()
 
 
@@ -470,7 +470,7 @@ def _press(app: AppTest, label: str) -> AppTest:
 
 
 def test_jobs_are_filtered_by_state_task_and_text(own) -> None:  # type: ignore[no-untyped-def]
-    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page="jobs", pages=1), default_timeout=120).run()
     app = app.pills[0].set_value(["running", "queued"]).run()
     assert set(app.dataframe[0].value["name"]) == {"Waiting", "MiniLM, nightly"}
     app = app.text_input[0].set_value("NIGHTLY").run()
@@ -528,7 +528,7 @@ def test_what_the_state_forbids_is_said_in_words(own) -> None:  # type: ignore[n
 
 
 def _submit_page() -> AppTest:
-    return AppTest.from_string(PAGE.format(page="submit", pages=1), default_timeout=20).run()
+    return AppTest.from_string(PAGE.format(page="submit", pages=1), default_timeout=120).run()
 
 
 def _field(app: AppTest, kind: str, label: str):  # type: ignore[no-untyped-def]
@@ -622,7 +622,7 @@ def test_the_system_page_needs_no_jobs(tmp_path: Path, monkeypatch: pytest.Monke
     url = f"sqlite:///{tmp_path / 'empty.db'}"
     open_store(url).close()
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
-    app = AppTest.from_string(PAGE.format(page="system", pages=0), default_timeout=20).run()
+    app = AppTest.from_string(PAGE.format(page="system", pages=0), default_timeout=120).run()
     assert [info.value for info in app.info] == [
         "No job waits or runs.",
         "No job has failed.",

@@ -198,17 +198,17 @@ def test_files_that_are_no_job_are_refused(tmp_path: Path, text: str | bytes, ex
 
 def test_an_alias_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(JobSpecError, match="aliases are not allowed, but line 2 has one"):
         load(tmp_path, "\n".join(lines))
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_the_longest_file_is_refused_in_seconds(tmp_path: Path) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(JobSpecError, match="must be a mapping"):
         load(tmp_path, "[" + "1," * (MAX_BYTES // 2 - 2) + "1]")
-    assert time.perf_counter() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 def test_an_endless_file_is_not_read_to_its_end() -> None:

@@ -158,20 +158,24 @@ def test_a_latency_measurement_has_the_device_alone(
 ) -> None:
     monkeypatch.setattr(device_lock.tempfile, "gettempdir", lambda: str(tmp_path))
     marker = tmp_path / "marker"
-    process = multiprocessing.get_context("fork").Process(target=_holder, args=(tmp_path, first))
+    # One that is waited for ends by itself; another one not before this process has looked.
+    seconds = 0.5 if waits else 60.0
+    process = multiprocessing.get_context("fork").Process(target=_holder, args=(tmp_path, first, seconds))
     process.start()
-    while not marker.exists():
-        time.sleep(0.01)
-    with getattr(device_lock, second)("cpu"):
-        assert (tmp_path / "released").exists() is waits
-    (tmp_path / "go").touch()
-    process.join()
+    try:
+        while not marker.exists():
+            time.sleep(0.01)
+        with getattr(device_lock, second)("cpu"):
+            assert (tmp_path / "released").exists() is waits
+    finally:
+        (tmp_path / "go").touch()
+        process.join()
 
 
-def _holder(folder: Path, kind: str) -> None:
+def _holder(folder: Path, kind: str, seconds: float) -> None:
     with getattr(device_lock, kind)("cpu"):
         (folder / "marker").touch()
-        deadline = time.monotonic() + 0.5
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not (folder / "go").exists():
             time.sleep(0.01)
         (folder / "released").touch()

@@ -71,7 +71,7 @@ def test_a_lease_is_kept_as_long_as_its_driver_works(store: MoodyStore, job: Job
     assert first is not None
     wait_for(lambda: now() > first)
     lease.check()
-    assert is_held(store.job(job.id), now())
+    wait_for(lambda: is_held(store.job(job.id), now()))
     wait_for(lambda: lease.held_jobs)
     assert [held_job.job_id for held_job in lease.held_jobs] == [job.id]
 
@@ -133,14 +133,16 @@ def test_no_work_is_handed_out_under_an_overdue_lease(store: MoodyStore, job: Jo
     back_at = float("inf")
     worker = threading.Thread(target=hand_out)
     worker.start()
-    wait_for(lambda: now() > until)
-    count, ran_out_at = len(went_on), time.monotonic()
-    assert went_on[-1] < ran_out_at
-    time.sleep(LEASE_S / 2)  # nothing can be waited for: what matters is that nothing happens
-    assert len(went_on) == count, "work was handed out after the lease had run out"
-    back_at = time.monotonic()
-    store.is_up.set()
-    worker.join(20.0)
+    try:
+        wait_for(lambda: now() > until)
+        count, ran_out_at = len(went_on), time.monotonic()
+        assert went_on[-1] < ran_out_at
+        time.sleep(LEASE_S / 2)  # nothing can be waited for: what matters is that nothing happens
+        assert len(went_on) == count, "work was handed out after the lease had run out"
+    finally:
+        back_at = time.monotonic()
+        store.is_up.set()
+        worker.join(20.0)
     assert went_on[-1] >= back_at, "the driver did not go on when its lease was renewed"
 
 
@@ -161,9 +163,9 @@ def test_a_driver_that_does_not_listen_is_given_up_after_a_while(
 
 def test_a_driver_that_listens_is_not_given_up(store: MoodyStore, job: JobRecord) -> None:
     given_up = threading.Event()
-    with Lease(store, job, lease_s=LEASE_S, grace_s=0.3, give_up=given_up.set) as lease:
+    with Lease(store, job, lease_s=LEASE_S, grace_s=1.5, give_up=given_up.set) as lease:
         cancel(store, job.id)
         wait_for(lambda: raises(lease, OrderedError))
         resume(store, job.id)
         wait_for(lambda: not raises(lease, OrderedError))
-        assert not given_up.wait(0.5)
+        assert not given_up.wait(1.7)

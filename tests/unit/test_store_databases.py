@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,12 @@ def test_layer_probes_go_with_their_probes(url: str, engine: sa.Engine) -> None:
 
 def test_processes_that_start_together_migrate_once(url: str) -> None:
     code = f"from autotune.store.open import open_store; open_store({url!r}).close()"
-    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors.decode()
+    command = [sys.executable, "-c", code]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE)) for _ in range(4)]
+        for process in processes:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors.decode()
 
 
 def test_newer_tables_are_refused(url: str, engine: sa.Engine) -> None:

@@ -116,7 +116,9 @@ class Disk:
         connection.execute(f"PRAGMA max_page_count = {self.pages}")
 
 
-def test_a_full_disk_is_waited_for_and_nothing_is_half_written(sqlite_url: str, background: ThreadPoolExecutor) -> None:
+def test_a_full_disk_is_waited_for_and_nothing_is_half_written(
+    sqlite_url: str, background: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
     migrate(sqlite_url)
     engine = make_engine(parse_url(sqlite_url), read_only=False)
     disk, store = Disk(engine), SqlStore(engine, patience_s=120.0)
@@ -128,15 +130,8 @@ def test_a_full_disk_is_waited_for_and_nothing_is_half_written(sqlite_url: str, 
             store.record([result(job.id, number)], epoch=0)
 
     writing = background.submit(write)
-    seen = -1
-
-    def is_stuck() -> bool:
-        nonlocal seen
-        before, seen = seen, len(store.trials(job.id))
-        time.sleep(0.3)
-        return before == seen > 0
-
-    wait_for(is_stuck)
+    wait_for(lambda: "database or disk is full" in caplog.text)
+    seen = len(store.trials(job.id))
     assert waits(writing, 0.5)
     assert 0 < seen < 50
     assert_whole(store, job.id, seen)

@@ -75,7 +75,7 @@ def test_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_workers_that_train_at_once_do_not_disturb_each_other(folder: Path) -> None:
-    together = threading.Barrier(4, timeout=30)
+    together = threading.Barrier(4, timeout=120)
 
     def train(model: nn.Module) -> None:
         together.wait()
