@@ -10,6 +10,11 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PYTEST_FLAGS :=
 
+# Tests that drive browsers, services or Ray, or measure how long something takes: one at a time. All others run in
+# two processes, each file in one of them.
+ALONE := $(addprefix tests/,browser chaos e2e contracts/test_pools.py) $(addprefix tests/unit/,test_latency.py \
+	test_layer_latency.py test_lease.py test_sharing.py test_store_patience.py test_waiting.py)
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -59,7 +64,8 @@ check: $(VENV)/.installed-test ## Lint, check formatting, types and the directio
 
 .PHONY: test
 test: check chromium $(VENV)/.installed-vision ## Run every check and every test
-	@$(BIN)/pytest $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_FLAGS) $(ALONE:%=--ignore=%)
+	$(BIN)/pytest $(PYTEST_FLAGS) $(ALONE)
 	PYTHONPATH=$(VENV)/vision $(BIN)/pytest $(PYTEST_FLAGS) tests/vision
 
 .PHONY: test-gpu

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from hypothesis import settings
 #: The same examples in every run, however long they take: a change fails by what it changed, not by chance.
 #: ``pytest --hypothesis-profile=default`` tries others.
 settings.load_profile("ci")
+
+from autotune.store.open import migrate
 
 _names = itertools.count()
 
@@ -62,7 +65,16 @@ def _start(start: Callable[[], None]) -> None:
 def postgres_server() -> Iterator[str]:
     """Start a real PostgreSQL and return the URL of its maintenance database."""
     with _postgres() as server:
+        _trust_the_disk(server.get_uri())
         yield server.get_uri()
+
+
+def _trust_the_disk(url: str) -> None:
+    """Let a server that nobody kills write without waiting: databases are made by the hundred."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = off".encode())
+        connection.execute("SELECT pg_reload_conf()")
 
 
 class MortalPostgres:
@@ -98,10 +110,7 @@ def mortal_postgres() -> Iterator[MortalPostgres]:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
     """Return the URL of a new, empty database."""
-    name = f"test_{next(_names)}"
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    return postgres_server.replace("/postgres?", f"/{name}?")
+    return _create(postgres_server)
 
 
 @pytest.fixture(scope="session")
@@ -124,6 +133,40 @@ def free_port() -> Callable[[], int]:
 def sqlite_url(tmp_path: Path) -> str:
     """Return the URL of a database that does not exist yet."""
     return f"sqlite:///{tmp_path / 'autotune.db'}"
+
+
+@pytest.fixture(scope="session")
+def _postgres_tables(postgres_server: str) -> str:
+    url = _create(postgres_server)
+    migrate(url)
+    return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+
+
+@pytest.fixture
+def migrated_postgres_url(postgres_server: str, _postgres_tables: str) -> str:
+    """Return the URL of a new database that has our tables, which are quicker to copy than to make."""
+    return _create(postgres_server, _postgres_tables)
+
+
+@pytest.fixture(scope="session")
+def _sqlite_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "autotune.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def migrated_sqlite_url(sqlite_url: str, _sqlite_tables: Path) -> str:
+    """Return the URL of a new database that has our tables."""
+    shutil.copy(_sqlite_tables, sqlite_url.removeprefix("sqlite:///"))
+    return sqlite_url
+
+
+def _create(server: str, template: str = "template1") -> str:
+    name = f"test_{next(_names)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+    return server.replace("/postgres?", f"/{name}?")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,6 +26,8 @@ Visit = Callable[..., Page]
 #: Plotly draws the traces of the front in this order, after the front's line.
 BASELINES = 4
 PAGES = ("/", "/submit", "/front", "/map", "/diff", "/layers", "/compare", "/system")
+#: Charts of a finished job.
+CHARTS = {"/front": 2, "/map": 3, "/diff": 2, "/layers": 4, "/compare": 1}
 each_page = pytest.mark.parametrize("path", PAGES)
 
 
@@ -175,9 +177,13 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Visit, dashboard: "Dashboard
 
 @each_page
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_fault(visit: Visit, dashboard: "Dashboard", path: str, scheme: str) -> None:
+def test_axe_finds_no_fault_and_nothing_needs_webgl(
+    visit: Visit, dashboard: "Dashboard", path: str, scheme: str
+) -> None:
     page = visit(f"{path}?job={dashboard.jobs['finished']}", scheme=scheme)
+    expect(page.locator(".js-plotly-plot")).to_have_count(CHARTS.get(path, 0))
     page.wait_for_timeout(1500)
+    assert page.locator(".gl-container canvas, .gl-canvas").count() == 0
     found = Axe().run(page).response["violations"]
     assert [(fault["id"], node["html"]) for fault in found for node in fault["nodes"]] == []
 
@@ -341,10 +347,3 @@ def test_filters_are_in_the_link(visit: Visit, dashboard: "Dashboard") -> None:
     shared = visit(page.url.removeprefix(dashboard.address))
     expect(shared.get_by_label("Search", exact=True)).to_have_value("nightly")
     assert _ids(shared)["state"] == "running"
-
-
-def test_nothing_needs_webgl(visit: Visit, dashboard: "Dashboard") -> None:
-    for path in PAGES:
-        page = visit(f"{path}?job={dashboard.jobs['finished']}")
-        page.wait_for_timeout(1000)
-        assert page.locator(".gl-container canvas, .gl-canvas").count() == 0

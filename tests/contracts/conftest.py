@@ -9,12 +9,12 @@ from autotune.store.memory import MemoryStore
 from autotune.store.open import open_store
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     if request.param == "memory":
         yield MemoryStore()
         return
-    url = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    url = request.getfixturevalue(f"migrated_{request.param}_url")
     opened = open_store(url)
     yield opened
     opened.close()

@@ -44,9 +44,9 @@ AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>; DROP TABLE jobs; -- / \U0001f600"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgres"])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    opened = open_store(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+    opened = open_store(request.getfixturevalue(f"migrated_{request.param}_url"))
     yield opened
     opened.close()
 

@@ -119,9 +119,27 @@ def assert_equal_within_rounding(
     assert error < limit
 
 
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph before its layers take their places depends on the task alone; tracing it takes most of an export."""
+    from workers.onnx import graph
+
+    trace, kept = graph.trace, _traced
+
+    def once(task: Any, *arguments: Any) -> Any:
+        name = type(task).__name__
+        kept[name] = kept.get(name) or trace(task, *arguments)
+        return kept[name]
+
+    monkeypatch.setattr(graph, "trace", once)
+
+
+_traced: dict[str, Any] = {}
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_export_computes_what_the_backend_computes(
-    quick: Exporter, task_name: str, choice: str, tmp_path: Path
+    quick: Exporter, task_name: str, choice: str, traced_once: None, tmp_path: Path
 ) -> None:
     choices = expressible(quick, task_name, choice)
     if not choices:
@@ -196,24 +214,6 @@ def test_layers_that_only_unrolled_attention_calls_are_refused(
         export(maps.with_choices(task_name, {layer: "int8_weight_only"}), as_built.name, tmp_path / "out")
     assert f"  {layer}: int8_weight_only: the format has nn.MultiheadAttention as it was" in str(caught.value)
     assert str(caught.value).splitlines()[0].endswith("Formats that can: onnxruntime, torchao, torch-export, map")
-
-
-@pytest.fixture
-def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph before its layers take their places depends on the task alone; tracing it takes most of an export."""
-    from workers.onnx import graph
-
-    trace, kept = graph.trace, _traced
-
-    def once(task: Any, *arguments: Any) -> Any:
-        name = type(task).__name__
-        kept[name] = kept.get(name) or trace(task, *arguments)
-        return kept[name]
-
-    monkeypatch.setattr(graph, "trace", once)
-
-
-_traced: dict[str, Any] = {}
 
 
 @settings(

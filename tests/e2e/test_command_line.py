@@ -1,8 +1,10 @@
 """The main job through the real command: from a job file to a verified map, and back from a kill."""
 
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from autotune.lifecycle import held
 from autotune.probing import obtain_probes
 from autotune.progress import Silent
 from autotune.store.open import open_store
+from autotune.store.records import TrialState
 from search_spaces.errors import MapError
 from workers.measurement import Environment
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
@@ -43,24 +46,41 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(folder: Path) -> Run:
-    """Run the command in a folder of its own, as a user would, and check how it ends."""
+    """Run the command in a folder of its own."""
+    return functools.partial(invoke, folder)
 
-    def invoke(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [COMMAND, *arguments],
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == code, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stdout + done.stderr
-        assert "Warning" not in done.stdout + done.stderr
-        return done
 
-    return invoke
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of the job after it has run, and what was printed meanwhile."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "job.yaml").write_text(yaml.safe_dump(job()))
+    return folder, invoke(folder, "run", "job.yaml", "--task-file", TASK_FILE)
+
+
+@pytest.fixture
+def shown(ran: tuple[Path, subprocess.CompletedProcess[str]], folder: Path) -> str:
+    """What running the job printed; the folder of ``run`` becomes a copy of the one it ran in."""
+    original, done = ran
+    shutil.copytree(original, folder, dirs_exist_ok=True)
+    return done.stdout
+
+
+def invoke(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, and check how it ends."""
+    done = subprocess.run(
+        [COMMAND, *arguments],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == code, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Warning" not in done.stdout + done.stderr
+    return done
 
 
 def environment() -> dict[str, str]:
@@ -85,11 +105,10 @@ def data_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return data
 
 
-def test_from_job_file_to_verified_map(run: Run, folder: Path) -> None:
-    shown = run("run", "job.yaml", "--task-file", TASK_FILE)
-    assert "Pareto front of small" in shown.stdout
-    assert "uniform s8" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 80
+def test_from_job_file_to_verified_map(run: Run, folder: Path, shown: str) -> None:
+    assert "Pareto front of small" in shown
+    assert "uniform s8" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
     front = data_of(run("front", "last", "--json"))
     assert front["job"]["state"] == "finished"
@@ -117,8 +136,8 @@ def test_from_job_file_to_verified_map(run: Run, folder: Path) -> None:
     run("show", "last", "0")
 
 
+@pytest.mark.usefixtures("shown")
 def test_exported_map_applies_in_python(run: Run, folder: Path) -> None:
-    run("run", "job.yaml", "--task-file", TASK_FILE)
     run("export", "last", "--pick", "smallest")
     load_task_file(TASK_FILE)
     task = build_task("fragile", {})
@@ -135,8 +154,8 @@ def test_exported_map_applies_in_python(run: Run, folder: Path) -> None:
         autotune.load_map(folder / "map.json").apply(torch.nn.Sequential())
 
 
+@pytest.mark.usefixtures("shown")
 def test_tampered_map_does_not_verify(run: Run, folder: Path) -> None:
-    run("run", "job.yaml", "--task-file", TASK_FILE)
     run("export", "last", "--pick", "smallest")
     path = folder / "map.json"
     document = json.loads(path.read_text())
@@ -208,11 +227,10 @@ def test_memory_limit_rules_maps_out_before_they_run(run: Run, folder: Path) -> 
     (folder / "job.yaml").write_text(yaml.safe_dump(job(constraints=limits, search={"trials": 20})))
     front = data_of(run("run", "job.yaml", "--task-file", TASK_FILE, "--json"))
     assert all(trial["figures"]["weight_memory_mib"]["value"] <= 0.004 for trial in front["front"])
-    numbers = range(20)
-    shown = [data_of(run("show", "last", str(number), "--json"))["trial"] for number in numbers][6:]
-    ruled_out = [trial for trial in shown if trial["state"] == "rejected"]
+    recorded = trials(f"sqlite:///{folder}/autotune.db")
+    ruled_out = [trial for trial in recorded[6:20] if trial.state is TrialState.REJECTED]
     assert ruled_out
-    assert all(set(trial["figures"]) == {"weight_memory_mib"} for trial in ruled_out)
+    assert all(set(trial.figures) == {"weight_memory_mib"} for trial in ruled_out)
 
 
 def test_sensitivities_of_a_job_are_shown(run: Run, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The rules of the house that no linter knows."""
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -101,6 +102,7 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Top-level names a module imports, wherever in the module."""
     names: set[str] = set()
