@@ -20,11 +20,11 @@ import psycopg
 import pytest
 from hypothesis import settings
 
-#: The same examples in every run, however long they take: a change fails by what it changed, not by chance.
-#: ``pytest --hypothesis-profile=default`` tries others.
-settings.load_profile("ci")
-
 from autotune.store.open import migrate
+
+# The same examples in every run, however long they take: a change fails by what it changed, not by chance.
+# ``pytest --hypothesis-profile=default`` tries others.
+settings.load_profile("ci")
 
 _names = itertools.count()
 
