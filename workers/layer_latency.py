@@ -48,7 +48,7 @@ def measure(
     passes_ms: list[float] = []
     for choice in list(names) * _ROUNDS:
         able = {layer.name: nbytes[layer.name][choice] for layer in layers if choice in choices.get(layer.name, ())}
-        taken = able if choice == FULL_PRECISION.name else _some(layers, able, prepared.cache_bytes)
+        taken = _some(layers, able, prepared.cache_bytes)
         installed = {layer: choice if layer in taken else FULL_PRECISION.name for layer in choices}
         prepared.apply(installed)
         run()

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers.backends import weight_quantization
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
 from workers.backends.x86_linear import Int4WeightOnlyLinear, Int8WeightOnlyLinear
 
@@ -28,6 +29,20 @@ def test_int8_is_within_half_a_step(
     steps = scales.float().view(-1, 1, 1)
     # A scale rounded down to bf16 clips the largest weight too, but by a quarter of a step at most.
     assert ((values * steps - weight).abs() <= 0.501 * steps).all()
+
+
+@pytest.mark.parametrize("most_bytes", [1, 4 * 64 * 3])
+def test_large_weights_are_rounded_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
+    weight, kernel = weights(0, 16, 64), weights(1, 7, 4, 3).transpose(1, 2)
+
+    def rounded() -> list[torch.Tensor]:
+        return [*int8_per_channel(weight), *int8_per_channel(kernel), *int4_per_group(weight)]
+
+    whole = rounded()
+    monkeypatch.setattr(weight_quantization, "_BYTES_AT_ONCE", most_bytes)
+    in_parts = rounded()
+    assert all(torch.equal(one, other) for one, other in zip(whole, in_parts, strict=True))
+    assert all(found.is_contiguous() for found in in_parts)
 
 
 def test_int8_takes_a_step_for_each_channel() -> None:
