@@ -43,13 +43,14 @@ def measure(
         clock: of the device.
     """
     timer = _Timer(clock)
-    names = dict.fromkeys(choice for of_layer in choices.values() for choice in of_layer)
     nbytes = prepared.layer_bytes()
-    passes_ms: list[float] = []
-    for choice in list(names) * _ROUNDS:
-        able = {layer.name: nbytes[layer.name][choice] for layer in layers if choice in choices.get(layer.name, ())}
+    maps: dict[str, dict[str, str]] = {}
+    for choice in dict.fromkeys(choice for of_layer in choices.values() for choice in of_layer):
+        able = {layer: nbytes[layer][choice] for layer, legal in choices.items() if choice in legal}
         taken = _some(layers, able, prepared.cache_bytes)
-        installed = {layer: choice if layer in taken else FULL_PRECISION.name for layer in choices}
+        maps[choice] = {layer: choice if layer in taken else FULL_PRECISION.name for layer in choices}
+    passes_ms: list[float] = []
+    for choice, installed in list(maps.items()) * _ROUNDS:
         prepared.apply(installed)
         run()
         if choice == FULL_PRECISION.name:  # before there are hooks, which take time as well
