@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
 from workers.task import Split, Timed, splits, workloads
 from workers.tasks import build_task, load_task_file
+from workers.threads import timeable
 
 
 class Evaluator:
@@ -140,9 +142,8 @@ class Evaluator:
         with device_lock.exclusive(self._backend.device), torch.inference_mode():
             forward = self._first_timed()[Workload.FORWARD]
             batch = forward.prepare(self._deployed.model)
-            return self._deployed.layer_latencies(
-                self.description.layers, self._legal(), lambda: forward.run(self._deployed.model, batch)
-            )
+            run = self._timeable(forward, batch)
+            return self._deployed.layer_latencies(self.description.layers, self._legal(), run)
 
     def _legal(self) -> dict[str, list[str]]:
         """Return layer name -> names of the choices it can take, full precision included."""
@@ -215,7 +216,10 @@ class Evaluator:
     def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
         install()
         state = timed.prepare(self._deployed.model)
-        return Contender(install=install, run=lambda: timed.run(self._deployed.model, state))
+        return Contender(install=install, run=self._timeable(timed, state))
+
+    def _timeable(self, timed: Timed, state: Any) -> Callable[[], object]:
+        return timeable(self._deployed.model, lambda: timed.run(self._deployed.model, state))
 
     def _time_pass(self, run: Callable[[], object]) -> float:
         start = time.perf_counter()

@@ -25,6 +25,7 @@ from workers.estimates import latency_ratio
 from workers.latency import Contender
 from workers.measurement import LatencySamples
 from workers.task import Task, splits
+from workers.threads import timeable
 
 #: Times the latency is measured at most, and seconds between them: other processes can put a series off.
 _TRIES, _PAUSE_S = 3, 5.0
@@ -82,8 +83,8 @@ def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: floa
             time.sleep(_PAUSE_S)
         with device_lock.exclusive("cpu"), torch.inference_mode():
             timed = latency.measure(
-                Contender(install=_nothing, run=lambda: task.forward(model, batch)),
-                Contender(install=_nothing, run=lambda: task.forward(reference, batch)),
+                Contender(install=_nothing, run=timeable(model, lambda: task.forward(model, batch))),
+                Contender(install=_nothing, run=timeable(reference, lambda: task.forward(reference, batch))),
                 batch_size=size,
                 repeats=repeats,
                 warmup_s=settings.warmup_s,

@@ -6,10 +6,10 @@ from typing import Any
 
 import onnxruntime
 import torch
-from torch import nn
 
 from workers.errors import BackendError
 from workers.onnx.calls import in_form
+from workers.threads import OtherRuntime
 
 #: Only errors are logged; warnings are about the file's metadata.
 _LOG_ERRORS = 3
@@ -40,7 +40,7 @@ def open_session(graph: Path | bytes, *, profile: Path | None = None) -> onnxrun
         raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {what}: {error}") from error
 
 
-class OnnxModule(nn.Module):
+class OnnxModule(OtherRuntime):
     """A session that is called like the model it was exported from."""
 
     def __init__(self, session: onnxruntime.InferenceSession, arguments: Sequence[int | str], form: str) -> None:

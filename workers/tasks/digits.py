@@ -15,7 +15,8 @@ from torch import nn
 
 from workers.task import OutputKind, Split
 from workers.tasks.checks import extra_packages, require_integer
-from workers.tasks.weights_cache import one_thread, restore_or_train
+from workers.tasks.weights_cache import restore_or_train
+from workers.threads import one_thread
 
 #: Grey images in [0, 1], shape ``(images, 1, 8, 8)``.
 Images = torch.Tensor

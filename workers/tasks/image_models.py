@@ -17,7 +17,8 @@ from workers.tasks.shape_images import SHAPES, SIDE, Pixels, draw
 from workers.tasks.timm_models import timm_vision
 from workers.tasks.torchvision_models import torchvision_vision
 from workers.tasks.vision import Vision
-from workers.tasks.weights_cache import one_thread, restore_or_train
+from workers.tasks.weights_cache import restore_or_train
+from workers.threads import one_thread
 
 #: Checkpoints that need no file: name -> architecture and what its configuration sets.
 TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {

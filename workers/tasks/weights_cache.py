@@ -3,10 +3,9 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -38,17 +37,6 @@ def restore_or_train(model: nn.Module, name: str, train: Callable[[nn.Module], N
             _write(model, path)
     else:
         model.load_state_dict(weights)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Sum in one order whatever the number of threads, so that every worker trains equal weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _write(model: nn.Module, path: Path) -> None:
