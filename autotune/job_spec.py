@@ -209,10 +209,11 @@ class SearchSection(_Section):
 
 
 class CalibrationSection(_Section):
-    """How static activation ranges are calibrated."""
+    """How static activation ranges are calibrated, and what else is taken from calibration data."""
 
     observer: ObserverKind = ObserverKind.MINMAX
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    bias_correction: bool = False
 
 
 class MeasurementSection(_Section):

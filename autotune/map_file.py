@@ -59,8 +59,10 @@ class MappedLayer(_Part):
     kind: LayerKind
     weight_shape: tuple[int, ...]
     choice: str
-    #: Calibrated range of the input, for choices that need calibration only.
+    #: Calibrated range of the input, for choices that need calibration and layers whose bias is corrected only.
     input_range: tuple[float, float] | None = None
+    #: Mean of each input channel, if the bias is corrected by them.
+    input_means: tuple[float, ...] | None = None
     #: For choices that smooth the input only.
     smoothing: MappedSmoothing | None = None
     #: For choices that round weights by them only.
@@ -80,7 +82,19 @@ class MappedLayer(_Part):
         channels = len(self.moments.squares) if self.moments else "none"
         if choice.is_gptq and channels != self.weight_shape[-1]:
             raise ValueError(f"{choice.name} needs moments of {self.weight_shape[-1]} channels, but has {channels}")
+        if self.input_means is not None and not self._fits(self.input_means):
+            raise ValueError(
+                f"input_means must be those of every input channel of a linear or convolutional layer that has an "
+                f"input_range, but got {len(self.input_means)} for a {self.kind} of shape {list(self.weight_shape)}"
+            )
         return self
+
+    def _fits(self, means: tuple[float, ...]) -> bool:
+        if self.input_range is None or not self.kind.is_product:
+            return False
+        groups, rest = divmod(len(means), self.weight_shape[1])
+        grouped = self.kind is not LayerKind.LINEAR and groups > 0 and self.weight_shape[0] % groups == 0
+        return not rest and (groups == 1 or grouped)
 
     def range(self) -> ActivationRange | None:
         """Return the calibrated range of the input, or None if there is none."""
@@ -91,7 +105,8 @@ class MappedLayer(_Part):
             low, high = self.smoothing.range
             smoothing = Smoothing(factors=self.smoothing.factors, low=low, high=high)
         moments = SecondMoments(**self.moments.model_dump()) if self.moments else None
-        return ActivationRange(low=self.input_range[0], high=self.input_range[1], smoothing=smoothing, moments=moments)
+        low, high = self.input_range
+        return ActivationRange(low=low, high=high, smoothing=smoothing, moments=moments, means=self.input_means)
 
 
 class PromisedFigure(_Part):
@@ -242,12 +257,15 @@ def _describe(error: Mapping[str, Any]) -> str:
 
 def _mapped(layer: Layer, quantization: QuantizationMap) -> MappedLayer:
     choice = quantization.choices[layer.name]
-    calibrated = quantization.ranges.get(layer.name) if choice.needs_calibration else None
+    known = quantization.ranges.get(layer.name)
+    means = known.means if known is not None and choice.rounds_to_nearest else None
+    calibrated = known if choice.needs_calibration or means is not None else None
     return MappedLayer(
         kind=layer.kind,
         weight_shape=layer.weight_shape,
         choice=choice.name,
         input_range=(calibrated.low, calibrated.high) if calibrated else None,
+        input_means=means,
         smoothing=MappedSmoothing.of(calibrated) if choice.is_smooth else None,
         moments=MappedMoments.of(calibrated) if choice.is_gptq else None,
     )

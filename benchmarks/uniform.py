@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("choices", nargs="+")
     parser.add_argument("--parameters", type=json.loads, default={}, help="of the task, as JSON")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--bias-correction", action="store_true")
     parser.add_argument("--repeats", type=int, default=40)
     arguments = parser.parse_args()
     evaluator = Evaluator(
@@ -30,7 +31,7 @@ def main() -> None:
             task=arguments.task,
             task_parameters=arguments.parameters,
             backend=arguments.backend,
-            calibration=CalibrationSettings(smoothing=True, moments=True),
+            calibration=CalibrationSettings(smoothing=True, moments=True, bias_correction=arguments.bias_correction),
             measurement=MeasurementSettings(repeats=arguments.repeats),
         )
     )

@@ -32,6 +32,7 @@ def relative_front(judged: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 def protocol(job: JobRecord) -> dict[str, str]:
     """Return everything about how a job measures that its figures depend on, in words."""
     spec, described = spec_of(job), job.description
+    biases = ", corrected biases" if spec.calibration.bias_correction else ""
     settings = {
         "Task": spec.task.name,
         "Task parameters": ", ".join(f"{name}={value}" for name, value in spec.task.parameters.items()) or ABSENT,
@@ -39,7 +40,7 @@ def protocol(job: JobRecord) -> dict[str, str]:
         "Repeats": str(spec.measurement.repeats),
         "Final repeats": str(spec.measurement.final_repeats),
         "Warm-up": f"{spec.measurement.warmup_s:g} s",
-        "Calibration": f"{spec.calibration.observer}, {spec.calibration.percentile:g} %",
+        "Calibration": f"{spec.calibration.observer}, {spec.calibration.percentile:g} %{biases}",
     }
     if described is not None:
         environment = described.environment

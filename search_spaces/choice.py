@@ -107,6 +107,11 @@ class LayerChoice:
         return "_".join((self.precision, inputs, *method))
 
     @property
+    def rounds_to_nearest(self) -> bool:
+        """Return whether weights are integers, each the nearest to what it stands for."""
+        return self.precision in (Precision.INT8, Precision.INT4) and not self.is_gptq
+
+    @property
     def needs_int8_products(self) -> bool:
         """Return whether both operands of the layer's products are 8-bit integers (W8A8)."""
         return self.precision is Precision.INT8 and self.activation is not ActivationMode.NONE

@@ -18,6 +18,11 @@ class LayerKind(enum.StrEnum):
     GRU = "gru"
 
     @property
+    def is_product(self) -> bool:
+        """Return whether layers are linear, or convolutions that are not transposed."""
+        return self in (LayerKind.LINEAR, LayerKind.CONV1D, LayerKind.CONV2D)
+
+    @property
     def is_transposed(self) -> bool:
         """Return whether layers are transposed convolutions."""
         return self in (LayerKind.CONV_TRANSPOSE1D, LayerKind.CONV_TRANSPOSE2D)

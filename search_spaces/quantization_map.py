@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,8 +17,8 @@ class ActivationRange:
     """The range of a layer's input that static quantization maps onto the integers.
 
     Raises:
-        MapError: if the bounds are not finite numbers with ``low <= 0 <= high``. Zero must be inside
-            so that padding is represented exactly.
+        MapError: if the bounds are not finite numbers with ``low <= 0 <= high``, or a mean is not finite. Zero must be
+            inside so that padding is represented exactly.
     """
 
     #: Smallest value represented, at most 0.
@@ -28,6 +29,8 @@ class ActivationRange:
     smoothing: "Smoothing | None" = None
     #: Second moments of the input, for the choices that round weights by them; None if none were sought.
     moments: "SecondMoments | None" = None
+    #: Mean of each input channel, by which biases are corrected; None if they are not.
+    means: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         # The comparison is also false for NaN; the bound keeps infinities out.
@@ -35,6 +38,9 @@ class ActivationRange:
             raise MapError(
                 f"an activation range must be finite with low <= 0 <= high, but got [{self.low}, {self.high}]"
             )
+        wrong = [mean for mean in self.means or () if not math.isfinite(mean)]
+        if wrong or self.means == ():
+            raise MapError(f"means of input channels must be finite, but got {wrong[0] if wrong else 'none'}")
 
     def affine_uint8(self) -> tuple[float, int]:
         """Return the scale and zero point of asymmetric uint8 quantization over the range.

@@ -32,6 +32,8 @@ class CalibrationSettings:
     observer: ObserverKind = ObserverKind.MINMAX
     #: Share of values inside the range, in percent; only the percentile observer reads it.
     percentile: float = 99.99
+    #: Whether biases make up for the mean error of rounded weights.
+    bias_correction: bool = False
     #: Whether factors that smooth inputs are sought too, for the choices that need them.
     smoothing: bool = False
     #: Whether second moments of inputs are sought too, for the choices that need them.

@@ -10,7 +10,7 @@ from torch import nn
 
 from autotune.exporters import compressed_schemes
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, Precision
-from search_spaces.quantization_map import QuantizationMap, SecondMoments
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments
 from workers.backends import gptq
 from workers.backends.weight_quantization import INT4_GROUP, int8_per_channel
 
@@ -36,7 +36,8 @@ def compress(model: nn.Module, quantization: QuantizationMap) -> dict[str, Any]:
     for name, choice in quantization.choices.items():
         if choice != FULL_PRECISION:
             module = model.get_submodule(name)
-            _fill(module, _tensors(module, choice, quantization.moments(name)))
+            tensors = _tensors(module, choice, quantization.moments(name))
+            _fill(module, tensors | _bias(module, choice, quantization.ranges.get(name), tensors["weight"]))
         if choice.activation is ActivationMode.STATIC:
             scale, zero_point = quantization.ranges[name].affine_uint8()
             static = {"input_scale": torch.tensor([scale]), "input_zero_point": torch.tensor([zero_point - 128])}
@@ -61,6 +62,16 @@ def _tensors(module: nn.Module, choice: LayerChoice, moments: SecondMoments | No
     values, scales = int8_per_channel(weight, torch.float32 if choice.needs_int8_products else torch.bfloat16)
     scale = scales.float()[:, None]
     return {"weight": values * scale, "weight_scale": scale}
+
+
+def _bias(
+    module: nn.Module, choice: LayerChoice, known: ActivationRange | None, rounded: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return the bias that the library's own rounding needs, if biases are corrected."""
+    assert isinstance(module, nn.Linear)
+    if not choice.rounds_to_nearest or known is None or known.means is None or module.bias is None:
+        return {}
+    return {"bias": module.bias.detach() - (rounded - module.weight.detach()) @ torch.tensor(known.means)}
 
 
 def _int4(weight: torch.Tensor, moments: SecondMoments | None) -> dict[str, torch.Tensor]:

@@ -11,7 +11,6 @@ from search_spaces.quantization_map import QuantizationMap
 from workers.backends.weight_quantization import INT4_GROUP
 
 #: Layers whose quantizers have the names that the file uses.
-_PRODUCTS = (LayerKind.LINEAR, LayerKind.CONV1D, LayerKind.CONV2D)
 
 
 class ModelOptConfiguration(Configuration):
@@ -34,7 +33,7 @@ class ModelOptConfiguration(Configuration):
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Configuration.refuses_layer``."""
-        if layer.kind not in _PRODUCTS:
+        if not layer.kind.is_product:
             return f"is written for linear layers and convolutions, but this is an {layer.kind} layer"
         if choice.precision is Precision.INT4 and (
             layer.kind is not LayerKind.LINEAR or layer.weight_shape[1] % INT4_GROUP

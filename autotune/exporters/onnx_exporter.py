@@ -12,6 +12,7 @@ from autotune.exporters import libraries
 from autotune.exporters.base import Source
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
+from workers.backends.bias_correction import corrected
 from workers.backends.packed import range_of
 from workers.onnx import choices
 
@@ -50,15 +51,11 @@ class OnnxExporter:
 
             traced = trace(source.task, source.model, source.layers, source.file.measurement.batch_sizes)
             quantization = source.file.quantization_map()
-            fragments = {
-                layer.name: fragment(
-                    source.model.get_submodule(layer.name),
-                    (choice := quantization.choices[layer.name]),
-                    range_of(choice, quantization.ranges.get(layer.name)),
-                )
-                for layer in source.layers
-                if choices.has_place(layer)
-            }
+            fragments = {}
+            for layer in filter(choices.has_place, source.layers):
+                choice, known = quantization.choices[layer.name], quantization.ranges.get(layer.name)
+                module = corrected(source.model.get_submodule(layer.name), choice, known)
+                fragments[layer.name] = fragment(module, choice, range_of(choice, known))
             graph, nodes = traced.filled(fragments)
             _check({layer: names for layer, names in nodes.items() if quantization.choices[layer] != FULL_PRECISION})
             content = serialized(graph)

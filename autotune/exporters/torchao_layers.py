@@ -34,6 +34,7 @@ from autotune.exporters.torchao_exporter import COMPUTED_IN
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, QuantizationMap
+from workers.backends.bias_correction import corrected, has_correction
 from workers.backends.torchao_layers import quantized_weight
 from workers.backends.weight_quantization import (
     INT4_GROUP,
@@ -58,9 +59,11 @@ def quantize(source: Source) -> FqnToConfig:
     integers: OrderedDict[str, AOBaseConfig] = OrderedDict()
     without_ranges: OrderedDict[str, AOBaseConfig] = OrderedDict()
     for layer in source.layers:
-        choice = quantization.choices[layer.name]
+        choice, module = quantization.choices[layer.name], source.model.get_submodule(layer.name)
+        if has_correction(layer):
+            module.bias = corrected(module, choice, quantization.ranges.get(layer.name)).bias
         if choice.precision in COMPUTED_IN:
-            _in_half(source.model.get_submodule(layer.name), choice)
+            _in_half(module, choice)
         elif choice.precision.is_quantized:
             smoothing = quantization.smoothing(layer.name)
             calibrated = smoothing.range if smoothing else quantization.ranges.get(layer.name)

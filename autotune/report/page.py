@@ -221,11 +221,12 @@ def _calibration(job: JobRecord, spec: JobSpec) -> dict[str, str]:
     digest = hashlib.sha256(json.dumps(ranges, sort_keys=True).encode()).hexdigest()
     settings = spec.worker_setup().calibration
     more = {"smoothing": calibration.smoothing_seconds, "second moments": calibration.moments_seconds}
+    how = f"{settings.observer}, corrected biases" if settings.bias_correction else settings.observer
     took = f", {calibration.seconds:.1f} s"
     took += "".join(f", {seconds:.1f} s for {what}" for what, seconds in more.items() if seconds)
     return {
         "Model": f"sha256 {job.description.fingerprint}",
-        "Calibration": f"{settings.observer}, {calibration.samples} samples, ranges of {len(ranges)} layers{took}",
+        "Calibration": f"{how}, {calibration.samples} samples, ranges of {len(ranges)} layers{took}",
         "Calibration data": f"sha256 {digest} over the ranges it gave",
     }
 

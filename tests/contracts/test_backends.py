@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from search_spaces.tensors import tensors_in
 from workers.attention import unroll_attention
 from workers.backends import BACKENDS
 from workers.backends.base import Backend, Deployed
+from workers.backends.bias_correction import has_correction
 from workers.backends.torchao import TorchAoBackend
 from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
 from workers.calibration.moments import MomentSketch
@@ -44,6 +45,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (2, 4, 12)),
     "conv2d": (lambda: nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 9, 9)),
     "conv2d-depthwise": (lambda: nn.Conv2d(8, 8, 3, padding="same", groups=8, bias=False), (1, 8, 6, 6)),
+    "conv2d-in-groups": (lambda: nn.Conv2d(4, 8, 3, groups=2), (2, 4, 9, 9)),
     "conv2d-channels-last": (lambda: nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), (2, 3, 9, 9)),
     "transposed-conv1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 12)),
     "transposed-conv2d": (lambda: nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1, groups=2), (2, 8, 9, 9)),
@@ -116,6 +118,33 @@ def test_choice_is_refused_in_a_sentence_or_runs(
         error = (actual.cpu() - exact).norm() / exact.norm()
         assert error < {Precision.INT4: 0.15, Precision.FP8: 0.06}.get(choice.precision, 0.03)
     assert not prepared.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES.values() if c.rounds_to_nearest], ids=lambda choice: choice.name)
+def test_corrected_biases_take_off_the_mean_error(
+    backend: Backend, case: tuple[nn.Module, Layer, torch.Tensor], choice: LayerChoice
+) -> None:
+    module, layer, x = case
+    if backend.refuses(layer, choice) is not None or not has_correction(layer):
+        pytest.skip("there is nothing to correct")
+    channels = 1 - len(layer.weight_shape)  # their dimension
+    generator = torch.Generator().manual_seed(1)
+    middles = 3.0 * torch.randn(x.shape[channels], *[1] * -(channels + 1), generator=generator)
+    batches = list(middles + 0.3 * torch.randn(64, *x.shape, generator=generator))
+    watched = (nn.Sequential(module), [layer], batches, lambda m, batch: m(batch))
+    found = calibrate(*watched, CalibrationSettings(bias_correction=True))
+    known = (with_smoothing(found, *watched) if choice.is_smooth else found).ranges["0"]
+    before = copy.deepcopy(module.state_dict())
+
+    def mean_error(known: ActivationRange) -> float:
+        prepared = backend.prepare(module, choice, known).to(backend.device)
+        with torch.inference_mode():
+            errors = torch.stack([prepared(batch.to(backend.device)).cpu() - module(batch) for batch in batches])
+        return float(errors.movedim(channels, 0).flatten(1).mean(dim=1).norm())
+
+    # What is left is rounding of inputs, of outputs to bf16, and the padding of convolutions.
+    assert mean_error(known) < 0.6 * mean_error(replace(known, means=None))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 

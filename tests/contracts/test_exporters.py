@@ -25,6 +25,7 @@ from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
+from workers.backends.bias_correction import has_correction
 from workers.backends.x86 import X86Backend
 from workers.prepared import PreparedModel
 from workers.quality import outputs
@@ -145,6 +146,23 @@ def test_export_computes_what_the_backend_computes(
     if not choices:
         pytest.skip("the format or the backend cannot express it")
     document = maps.with_choices(task_name, choices)
+    export(document, quick.name, tmp_path / "out")
+    assert_equal_within_rounding(quick, document, tmp_path / "out")
+
+
+@pytest.mark.parametrize("choice", ["int8_weight_only", "int8_static"])
+def test_exports_have_corrected_biases(
+    quick: Exporter, task_name: str, choice: str, traced_once: None, tmp_path: Path
+) -> None:
+    full, choices = source(task_name), expressible(quick, task_name, choice)
+    correctable = [layer for layer in full.layers if layer.name in choices and has_correction(layer)]
+    if not correctable:
+        pytest.skip("no such layer has a bias")
+    document = maps.with_choices(task_name, choices)
+    for layer in correctable:
+        module = full.model.get_submodule(layer.name)
+        channels = layer.weight_shape[1] * getattr(module, "groups", 1)
+        document["layers"][layer.name]["input_means"] = [20.0] * channels  # enough to be told from rounding
     export(document, quick.name, tmp_path / "out")
     assert_equal_within_rounding(quick, document, tmp_path / "out")
 

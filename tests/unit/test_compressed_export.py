@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from autotune import exporters
 from autotune.errors import ExportError
-from autotune.exporters import compressed_schemes, pretrained
+from autotune.exporters import compressed_layers, compressed_schemes, pretrained
 from autotune.exporters.base import Source
 from autotune.exporters.compressed_exporter import CompressedTensorsExporter
 from autotune.map_file import MapFile, MappedLayer
@@ -101,6 +102,19 @@ def test_int4_weights_err_no_more_than_those_that_reach_the_largest(folder: Path
     errors = (loaded.get_parameter(name).detach().view_as(original) - original).square().sum(dim=-1)
     assert (errors <= uncut + 1e-9).all()
     assert errors.sum() < 0.9 * uncut.sum()
+
+
+@pytest.mark.parametrize("name", ["int8_dynamic", "int4_weight_only"])
+def test_biases_are_corrected_by_what_the_library_rounds(name: str) -> None:
+    torch.manual_seed(0)
+    layer, means, choice = nn.Linear(64, 8), 3.0 * torch.randn(64), CHOICES[name]
+    known = ActivationRange(low=-1.0, high=1.0, means=tuple(means.tolist()))
+    weight = compressed_layers._tensors(layer, choice, None)["weight"]
+    bias = compressed_layers._bias(layer, choice, known, weight)["bias"]
+    with torch.no_grad():
+        error, without = (float((F.linear(means, weight, b) - layer(means)).norm()) for b in (bias, layer.bias))
+    assert error < 1e-3 * without
+    assert compressed_layers._bias(layer, CHOICES["int4_weight_only_gptq"], known, weight) == {}
 
 
 def test_configuration_names_every_linear_layer_once(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -41,10 +42,14 @@ MOMENTS = SecondMoments(
     squares=(1.0, 1.0 / 3.0) * 16, scales=(0.01,), basis=base64.b64encode(bytes(range(32))).decode()
 )
 RANGES = {name: ActivationRange(low=-1.0 / 3.0, high=4.0, smoothing=SMOOTHING, moments=MOMENTS) for name in CHOSEN}
-#: Choice -> what of a range its map has.
+# The only layer whose bias is corrected.
+RANGES["head"] = replace(RANGES["head"], means=tuple(float(channel) for channel in range(32)))
+UNCALIBRATED = {"input_range": None, "input_means": None}
+PLAIN = {"smoothing": None, "moments": None}
+#: Choice -> what of a range its map lacks.
 KEPT = {
-    "fp8_static": {"smoothing": None, "moments": None},
-    "int8_static": {"smoothing": None, "moments": None},
+    "fp8_static": PLAIN,
+    "int8_static": PLAIN,
     "int8_static_smooth": {"moments": None},
     "int4_weight_only_gptq": {"smoothing": None},
 }
@@ -130,8 +135,16 @@ def test_a_map_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @given(st.fixed_dictionaries({name: st.sampled_from(sorted(CHOICES)) for name in CHOSEN}))
 def test_any_map_survives_its_file(choices: dict[str, str]) -> None:
     found = MapFile.model_validate_json(dump(document(choices))).quantization_map()
-    kept = {name: replace(RANGES[name], **KEPT[choice]) for name, choice in choices.items() if choice in KEPT}
-    assert found == QuantizationMap.from_names(choices, kept)
+    ranges = {name: known for name, choice in choices.items() if (known := kept(name, choice)) is not None}
+    assert found == QuantizationMap.from_names(choices, ranges)
+
+
+def kept(name: str, choice: str) -> ActivationRange | None:
+    """What a map has of a layer's range."""
+    means = RANGES[name].means if CHOICES[choice].rounds_to_nearest else None
+    if means is None and choice not in KEPT:
+        return None
+    return replace(RANGES[name], **KEPT.get(choice, PLAIN), means=means)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +203,10 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, name: str, why
     ("changes", "expected"),
     [
         ({"choice": "int8_statik"}, "layers.head: unknown choice 'int8_statik'; did you mean 'int8_static'?"),
-        ({"choice": "int8_static"}, "layers.head: int8_static needs the calibrated input_range, but it has none"),
+        (
+            {"choice": "int8_static"} | UNCALIBRATED,
+            "layers.head: int8_static needs the calibrated input_range, but it has none",
+        ),
         ({"input_range": [1, 2]}, "layers.head: an activation range must be finite with low <= 0 <= high, but got [1"),
         (
             {"choice": "int8_static_smooth", "input_range": [0, 1]},
@@ -208,6 +224,16 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, name: str, why
             {"input_range": [0, 1], "moments": {"squares": [1], "scales": [1], "basis": "AAA="}},
             "layers.head: the basis of second moments needs 1 bytes for 1 scales and 1 channels, but has 2",
         ),
+        (
+            {"input_means": [1.0] * 31},
+            "input_means must be those of every input channel of a linear or convolutional layer that has an "
+            "input_range, but got 31 for a linear of shape [32, 32]",
+        ),
+        ({"input_means": [1.0] * 64}, "but got 64 for a linear of shape [32, 32]"),
+        ({"input_range": None}, "but got 32 for a linear of shape [32, 32]"),
+        ({"kind": "conv2d", "input_means": [1.0] * 96}, "but got 96 for a conv2d of shape [32, 32]"),
+        ({"kind": "lstm"}, "but got 32 for a lstm of shape [32, 32]"),
+        ({"input_means": [math.inf] * 32}, "layers.head: means of input channels must be finite, but got inf"),
         ({"input_range": [1]}, "layers.head.input_range.1: is required"),
         ({"kind": "cell"}, "'lstm' or 'gru', but got 'cell'"),
         ({"weight_shape": "x" * 999}, "layers.head.weight_shape: must be a valid array, but got 'xxxx"),

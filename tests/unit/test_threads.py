@@ -53,9 +53,12 @@ def three_threads() -> Iterator[None]:
 
 
 def test_threads_come_back_whatever_happens() -> None:
-    with pytest.raises(ValueError, match="later"), one_thread():
+    def fail() -> None:
         assert torch.get_num_threads() == 1
         raise ValueError("later")
+
+    with pytest.raises(ValueError, match="later"), one_thread():
+        fail()
     assert torch.get_num_threads() == 3
 
 

@@ -106,7 +106,8 @@ class Backend(Protocol):
         Args:
             module: the full-precision layer; full precision itself may return it unchanged.
             choice: one the backend does not refuse for this layer.
-            input_range: calibrated range of the input; static choices need it.
+            input_range: calibrated range of the input; static choices need it. If it has the means of channels, the
+                bias makes up for what rounding the weights adds to outputs on average.
         """
         ...
 

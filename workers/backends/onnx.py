@@ -14,6 +14,7 @@ from workers import environment
 from workers.backends import onnx_bytes
 from workers.backends.activation_quantization import ZERO_OF_ROWS, affine_of, rows_to_uint8
 from workers.backends.base import Deployed
+from workers.backends.bias_correction import corrected
 from workers.backends.packed import PackedLayer, range_of, weight_bytes
 from workers.backends.weight_quantization import rounded
 from workers.backends.x86 import X86_MACHINES, int8_refusal
@@ -110,7 +111,7 @@ class OnnxRuntimeBackend:
             return module
         needed = range_of(choice, input_range)
         with optional_libraries(_USER, "export"):
-            return OnnxLayer(module, choice, needed).eval()
+            return OnnxLayer(corrected(module, choice, input_range), choice, needed).eval()
 
     def weight_bytes(self, prepared: nn.Module) -> int:
         """See ``Backend.weight_bytes``."""

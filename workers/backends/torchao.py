@@ -13,6 +13,7 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import environment, gpu
 from workers.backends import torchao_support
+from workers.backends.bias_correction import corrected
 from workers.backends.eager import EagerBackend
 from workers.backends.packed import PackedLayer, range_of
 from workers.backends.smoothed import SmoothedLinear
@@ -67,7 +68,7 @@ class TorchAoBackend(EagerBackend):
             return module
         needed = range_of(choice, input_range)
         with optional_libraries("the backend torchao", "export"), torch.no_grad():
-            return self._prepare(module, choice, needed).eval()
+            return self._prepare(corrected(module, choice, input_range), choice, needed).eval()
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         """See ``Backend.layer_bytes``."""

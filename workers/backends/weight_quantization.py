@@ -38,7 +38,7 @@ def int8_per_channel(
     scales = _usable(torch.maximum(-low, high) / INT8_LARGEST).to(scale_dtype)
     # Contiguous, because the kernels refuse a transposed layout or misread it.
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for some, scale, into in _in_parts(weight, scales.float().view(-1, *[1] * (weight.dim() - 1)), values):
+    for some, scale, into in in_parts(weight, scales.float().view(-1, *[1] * (weight.dim() - 1)), values):
         into.copy_((some / scale).round_().clamp_(-127, 127))
     return values, scales
 
@@ -76,7 +76,7 @@ def int4_per_group(
     if moments is not None:
         return gptq.rounded_steps(weight, scales.float(), zeros.float(), INT4_GROUP, moments) + 8, scales, zeros
     values = torch.empty(groups.shape, dtype=torch.int32, device=weight.device)
-    for some, scale, zero, into in _in_parts(groups, scales[..., None].float(), zeros[..., None].float(), values):
+    for some, scale, zero, into in in_parts(groups, scales[..., None].float(), zeros[..., None].float(), values):
         into.copy_((some - zero).div_(scale).round_().add_(8).clamp_(0, 15))
     return values.flatten(1), scales, zeros
 
@@ -138,7 +138,7 @@ def _fp8(weight: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, tor
     return (weight / scales).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scales
 
 
-def _in_parts(weight: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+def in_parts(weight: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield some rows of each at a time, so that what is computed of large weights is never there whole in fp32."""
     rows = max(1, _BYTES_AT_ONCE * len(weight) // max(1, weight.nbytes))
     return zip(*(torch.split(tensor, rows) for tensor in (weight, *others)), strict=True)

@@ -12,6 +12,7 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers import environment
 from workers.backends import x86_bytes
+from workers.backends.bias_correction import corrected
 from workers.backends.eager import EagerBackend
 from workers.backends.packed import PackedLayer, range_of
 from workers.backends.smoothed import SmoothedLinear
@@ -127,7 +128,7 @@ class X86Backend(EagerBackend):
         needed = range_of(choice, input_range)
         kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
         with torch.no_grad():
-            return _KERNELS[kind][choice.name](module, needed).eval()
+            return _KERNELS[kind][choice.name](corrected(module, choice, input_range), needed).eval()
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         """See ``Backend.layer_bytes``."""

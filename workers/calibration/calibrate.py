@@ -12,7 +12,9 @@ from torch import nn
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import layer_input
+from workers.backends.bias_correction import has_correction
 from workers.calibration.histogram import RangeHistogram
+from workers.calibration.means import ChannelMeans
 from workers.calibration.moments import MomentSketch
 from workers.calibration.observers import observed_range, summary
 from workers.calibration.smoothing import ChannelStatistics, smoothing
@@ -31,7 +33,7 @@ def calibrate(
     """Return range and histogram of the input of every layer that may be quantized, from one pass over ``batches``.
 
     The full-precision model is observed, so ranges do not depend on what other layers will take.
-    Embeddings have no range: their inputs are indices.
+    Embeddings have no range: their inputs are indices. If biases are corrected, ranges have the means of channels too.
 
     Raises:
         CalibrationError: if a layer saw no data, or an input is not finite.
@@ -40,7 +42,9 @@ def calibrate(
     histograms = {
         layer.name: RangeHistogram() for layer in layers if not layer.kind.looks_up and layer.frozen_reason is None
     }
-    looks = {name: _observe(name, histogram) for name, histogram in histograms.items()}
+    correctable = [layer for layer in layers if settings.bias_correction and has_correction(layer)]
+    means = {layer.name: ChannelMeans(layer) for layer in correctable if layer.name in histograms}
+    looks = {name: _observe(name, histogram, means.get(name)) for name, histogram in histograms.items()}
     with _watched(model, looks), torch.inference_mode():
         samples = sum(len(forward(model, batch)) for batch in batches)
     for name, histogram in histograms.items():
@@ -50,6 +54,7 @@ def calibrate(
                 "give the task calibration batches that run the whole model"
             )
     ranges = {name: observed_range(histogram, settings) for name, histogram in histograms.items()}
+    ranges |= {name: replace(ranges[name], means=seen.means()) for name, seen in means.items()}
     summaries = {name: summary(histogram, ranges[name]) for name, histogram in histograms.items()}
     return Calibration(ranges=ranges, histograms=summaries, samples=samples, seconds=time.perf_counter() - start)
 
@@ -176,7 +181,7 @@ def _add_to(statistics: _Statistics) -> _Look:
     return lambda x: statistics.add(x.to("cpu", torch.float32))
 
 
-def _observe(name: str, histogram: RangeHistogram) -> _Look:
+def _observe(name: str, histogram: RangeHistogram, means: ChannelMeans | None) -> _Look:
     def look(x: torch.Tensor) -> None:
         values = x.to("cpu", torch.float32)
         if not torch.isfinite(values).all():
@@ -184,5 +189,7 @@ def _observe(name: str, histogram: RangeHistogram) -> _Look:
                 f"calibration needs finite inputs, but layer {name!r} saw nan or inf; look for overflow upstream"
             )
         histogram.add(values)
+        if means is not None:
+            means.add(values)
 
     return look
