@@ -19,7 +19,7 @@ from autotune.front import pick
 from autotune.metrics import METRICS
 from autotune.report import page
 from autotune.report.page import Review
-from autotune.store.records import FrontRecord, JobRecord, TrialRecord
+from autotune.store.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from search_spaces.errors import unknown
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def export(
         ratio = trial.figures["latency_ratio"].value if "latency_ratio" in trial.figures else None
         speedup = f", {1 / ratio:.2f}x as fast as full precision" if ratio else ""
         say(f"Wrote trial {trial.number} ({mix(trial.choices)}{speedup}) to {output}.")
+        if trial.kind is not TrialKind.FINAL:
+            say("Its figures are the search's; it was not measured again in the end. `autotune verify` does that.")
 
 
 def _export_csv(trials: Sequence[TrialRecord], front: Sequence[int], folder: Path, as_json: bool) -> None:

@@ -65,6 +65,16 @@ def exported(run: Run, folder: Path) -> Path:
     return folder / "ort"
 
 
+def test_export_says_whether_figures_are_of_the_search_alone(run: Run, folder: Path) -> None:
+    # Baselines are measured whatever the limit; after it nothing is.
+    hasty = JOB | {"name": "hasty", "search": {"trials": 8, "time_limit_s": 0.01}}
+    (folder / "hasty.yaml").write_text(yaml.safe_dump(hasty))
+    run("run", "hasty.yaml", "--task-file", TASK_FILE, "-d", "sqlite:///hasty.db")
+    told = "not measured again in the end"
+    assert told in run("export", "last", "--pick", "fastest", "-o", "hasty.json", "-d", "sqlite:///hasty.db").stderr
+    assert told not in run("export", "last", "--pick", "fastest", "-o", "calm.json").stderr
+
+
 def verification(run: Run, path: str, code: int = 0) -> dict[str, Any]:
     # The model takes microseconds, so its latencies say little; the rest must hold.
     arguments = ("--task-file", TASK_FILE, "--repeats", "20", "--tolerance", "100", "--json")
