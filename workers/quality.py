@@ -33,7 +33,7 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.
                     "a task's outputs must have one shape (samples, ...) in all batches, but got "
                     f"{tuple(whole[:rows].shape)} and then {tuple(part.shape)}; pad or pool them in forward"
                 )
-            if rows + len(part) > len(whole):
+            if index == 0 or rows + len(part) > len(whole):
                 # Room for the batches to come, if they are like this one: logits of all batches take too much memory
                 # to be there twice, as parts and joined. Pages that are never written to take none.
                 room = part.new_empty((len(part) * (len(batches) - index), *part.shape[1:]))

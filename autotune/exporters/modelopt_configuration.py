@@ -10,8 +10,6 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import QuantizationMap
 from workers.backends.weight_quantization import INT4_GROUP
 
-#: Layers whose quantizers have the names that the file uses.
-
 
 class ModelOptConfiguration(Configuration):
     """Writes the ordered list that ``mtq.quantize`` takes, with static ranges as constants."""
