@@ -45,11 +45,12 @@ def _key(job: JobRecord) -> str:
     assert job.description is not None
     spec, described = JobSpec.parse(job.spec), job.description
     calibration = spec.worker_setup().calibration
-    sought = {name: True for name in ("smoothing", "moments") if getattr(calibration, name)}
+    # Only what is asked for has a place in the key, so that probes recorded before it could be are found.
+    asked = {name: True for name in ("smoothing", "moments", "bias_correction") if getattr(calibration, name)}
     parts = {
         "fingerprint": described.fingerprint,
         "task": spec.task.model_dump(mode="json"),
-        "calibration": spec.calibration.model_dump(mode="json") | sought,
+        "calibration": spec.calibration.model_dump(mode="json", exclude={"bias_correction"}) | asked,
         "batch_size": spec.measurement.batch_sizes[0],
         "environment": dataclasses.asdict(dataclasses.replace(described.environment, load=0.0)),
     }

@@ -113,6 +113,7 @@ def test_second_job_on_the_same_model_is_served(spec: Mapping[str, Any], descrip
 
 OTHER = {
     "factors that smooth": (SPEC | {"search": {"choices": ["fp32", "int8_static_smooth"]}}, DESCRIPTION),
+    "corrected biases": (SPEC | {"calibration": SPEC["calibration"] | {"bias_correction": True}}, DESCRIPTION),
     "second moments": (SPEC | {"search": {"choices": ["fp32", "int4_weight_only_gptq"]}}, DESCRIPTION),
     "weights": (SPEC, dataclasses.replace(DESCRIPTION, fingerprint="e" * 64)),
     "task": (SPEC | {"task": {"name": "digits-vit"}}, DESCRIPTION),
