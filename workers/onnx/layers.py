@@ -164,10 +164,11 @@ def _dynamic_linear(graph: _Builder, layer: _Layer) -> str:
 
 def _per_token_linear(graph: _Builder, layer: _Layer) -> str:
     values, scales = _int8_weight(graph, layer)
-    quantized, scale, zero_point = _per_token_input(graph)
-    product = graph.node("MatMulInteger", [quantized, values, zero_point])
-    # Not scaled as elsewhere: ONNX Runtime would fuse that as if the input had one scale.
-    return graph.node("Mul", [graph.node("Mul", [graph.node("Cast", [product], to=TensorProto.FLOAT), scale]), scales])
+    one = graph.constant("one", np.float32(1.0))
+    quantized, scale, zero_point = _per_token_input(graph, one)
+    # The kernel to which ONNX Runtime fuses the others; it has one scale for all of its input.
+    product = graph.node("MatMulIntegerToFloat", [quantized, values, one, scales, zero_point], domain=MICROSOFT)
+    return graph.node("Mul", [product, scale])
 
 
 def _int8_weight_only_linear(graph: _Builder, layer: _Layer) -> str:
@@ -274,16 +275,15 @@ def _dynamic_input(graph: _Builder, layer: _Layer) -> tuple[str, str, str]:
     return quantized, node.output[1], node.output[2]
 
 
-def _per_token_input(graph: _Builder) -> tuple[str, str, str]:
+def _per_token_input(graph: _Builder, one: str) -> tuple[str, str, str]:
     """Return the quantized input, the scale of each of its rows, and the zero point of all."""
     last = graph.constant("last", np.array([-1]))
-    largest = graph.node("ReduceMax", [graph.node("Abs", [_INPUT]), last], keepdims=1)
+    ends = [graph.node("ReduceMax", [_INPUT, last], keepdims=1), graph.node("ReduceMin", [_INPUT, last], keepdims=1)]
+    largest = graph.node("Max", [graph.node("Abs", [end]) for end in ends])
     scale = graph.node("Div", [largest, graph.constant("largest", np.float32(INT8_LARGEST))])
     scale = graph.node("Max", [scale, graph.constant("least", np.finfo(np.float32).tiny)])
     zero_point = graph.constant("input_zero_point", np.uint8(ZERO_OF_ROWS))
-    steps = graph.node("Round", [graph.node("Div", [_INPUT, scale])])
-    shifted = graph.node("Add", [steps, graph.constant("zero", np.float32(ZERO_OF_ROWS))])
-    return graph.node("Cast", [shifted], to=TensorProto.UINT8), scale, zero_point
+    return graph.node("QuantizeLinear", [graph.node("Div", [_INPUT, scale]), one, zero_point]), scale, zero_point
 
 
 def _scaled(graph: _Builder, product: str, input_scale: str, weight_scale: str) -> str:
