@@ -38,6 +38,7 @@ class Evaluator:
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
+        memory.keep()
         if setup.task_file is not None:
             load_task_file(setup.task_file)
         self._settings = setup.measurement

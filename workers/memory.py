@@ -14,6 +14,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 #: Calls of modules after which what the profiler recorded is summed up and dropped: it keeps 2 kB for every operation.
 _CALLS_AT_ONCE = 256
 
+#: Parameters of glibc's mallopt, from its malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+#: As far as glibc's own threshold moves at most: larger tensors are given back at once, whatever was freed before.
+_LARGEST_KEPT_BYTES = 32 << 20
+#: Bytes at the end of the heap that are kept.
+_MOST_KEPT_BYTES = 1 << 30
+
 
 def working_bytes(run: Callable[[], object], device: str) -> int:
     """Return the largest sum of bytes alive at once that one call of ``run`` allocated.
@@ -71,20 +78,33 @@ class _Allocations:
                 self.peak_bytes = max(self.peak_bytes, self._live_bytes)
 
 
+def keep() -> None:
+    """Have the process keep the memory that tensors no longer need, for the next ones, until ``release`` is called.
+
+    By default glibc gives tensors above a threshold back at once, and moves the threshold with what was freed before
+    (mallopt(3)): of two processes that run the same passes one asks for its memory in every pass, page by page, and
+    one does not. To others than glibc, nothing is said.
+    """
+    mallopt = _of_libc("mallopt")
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
+        mallopt(_TRIM_THRESHOLD, _MOST_KEPT_BYTES)
+
+
 def release() -> None:
     """Give the memory that tensors no longer need back to the system.
 
     The C library keeps it, in pieces between what is still needed, and large tensors find no room there. To others than
     glibc, nothing is said.
     """
-    trim = _trim()
+    trim = _of_libc("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def _of_libc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from autotune.exporters.base import Source
 from autotune.exporters.export import read_source
 from autotune.exporters.manifest import MAP, Manifest
 from search_spaces.errors import AutotuneError
-from workers import device_lock, environment, latency, quality
+from workers import device_lock, environment, latency, memory, quality
 from workers.estimates import latency_ratio
 from workers.latency import Contender
 from workers.measurement import LatencySamples
@@ -46,6 +46,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
             above beyond doubt.
         task_file: a Python file that registers the task.
     """
+    memory.keep()
     manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
     exporter = build_exporter(manifest.format)
     source = read_source(file, task_file=task_file)

@@ -2,6 +2,8 @@
 
 import ctypes
 import itertools
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +13,17 @@ import torch
 from torch import nn
 from torch.nn.modules import module as modules
 
+from autotune.exporters import runtime
 from workers import memory
+from workers.evaluate import Evaluator
+from workers.setup import WorkerSetup
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    memory._trim.cache_clear()
+    memory._of_libc.cache_clear()
     yield
-    memory._trim.cache_clear()
+    memory._of_libc.cache_clear()
 
 
 def anonymous_bytes() -> int:
@@ -73,7 +78,12 @@ def test_an_error_in_a_pass_ends_the_watch() -> None:
     assert not torch.autograd._profiler_enabled()
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+needs_glibc = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc"
+)
+
+
+@needs_glibc
 def test_what_lies_between_needed_tensors_is_given_back() -> None:
     pieces = [torch.ones(25_000) for _ in range(1000)]  # 100 kB each, too small for maps of their own
     kept = pieces[::10]
@@ -87,3 +97,52 @@ def test_what_lies_between_needed_tensors_is_given_back() -> None:
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     memory.release()
+    memory.keep()
+
+
+PASSES = """
+import resource, torch
+from torch import nn
+from workers import memory
+KEEP
+torch.set_num_threads(1)
+model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(4)])
+x = torch.randn(4352, 64)
+def faults(passes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with torch.inference_mode():
+        for _ in range(passes):
+            model(x)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(3)
+print(faults(10) / 10)
+"""
+
+
+def faults_a_pass(keep: str) -> float:
+    """Pages that a pass asks the system for; in a process of its own, because what is kept stays so."""
+    code = PASSES.replace("KEEP", keep)
+    # Where glibc begins; from there on it moves by itself, or does not.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@needs_glibc
+def test_memory_of_a_pass_is_kept_for_the_next_one() -> None:
+    assert faults_a_pass("memory.keep()") < 10 < 500 < faults_a_pass("")
+
+
+class KeepingError(Exception):
+    """Raised where memory is said to be kept."""
+
+
+def test_whatever_times_passes_keeps_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep() -> None:
+        raise KeepingError
+
+    monkeypatch.setattr(memory, "keep", keep)
+    with pytest.raises(KeepingError):
+        Evaluator(WorkerSetup(task="none"))
+    with pytest.raises(KeepingError):
+        runtime.run(Path("nowhere"), Path("nothing"), repeats=20, slowest=1.0, task_file=None)
