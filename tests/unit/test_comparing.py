@@ -57,13 +57,15 @@ def test_without_full_precision_nothing_is_relative(frame: pd.DataFrame) -> None
 
 
 def test_settings_that_differ_are_listed() -> None:
-    spec = JobSpec.parse({**SPEC.dump(), "measurement": {"batch_sizes": [8, 1], "repeats": 300}})
+    changes = {"measurement": {"batch_sizes": [8, 1], "repeats": 300}, "calibration": {"bias_correction": True}}
+    spec = JobSpec.parse({**SPEC.dump(), **changes})
     environment = replace(JOB.description.environment, threads=4, versions={"torch": "2.14.0"})
     other = replace(JOB, spec=spec.dump(), description=replace(JOB.description, environment=environment))
     found = comparing.differences({"one": comparing.protocol(JOB), "other": comparing.protocol(other)})
     assert found.to_dict("records") == [
         {"setting": "Batch sizes", "one": "1", "other": "8, 1"},
         {"setting": "Repeats", "one": "100", "other": "300"},
+        {"setting": "Calibration", "one": "minmax, 99.99 %", "other": "minmax, 99.99 %, corrected biases"},
         {"setting": "Threads", "one": "2", "other": "4"},
         {"setting": "Version of torch", "one": "2.13.0", "other": "2.14.0"},
     ]

@@ -108,6 +108,12 @@ def test_reader_learns_why_and_against_what(finished: Review) -> None:
         assert recorded in text
 
 
+def test_corrected_biases_are_told(finished: Review) -> None:
+    spec = {**finished.job.spec, "calibration": {"bias_correction": True}}
+    assert "minmax, corrected biases, " in Seen(build(replace(finished, job=replace(finished.job, spec=spec)))).text
+    assert "corrected biases" not in Seen(build(finished)).text
+
+
 def test_broken_constraints_are_told(finished: Review) -> None:
     picked = replace(finished.picked, violations={"latency_p95_ms": 0.5, "accuracy_drop": -0.1})
     text = Seen(build(replace(finished, picked=picked, how="7"))).text
