@@ -12,6 +12,7 @@ from autotune.exporters import compressed_schemes
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, Precision
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments
 from workers.backends import gptq
+from workers.backends.bias_correction import means_of
 from workers.backends.weight_quantization import INT4_GROUP, int8_per_channel
 
 #: Scales of an int4 group to choose from, relative to the one that reaches the largest weight.
@@ -69,9 +70,10 @@ def _bias(
 ) -> dict[str, torch.Tensor]:
     """Return the bias that the library's own rounding needs, if biases are corrected."""
     assert isinstance(module, nn.Linear)
-    if not choice.rounds_to_nearest or known is None or known.means is None or module.bias is None:
+    means = means_of(module, choice, known)
+    if means is None:
         return {}
-    return {"bias": module.bias.detach() - (rounded - module.weight.detach()) @ torch.tensor(known.means)}
+    return {"bias": module.bias.detach() - (rounded - module.weight.detach()) @ torch.tensor(means)}
 
 
 def _int4(weight: torch.Tensor, moments: SecondMoments | None) -> dict[str, torch.Tensor]:

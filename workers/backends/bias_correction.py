@@ -16,21 +16,30 @@ def has_correction(layer: Layer) -> bool:
     return layer.kind.is_product and layer.has_bias
 
 
+def means_of(module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> tuple[float, ...] | None:
+    """Return the means by which the bias is corrected, or None if it stays as it is.
+
+    GPTQ has no part in it: it already gives to other weights what one was rounded.
+    """
+    if input_range is None or not choice.rounds_to_nearest or getattr(module, "bias", None) is None:
+        return None
+    return input_range.means
+
+
 def corrected(module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
     """Return the layer with the bias that its rounded weights need, or ``module`` itself if that is its own.
 
-    It shares everything but the bias. GPTQ already gives to other weights what one was rounded.
+    It shares everything but the bias.
 
     Args:
         module: the full-precision layer.
         choice: how its weights will be stored.
         input_range: of its input; nothing is corrected without its means.
     """
-    if not choice.rounds_to_nearest or input_range is None or input_range.means is None:
+    if input_range is None or means_of(module, choice, input_range) is None:
         return module
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
-    if module.bias is None:
-        return module
+    assert module.bias is not None
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
     added = _added(module.weight.detach(), choice, input_range)

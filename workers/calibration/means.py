@@ -3,9 +3,7 @@
 import torch
 
 from search_spaces.layer import Layer
-
-#: Significant digits of a mean: more would only lengthen the map's file.
-_DIGITS = 4
+from workers.calibration.digits import shortened
 
 
 class ChannelMeans:
@@ -26,4 +24,4 @@ class ChannelMeans:
 
     def means(self) -> tuple[float, ...]:
         """Return one mean for each channel of at least one input."""
-        return tuple(float(f"{mean:.{_DIGITS}g}") for mean in (self._sum / self._values).tolist())
+        return tuple(map(shortened, (self._sum / self._values).tolist()))

@@ -6,6 +6,7 @@ import functools
 import torch
 
 from search_spaces.quantization_map import SecondMoments
+from workers.calibration.digits import shortened
 
 #: Directions kept beside the diagonal: more would lengthen the map's file by a byte each for every channel.
 _RANK = 32
@@ -13,8 +14,6 @@ _RANK = 32
 _SKETCH = 4 * _RANK
 #: Directions this much shorter than the longest are rounding errors of fp32 products.
 _NOISE = 16 * torch.finfo(torch.float32).eps
-#: Significant digits of a mean square or a scale.
-_DIGITS = 4
 #: Largest integer of a direction.
 _LARGEST = 127
 
@@ -43,11 +42,11 @@ class MomentSketch:
     def moments(self) -> SecondMoments:
         """Return the mean products of at least one input."""
         directions = self._largest_directions() / self.rows**0.5
-        scales = [_short(float(direction.abs().max()) / _LARGEST) for direction in directions]
+        scales = [shortened(float(direction.abs().max()) / _LARGEST) for direction in directions]
         kept = [(scale, direction) for scale, direction in zip(scales, directions, strict=True) if scale > 0.0]
         integers = [(direction / scale).round().clamp(-_LARGEST, _LARGEST).to(torch.int8) for scale, direction in kept]
         return SecondMoments(
-            squares=tuple(map(_short, (self._squares / self.rows).tolist())),
+            squares=tuple(map(shortened, (self._squares / self.rows).tolist())),
             scales=tuple(scale for scale, _ in kept),
             basis=base64.b64encode(b"".join(row.numpy().tobytes() for row in integers)).decode(),
         )
@@ -71,7 +70,3 @@ def _directions(channels: int) -> torch.Tensor:
     drawn = torch.randn(channels, _SKETCH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     directions: torch.Tensor = torch.linalg.qr(drawn)[0].float()
     return directions
-
-
-def _short(number: float) -> float:
-    return float(f"{number:.{_DIGITS}g}")

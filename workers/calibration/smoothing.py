@@ -4,12 +4,11 @@ import torch
 
 from search_spaces.quantization_map import Smoothing
 from workers.backends.weight_quantization import int8_per_channel
+from workers.calibration.digits import shortened
 
 #: How much of the outliers the factors move from the input to the weights: the exponents tried. At 0.5 the channels
 #: of both reach equally far, which Xiao et al. take for all layers.
 _STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-#: Significant digits of a factor: more would only lengthen the map's file.
-_DIGITS = 4
 #: Smallest reach of a channel, as in the paper's code; channels that are always zero have no own.
 _SMALLEST = 1e-5
 
@@ -54,7 +53,7 @@ def _factors(seen: ChannelStatistics, weight: torch.Tensor, strength: float) -> 
     reach = torch.maximum(-seen.low, seen.high).clamp(min=_SMALLEST)
     weights = weight.abs().amax(dim=0).clamp(min=_SMALLEST)
     factors = reach**strength / weights ** (1.0 - strength)
-    return tuple(float(f"{factor:.{_DIGITS}g}") for factor in factors.tolist())
+    return tuple(map(shortened, factors.tolist()))
 
 
 def _bounds(seen: ChannelStatistics, factors: torch.Tensor) -> tuple[float, float]:
