@@ -59,6 +59,10 @@ class MappedLayer(_Part):
     kind: LayerKind
     weight_shape: tuple[int, ...]
     choice: str
+    #: Bits that the integers of int8 weights take: 7 where they were made for a processor without VNNI.
+    weight_bits: Literal[7, 8] = 8
+    #: Shapes of the input where latency was measured, for which the fastest kernels are taken.
+    latency_shapes: tuple[tuple[int, ...], ...] = ()
     #: Calibrated range of the input, for choices that need calibration and layers whose bias is corrected only.
     input_range: tuple[float, float] | None = None
     #: Mean of each input channel, if the bias is corrected by them.
@@ -71,7 +75,7 @@ class MappedLayer(_Part):
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
         try:
-            calibrated, choice = self.range(), choice_named(self.choice)
+            calibrated, choice = self.range(), choice_named(self.choice).with_weight_bits(self.weight_bits)
         except AutotuneError as error:
             raise ValueError(str(error)) from None
         if choice.needs_calibration and calibrated is None:
@@ -148,7 +152,12 @@ class MapFile(_Part):
 
     def quantization_map(self) -> QuantizationMap:
         """Return the map with its ranges."""
-        return QuantizationMap.from_names({name: layer.choice for name, layer in self.layers.items()}, self.ranges())
+        names = {name: layer.choice for name, layer in self.layers.items()}
+        return QuantizationMap.from_names(names, self.ranges(), self.weight_bits())
+
+    def weight_bits(self) -> dict[str, int]:
+        """Return layer name -> bits of int8 weights in int8 products."""
+        return {name: layer.weight_bits for name, layer in self.layers.items()}
 
     def ranges(self) -> dict[str, ActivationRange]:
         """Return layer name -> calibrated range of the layers that have one."""
@@ -165,7 +174,8 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
     if job.description is None or not trial.figures:
         raise ConflictError(f"trial {trial.number} of job {job.id} was never measured; pick one that was")
     spec = JobSpec.parse(job.spec)
-    quantization = QuantizationMap.from_names(trial.choices, job.description.calibration.ranges)
+    described = job.description
+    quantization = QuantizationMap.from_names(trial.choices, described.calibration.ranges, described.weight_bits)
     file = MapFile(
         task=spec.task.name,
         task_parameters=spec.task.parameters,
@@ -264,6 +274,8 @@ def _mapped(layer: Layer, quantization: QuantizationMap) -> MappedLayer:
         kind=layer.kind,
         weight_shape=layer.weight_shape,
         choice=choice.name,
+        weight_bits=choice.weight_bits,
+        latency_shapes=layer.latency_shapes,
         input_range=(calibrated.low, calibrated.high) if calibrated else None,
         input_means=means,
         smoothing=MappedSmoothing.of(calibrated) if choice.is_smooth else None,

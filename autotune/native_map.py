@@ -48,7 +48,9 @@ class NativeMap:
             print_of_weights = fingerprint(model)
             on_error.callback(unroll_as(model, self.file.layers))
             layers = self._layers_of(model, print_of_weights)
-            PreparedModel(model.to(backend.device), layers, backend, quantization.ranges).apply(quantization.names)
+            bits = self.file.weight_bits()
+            prepared = PreparedModel(model.to(backend.device), layers, backend, quantization.ranges, weight_bits=bits)
+            prepared.apply(quantization.names)
             on_error.pop_all()
         return model.eval()
 
@@ -84,7 +86,9 @@ class NativeMap:
                 "the map is for other weights: layer names and shapes are equal, but the fingerprints differ; "
                 "ranges would be wrong, so run a new job on these weights"
             )
-        return [found[name] for name in self.file.layers]
+        return [
+            replace(found[name], latency_shapes=layer.latency_shapes) for name, layer in self.file.layers.items()
+        ]
 
 
 def read_map(path: str | PathLike[str]) -> NativeMap:

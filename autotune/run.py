@@ -97,7 +97,10 @@ def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, plac
     spec = JobSpec.parse(job.spec)
     setup = spec.worker_setup(place.task_file)
     if job.description is not None:
-        setup = dataclasses.replace(setup, ranges=job.description.calibration.ranges)
+        described = job.description
+        # Jobs of before had 8 bits everywhere.
+        bits = {layer.name: described.weight_bits.get(layer.name, 8) for layer in described.layers}
+        setup = dataclasses.replace(setup, ranges=described.calibration.ranges, weight_bits=bits)
     listener.stage("Starting workers")
     pool = build_pool(spec.workers.pool, setup, _workers(spec, place))
     try:

@@ -75,6 +75,7 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
             backend=file.backend,
             measurement=settings,
             ranges=file.ranges(),
+            weight_bits=file.weight_bits(),
             task_file=task_file,
         )
     )

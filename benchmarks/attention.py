@@ -26,7 +26,7 @@ def seconds(model: nn.Module, x: torch.Tensor) -> float:
 
 def main() -> None:
     torch.set_num_threads(environment.usable_cores())
-    print(f"{environment.cpu_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
+    print(f"{environment.cpu_hardware()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
     for features, heads, hidden, samples, tokens in SHAPES:
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(features, heads, hidden, batch_first=True)

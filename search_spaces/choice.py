@@ -2,7 +2,7 @@
 
 import enum
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from search_spaces.errors import ChoiceError, unknown
 
@@ -61,7 +61,7 @@ class LayerChoice:
     Raises:
         ChoiceError: if activations would be quantized while weights are not, weights are int4 while activations are
             quantized (no supported runtime has a W4A8 kernel), what is smoothed is not int8 static, what is rounded
-            by GPTQ is not int4, or what has scales of tokens is not int8 dynamic.
+            by GPTQ is not int4, what has scales of tokens is not int8 dynamic, or ``weight_bits`` is not 8 or 7.
     """
 
     #: Weight format.
@@ -70,8 +70,16 @@ class LayerChoice:
     activation: ActivationMode = ActivationMode.NONE
     #: What is done beyond it.
     method: Method = Method.PLAIN
+    #: Bits of the integers that int8 weights take: 8, or 7 for products that processors without 32-bit sums get right.
+    #: They are stored in 8 bits either way.
+    weight_bits: int = 8
 
     def __post_init__(self) -> None:
+        if self.weight_bits != 8 and not (self.needs_int8_products and self.weight_bits == 7):
+            raise ChoiceError(
+                f"weight_bits must be 8, or 7 for int8 weights with quantized activations, but got {self.weight_bits} "
+                f"for {self.precision} and {self.activation}"
+            )
         if self.is_smooth and (self.precision, self.activation) != (Precision.INT8, ActivationMode.STATIC):
             raise ChoiceError(
                 f"smoothing needs int8 weights and static activations, but got {self.precision} and "
@@ -96,6 +104,10 @@ class LayerChoice:
                 f"int4 weights need unquantized activations, but got {self.activation}; "
                 "use int4_weight_only, or int8 for quantized activations"
             )
+
+    def with_weight_bits(self, bits: int) -> "LayerChoice":
+        """Return the choice with int8 weights of ``bits`` bits; choices without int8 products stay as they are."""
+        return replace(self, weight_bits=bits) if self.needs_int8_products else self
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """Find the quantizable layers of a PyTorch model by running it once."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,20 +32,10 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
         model: the full-precision model; its hooks are restored before the call returns.
         run: runs the model on one example batch.
     """
-    modules = {name: module for name, module in model.named_modules() if _kind(module)}
+    modules = {name: module for name, module in model.named_modules() if kind_of(module)}
     bypassed = _bypassed(model)
-    trace = _Trace()
-    handles = [
-        module.register_forward_hook(trace.hook(name), with_kwargs=True)
-        for name, module in modules.items()
-        if name not in bypassed  # a hook would have them called, with nested tensors perhaps
-    ]
-    try:
-        with torch.inference_mode():
-            run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    # A hook would have the bypassed called, with nested tensors perhaps.
+    trace = _traced({name: module for name, module in modules.items() if name not in bypassed}, lambda: run(model))
     owners = _owners(model)
     layers = [
         _layer(name, module, trace, _frozen_reason(name, module, trace, owners, bypassed))
@@ -65,8 +55,26 @@ def skipped(model: nn.Module) -> dict[str, str]:
     return {
         name or "(model)": _no_layer(module)
         for name, module in model.named_modules()
-        if _kind(module) is None and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+        if kind_of(module) is None and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
     }
+
+
+def with_latency_shapes(
+    model: nn.Module, layers: Sequence[Layer], passes: Sequence[Callable[[], object]]
+) -> tuple[Layer, ...]:
+    """Return ``layers`` with the shapes of their inputs in ``passes``, which are what latency is measured of.
+
+    Args:
+        model: that the passes run.
+        layers: of the model.
+        passes: each adds the shape of the first input that a layer gets in it.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {layer.name: [] for layer in layers}
+    modules = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.frozen_reason is None}
+    for run in passes:
+        for name, shape in _traced(modules, run).input_shape.items():
+            shapes[name].append(shape)
+    return tuple(replace(layer, latency_shapes=tuple(dict.fromkeys(shapes[layer.name]))) for layer in layers)
 
 
 def _no_layer(module: nn.Module) -> str:
@@ -97,7 +105,23 @@ class _Trace:
         return record
 
 
-def _kind(module: nn.Module) -> LayerKind | None:
+def _traced(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> _Trace:
+    """Return what a call of ``run`` shows of named modules."""
+    trace = _Trace()
+    handles = [
+        module.register_forward_hook(trace.hook(name), with_kwargs=True) for name, module in modules.items()
+    ]
+    try:
+        with torch.inference_mode():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trace
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Return the kind of layer that a module is, or None if it is none that could be replaced."""
     # A subclass with its own forward computes something else than the kernels we would swap in.
     return next(
         (k for cls, k in _KINDS.items() if isinstance(module, cls) and type(module).forward is cls.forward), None
@@ -127,7 +151,7 @@ def _weight_shape(module: nn.Module) -> tuple[int, ...]:
 
 
 def _layer(name: str, module: nn.Module, trace: _Trace, frozen_reason: str | None) -> Layer:
-    kind = _kind(module)
+    kind = kind_of(module)
     assert kind is not None
     return Layer(
         name=name,

@@ -59,6 +59,9 @@ class Layer:
     order: int
     #: Layers of one fusion group share one choice, or runtimes that fuse them fail.
     group: str
+    #: Shapes of its input in the passes whose latency is measured, one of each workload and batch size; empty if they
+    #: are not known, or it does not run there.
+    latency_shapes: tuple[tuple[int, ...], ...] = ()
     #: Groups of a convolution; 1 for all other layers.
     conv_groups: int = 1
     #: Why the layer must stay in full precision whatever the backend; None if it need not.

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from search_spaces.choice import LayerChoice, choice_named
 from search_spaces.errors import MapError
@@ -155,14 +156,25 @@ class QuantizationMap:
 
     @classmethod
     def from_names(
-        cls, names: Mapping[str, str], ranges: Mapping[str, ActivationRange] | None = None
+        cls,
+        names: Mapping[str, str],
+        ranges: Mapping[str, ActivationRange] | None = None,
+        weight_bits: Mapping[str, int] = MappingProxyType({}),
     ) -> "QuantizationMap":
         """Return the map for layer name -> choice name.
 
+        Args:
+            names: of the choices.
+            ranges: layer name -> calibrated input range.
+            weight_bits: layer name -> bits of int8 weights in int8 products, 8 where it is absent.
+
         Raises:
-            ChoiceError: if a choice is unknown.
+            ChoiceError: if a choice is unknown, or bits are neither 8 nor 7.
         """
-        return cls(choices={layer: choice_named(name) for layer, name in names.items()}, ranges=ranges or {})
+        choices = {
+            layer: choice_named(name).with_weight_bits(weight_bits.get(layer, 8)) for layer, name in names.items()
+        }
+        return cls(choices=choices, ranges=ranges or {})
 
     def smoothing(self, layer: str) -> Smoothing | None:
         """Return how a layer's input is smoothed, or None if its choice does not do so."""

@@ -5,12 +5,12 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from workers import gpu
 from workers.measurement import Environment
+from workers.processor import this_processor
 
 
 def usable_cores() -> int:
@@ -18,14 +18,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def cpu_name() -> str:
-    """Return the processor's name for people."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def cpu_hardware() -> str:
+    """Return the processor's kind and how many of its cores this process may use."""
+    return f"{this_processor().kind}, {usable_cores()} cores"
 
 
 def capture(*, hardware: str, backend: str, device: str, libraries: Sequence[str] = ()) -> Environment:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from search_spaces.choice import CHOICES, FULL_PRECISION
-from search_spaces.discovery import discover, skipped
+from search_spaces.discovery import discover, skipped, with_latency_shapes
 from search_spaces.layer import Layer
 from workers import clock, device_lock, environment, latency, memory, quality
 from workers.attention import unroll_attention
@@ -25,7 +25,7 @@ from workers.pools.base import Candidate
 from workers.prepared import PreparedModel
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
-from workers.task import Split, Timed, splits, workloads
+from workers.task import Batch, Split, Timed, splits, workloads
 from workers.tasks import build_task, load_task_file
 from workers.threads import timeable
 
@@ -50,27 +50,32 @@ class Evaluator:
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
         print_of_weights = fingerprint(model)
         fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
-        layers = discover(model, lambda m: self._task.forward(m, first_batch))
         left_out = skipped(model) | fused
-        calibration = self._calibration(setup, model, layers)
+        self._timed = {size: self._workloads(size) for size in self._settings.batch_sizes}
+        layers = self._layers(model, first_batch)
+        bits = setup.weight_bits or {layer.name: self._backend.int8_weight_bits(layer) for layer in layers}
+        calibration = self._calibration(setup, model, layers, bits)
         #: The layers in PyTorch; what is measured is the deployed model.
-        self._prepared = PreparedModel(model, layers, self._backend, calibration.ranges, cache_bytes=setup.cache_bytes)
+        self._prepared = PreparedModel(
+            model, layers, self._backend, calibration.ranges, cache_bytes=setup.cache_bytes, weight_bits=bits
+        )
         # A quarter of what prepared layers may have; not less of a large model, or passes would be too many.
         self._recorded_bytes = max(setup.cache_bytes // 4, self._prepared.weight_bytes() // 16)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         self._forward_seconds = 0.0
         self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
-        self._timed = {size: self._workloads(size) for size in self._settings.batch_sizes}
         #: What the driver is told about the model.
         self.description = ModelDescription(
             fingerprint=print_of_weights,
             layers=layers,
-            refusals=self._refusals(layers, calibration),
+            refusals=self._refusals(calibration),
             layer_bytes=self._prepared.layer_bytes(),
             other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
             skipped=left_out,
+            weight_bits=bits,
+            kernels=self._kernels(),
             workloads=tuple(name for name in self._first_timed() if name is not Workload.FORWARD),
         )
         memory.release()
@@ -247,13 +252,15 @@ class Evaluator:
         self._forward_seconds += time.perf_counter() - start
         return max(peaks)
 
-    def _calibration(self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer]) -> Calibration:
+    def _calibration(
+        self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer], bits: Mapping[str, int]
+    ) -> Calibration:
         if setup.ranges is not None:
             return Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
         batches = self._task.calibration()
         found = calibrate(model, layers, batches, self._task.forward, setup.calibration)
         if setup.calibration.smoothing:
-            found = with_smoothing(found, model, layers, batches, self._task.forward)
+            found = with_smoothing(found, model, layers, batches, self._task.forward, bits)
         if setup.calibration.moments:
             found = with_moments(found, model, layers, batches, self._task.forward)
         if Split.SHIFTED not in splits(self._task):
@@ -261,15 +268,29 @@ class Evaluator:
         shifted = self._task.evaluation(Split.SHIFTED)
         return replace(found, clipped=clipped_shares(model, found.ranges, shifted, self._task.forward))
 
-    def _refusals(self, layers: Sequence[Layer], calibration: Calibration) -> dict[str, dict[str, str]]:
-        return {
-            layer.name: {
-                name: reason
-                for name, choice in CHOICES.items()
-                if (reason := self._backend.refuses(layer, choice) or calibration.refuses(layer, choice)) is not None
-            }
-            for layer in layers
-        }
+    def _refusals(self, calibration: Calibration) -> dict[str, dict[str, str]]:
+        """Return layer name -> choice name -> why it is refused, by the backend or for what calibration lacks."""
+        found = {}
+        for layer in self._prepared.layers:
+            lacking = {name: calibration.refuses(layer, choice) for name, choice in CHOICES.items()}
+            found[layer.name] = {name: why for name, why in lacking.items() if why} | self._prepared.refusals(layer.name)
+        return found
+
+    def _layers(self, model: nn.Module, first_batch: Batch) -> tuple[Layer, ...]:
+        """Return the quantizable layers, with the shapes of their inputs where latency is measured."""
+        layers = discover(model, lambda m: self._task.forward(m, first_batch))
+        passes = [
+            functools.partial(_prepare_and_run, timed, model)
+            for of_size in self._timed.values()
+            for workload, timed in of_size.items()
+            # A whole answer or sample repeats what other workloads show.
+            if workload not in (Workload.REQUEST, Workload.SAMPLING)
+        ]
+        return with_latency_shapes(model, layers, passes)
+
+    def _kernels(self) -> dict[str, dict[str, str]]:
+        with device_lock.exclusive(self._backend.device):
+            return self._prepared.kernels()
 
     def _environment(self) -> Environment:
         return environment.capture(

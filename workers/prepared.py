@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
+from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice, choice_named
 from search_spaces.errors import MapError, unknown
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
@@ -37,7 +37,18 @@ class PreparedModel:
         ranges: Mapping[str, ActivationRange],
         *,
         cache_bytes: int = CACHE_BYTES,
+        weight_bits: Mapping[str, int] | None = None,
     ) -> None:
+        """Take a model and its layers.
+
+        Args:
+            model: in full precision.
+            layers: its quantizable layers, in execution order.
+            backend: prepares them.
+            ranges: layer name -> calibrated range.
+            cache_bytes: bound of the bytes of prepared layers.
+            weight_bits: layer name -> bits of int8 weights in int8 products; None takes what the processor gets right.
+        """
         #: The model itself; what its layers are is the last map applied.
         self.model = model
         #: Its layers, in execution order.
@@ -45,6 +56,8 @@ class PreparedModel:
         self._layers = {layer.name: layer for layer in layers}
         self._backend = backend
         self._ranges = ranges
+        #: Layer name -> bits of int8 weights in int8 products.
+        self.weight_bits = weight_bits or {layer.name: backend.int8_weight_bits(layer) for layer in layers}
         self._originals = {name: model.get_submodule(name) for name in self._layers}
         self._slots = slots(model, self._originals)
         self._installed = dict.fromkeys(self._layers, FULL_PRECISION.name)
@@ -110,10 +123,39 @@ class PreparedModel:
                 if choice == FULL_PRECISION
                 else self._backend.layer_bytes(layer, choice)
                 for choice in CHOICES.values()
-                if self._backend.refuses(layer, choice) is None
+                if choice.name not in refused
             }
             for name, layer in self._layers.items()
+            for refused in [self.refusals(name)]
         }
+
+    def choice(self, name: str, choice: str) -> LayerChoice:
+        """Return the choice called ``choice`` as the layer ``name`` takes it: with the bits of its weights.
+
+        Raises:
+            ChoiceError: if the choice is unknown.
+        """
+        return choice_named(choice).with_weight_bits(self.weight_bits[name])
+
+    def refusals(self, name: str) -> dict[str, str]:
+        """Return choice name -> why the backend refuses it for the layer ``name``; others are absent."""
+        reasons = {choice: self._backend.refuses(self._layers[name], self.choice(name, choice)) for choice in CHOICES}
+        return {choice: reason for choice, reason in reasons.items() if reason is not None}
+
+    def kernels(self) -> dict[str, dict[str, str]]:
+        """Return layer name -> choice name -> name of the kernel, where the backend has several.
+
+        Kernels may be timed for it, so the caller holds the device lock.
+        """
+        found = {}
+        for layer, module in self._originals.items():
+            able = CHOICES.keys() - self.refusals(layer)
+            shapes = self._layers[layer].latency_shapes
+            names = {
+                name: self._backend.kernel(module, self.choice(layer, name), shapes) for name in CHOICES if name in able
+            }
+            found[layer] = {choice: name for choice, name in names.items() if name is not None}
+        return {layer: names for layer, names in found.items() if names}
 
     def module(self, name: str, choice: str) -> nn.Module:
         """Return one layer prepared with a choice, whatever is installed.
@@ -148,11 +190,11 @@ class PreparedModel:
         return self._cache[key]
 
     def _prepare(self, name: str, choice: str) -> nn.Module:
-        wanted = choice_named(choice)
-        reason = self._backend.refuses(self._layers[name], wanted)
+        layer, wanted = self._layers[name], self.choice(name, choice)
+        reason = self._backend.refuses(layer, wanted)
         if reason is not None:
             raise MapError(f"layer {name!r} cannot take {choice}: {reason}")
-        prepared = self._backend.prepare(self._originals[name], wanted, self._ranges.get(name))
+        prepared = self._backend.prepare(self._originals[name], wanted, self._ranges.get(name), layer.latency_shapes)
         describe(prepared, self._originals[name])
         self._unreleased_bytes += self._own_bytes[name]
         if self._unreleased_bytes > RELEASE_BYTES:

@@ -79,6 +79,8 @@ class WorkerSetup:
     cache_bytes: int = CACHE_BYTES
     #: Ranges from an earlier calibration of the same job; None calibrates now.
     ranges: Mapping[str, ActivationRange] | None = None
+    #: Layer name -> bits of int8 weights in int8 products, of the same job or a map; None takes what is exact here.
+    weight_bits: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +200,10 @@ class ModelDescription:
     workloads: tuple[Workload, ...] = ()
     #: Module name -> why its weights stay in full precision, for modules that are no quantizable layers.
     skipped: Mapping[str, str] = field(default_factory=dict)
+    #: Layer name -> bits of int8 weights in int8 products, 8 where it is absent.
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
+    #: Layer name -> choice name -> the kernel that computes it, where the backend has several; the fastest was taken.
+    kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def weight_bytes(self, names: Mapping[str, str]) -> int:
         """Return the exact weight bytes of the map layer name -> choice name."""

@@ -55,7 +55,7 @@ class Source:
         """
         backend = build_backend(self.file.backend)
         task, model = placed(self.task, backend.device), self.model.to(backend.device)
-        prepared = PreparedModel(model, self.layers, backend, self.file.ranges())
+        prepared = PreparedModel(model, self.layers, backend, self.file.ranges(), weight_bits=self.file.weight_bits())
         return task, backend.deploy(task, prepared, self.file.measurement.batch_sizes)
 
     def untimed(self, exporter: "Exporter") -> str | None:

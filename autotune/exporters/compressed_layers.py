@@ -60,7 +60,8 @@ def _tensors(module: nn.Module, choice: LayerChoice, moments: SecondMoments | No
     weight = module.get_parameter("weight").detach()
     if choice.precision is Precision.INT4:
         return _int4(weight, moments)
-    values, scales = int8_per_channel(weight, torch.float32 if choice.needs_int8_products else torch.bfloat16)
+    scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
+    values, scales = int8_per_channel(weight, scale_dtype, bits=choice.weight_bits)
     scale = scales.float()[:, None]
     return {"weight": values * scale, "weight_scale": scale}
 

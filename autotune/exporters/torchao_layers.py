@@ -209,7 +209,8 @@ def _integers(model: nn.Module, layer: Layer, quantization: QuantizationMap) -> 
     scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
     smoothing = quantization.smoothing(layer.name)
     factors = torch.tensor(smoothing.factors) if smoothing else None
-    values, scales = int8_per_channel(weight.detach() if factors is None else weight.detach() * factors, scale_dtype)
+    multiplied = weight.detach() if factors is None else weight.detach() * factors
+    values, scales = int8_per_channel(multiplied, scale_dtype, bits=choice.weight_bits)
     divisors = {} if factors is None else {"act_pre_scale": factors.reciprocal()}
     return {"qdata": values, "scale": scales.float(), **divisors}
 

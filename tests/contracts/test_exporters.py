@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from autotune import exporters
 from autotune.errors import ConflictError, ExportError
@@ -26,7 +27,6 @@ from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
 from workers.backends.bias_correction import has_correction
-from workers.backends.x86 import X86Backend
 from workers.prepared import PreparedModel
 from workers.quality import outputs
 from workers.task import Split
@@ -56,7 +56,7 @@ def source(task_name: str) -> Source:
 
 def expressible(exporter: Exporter, task_name: str, choice: str) -> dict[str, str]:
     """The map that gives the choice to every fusion group that may take it in the format and on the backend."""
-    backend, wanted = X86Backend(), choice_named(choice)
+    backend, wanted = CpuBackend(), choice_named(choice)
     refused = {
         fusion_group(layer.name)
         for layer in source(task_name).layers
@@ -108,7 +108,7 @@ def assert_equal_within_rounding(
     task = build_task(file.task, file.task_parameters)
     own = source(file.task)
     loaded = exporter.load(folder, manifest.details, own.build_model)
-    prepared = PreparedModel(own.build_model(), own.layers, X86Backend(), file.ranges())
+    prepared = PreparedModel(own.build_model(), own.layers, CpuBackend(), file.ranges())
     prepared.apply(file.quantization_map().names)
     actual, expected = (outputs(task, model, Split.EVALUATION) for model in (loaded, prepared.model))
     assert actual.shape == expected.shape

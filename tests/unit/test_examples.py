@@ -119,10 +119,11 @@ def test_own_task_is_short() -> None:
 
 
 def test_own_task_is_measured_quantized() -> None:
-    from workers.backends.x86 import X86Backend
+    from workers.backends.cpu.backend import CpuBackend
+
     from workers.evaluate import Evaluator
 
-    if X86Backend().unavailable() is not None:
+    if CpuBackend().unavailable() is not None:
         pytest.skip("needs the x86 backend")
     spec = JobSpec.load(EXAMPLES / "own-task.yaml")
     setup = spec.worker_setup(str(OWN_TASK))

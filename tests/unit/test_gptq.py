@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from autotune.job_spec import JobSpec
 from search_spaces.choice import CHOICES
@@ -18,7 +19,6 @@ from search_spaces.quantization_map import ActivationRange, QuantizationMap, Sec
 from workers.backends import gptq
 from workers.backends.packed import range_of
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group
-from workers.backends.x86 import X86Backend
 from workers.calibration.calibrate import calibrate, with_moments
 from workers.calibration.moments import MomentSketch
 from workers.errors import CalibrationError
@@ -118,7 +118,7 @@ def test_outputs_are_nearer_where_inputs_are_alike() -> None:
     with torch.inference_mode():
         exact = linear(fresh)
         error = {
-            choice.name: float((X86Backend().prepare(linear[0], choice, found.ranges["0"])(fresh) - exact).norm())
+            choice.name: float((CpuBackend().prepare(linear[0], choice, found.ranges["0"])(fresh) - exact).norm())
             for choice in (NEAREST, GPTQ)
         }
     assert error["int4_weight_only_gptq"] < error["int4_weight_only"] / 2

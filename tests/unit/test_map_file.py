@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from autotune import load_map
 from autotune.errors import ConflictError
@@ -27,7 +28,6 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing, map_key
-from workers.backends.x86 import X86Backend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
 from workers.measurement import Environment
@@ -256,7 +256,7 @@ def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
 
 def test_an_applied_map_is_what_the_search_measured(tmp_path: Path) -> None:
     measured, model = Model().eval(), Model()
-    PreparedModel(measured, discover(measured, lambda m: m(X)), X86Backend(), RANGES).apply(CHOSEN)
+    PreparedModel(measured, discover(measured, lambda m: m(X)), CpuBackend(), RANGES).apply(CHOSEN)
     linear = model.block[0]
     applied = load_map(saved(tmp_path, document())).apply(model)
     assert applied is model
@@ -294,7 +294,7 @@ def trained(model: Model) -> None:
 
 
 def quantized(model: Model) -> None:
-    PreparedModel(model, discover(model, lambda m: m(X)), X86Backend(), RANGES).apply(CHOSEN)
+    PreparedModel(model, discover(model, lambda m: m(X)), CpuBackend(), RANGES).apply(CHOSEN)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_what_this_processor_cannot_run_is_refused(
 def test_a_layer_of_a_calibrated_method_is_rebuilt_from_the_file_alone(tmp_path: Path, choice: str) -> None:
     write(document(CHOSEN | {"head": choice}), tmp_path / "map.json")
     own = Model().eval()
-    prepared = PreparedModel(own, discover(own, lambda m: m(X)), X86Backend(), RANGES)
+    prepared = PreparedModel(own, discover(own, lambda m: m(X)), CpuBackend(), RANGES)
     prepared.apply(CHOSEN | {"head": choice})
     with torch.inference_mode():
         assert torch.equal(load_map(tmp_path / "map.json").apply(Model())(X), own(X))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.discovery import discover
@@ -11,7 +12,6 @@ from search_spaces.errors import AutotuneError, ChoiceError, MapError
 from search_spaces.quantization_map import ActivationRange
 from workers import memory
 from workers.backends.packed import PackedLayer
-from workers.backends.x86 import X86Backend
 from workers.errors import CalibrationError
 from workers.prepared import PreparedModel
 from workers.setup import CACHE_BYTES, Calibration, ModelDescription
@@ -20,7 +20,7 @@ X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
 RANGE = ActivationRange(low=-4.0, high=4.0)
 
 
-class CountingBackend(X86Backend):
+class CountingBackend(CpuBackend):
     """Counts how often layers are prepared, and can be told to fail."""
 
     def __init__(self) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.discovery import discover
 from workers import quality
-from workers.backends.x86 import X86Backend
 from workers.evaluate import Evaluator
 from workers.prepared import PreparedModel
 from workers.sensitivity import estimate as estimation
@@ -42,7 +42,7 @@ class Given:
 
     def prepared(self) -> PreparedModel:
         layers = discover(self.model.eval(), lambda model: model(self.batches[0]))
-        return PreparedModel(self.model, layers, X86Backend(), {})
+        return PreparedModel(self.model, layers, CpuBackend(), {})
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from autotune.job_spec import JobSpec
 from search_spaces.choice import CHOICES, choice_named
@@ -15,7 +16,6 @@ from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing
 from workers.backends.packed import range_of
 from workers.backends.smoothed import multiplied
-from workers.backends.x86 import X86Backend
 from workers.calibration.calibrate import calibrate, with_smoothing
 from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
@@ -44,7 +44,7 @@ def model() -> nn.Sequential:
 
 
 def test_smoothing_keeps_one_channel_from_coarsening_all() -> None:
-    x, full, backend = inputs(outlier=60.0), model(), X86Backend()
+    x, full, backend = inputs(outlier=60.0), model(), CpuBackend()
     layer = discover(full, lambda m: m(x))[0]
     if backend.refuses(layer, SMOOTH):
         pytest.skip("the processor has no 8-bit products")

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torchvision import models
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.discovery import discover, skipped
-from workers.backends.x86 import X86Backend
 from workers.errors import TaskError
 from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel
@@ -157,7 +157,7 @@ def test_every_weight_of_timm_is_that_of_a_layer(
 
 @pytest.mark.parametrize("architecture", ["test_vit", "test_convnext", "test_efficientnet"])
 def test_layers_of_timm_run_quantized(architecture: str, tmp_path: Path) -> None:
-    backend = X86Backend()
+    backend = CpuBackend()
     if backend.unavailable() is not None:
         pytest.skip("needs the x86 backend")
     vision = vision_of(str(timm_folder(tmp_path, architecture)))

@@ -5,19 +5,21 @@ from collections.abc import Callable
 
 from search_spaces.errors import unknown
 from workers.backends.base import Backend
+from workers.backends.cpu.backend import CpuBackend
 from workers.backends.onnx import OnnxRuntimeBackend
 from workers.backends.torchao import TorchAoBackend
-from workers.backends.x86 import X86Backend
 from workers.errors import BackendError
 
 #: Name -> backend, best first: ``auto`` takes the first that is available. Those for GPUs come last as long as they
 #: have run on none.
 BACKENDS: dict[str, Callable[[], Backend]] = {
-    "x86": X86Backend,
+    "cpu": CpuBackend,
     "onnxruntime": OnnxRuntimeBackend,
     "torchao": TorchAoBackend,
     "torchao-compiled": functools.partial(TorchAoBackend, compiler="inductor"),
 }
+#: Name in jobs and maps of before -> name today.
+FORMER_NAMES = {"x86": "cpu"}
 
 
 def build_backend(name: str) -> Backend:
@@ -26,6 +28,7 @@ def build_backend(name: str) -> Backend:
     Raises:
         BackendError: if the name is unknown, or the hardware cannot run it.
     """
+    name = FORMER_NAMES.get(name, name)
     if name != "auto" and name not in BACKENDS:
         raise BackendError(unknown("backend", name, ["auto", *BACKENDS]))
     refusals = []

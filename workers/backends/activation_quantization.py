@@ -26,15 +26,19 @@ def to_uint8(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8).int_repr()
 
 
-def rows_to_uint8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows as symmetric integers about ``ZERO_OF_ROWS``, each with a scale of its own: dynamic by token.
+def to_steps(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """Return ``clamp(round(x / scale), -zero_point, 255 - zero_point)`` in fp32: how far ``to_uint8`` is from zero."""
+    return torch.round(x * (1.0 / scale)).clamp_(-zero_point, 255 - zero_point)
+
+
+def scales_of_rows(x: torch.Tensor) -> torch.Tensor:
+    """Return the scale of each row of symmetric integers about ``ZERO_OF_ROWS``: dynamic quantization per token.
 
     Args:
         x: shape ``(..., features)``, fp32.
 
     Returns:
-        uint8 values of that shape in [1, 255], and scales of shape ``(..., 1)``; ``x`` is about
-        ``(values - ZERO_OF_ROWS) * scales``. A row that is not finite has a scale that is not.
+        scales of shape ``(..., 1)``: the row's largest absolute value over 127. A row that is not finite has a scale
+        that is not.
     """
-    scales = x.abs().amax(dim=-1, keepdim=True).div_(INT8_LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (x / scales).round_().add_(ZERO_OF_ROWS).to(torch.uint8), scales
+    return x.abs().amax(dim=-1, keepdim=True).div_(INT8_LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)

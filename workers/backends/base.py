@@ -96,11 +96,31 @@ class Backend(Protocol):
         """Return the processor or accelerator the kernels run on, for people."""
         ...
 
+    def int8_weight_bits(self, layer: Layer) -> int:
+        """Return how many bits int8 weights of ``layer`` may have for int8 products to be exact here: 8 or 7.
+
+        New maps take so many. A map with other bits is refused, or runs right but slower.
+        """
+        ...
+
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """Return why no kernel runs ``layer`` with ``choice``, or None if one does."""
         ...
 
-    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+    def kernel(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]]) -> str | None:
+        """Return the name of what computes ``module`` with ``choice`` at input ``shapes``, None if there is no choice.
+
+        Kernels may be timed for it, so the caller holds the device lock.
+        """
+        ...
+
+    def prepare(
+        self,
+        module: nn.Module,
+        choice: LayerChoice,
+        input_range: ActivationRange | None,
+        shapes: Sequence[tuple[int, ...]] = (),
+    ) -> nn.Module:
         """Return a module that runs ``module`` with ``choice``.
 
         Args:
@@ -108,6 +128,7 @@ class Backend(Protocol):
             choice: one the backend does not refuse for this layer.
             input_range: calibrated range of the input; static choices need it. If it has the means of channels, the
                 bias makes up for what rounding the weights adds to outputs on average.
+            shapes: of the inputs at which it should be fast; empty if they are not known.
         """
         ...
 

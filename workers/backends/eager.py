@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from workers import layer_latency, memory
 from workers.backends.base import Deployed
@@ -18,6 +19,14 @@ class EagerBackend:
 
     device: str
     runs_modules = True
+
+    def int8_weight_bits(self, layer: Layer) -> int:
+        """See ``Backend.int8_weight_bits``."""
+        return 8
+
+    def kernel(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]]) -> str | None:
+        """See ``Backend.kernel``."""
+        return None
 
     def weight_bytes(self, prepared: nn.Module) -> int:
         """See ``Backend.weight_bytes``."""

@@ -1,6 +1,5 @@
 """The ONNX Runtime backend: whole maps run as sessions on the CPU; PyTorch only computes what a layer would."""
 
-import platform
 from collections.abc import Sequence
 
 import torch
@@ -12,15 +11,15 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import environment
 from workers.backends import onnx_bytes
-from workers.backends.activation_quantization import ZERO_OF_ROWS, affine_of, rows_to_uint8
+from workers.backends.activation_quantization import ZERO_OF_ROWS, affine_of, scales_of_rows, to_steps
 from workers.backends.base import Deployed
 from workers.backends.bias_correction import corrected
 from workers.backends.packed import PackedLayer, range_of, weight_bytes
 from workers.backends.weight_quantization import rounded
-from workers.backends.x86 import X86_MACHINES, int8_refusal
 from workers.libraries import missing, optional_libraries
 from workers.onnx import choices
 from workers.prepared import PreparedModel
+from workers.processor import this_processor
 from workers.task import Task
 
 _USER = "the backend onnxruntime"
@@ -65,8 +64,8 @@ class OnnxLayer(PackedLayer):
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         if self._choice.is_per_token:
-            values, scales = rows_to_uint8(x)
-            return (values.float() - ZERO_OF_ROWS) * scales
+            scales = scales_of_rows(x)
+            return to_steps(x / scales, 1.0, ZERO_OF_ROWS) * scales
         scale, zero_point = self._affine or affine_of(x)
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
 
@@ -80,7 +79,7 @@ class OnnxRuntimeBackend:
     runs_modules = False
 
     def __init__(self) -> None:
-        self._features = torch.cpu.get_capabilities()
+        self._processor = this_processor()
 
     def unavailable(self) -> str | None:
         """See ``Backend.unavailable``."""
@@ -88,7 +87,15 @@ class OnnxRuntimeBackend:
 
     def hardware(self) -> str:
         """See ``Backend.hardware``."""
-        return f"{environment.cpu_name()}, {environment.usable_cores()} cores"
+        return environment.cpu_hardware()
+
+    def int8_weight_bits(self, layer: Layer) -> int:
+        """See ``Backend.int8_weight_bits``."""
+        return self._processor.int8_weight_bits
+
+    def kernel(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]]) -> str | None:
+        """See ``Backend.kernel``; which kernel runs is ONNX Runtime's own matter."""
+        return None
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Backend.refuses``."""
@@ -99,9 +106,15 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime's CPU provider widens {choice.precision} weights to fp32 when it loads them, so they "
                 "would save neither time nor memory"
             )
-        return layer.frozen_reason or choices.refuses(layer, choice) or self._hardware_refuses(choice)
+        return layer.frozen_reason or choices.refuses(layer, choice) or self._processor_refuses(choice)
 
-    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+    def prepare(
+        self,
+        module: nn.Module,
+        choice: LayerChoice,
+        input_range: ActivationRange | None,
+        shapes: Sequence[tuple[int, ...]] = (),
+    ) -> nn.Module:
         """See ``Backend.prepare``.
 
         Raises:
@@ -128,7 +141,10 @@ class OnnxRuntimeBackend:
 
             return OnnxDeployed(task, prepared, batch_sizes)
 
-    def _hardware_refuses(self, choice: LayerChoice) -> str | None:
-        if choice.needs_int8_products and platform.machine() in X86_MACHINES:
-            return int8_refusal(self._features)
-        return None
+    def _processor_refuses(self, choice: LayerChoice) -> str | None:
+        if choice.weight_bits <= self._processor.int8_weight_bits:
+            return None
+        return (
+            "needs VNNI, which this processor lacks; products of 8-bit weights would saturate, so run a new job here, "
+            "whose weights have 7 bits"
+        )

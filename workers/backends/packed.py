@@ -16,9 +16,11 @@ class PackedLayer(nn.Module):
     Packed weights are not parameters or buffers, so the layer says itself how many bytes it holds.
     """
 
-    #: Bytes of packed weights, scales, zero points and bias. Padding that a kernel library adds to
-    #: layers narrower than its blocks is not visible, and not counted.
+    #: Bytes of packed weights, scales, zero points and bias. What a kernel library adds for itself, such as sums of
+    #: columns or padding of layers narrower than its blocks, is not visible, and not counted.
     packed_bytes: int
+    #: Name of the kernel that computes it, where the backend has several.
+    kernel: str | None = None
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
@@ -31,8 +33,9 @@ class PackedLayer(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Return what the original says of itself, and the bytes held now."""
-        return f"{self._summary}, packed_bytes={self.packed_bytes}"
+        """Return what the original says of itself, the kernel, and the bytes held now."""
+        kernel = f", kernel={self.kernel}" if self.kernel else ""
+        return f"{self._summary}{kernel}, packed_bytes={self.packed_bytes}"
 
 
 def bias_of(original: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,22 +43,28 @@ class TorchAoBackend(EagerBackend):
         if absent or self.device == "cpu":
             return absent
         if torch.version.cuda is None:
-            return f"needs a build of PyTorch with CUDA, but this is {torch.__version__}; install one, or take x86"
+            return f"needs a build of PyTorch with CUDA, but this is {torch.__version__}; install one, or take cpu"
         if not torch.cuda.is_available():
-            return "needs a CUDA device, but PyTorch sees none; take x86, or give the workers one by workers.gpus"
+            return "needs a CUDA device, but PyTorch sees none; take cpu, or give the workers one by workers.gpus"
         return None
 
     def hardware(self) -> str:
         """See ``Backend.hardware``."""
         if self.device == "cpu":
-            return f"{environment.cpu_name()}, {environment.usable_cores()} cores"
+            return environment.cpu_hardware()
         return gpu.hardware()
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Backend.refuses``."""
         return torchao_support.refuses(None if self.device == "cpu" else gpu.capability(), layer, choice)
 
-    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+    def prepare(
+        self,
+        module: nn.Module,
+        choice: LayerChoice,
+        input_range: ActivationRange | None,
+        shapes: Sequence[tuple[int, ...]] = (),
+    ) -> nn.Module:
         """See ``Backend.prepare``; the prepared module is on the backend's device.
 
         Raises:

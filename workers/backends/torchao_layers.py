@@ -175,7 +175,8 @@ def quantized_weight(weight: torch.Tensor, choice: LayerChoice, input_range: Act
     """Return the torchao tensor of an int8 or fp8 choice; ``weight`` has shape ``(out, in)``."""
     if choice.precision is Precision.FP8:
         return _fp8_weight(weight, choice)
-    values, scales = int8_per_channel(weight, torch.float32 if choice.needs_int8_products else torch.bfloat16)
+    scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
+    values, scales = int8_per_channel(weight, scale_dtype, bits=choice.weight_bits)
     arguments: dict[str, Any] = {}
     if choice.needs_int8_products:
         granularity = PerRow() if input_range is None else PerTensor()

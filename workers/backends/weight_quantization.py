@@ -14,6 +14,9 @@ INT4_GROUP = 32
 #: Largest integer of symmetric int8, which leaves out -128.
 INT8_LARGEST = 127.0
 
+#: Largest number of fp16, to which larger weights are clamped, as FBGEMM does.
+FP16_LARGEST = 65504.0
+
 #: Largest number of fp8 as activations and weights have it: four bits of exponent, three of fraction (e4m3).
 FP8_LARGEST = 448.0
 
@@ -22,25 +25,32 @@ _BYTES_AT_ONCE = 16 << 20
 
 
 def int8_per_channel(
-    weight: torch.Tensor, scale_dtype: torch.dtype = torch.float32
+    weight: torch.Tensor, scale_dtype: torch.dtype = torch.float32, *, bits: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return symmetric int8 values and one scale for each output channel.
 
     Args:
         weight: shape ``(out, ...)``.
         scale_dtype: the kernel's type for scales; values are rounded with the scale it will really use.
+        bits: that the values take, 8 or 7; see ``LayerChoice.weight_bits``.
 
     Returns:
-        int8 values of the same shape in [-127, 127], and scales of shape ``(out,)``; ``weight`` is
+        int8 values of the same shape in [-127, 127] or [-63, 63], and scales of shape ``(out,)``; ``weight`` is
         about ``values * scales``.
     """
+    largest = 2.0 ** (bits - 1) - 1.0
     low, high = weight.flatten(1).aminmax(dim=1)
-    scales = _usable(torch.maximum(-low, high) / INT8_LARGEST).to(scale_dtype)
+    scales = _usable(torch.maximum(-low, high) / largest).to(scale_dtype)
     # Contiguous, because the kernels refuse a transposed layout or misread it.
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for some, scale, into in in_parts(weight, scales.float().view(-1, *[1] * (weight.dim() - 1)), values):
-        into.copy_((some / scale).round_().clamp_(-127, 127))
+        into.copy_((some / scale).round_().clamp_(-largest, largest))
     return values, scales
+
+
+def fp16(weight: torch.Tensor) -> torch.Tensor:
+    """Return ``weight`` in fp16; what is too large becomes the largest number that there is."""
+    return weight.detach().clamp(-FP16_LARGEST, FP16_LARGEST).to(torch.float16)
 
 
 def fp8_per_channel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,8 +122,10 @@ def rounded(
         by_row: whether they are an embedding's, whose rows have scales and offsets of their own.
     """
     match choice.precision:
-        case Precision.BF16 | Precision.FP16:
-            return weight.to(torch.bfloat16 if choice.precision is Precision.BF16 else torch.float16).float()
+        case Precision.BF16:
+            return weight.to(torch.bfloat16).float()
+        case Precision.FP16:
+            return fp16(weight).float()
         case Precision.INT8 | Precision.INT4 if by_row:
             quantized, *affine = affine_per_row(weight, choice.precision.bits)
             scales, offsets = (part[:, None] for part in affine)
@@ -123,7 +135,7 @@ def rounded(
             return integers * scales.to(kept).float() + offsets.to(kept).float()
         case Precision.INT8:
             scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
-            integers, scales = int8_per_channel(weight, scale_dtype)
+            integers, scales = int8_per_channel(weight, scale_dtype, bits=choice.weight_bits)
             return integers * scales.float().view(-1, *[1] * (weight.dim() - 1))
         case Precision.INT4:
             values, scales, zeros = (part.float() for part in int4_per_group(weight, moments))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -65,13 +66,17 @@ def with_smoothing(
     layers: Sequence[Layer],
     batches: Sequence[Batch],
     forward: Callable[[nn.Module, Batch], torch.Tensor],
+    weight_bits: Mapping[str, int] = MappingProxyType({}),
 ) -> Calibration:
-    """Return ``calibration`` with factors that smooth inputs of linear layers, from another pass over ``batches``."""
+    """Return ``calibration`` with factors that smooth inputs of linear layers, from another pass over ``batches``.
+
+    ``weight_bits`` has the bits of int8 weights by the name of their layer, where they are not 8.
+    """
     start = time.perf_counter()
     seen = _linear_inputs(ChannelStatistics, calibration, model, layers, batches, forward)
     ranges = dict(calibration.ranges)
     for name, statistics in seen.items():
-        found = smoothing(statistics, model.get_submodule(name).get_parameter("weight"))
+        found = smoothing(statistics, model.get_submodule(name).get_parameter("weight"), weight_bits.get(name, 8))
         ranges[name] = replace(ranges[name], smoothing=found)
     return replace(calibration, ranges=ranges, smoothing_seconds=time.perf_counter() - start)
 

@@ -35,16 +35,17 @@ class ChannelStatistics:
         self.rows += len(rows)
 
 
-def smoothing(seen: ChannelStatistics, weight: torch.Tensor) -> Smoothing:
+def smoothing(seen: ChannelStatistics, weight: torch.Tensor, weight_bits: int = 8) -> Smoothing:
     """Return the factors that leave the least expected error in the layer's outputs, all 1 if none do better.
 
     Args:
         seen: statistics of at least one input.
         weight: shape ``(out, in)``.
+        weight_bits: that weights will be rounded to.
     """
     weight = weight.detach().to("cpu", torch.float32)
     tried = [(1.0,) * len(seen.low), *(_factors(seen, weight, strength) for strength in _STRENGTHS)]
-    factors = min(tried, key=lambda factors: _expected_error(seen, weight, torch.tensor(factors)))
+    factors = min(tried, key=lambda factors: _expected_error(seen, weight, torch.tensor(factors), weight_bits))
     low, high = _bounds(seen, torch.tensor(factors))
     return Smoothing(factors=factors, low=low, high=high)
 
@@ -60,14 +61,14 @@ def _bounds(seen: ChannelStatistics, factors: torch.Tensor) -> tuple[float, floa
     return float((seen.low / factors).min()), float((seen.high / factors).max())
 
 
-def _expected_error(seen: ChannelStatistics, weight: torch.Tensor, factors: torch.Tensor) -> float:
+def _expected_error(seen: ChannelStatistics, weight: torch.Tensor, factors: torch.Tensor, bits: int) -> float:
     """Return the mean square of what rounding adds to all outputs of one input, roundings being independent.
 
     An input is off by a uniform error of one step, variance ``step^2 / 12``, which its weights multiply; a weight by
     what it was rounded, which its inputs multiply.
     """
     low, high = _bounds(seen, factors)
-    values, scales = int8_per_channel(weight * factors)
+    values, scales = int8_per_channel(weight * factors, bits=bits)
     of_inputs = ((high - low) / 255.0) ** 2 / 12.0 * float((weight * factors).square().sum())
     off = values * scales[:, None] / factors - weight
     return of_inputs + float((off.double().square().sum(dim=0) * seen.squares).sum()) / seen.rows

@@ -53,7 +53,7 @@ class OnnxDeployed:
         if missing:
             raise BackendError(
                 f"the traced graph lacks the layers {', '.join(missing)}: the model does not use their outputs, or "
-                "takes another way for other inputs; take them out of the model, or use the backend x86"
+                "takes another way for other inputs; take them out of the model, or use the backend cpu"
             )
         self._other_bytes = constant_bytes(graph) - prepared.weight_bytes() + prepared.other_bytes()
         self._full = self._candidate = self._current = self._open(serialized(graph))

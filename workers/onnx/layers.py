@@ -1,4 +1,4 @@
-"""One layer with one choice as ONNX nodes, which compute what the x86 backend's kernels compute.
+"""One layer with one choice as ONNX nodes, which compute what the CPU backend's kernels compute.
 
 Integers, scales and zero points are those of ``workers.backends``; nothing is calibrated or rounded again.
 """
@@ -214,7 +214,7 @@ def _float_conv(graph: _Builder, layer: _Layer) -> str:
 
 
 def _int8_conv(graph: _Builder, layer: _Layer) -> str:
-    values, scales = int8_per_channel(_tensor(layer.module.weight))
+    values, scales = int8_per_channel(_tensor(layer.module.weight), bits=layer.choice.weight_bits)
     weight = graph.constant("weight_int8", values)
     quantize = _static_input if layer.choice.needs_calibration else _dynamic_input
     quantized, scale, zero_point = quantize(graph, layer)
@@ -294,7 +294,7 @@ def _scaled(graph: _Builder, product: str, input_scale: str, weight_scale: str) 
 
 def _int8_weight(graph: _Builder, layer: _Layer) -> tuple[str, str]:
     """Return the weight of a linear layer, shape ``(in, out)``, and its scales, shape ``(out,)``."""
-    values, scales = int8_per_channel(_tensor(layer.module.weight))
+    values, scales = int8_per_channel(_tensor(layer.module.weight), bits=layer.choice.weight_bits)
     weight = graph.constant("weight_int8", values.T)
     return weight, graph.constant("weight_scale", scales)
 

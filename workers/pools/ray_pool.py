@@ -99,8 +99,10 @@ class RayPool:
             _check_resources(settings, self._capacity, self._cpus)
             self._actors[0] = self._start_actor()
             self._description = self._wait_until_ready()
-            # All further workers take the first one's ranges: calibration is paid once.
-            self._setup = dataclasses.replace(setup, ranges=self._description.calibration.ranges)
+            # All further workers take the first one's ranges and bits: calibration is paid once, and numbers are equal.
+            self._setup = dataclasses.replace(
+                setup, ranges=self._description.calibration.ranges, weight_bits=self._description.weight_bits
+            )
             if not settings.shared:
                 self.resize(settings.count)
         except BaseException:

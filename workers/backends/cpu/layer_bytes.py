@@ -13,6 +13,7 @@ _Bytes = Callable[[int, int, int], int]
 #: Linear layers and convolutions.
 _PRODUCT: dict[str, _Bytes] = {
     "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
+    "fp16": lambda weights, outputs, biases: 2 * weights + 4 * biases,
     "int8_static": lambda weights, outputs, biases: weights + (4 + 4) * outputs + 4 * biases,
     "int8_static_smooth": lambda weights, outputs, biases: (
         weights + (4 + 4) * outputs + 4 * biases + 4 * (weights // outputs)
@@ -29,13 +30,14 @@ _PRODUCT: dict[str, _Bytes] = {
 }
 #: Embeddings; each row is an output with its own scale and offset.
 _LOOKUP: dict[str, _Bytes] = {
-    "bf16": lambda weights, rows, _: 2 * weights,
+    **dict.fromkeys(("bf16", "fp16"), lambda weights, rows, _: 2 * weights),
     "int8_weight_only": lambda weights, rows, _: weights + (4 + 4) * rows,
     "int4_weight_only": lambda weights, rows, _: weights // 2 + (2 + 2) * rows,
 }
 #: LSTM and GRU; integers have a scale, a zero point and a sum of weights for each output.
 _RECURRENT: dict[str, _Bytes] = {
     "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
+    "fp16": lambda weights, outputs, biases: 2 * weights + 4 * biases,
     "int8_dynamic": lambda weights, outputs, biases: weights + (4 + 4 + 4) * outputs + 4 * biases,
 }
 

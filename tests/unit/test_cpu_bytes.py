@@ -1,13 +1,13 @@
 import pytest
 import torch
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.packed import PackedLayer
-from workers.backends.x86 import X86Backend
 
-BACKEND = X86Backend()
+BACKEND = CpuBackend()
 RANGE = ActivationRange(low=-1.0, high=1.0)
 PRODUCTS = ["bf16", "int8_static", "int8_dynamic"]
 CASES = [

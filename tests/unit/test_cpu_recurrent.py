@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES
 from search_spaces.tensors import tensors_in
-from workers.backends.x86 import X86Backend
 from workers.measurement import Measurement
 from workers.pools.base import Candidate
 from workers.pools.inline import InlinePool
@@ -18,7 +18,7 @@ from workers.setup import Estimator, MeasurementSettings, WorkerSetup
 from workers.tasks import register
 from workers.tasks.generic import GenericTask
 
-BACKEND = X86Backend()
+BACKEND = CpuBackend()
 KERNELS = {"bf16": 0.02, "int8_dynamic": 0.03}
 
 

@@ -1,4 +1,4 @@
-"""Embeddings and bags of them on x86 CPUs: bf16, int8 and int4 rows, each with its own scale."""
+"""Embeddings and bags of them on CPUs: bf16 and fp16 rows, int8 and int4 rows with a scale each."""
 
 from typing import Any
 
@@ -6,16 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from search_spaces.choice import LayerChoice, Precision
+from search_spaces.quantization_map import ActivationRange
 from workers.backends.packed import PackedLayer
-from workers.backends.weight_quantization import affine_per_row
+from workers.backends.weight_quantization import affine_per_row, fp16
 
 
-class Bf16Embedding(PackedLayer):
-    """Rows in bf16; output in fp32."""
+class HalfEmbedding(PackedLayer):
+    """Rows in bf16 or fp16; output in fp32."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(embedding)
-        self._weight = embedding.weight.to(torch.bfloat16)
+        self._weight = _halves(embedding.weight, choice)
         self.packed_bytes = self._weight.nbytes
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
@@ -26,10 +28,14 @@ class Bf16Embedding(PackedLayer):
 class RowwiseEmbedding(PackedLayer):
     """Rows in asymmetric 8-bit or 4-bit integers with a floating-point scale and offset each."""
 
-    def __init__(self, embedding: nn.Embedding, bits: int) -> None:
+    def __init__(self, embedding: nn.Embedding, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(embedding)
-        self._packed, self.packed_bytes = _packed_rows(embedding.weight, bits)
-        self._lookup = torch.ops.quantized.embedding_byte if bits == 8 else torch.ops.quantized.embedding_4bit
+        self._packed, self.packed_bytes = _packed_rows(embedding.weight, choice.precision.bits)
+        self._lookup = (
+            torch.ops.quantized.embedding_byte
+            if choice.precision is Precision.INT8
+            else torch.ops.quantized.embedding_4bit
+        )
         self._features = embedding.embedding_dim
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
@@ -65,16 +71,16 @@ class _PackedBag(PackedLayer):
         raise NotImplementedError
 
 
-class Bf16EmbeddingBag(_PackedBag):
-    """Rows in bf16; output in fp32."""
+class HalfEmbeddingBag(_PackedBag):
+    """Rows in bf16 or fp16; output in fp32."""
 
-    def __init__(self, bag: nn.EmbeddingBag) -> None:
+    def __init__(self, bag: nn.EmbeddingBag, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(bag)
-        self._weight = bag.weight.to(torch.bfloat16)
+        self._weight = _halves(bag.weight, choice)
         self.packed_bytes = self._weight.nbytes
 
     def _sums(self, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-        halves = None if weights is None else weights.to(torch.bfloat16)
+        halves = None if weights is None else weights.to(self._weight.dtype)
         sums = F.embedding_bag(
             *(indices, self._weight, offsets),
             mode="sum",
@@ -87,10 +93,14 @@ class Bf16EmbeddingBag(_PackedBag):
 class RowwiseEmbeddingBag(_PackedBag):
     """Rows in asymmetric 8-bit or 4-bit integers with a floating-point scale and offset each."""
 
-    def __init__(self, bag: nn.EmbeddingBag, bits: int) -> None:
+    def __init__(self, bag: nn.EmbeddingBag, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(bag)
-        self._packed, self.packed_bytes = _packed_rows(bag.weight, bits)
-        self._sum = torch.ops.quantized.embedding_bag_byte if bits == 8 else torch.ops.quantized.embedding_bag_4bit
+        self._packed, self.packed_bytes = _packed_rows(bag.weight, choice.precision.bits)
+        self._sum = (
+            torch.ops.quantized.embedding_bag_byte
+            if choice.precision is Precision.INT8
+            else torch.ops.quantized.embedding_bag_4bit
+        )
 
     def _sums(self, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         sums: torch.Tensor = self._sum(
@@ -99,6 +109,10 @@ class RowwiseEmbeddingBag(_PackedBag):
             include_last_offset=self._last_ends,
         )
         return sums
+
+
+def _halves(weight: torch.Tensor, choice: LayerChoice) -> torch.Tensor:
+    return weight.detach().to(torch.bfloat16) if choice.precision is Precision.BF16 else fp16(weight)
 
 
 def _packed_rows(weight: torch.Tensor, bits: int) -> tuple[Any, int]:

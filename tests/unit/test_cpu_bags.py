@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES
-from workers.backends.x86 import X86Backend
 
-BACKEND = X86Backend()
+BACKEND = CpuBackend()
 INDICES = torch.tensor([4, 1, 1, 9, 0, 3, 7])
 OFFSETS = torch.tensor([0, 3, 3, 5])  # the second bag is empty
 ENDED = torch.tensor([0, 3, 3, 5, 7])

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES
 from search_spaces.layer import Layer, LayerKind
 from workers.backends import build_backend
-from workers.backends.x86 import X86Backend
 from workers.errors import BackendError
 
 LINEAR = Layer(
@@ -22,13 +22,13 @@ EMBEDDING = replace(LINEAR, kind=LayerKind.EMBEDDING, weight_shape=(10, 6), has_
 BAG = replace(EMBEDDING, kind=LayerKind.EMBEDDING_BAG, weight_shape=(10, 7))
 
 
-def with_processor(monkeypatch: pytest.MonkeyPatch, **features: bool) -> X86Backend:
+def with_processor(monkeypatch: pytest.MonkeyPatch, **features: bool) -> CpuBackend:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    return X86Backend()
+    return CpuBackend()
 
 
 def test_every_kind_takes_full_precision() -> None:
-    assert [X86Backend().refuses(layer, CHOICES["fp32"]) for layer in (LINEAR, CONV, UP, LSTM, EMBEDDING, BAG)] == [
+    assert [CpuBackend().refuses(layer, CHOICES["fp32"]) for layer in (LINEAR, CONV, UP, LSTM, EMBEDDING, BAG)] == [
         None
     ] * 6
 
@@ -77,7 +77,7 @@ def test_weight_only_needs_no_int8_products(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_processors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "this is aarch64" in str(X86Backend().unavailable())
+    assert "this is aarch64" in str(CpuBackend().unavailable())
     with pytest.raises(BackendError, match=r"no backend can run on this hardware\. x86: needs an x86-64 processor"):
         build_backend("auto")
 

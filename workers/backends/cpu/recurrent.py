@@ -1,4 +1,4 @@
-"""LSTM and GRU on x86 CPUs: bf16, and W8A8 with dynamic ranges.
+"""LSTM and GRU on CPUs: bf16, fp16 weights, and W8A8 with dynamic ranges.
 
 Static W8A8 has no kernel: PyTorch quantizes the hidden state anew at every step, and no one calibration pass sees the
 states that a quantized layer gets into.
@@ -11,9 +11,12 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from search_spaces.choice import LayerChoice, Precision
+from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import replaced
+from workers.backends.cpu.engine import fbgemm
 from workers.backends.packed import PackedLayer, stored_bytes
-from workers.backends.weight_quantization import int8_per_channel
+from workers.backends.weight_quantization import fp16, int8_per_channel
 
 Recurrent = nn.LSTM | nn.GRU
 
@@ -72,7 +75,7 @@ class _PackedRecurrent(PackedLayer):
 class Bf16Recurrent(_PackedRecurrent):
     """Weights, states and products in bf16; input, output and the states that are handed over in fp32."""
 
-    def __init__(self, module: Recurrent) -> None:
+    def __init__(self, module: Recurrent, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(module)
         self._weights = [weight.detach().to(torch.bfloat16) for weight in module._flat_weights if weight is not None]
         self._kernel: Any = torch.lstm if self._is_lstm else torch.gru
@@ -89,23 +92,31 @@ class Bf16Recurrent(_PackedRecurrent):
         return [tensor.to(torch.float32) for tensor in found]
 
 
-class Int8Recurrent(_PackedRecurrent):
-    """W8A8: per-channel symmetric weights; asymmetric uint8 input of all steps, and hidden state of each step."""
+class FbgemmRecurrent(_PackedRecurrent):
+    """Weights that FBGEMM has packed: int8 with dynamic ranges (W8A8), or fp16 with products and sums in fp32.
 
-    def __init__(self, module: Recurrent) -> None:
+    W8A8 has per-channel symmetric weights, and asymmetric uint8 input of all steps and hidden state of each step.
+    """
+
+    def __init__(self, module: Recurrent, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(module)
         each = 4 if self.bias else 2  # weights and biases of one layer and direction
         flat = [weight.detach() for weight in module._flat_weights if weight is not None]
-        self._cells = [_cell(*flat[start : start + each]) for start in range(0, len(flat), each)]
-        #: A scale, a zero point and a sum of weights for each output, of four bytes.
-        self.packed_bytes = sum(w.numel() + 3 * 4 * len(w) if w.dim() == 2 else w.nbytes for w in flat)
+        self._dtype = torch.float16 if choice.precision is Precision.FP16 else torch.qint8
+        with fbgemm():
+            self._cells = [_cell(choice, *flat[start : start + each]) for start in range(0, len(flat), each)]
+        self.packed_bytes = sum(self._held(weight) if weight.dim() == 2 else weight.nbytes for weight in flat)
+
+    def _held(self, weight: torch.Tensor) -> int:
+        # Int8 has a scale, a zero point and a sum of weights for each output, of four bytes.
+        return 2 * weight.numel() if self._dtype is torch.float16 else weight.numel() + 3 * 4 * len(weight)
 
     def _run(self, x: torch.Tensor, batch_sizes: torch.Tensor | None, states: _States) -> Sequence[torch.Tensor]:
         shared = (self._cells, True, self.num_layers, 0.0, False, self.bidirectional)
         batch_first = (self.batch_first,) if batch_sizes is None else ()
         data = (x,) if batch_sizes is None else (x, batch_sizes)
         found: Sequence[torch.Tensor] = (
-            torch.quantized_lstm(*data, states, *shared, *batch_first, dtype=torch.qint8, use_dynamic=True)
+            torch.quantized_lstm(*data, states, *shared, *batch_first, dtype=self._dtype, use_dynamic=True)
             if self._is_lstm
             else torch.quantized_gru(*data, states[0], *shared, *batch_first)
         )
@@ -113,20 +124,25 @@ class Int8Recurrent(_PackedRecurrent):
 
 
 def _cell(
+    choice: LayerChoice,
     input_weight: torch.Tensor,
     hidden_weight: torch.Tensor,
     input_bias: torch.Tensor | None = None,
     hidden_bias: torch.Tensor | None = None,
 ) -> Any:
     """Return the packed weights of one layer and direction."""
-    packed = [_packed(input_weight, input_bias), _packed(hidden_weight, hidden_bias)]
+    pairs = (input_weight, input_bias), (hidden_weight, hidden_bias)
+    if choice.precision is Precision.FP16:
+        halves = [torch.ops.quantized.linear_prepack_fp16(fp16(weight).float(), bias) for weight, bias in pairs]
+        return torch.ops.quantized.make_quantized_cell_params_fp16(*halves)
+    packed = [_packed(weight, bias, choice.weight_bits) for weight, bias in pairs]
     # The kernel reads the biases that are packed; these are only kept with it.
     nothing = torch.empty(0)
     return torch.ops.quantized.make_quantized_cell_params_dynamic(*packed, nothing, nothing, False)
 
 
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-    values, scales = int8_per_channel(weight)
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Any:
+    values, scales = int8_per_channel(weight, bits=bits)
     zero_points = torch.zeros(len(scales), dtype=torch.int64)
     quantized = torch._make_per_channel_quantized_tensor(values, scales.double(), zero_points, 0)
     return torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias.clone())

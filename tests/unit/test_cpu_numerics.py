@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.weight_quantization import INT4_GROUP
-from workers.backends.x86 import X86Backend
 from workers.errors import CalibrationError
 
-BACKEND = X86Backend()
+BACKEND = CpuBackend()
 BF16_STEP = 2.0**-8
 
 W8A8 = pytest.mark.parametrize("mode", ["static", "dynamic"])

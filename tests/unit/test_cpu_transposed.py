@@ -3,16 +3,16 @@
 import pytest
 import torch
 from torch import nn
+from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES
 from workers.backends.base import Backend
 from workers.backends.torchao import TorchAoBackend
-from workers.backends.x86 import X86Backend
 
 BF16 = CHOICES["bf16"]
 
 
-@pytest.mark.parametrize("backend", [X86Backend(), TorchAoBackend("cpu")], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", [CpuBackend(), TorchAoBackend("cpu")], ids=lambda backend: backend.name)
 @pytest.mark.parametrize("output_size", [[15, 15], [16, 15]])
 def test_size_of_the_output_may_be_told(backend: Backend, output_size: list[int]) -> None:
     conv, x = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1).eval(), torch.randn(2, 4, 8, 8)

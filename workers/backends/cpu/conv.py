@@ -1,4 +1,4 @@
-"""Convolutions on x86 CPUs: bf16, W8A8 static and dynamic.
+"""Convolutions on CPUs: bf16, W8A8 static and dynamic.
 
 2-d kernels compute in channels_last. The output has the memory format the original would give it:
 channels_last if input or weight is, else contiguous, so that ``view`` works where it did. Turning it
@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.activation_quantization import affine_of, to_uint8
+from workers.backends.activation_quantization import affine_of, to_steps, to_uint8
 from workers.backends.packed import PackedLayer, bias_of, stored_bytes
 from workers.backends.weight_quantization import int8_per_channel
 
@@ -62,7 +63,7 @@ class _PackedConv(PackedLayer):
 class Bf16Conv(_PackedConv):
     """A 1-d or 2-d convolution with weights and products in bf16; input and output in fp32."""
 
-    def __init__(self, conv: Conv) -> None:
+    def __init__(self, conv: Conv, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(conv)
         weight = conv.weight.to(torch.bfloat16)
         self._weight = weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
@@ -84,7 +85,7 @@ class Bf16ConvTranspose(PackedLayer):
     wrong for some shapes, and QNNPACK's takes several times as long as fp32.
     """
 
-    def __init__(self, conv: ConvTranspose) -> None:
+    def __init__(self, conv: ConvTranspose, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(conv)
         self._half = copy.deepcopy(conv).to(torch.bfloat16)
         self.packed_bytes = stored_bytes(*self._half.parameters())
@@ -96,24 +97,30 @@ class Bf16ConvTranspose(PackedLayer):
 
 
 class Int8Conv(_PackedConv):
-    """W8A8: per-channel symmetric weights; asymmetric uint8 input, per tensor, static or dynamic."""
+    """W8A8: per-channel symmetric weights; asymmetric uint8 input, per tensor, static or dynamic. By oneDNN."""
 
-    def __init__(self, conv: Conv, input_range: ActivationRange | None) -> None:
+    def __init__(self, conv: Conv, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(conv)
-        values, self._scales = int8_per_channel(conv.weight)
+        values, self._scales = int8_per_channel(conv.weight, bits=choice.weight_bits)
+        self._pack(values)
+        self._bias = bias_of(conv)
+        self._affine = None if input_range is None else input_range.affine_uint8()
+        # Scales and zero points are of four bytes each.
+        self.packed_bytes = values.nbytes + (4 + 4) * len(self._scales) + stored_bytes(self._bias)
+
+    def _pack(self, values: torch.Tensor) -> None:
         # The range is told at each call; what prepacking is told here changes neither result nor speed.
         self._packed = torch.ops.onednn.qconv_prepack(
             values.contiguous(), self._scales, 1.0, 0, self._stride, self._padding, self._dilation, self._groups, None
         )
         self._zero_points = torch.zeros(len(self._scales), dtype=torch.int32)
-        self._bias = bias_of(conv)
-        self._affine = None if input_range is None else input_range.affine_uint8()
         self._kernel = torch.ops.onednn.qconv1d_pointwise if self._dims == 3 else torch.ops.onednn.qconv_pointwise
-        self.packed_bytes = stored_bytes(self._packed, self._scales, self._zero_points, self._bias)
 
     def _convolve(self, x: torch.Tensor, stride: list[int]) -> torch.Tensor:
         # Looking for extremes is slow where memory order and dimension order differ.
-        scale, zero_point = self._affine or affine_of(x.movedim(1, -1) if _is_channels_last(x) else x)
+        return self._product(x, stride, *(self._affine or affine_of(x.movedim(1, -1) if _is_channels_last(x) else x)))
+
+    def _product(self, x: torch.Tensor, stride: list[int], scale: float, zero_point: int) -> torch.Tensor:
         convolved: torch.Tensor = self._kernel(
             to_uint8(x, scale, zero_point), scale, zero_point,
             self._packed, self._scales, self._zero_points, self._bias,
@@ -121,6 +128,21 @@ class Int8Conv(_PackedConv):
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return convolved
+
+
+class WidenedInt8Conv(Int8Conv):
+    """The same integers in fp32, which any processor gets right: sums are rounded, never saturated."""
+
+    def _pack(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._convolution = F.conv1d if self._dims == 3 else F.conv2d
+
+    def _product(self, x: torch.Tensor, stride: list[int], scale: float, zero_point: int) -> torch.Tensor:
+        steps, weight = to_steps(x, scale, zero_point), self._values.float()
+        sums = self._convolution(steps, weight, None, stride, self._padding, self._dilation, self._groups)
+        per_channel = (-1, *[1] * (self._dims - 2))
+        convolved = sums.mul_((self._scales * scale).view(per_channel))
+        return convolved if self._bias is None else convolved.add_(self._bias.view(per_channel))
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:

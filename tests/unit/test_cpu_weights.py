@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workers.backends.cpu.linear import Int4WeightOnlyLinear, Int8WeightOnlyLinear
 
 from workers.backends import weight_quantization
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
-from workers.backends.x86_linear import Int4WeightOnlyLinear, Int8WeightOnlyLinear
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.sampled_from([1e-20, 1e-3, 1.0, 1e6])

@@ -1,0 +1,156 @@
+"""The CPU backend: PyTorch's own kernels, run eagerly."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from search_spaces.choice import CHOICES, FULL_PRECISION, ActivationMode, LayerChoice, Precision
+from search_spaces.discovery import kind_of
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import ActivationRange
+from workers import environment
+from workers.backends.bias_correction import corrected
+from workers.backends.cpu import layer_bytes
+from workers.backends.cpu.kernels import KERNELS, Kernel, nothing
+from workers.backends.cpu.selection import Pick, Shape, fastest, only
+from workers.backends.eager import EagerBackend
+from workers.backends.packed import range_of
+from workers.backends.weight_quantization import INT4_GROUP
+from workers.processor import this_processor
+
+#: Rows of the inputs by which kernels are chosen for a layer whose own are not known: one token, and a text.
+_USUAL_ROWS = (1, 128)
+
+_W8A8 = CHOICES["int8_dynamic"]
+
+#: What was timed in this process: layer, kernels, bits, shapes and threads -> the pick.
+_timed: dict[tuple[object, ...], Pick] = {}
+
+
+class CpuBackend(EagerBackend):
+    """Runs layers with the kernels that PyTorch ships for CPUs."""
+
+    name = "cpu"
+    device = "cpu"
+    libraries: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self._processor = this_processor()
+        with warnings.catch_warnings():
+            # PyTorch warns once a process that quantized tensors will go some day; the int8 kernels have
+            # no other way in yet (pytorch issue 184982). Users cannot act on it, so it is spent here.
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+            torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+    def unavailable(self) -> str | None:
+        """See ``Backend.unavailable``."""
+        return None
+
+    def hardware(self) -> str:
+        """See ``Backend.hardware``."""
+        return environment.cpu_hardware()
+
+    def int8_weight_bits(self, layer: Layer) -> int:
+        """See ``Backend.int8_weight_bits``."""
+        products = [kernel for kernel in _computing(layer.kind, _W8A8) if kernel.lacks is not nothing]
+        exact = (
+            bits
+            for bits in (8, 7)
+            if any(kernel.lacks(self._processor, _W8A8.with_weight_bits(bits)) is None for kernel in products)
+        )
+        return next(exact, 8)
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Backend.refuses``."""
+        if choice == FULL_PRECISION:
+            return None
+        return layer.frozen_reason or _layer_refuses(layer, choice) or self._processor_refuses(layer, choice)
+
+    def prepare(
+        self,
+        module: nn.Module,
+        choice: LayerChoice,
+        input_range: ActivationRange | None,
+        shapes: Sequence[Shape] = (),
+    ) -> nn.Module:
+        """See ``Backend.prepare``.
+
+        Raises:
+            CalibrationError: if the choice is static and there is no range.
+        """
+        if choice == FULL_PRECISION:
+            return module
+        needed = range_of(choice, input_range)
+        with torch.no_grad():
+            pick = self._pick(module, choice, shapes)
+            prepared = pick.prepare(corrected(module, choice, input_range), choice, needed).eval()
+        prepared.kernel = pick.name
+        return prepared
+
+    def kernel(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape]) -> str | None:
+        """See ``Backend.kernel``."""
+        return None if choice == FULL_PRECISION else self._pick(module, choice, shapes).name
+
+    def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
+        """See ``Backend.layer_bytes``."""
+        return layer_bytes.layer_bytes(layer, choice)
+
+    def _pick(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape]) -> Pick:
+        """Return the kernels of a layer and choice, timed if there is more than one and they were not yet."""
+        kind = kind_of(module)
+        assert kind is not None
+        kernels = [kernel for kernel in self._usable(kind, choice) if _fits(kernel, module)]
+        if isinstance(module, nn.Linear) and not shapes:
+            shapes = [(rows, module.in_features) for rows in _USUAL_ROWS]
+        if len(kernels) == 1 or not shapes:
+            return only(kernels[-1], shapes)
+        names = tuple(kernel.name for kernel in kernels)
+        layer = (kind, module.extra_repr(), kernels[0].choices, names, choice.weight_bits)
+        key = (*layer, tuple(shapes), torch.get_num_threads())
+        if key not in _timed:
+            _timed[key] = fastest(module, kernels, choice.weight_bits, shapes)
+        return _timed[key]
+
+    def _usable(self, kind: LayerKind, choice: LayerChoice) -> list[Kernel]:
+        return [kernel for kernel in _computing(kind, choice) if kernel.lacks(self._processor, choice) is None]
+
+    def _processor_refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        computing = _computing(layer.kind, choice)
+        if not computing:
+            able = dict.fromkeys(name for kernel in KERNELS if layer.kind in kernel.kinds for name in kernel.choices)
+            return f"no CPU kernel computes {choice.name} {layer.kind} layers; they take fp32, {', '.join(able)}"
+        return None if self._usable(layer.kind, choice) else computing[0].lacks(self._processor, choice)
+
+
+def _computing(kind: LayerKind, choice: LayerChoice) -> list[Kernel]:
+    return [kernel for kernel in KERNELS if kind in kernel.kinds and choice.name in kernel.choices]
+
+
+def _fits(kernel: Kernel, module: nn.Module) -> bool:
+    return not isinstance(module, nn.Linear) or module.in_features % kernel.feature_block == 0
+
+
+def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
+    """Return why no kernel on any processor runs this layer with the choice."""
+    if layer.kind.looks_up and choice.activation is not ActivationMode.NONE:
+        return "embeddings take integer indices, so there is no activation to quantize"
+    if layer.kind in (LayerKind.LSTM, LayerKind.GRU) and choice.needs_calibration:
+        return "hidden states are inputs too, and kernels take their range at each step only; take int8_dynamic"
+    if layer.kind.is_transposed and choice.precision is Precision.INT8:
+        return "PyTorch's int8 kernels of transposed convolutions are wrong for some shapes, or slower than fp32"
+    return _int4_refuses(layer) if choice.precision is Precision.INT4 else None
+
+
+def _int4_refuses(layer: Layer) -> str | None:
+    if layer.kind not in (LayerKind.LINEAR, LayerKind.EMBEDDING, LayerKind.EMBEDDING_BAG):
+        return None
+    outputs, features = layer.weight_shape
+    if layer.kind.looks_up:
+        return f"int4 rows hold two features a byte, but this embedding has {features}" if features % 2 else None
+    if features % INT4_GROUP:
+        return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}"
+    if outputs % 16:
+        return f"the int4 kernel needs output features divisible by 16, but this layer has {outputs}"
+    return None

@@ -1,0 +1,107 @@
+"""The kernels that compute each choice on CPUs. To add one, add an entry: contract tests cover it from then on.
+
+Entries of one choice compute the same numbers, and are alternatives: the fastest at a layer's shapes is taken.
+Measured with AVX2 alone, two threads, relative to fp32: FBGEMM's W8A8 takes 0.12 at 1 row of 2048 x 2048 and oneDNN's
+0.48; at 512 rows they take 0.55 and 0.51. int8 weights at 1 row take 0.24 by ``_weight_int8pack_mm`` and 0.87 widened
+to fp32; at 128 rows of 384 x 1536 1.8 and 1.3 (``python -m benchmarks.kernels``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from search_spaces.choice import LayerChoice, Precision
+from search_spaces.layer import LayerKind
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.cpu import conv, embedding, linear, recurrent
+from workers.backends.cpu.engine import has_fbgemm
+from workers.backends.cpu.widened import WidenedFp16
+from workers.backends.packed import PackedLayer
+from workers.processor import Processor
+
+#: Prepares a layer from its module, its choice, and its calibrated range if the choice needs one.
+Prepare = Callable[[Any, LayerChoice, ActivationRange | None], PackedLayer]
+#: Returns what the processor lacks to run a choice right, and not emulated; None if nothing.
+Lacks = Callable[[Processor, LayerChoice], str | None]
+
+
+def nothing(processor: Processor, choice: LayerChoice) -> str | None:
+    """Return that a kernel runs right everywhere."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One way to compute some choices of some kinds of layers."""
+
+    #: What people know it by, such as ``onednn``; ``fp32`` widens weights, and needs nothing.
+    name: str
+    kinds: tuple[LayerKind, ...]
+    #: Names of the choices it computes.
+    choices: tuple[str, ...]
+    #: Kernels of one choice with the same ``prepare`` read the same packed weights, so that a layer may use several.
+    prepare: Prepare
+    lacks: Lacks = nothing
+    #: Input features must be divisible by it.
+    feature_block: int = 1
+
+
+def _onednn(processor: Processor, choice: LayerChoice) -> str | None:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "needs oneDNN, which this build of PyTorch lacks"
+    return None if choice.weight_bits <= processor.int8_weight_bits else _SATURATES
+
+
+def _fbgemm(processor: Processor, choice: LayerChoice) -> str | None:
+    if not has_fbgemm():
+        return "needs FBGEMM, which PyTorch has on x86 processors with AVX2 only"
+    # FBGEMM knows no VNNI of 256 bits.
+    exact = "avx512_vnni" in processor.features or choice.weight_bits == 7 or choice.precision is Precision.FP16
+    return None if exact else _SATURATES
+
+
+def _bf16(processor: Processor, choice: LayerChoice) -> str | None:
+    return None if processor.has_bf16 else "needs AVX512-BF16 or AMX, which this processor lacks; bf16 would be slow"
+
+
+_SATURATES = "needs VNNI, which this processor lacks; products of 8-bit weights would saturate"
+
+_LINEAR = (LayerKind.LINEAR,)
+_CONV = (LayerKind.CONV1D, LayerKind.CONV2D)
+_TRANSPOSED = (LayerKind.CONV_TRANSPOSE1D, LayerKind.CONV_TRANSPOSE2D)
+_RECURRENT = (LayerKind.LSTM, LayerKind.GRU)
+_EMBEDDING, _BAG = (LayerKind.EMBEDDING,), (LayerKind.EMBEDDING_BAG,)
+_W8A8 = ("int8_static", "int8_static_smooth", "int8_dynamic", "int8_dynamic_per_token")
+_W8A8_CONV = ("int8_static", "int8_dynamic")
+_W4 = ("int4_weight_only", "int4_weight_only_gptq")
+_ROWS = ("int8_weight_only", "int4_weight_only")
+
+#: The first of a choice is right on every processor, if there is such a one: others must agree with it.
+KERNELS: tuple[Kernel, ...] = (
+    Kernel("fp32", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.WidenedProduct)),
+    Kernel("onednn", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.OneDnnProduct), _onednn),
+    Kernel("fbgemm", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.FbgemmProduct), _fbgemm),
+    Kernel("fp32", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear),
+    Kernel("bf16", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, _bf16),
+    # It reads input features in blocks of 16, and runs past the end of others (PyTorch 2.13).
+    Kernel("int8pack", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, feature_block=16),
+    Kernel("fp32", _LINEAR, _W4, linear.WidenedInt4Linear),
+    Kernel("int4pack", _LINEAR, _W4, linear.Int4WeightOnlyLinear),
+    Kernel("bf16", _LINEAR, ("bf16",), linear.Bf16Linear, _bf16),
+    Kernel("fp32", _LINEAR, ("fp16",), WidenedFp16),
+    Kernel("fbgemm", _LINEAR, ("fp16",), linear.FbgemmFp16Linear, _fbgemm),
+    Kernel("fp32", _CONV, _W8A8_CONV, conv.WidenedInt8Conv),
+    Kernel("onednn", _CONV, _W8A8_CONV, conv.Int8Conv, _onednn),
+    Kernel("bf16", _CONV, ("bf16",), conv.Bf16Conv, _bf16),
+    Kernel("bf16", _TRANSPOSED, ("bf16",), conv.Bf16ConvTranspose, _bf16),
+    Kernel("fp32", (*_CONV, *_TRANSPOSED), ("fp16",), WidenedFp16),
+    Kernel("bf16", _RECURRENT, ("bf16",), recurrent.Bf16Recurrent, _bf16),
+    Kernel("fbgemm", _RECURRENT, ("fp16", "int8_dynamic"), recurrent.FbgemmRecurrent, _fbgemm),
+    Kernel("lookup", _EMBEDDING, ("bf16", "fp16"), embedding.HalfEmbedding),
+    Kernel("lookup", _EMBEDDING, _ROWS, embedding.RowwiseEmbedding),
+    Kernel("lookup", _BAG, ("bf16", "fp16"), embedding.HalfEmbeddingBag),
+    Kernel("lookup", _BAG, _ROWS, embedding.RowwiseEmbeddingBag),
+)

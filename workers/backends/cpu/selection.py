@@ -1,0 +1,125 @@
+"""Which kernel computes a layer: the fastest of those that this processor has, timed at the layer's own shapes."""
+
+import itertools
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from search_spaces.choice import choice_named
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.cpu.kernels import Kernel
+from workers.backends.packed import PackedLayer
+
+#: Timed passes of each kernel, in turn with the others; the fastest counts, since others were disturbed.
+_ROUNDS = 7
+#: Kernels that take so many times as long as the fastest in their first passes are not timed further.
+_HOPELESS = 2.0
+#: Seconds after which rounds end.
+_LONGEST_S = 0.1
+#: Largest difference from the first kernel, relative to the outputs: kernels that are wrong are not taken.
+_LARGEST_ERROR = 0.02
+
+#: Shape of an input, batch first.
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """The kernels of one layer and choice, all of one form of packed weights."""
+
+    #: Shape of the input -> the kernel that is fastest there.
+    kernels: Mapping[Shape, Kernel]
+
+    @property
+    def kernel(self) -> Kernel:
+        """The first of the kernels; all prepare the same layer."""
+        return next(iter(self.kernels.values()))
+
+    @property
+    def name(self) -> str:
+        """What people are shown: one name, or one for each number of rows if they differ."""
+        names = {rows_of(shape): kernel.name for shape, kernel in self.kernels.items()}
+        if len(set(names.values())) == 1:
+            return self.kernel.name
+        return ", ".join(f"{name} at {rows} rows" for rows, name in sorted(names.items()))
+
+    def prepare(self, module: nn.Module, *args: object) -> PackedLayer:
+        """Return the layer prepared for these kernels; see ``kernels.Prepare``."""
+        prepared = self.kernel.prepare(module, *args)  # type: ignore[arg-type]
+        follow = getattr(prepared, "follow", None)
+        if follow is not None:
+            follow({rows_of(shape): kernel.name for shape, kernel in self.kernels.items()})
+        return prepared
+
+
+def rows_of(shape: Shape) -> int:
+    """Return the rows that a linear layer sees of an input."""
+    return math.prod(shape[:-1])
+
+
+def only(kernel: Kernel, shapes: Sequence[Shape]) -> Pick:
+    """Return the pick that takes one kernel for all shapes."""
+    return Pick(kernels=dict.fromkeys(shapes or ((1,),), kernel))
+
+
+def fastest(module: nn.Module, kernels: Sequence[Kernel], bits: int, shapes: Sequence[Shape]) -> Pick:
+    """Return the pick that is fastest at ``shapes``; of several, each counts as much as the others.
+
+    Args:
+        module: the full-precision layer.
+        kernels: that compute one choice of it.
+        bits: of int8 weights.
+        shapes: of its inputs, at least one.
+    """
+    taken: dict[Kernel, dict[Shape, float]] = defaultdict(dict)
+    with torch.inference_mode():
+        for shape in shapes:
+            for kernel, elapsed in _times(module, kernels, bits, shape).items():
+                taken[kernel][shape] = elapsed
+    best = {shape: min(times.get(shape, math.inf) for times in taken.values()) for shape in shapes}
+    forms = [
+        [kernel for kernel in of_form if len(taken[kernel]) == len(shapes)]
+        for _, of_form in itertools.groupby(kernels, key=lambda kernel: kernel.prepare)
+    ]
+    picks = [{shape: min(form, key=lambda kernel: taken[kernel][shape]) for shape in shapes} for form in forms if form]
+    return Pick(kernels=min(picks, key=lambda pick: sum(taken[k][shape] / best[shape] for shape, k in pick.items())))
+
+
+def _times(module: nn.Module, kernels: Sequence[Kernel], bits: int, shape: Shape) -> dict[Kernel, float]:
+    """Return kernel -> seconds of a pass, without those that fail or are wrong here."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp_(-4.0, 4.0)
+    choice = choice_named(kernels[0].choices[0]).with_weight_bits(bits)
+    calibrated = ActivationRange(low=-4.0, high=4.0)
+    found: dict[Kernel, float] = {}
+    runs: dict[Kernel, Callable[[], object]] = {}
+    reference = None
+    for kernel in kernels:
+        layer = only(kernel, [shape]).prepare(module, choice, calibrated)
+        try:
+            output = layer(x)
+        except (RuntimeError, NotImplementedError):
+            continue  # a build of PyTorch for another processor may lack it
+        reference = output if reference is None else reference
+        if (output - reference).norm() <= _LARGEST_ERROR * reference.norm():
+            runs[kernel] = partial(layer, x)
+            found[kernel] = min(_seconds(runs[kernel]) for _ in range(2))
+    deadline = time.perf_counter() + _LONGEST_S
+    for _ in range(_ROUNDS):
+        hopeful = [kernel for kernel in found if found[kernel] < _HOPELESS * min(found.values())]
+        for kernel in hopeful:
+            found[kernel] = min(found[kernel], _seconds(runs[kernel]))
+        if len(hopeful) == 1 or time.perf_counter() > deadline:
+            break
+    return found
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
