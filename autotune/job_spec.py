@@ -188,6 +188,7 @@ class SearchSection(_Section):
     choices: tuple[ChoiceName, ...] = (
         "fp32",
         "bf16",
+        "fp16",
         "int8_static",
         "int8_dynamic",
         "int8_dynamic_per_token",

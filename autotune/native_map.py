@@ -86,9 +86,7 @@ class NativeMap:
                 "the map is for other weights: layer names and shapes are equal, but the fingerprints differ; "
                 "ranges would be wrong, so run a new job on these weights"
             )
-        return [
-            replace(found[name], latency_shapes=layer.latency_shapes) for name, layer in self.file.layers.items()
-        ]
+        return [replace(found[name], latency_shapes=layer.latency_shapes) for name, layer in self.file.layers.items()]
 
 
 def read_map(path: str | PathLike[str]) -> NativeMap:

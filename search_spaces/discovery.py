@@ -108,9 +108,7 @@ class _Trace:
 def _traced(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> _Trace:
     """Return what a call of ``run`` shows of named modules."""
     trace = _Trace()
-    handles = [
-        module.register_forward_hook(trace.hook(name), with_kwargs=True) for name, module in modules.items()
-    ]
+    handles = [module.register_forward_hook(trace.hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
         with torch.inference_mode():
             run()

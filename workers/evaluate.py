@@ -273,7 +273,8 @@ class Evaluator:
         found = {}
         for layer in self._prepared.layers:
             lacking = {name: calibration.refuses(layer, choice) for name, choice in CHOICES.items()}
-            found[layer.name] = {name: why for name, why in lacking.items() if why} | self._prepared.refusals(layer.name)
+            found[layer.name] = {name: why for name, why in lacking.items() if why}
+            found[layer.name] |= self._prepared.refusals(layer.name)
         return found
 
     def _layers(self, model: nn.Module, first_batch: Batch) -> tuple[Layer, ...]:

@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from autotune import exporters
 from autotune.errors import ConflictError, ExportError
@@ -27,6 +26,7 @@ from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
 from workers.backends.bias_correction import has_correction
+from workers.backends.cpu.backend import CpuBackend
 from workers.prepared import PreparedModel
 from workers.quality import outputs
 from workers.task import Split

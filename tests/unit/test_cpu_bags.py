@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES
+from workers.backends.cpu.backend import CpuBackend
 
 BACKEND = CpuBackend()
 INDICES = torch.tensor([4, 1, 1, 9, 0, 3, 7])
@@ -27,7 +27,9 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize(("arguments", "given"), FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize(("choice", "limit"), [("bf16", 0.01), ("int8_weight_only", 0.01), ("int4_weight_only", 0.15)])
+@pytest.mark.parametrize(
+    ("choice", "limit"), [("bf16", 0.01), ("fp16", 0.001), ("int8_weight_only", 0.01), ("int4_weight_only", 0.15)]
+)
 def test_bag_of_few_bits_is_the_bag(
     arguments: dict[str, Any], given: tuple[Any, ...], choice: str, limit: float
 ) -> None:

@@ -2,10 +2,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from workers.backends.cpu.linear import Int4WeightOnlyLinear, Int8WeightOnlyLinear
 
+from search_spaces.choice import CHOICES
+from search_spaces.layer import LayerKind
+from search_spaces.quantization_map import ActivationRange
 from workers.backends import weight_quantization
+from workers.backends.cpu.kernels import KERNELS, Kernel
+from workers.backends.cpu.selection import only
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
+from workers.processor import this_processor
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.sampled_from([1e-20, 1e-3, 1.0, 1e6])
@@ -78,9 +83,32 @@ def test_weights_of_zero_stay_zero() -> None:
     assert ((levels - 8) * scales.float() + zeros.float()).abs().max() < 1e-30
 
 
-@pytest.mark.parametrize("packed", [Int4WeightOnlyLinear, Int8WeightOnlyLinear])
-def test_inputs_may_have_any_layout(packed: type[Int4WeightOnlyLinear | Int8WeightOnlyLinear]) -> None:
-    # Attention over pixels reads (samples, channels, pixels) transposed, which a batch of one leaves as it is.
-    layer, x = packed(torch.nn.Linear(64, 64)), weights(0, 1, 64, 4).transpose(1, 2)
+LINEAR = [
+    pytest.param(kernel, choice, id=f"{kernel.name}-{choice}")
+    for kernel in KERNELS
+    if LayerKind.LINEAR in kernel.kinds
+    for choice in kernel.choices
+    if not (CHOICES[choice].is_smooth or CHOICES[choice].is_gptq)
+]
+
+
+@pytest.mark.parametrize(("kernel", "choice"), LINEAR)
+def test_inputs_may_have_any_layout(kernel: Kernel, choice: str) -> None:
+    wanted = CHOICES[choice].with_weight_bits(7)
+    lacking = kernel.lacks(this_processor(), wanted)
+    if lacking is not None:
+        pytest.skip(lacking)
     with torch.inference_mode():
-        torch.testing.assert_close(layer(x), layer(x.contiguous()))
+        layer = only(kernel, []).prepare(torch.nn.Linear(64, 64), wanted, ActivationRange(low=-4.0, high=4.0))
+        # Attention over pixels reads (samples, channels, pixels) transposed, which a batch of one leaves as it is.
+        x = weights(0, 1, 64, 4).transpose(1, 2)
+        # bf16 products of another order round to the neighbouring number now and then.
+        torch.testing.assert_close(layer(x), layer(x.contiguous()), rtol=0.0, atol=0.02 if "bf16" in choice else 1e-5)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (7, 63)])
+def test_int8_takes_the_bits_it_is_given(bits: int, largest: int) -> None:
+    weight = weights(0, 6, 40)
+    values, scales = int8_per_channel(weight, bits=bits)
+    assert values.abs().amax(dim=1).tolist() == [largest] * 6
+    assert ((values * scales[:, None] - weight).abs() <= 0.501 * scales[:, None]).all()

@@ -120,7 +120,6 @@ def test_own_task_is_short() -> None:
 
 def test_own_task_is_measured_quantized() -> None:
     from workers.backends.cpu.backend import CpuBackend
-
     from workers.evaluate import Evaluator
 
     if CpuBackend().unavailable() is not None:

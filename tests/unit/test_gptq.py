@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from autotune.job_spec import JobSpec
 from search_spaces.choice import CHOICES
@@ -17,6 +16,7 @@ from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments
 from workers.backends import gptq
+from workers.backends.cpu.backend import CpuBackend
 from workers.backends.packed import range_of
 from workers.backends.weight_quantization import INT4_GROUP, int4_per_group
 from workers.calibration.calibrate import calibrate, with_moments

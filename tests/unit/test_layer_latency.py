@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import layer_latency
+from workers.backends.cpu.backend import CpuBackend
 from workers.clock import HOST_CLOCK, Clock
 from workers.prepared import CACHE_BYTES, PreparedModel
 

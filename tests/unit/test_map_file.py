@@ -15,7 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from autotune import load_map
 from autotune.errors import ConflictError
@@ -28,6 +27,7 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing, map_key
+from workers.backends.cpu.backend import CpuBackend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
 from workers.measurement import Environment

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 import pytest
 import torch
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.discovery import discover
 from search_spaces.errors import AutotuneError, ChoiceError, MapError
 from search_spaces.quantization_map import ActivationRange
 from workers import memory
+from workers.backends.cpu.backend import CpuBackend
 from workers.backends.packed import PackedLayer
 from workers.errors import CalibrationError
 from workers.prepared import PreparedModel

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.discovery import discover
 from workers import quality
+from workers.backends.cpu.backend import CpuBackend
 from workers.evaluate import Evaluator
 from workers.prepared import PreparedModel
 from workers.sensitivity import estimate as estimation

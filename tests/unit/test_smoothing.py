@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from workers.backends.cpu.backend import CpuBackend
 
 from autotune.job_spec import JobSpec
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing
+from workers.backends.cpu.backend import CpuBackend
 from workers.backends.packed import range_of
 from workers.backends.smoothed import multiplied
 from workers.calibration.calibrate import calibrate, with_smoothing

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torchvision import models
-from workers.backends.cpu.backend import CpuBackend
 
 from search_spaces.discovery import discover, skipped
+from workers.backends.cpu.backend import CpuBackend
 from workers.errors import TaskError
 from workers.fingerprint import fingerprint
 from workers.prepared import PreparedModel

@@ -119,7 +119,7 @@ class CpuBackend(EagerBackend):
     def _processor_refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         computing = _computing(layer.kind, choice)
         if not computing:
-            able = dict.fromkeys(name for kernel in KERNELS if layer.kind in kernel.kinds for name in kernel.choices)
+            able = [name for name, other in CHOICES.items() if _computing(layer.kind, other)]
             return f"no CPU kernel computes {choice.name} {layer.kind} layers; they take fp32, {', '.join(able)}"
         return None if self._usable(layer.kind, choice) else computing[0].lacks(self._processor, choice)
 

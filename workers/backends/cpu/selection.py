@@ -1,12 +1,10 @@
 """Which kernel computes a layer: the fastest of those that this processor has, timed at the layer's own shapes."""
 
-import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -24,6 +22,9 @@ _HOPELESS = 2.0
 _LONGEST_S = 0.1
 #: Largest difference from the first kernel, relative to the outputs: kernels that are wrong are not taken.
 _LARGEST_ERROR = 0.02
+
+#: Range of the inputs that kernels are timed with.
+_RANGE = ActivationRange(low=-4.0, high=4.0)
 
 #: Shape of an input, batch first.
 Shape = tuple[int, ...]
@@ -77,49 +78,46 @@ def fastest(module: nn.Module, kernels: Sequence[Kernel], bits: int, shapes: Seq
         bits: of int8 weights.
         shapes: of its inputs, at least one.
     """
-    taken: dict[Kernel, dict[Shape, float]] = defaultdict(dict)
+    choice = choice_named(kernels[0].choices[0]).with_weight_bits(bits)
+    taken: dict[Kernel, dict[Shape, float]] = {kernel: {} for kernel in kernels}
     with torch.inference_mode():
+        layers = {kernel: only(kernel, shapes).prepare(module, choice, _RANGE) for kernel in kernels}
         for shape in shapes:
-            for kernel, elapsed in _times(module, kernels, bits, shape).items():
+            for kernel, elapsed in _times(layers, shape).items():
                 taken[kernel][shape] = elapsed
     best = {shape: min(times.get(shape, math.inf) for times in taken.values()) for shape in shapes}
-    forms = [
-        [kernel for kernel in of_form if len(taken[kernel]) == len(shapes)]
-        for _, of_form in itertools.groupby(kernels, key=lambda kernel: kernel.prepare)
-    ]
-    picks = [{shape: min(form, key=lambda kernel: taken[kernel][shape]) for shape in shapes} for form in forms if form]
+    forms: dict[object, list[Kernel]] = defaultdict(list)
+    for kernel, times in taken.items():
+        if len(times) == len(shapes):
+            forms[kernel.prepare].append(kernel)
+    picks = [{shape: min(form, key=lambda k: taken[k][shape]) for shape in shapes} for form in forms.values()]
     return Pick(kernels=min(picks, key=lambda pick: sum(taken[k][shape] / best[shape] for shape, k in pick.items())))
 
 
-def _times(module: nn.Module, kernels: Sequence[Kernel], bits: int, shape: Shape) -> dict[Kernel, float]:
-    """Return kernel -> seconds of a pass, without those that fail or are wrong here."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp_(-4.0, 4.0)
-    choice = choice_named(kernels[0].choices[0]).with_weight_bits(bits)
-    calibrated = ActivationRange(low=-4.0, high=4.0)
+def _times(layers: Mapping[Kernel, PackedLayer], shape: Shape) -> dict[Kernel, float]:
+    """Return kernel -> seconds of a pass at one shape, without those that fail or are wrong here."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp_(_RANGE.low, _RANGE.high)
     found: dict[Kernel, float] = {}
-    runs: dict[Kernel, Callable[[], object]] = {}
     reference = None
-    for kernel in kernels:
-        layer = only(kernel, [shape]).prepare(module, choice, calibrated)
+    for kernel, layer in layers.items():
         try:
             output = layer(x)
         except (RuntimeError, NotImplementedError):
             continue  # a build of PyTorch for another processor may lack it
         reference = output if reference is None else reference
         if (output - reference).norm() <= _LARGEST_ERROR * reference.norm():
-            runs[kernel] = partial(layer, x)
-            found[kernel] = min(_seconds(runs[kernel]) for _ in range(2))
+            found[kernel] = min(_seconds(layer, x) for _ in range(2))
     deadline = time.perf_counter() + _LONGEST_S
     for _ in range(_ROUNDS):
         hopeful = [kernel for kernel in found if found[kernel] < _HOPELESS * min(found.values())]
-        for kernel in hopeful:
-            found[kernel] = min(found[kernel], _seconds(runs[kernel]))
         if len(hopeful) == 1 or time.perf_counter() > deadline:
             break
+        for kernel in hopeful:
+            found[kernel] = min(found[kernel], _seconds(layers[kernel], x))
     return found
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(layer: PackedLayer, x: torch.Tensor) -> float:
     start = time.perf_counter()
-    run()
+    layer(x)
     return time.perf_counter() - start

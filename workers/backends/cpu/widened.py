@@ -29,7 +29,7 @@ class WidenedFp16(PackedLayer):
         self._twin = [twin]
         self.packed_bytes = stored_bytes(*stored.values())
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the original does with these weights."""
         (twin,) = self._twin
-        return functional_call(twin, {name: stored.float() for name, stored in twin.named_parameters()}, args)
+        return functional_call(twin, {name: stored.float() for name, stored in twin.named_parameters()}, args, kwargs)
