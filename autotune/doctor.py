@@ -7,10 +7,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from autotune.store.open import open_store
 from search_spaces.errors import AutotuneError
 from workers.tasks import build_task, task_names
+
+if TYPE_CHECKING:
+    from workers.backends.cpu.speed import Speed
 
 #: Free bytes below which a database is likely to run out of space during a job.
 _LEAST_FREE = 500 << 20
@@ -31,6 +35,7 @@ def examine(database: str) -> list[Finding]:
     checks: dict[str, Callable[[], str]] = {
         "python": lambda: platform.python_version(),
         "pytorch": _pytorch,
+        "processor": _processor,
         "kernels": _kernels,
         "ray": _ray,
         "machine": _machine,
@@ -39,6 +44,13 @@ def examine(database: str) -> list[Finding]:
     }
     findings = [_find(name, check) for name, check in checks.items()]
     return findings + [_find(f"task {name}", functools.partial(_task, name)) for name in task_names()]
+
+
+def choice_speeds() -> "list[Speed]":
+    """Return what each choice takes on this processor, relative to full precision; takes about a second."""
+    from workers.backends.cpu.speed import speeds
+
+    return speeds()
 
 
 def _find(name: str, check: Callable[[], str]) -> Finding:
@@ -53,6 +65,13 @@ def _pytorch() -> str:
 
     cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no CUDA device"
     return f"{torch.__version__}, {cuda}"
+
+
+def _processor() -> str:
+    from workers.processor import this_processor
+
+    here = this_processor()
+    return f"{here.kind}; weights of int8 products have {here.int8_weight_bits} bits"
 
 
 def _kernels() -> str:

@@ -1,83 +1,105 @@
-"""Time every choice of the backend on single layers, as the search will run them: median of many calls, in ms."""
+"""Time every kernel of every choice on single layers, in turn with full precision, and check which one is taken.
 
+    python -m benchmarks.kernels [--rounds 40] [--mask]
+
+Each line is a layer and a choice, with the median time of each kernel relative to full precision's in the same rounds.
+The kernel that the backend takes is marked ``*``; the last line tells how far the worst of these is from the fastest.
+``--mask`` runs with the features of AVX2 alone.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import nn
 
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
-from search_spaces.quantization_map import ActivationRange, Smoothing
-from workers.backends import build_backend
-from workers.calibration.moments import MomentSketch
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.cpu.backend import CpuBackend
+from workers.backends.cpu.kernels import KERNELS
+from workers.backends.cpu.selection import only
 from workers.environment import usable_cores
+from workers.processor import AVX2_ALONE, this_processor
 
-CALLS, WARM_UP = 200, 20
-LOW, HIGH = -4.0, 4.0
-INDICES = torch.randint(0, 30_522, (1, 128))
+RANGE = ActivationRange(low=-4.0, high=4.0)
 CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     **{
-        f"linear {rows} x {features} -> {outputs}": (
+        f"linear {rows} x {features} x {outputs}": (
             lambda features=features, outputs=outputs: nn.Linear(features, outputs),
             torch.randn(rows, features),
         )
-        for features, outputs in ((384, 1536), (1024, 4096))
-        for rows in (1, 8, 32, 128, 512)
+        for rows, features, outputs in (
+            *((1, 384, 1536), (1, 2048, 2048), (16, 2048, 2048), (32, 384, 384)),
+            *((128, 384, 384), (128, 384, 1536), (128, 1536, 384), (512, 384, 1536), (512, 2048, 2048)),
+        )
     },
-    "conv2d 64 x 56 x 56 -> 64, 3 x 3": (lambda: nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 56, 56)),
-    "the same, channels_last": (
-        lambda: nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last),
-        torch.randn(1, 64, 56, 56).contiguous(memory_format=torch.channels_last),
-    ),
-    "conv1d 384 x 500 -> 384, 3": (lambda: nn.Conv1d(384, 384, 3, padding=1), torch.randn(1, 384, 500)),
-    "transposed conv2d 64 x 32 x 32 -> 32, 4 x 4 / 2": (
+    "conv2d 64 x 56 x 56, 64 of 3 x 3": (lambda: nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 56, 56)),
+    "conv2d 96 x 28 x 28, depthwise": (lambda: nn.Conv2d(96, 96, 3, padding=1, groups=96), torch.randn(1, 96, 28, 28)),
+    "conv2d 96 x 28 x 28, 192 of 1 x 1": (lambda: nn.Conv2d(96, 192, 1), torch.randn(1, 96, 28, 28)),
+    "conv1d 384 x 500, 384 of 3": (lambda: nn.Conv1d(384, 384, 3, padding=1), torch.randn(1, 384, 500)),
+    "transposed conv2d 64 x 32 x 32, 32 of 4 x 4": (
         lambda: nn.ConvTranspose2d(64, 32, 4, 2, 1),
         torch.randn(1, 64, 32, 32),
     ),
-    "lstm 64 steps x 256 -> 512, 2 layers": (lambda: nn.LSTM(256, 512, 2), torch.randn(64, 1, 256)),
-    "gru 64 steps x 256 -> 512, 2 layers": (lambda: nn.GRU(256, 512, 2), torch.randn(64, 1, 256)),
-    "lstm 32 steps of 16 x 256 -> 256, both ways": (
-        lambda: nn.LSTM(256, 256, bidirectional=True),
-        torch.randn(32, 16, 256),
-    ),
-    "embedding 128 rows of 384": (lambda: nn.Embedding(30_522, 384), INDICES),
-    "embedding bags, 64 of 32 rows of 128": (
-        lambda: nn.EmbeddingBag(100_000, 128, mode="sum"),
-        torch.randint(0, 100_000, (64, 32)),
-    ),
+    "lstm 64 steps of 256, 512 features": (lambda: nn.LSTM(256, 512), torch.randn(64, 1, 256)),
+    "embedding 128 rows of 384": (lambda: nn.Embedding(30_522, 384), torch.randint(0, 30_522, (1, 128))),
 }
 
 
-def median_ms(module: nn.Module, x: torch.Tensor) -> float:
-    elapsed = []
-    with torch.inference_mode():
-        for _ in range(WARM_UP + CALLS):
+def medians(modules: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Return name -> median of its seconds over the last rounds, all modules taking turns."""
+    elapsed: dict[str, list[float]] = {name: [] for name in modules}
+    for _ in range(rounds + 3):
+        for name, module in modules.items():
             start = time.perf_counter()
             module(x)
-            elapsed.append(time.perf_counter() - start)
-    return float(np.median(elapsed[WARM_UP:])) * 1e3
+            elapsed[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[3:]) for name, times in elapsed.items()}
 
 
-def main() -> None:
+def main(rounds: int) -> None:
     torch.set_num_threads(usable_cores())
-    backend = build_backend("auto")
-    print(backend.hardware())
+    torch.manual_seed(0)
+    backend, processor = CpuBackend(), this_processor()
+    print(f"{backend.hardware()}, load {os.getloadavg()[0]:.1f}, {rounds} rounds")
+    worst, worst_at = 1.0, ""
     for title, (build, x) in CASES.items():
         model = nn.Sequential(build()).eval()
         (layer,) = discover(model, lambda m, x=x: m(x))
-        smoothing = Smoothing(factors=(1.0,) * layer.weight_shape[-1], low=LOW, high=HIGH)
-        sketch = MomentSketch(layer.weight_shape[-1])
-        sketch.add(torch.ones(1, layer.weight_shape[-1]))
-        calibrated = ActivationRange(low=LOW, high=HIGH, smoothing=smoothing, moments=sketch.moments())
-        figures = [
-            f"{choice.name} {median_ms(backend.prepare(model[0], choice, calibrated), x):.3f}"
-            for choice in CHOICES.values()
-            if backend.refuses(layer, choice) is None
-        ]
-        print(f"{title}: {', '.join(figures)}")
+        for plain in CHOICES.values():
+            if plain.is_smooth or plain.is_gptq:
+                continue  # they run the kernels of the plain choices
+            choice = plain.with_weight_bits(backend.int8_weight_bits(layer))
+            kernels = [k for k in KERNELS if layer.kind in k.kinds and choice.name in k.choices]
+            able = [kernel for kernel in kernels if kernel.lacks(processor, choice) is None]
+            if not able or backend.refuses(layer, choice) is not None:
+                continue
+            with torch.inference_mode():
+                modules = {k.name: only(k, [tuple(x.shape)]).prepare(model[0], choice, RANGE) for k in able}
+                taken = backend.kernel(model[0], choice, [tuple(x.shape)])
+                times = medians({"full precision": model[0], **modules}, x, rounds)
+            full_s = times.pop("full precision")
+            shown = ", ".join(f"{name}{'*' * (name == taken)} {took / full_s:.2f}" for name, took in times.items())
+            print(f"{title}, {choice.name}: {shown}", flush=True)
+            behind = times[str(taken)] / min(times.values())
+            if behind > worst:
+                worst, worst_at = behind, f"{title}, {choice.name}"
+    print(f"The kernels taken are at most {100 * (worst - 1):.1f} % slower than the fastest ({worst_at or 'none'}).")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--mask", action="store_true", help="run with the features of AVX2 alone")
+    arguments = parser.parse_args()
+    if arguments.mask:
+        # PyTorch reads these when it is imported.
+        command = [sys.executable, "-m", "benchmarks.kernels", "--rounds", str(arguments.rounds)]
+        sys.exit(subprocess.run(command, env={**os.environ, **AVX2_ALONE}, check=False).returncode)
+    main(arguments.rounds)

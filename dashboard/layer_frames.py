@@ -199,6 +199,7 @@ def _layer_row(
         "choice": choice.name,
         "precision": choice.precision.value,
         "letter": letter(choice),
+        "kernel": description.kernels.get(layer.name, {}).get(choice.name),
         "weight_bytes": size,
         "bytes": bytes_text(size),
         "flops_share": layer.flops / total_flops if total_flops else 0.0,

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import torch
 
-#: Environment variable that masks the processor: a comma-separated list of the features it may have at most. It masks
-#: what we read; ``ONEDNN_MAX_CPU_ISA``, ``ATEN_CPU_CAPABILITY`` and ``FBGEMM_ENABLE_INSTRUCTIONS`` mask PyTorch's
-#: kernels.
+#: Environment variable that masks the processor: a comma-separated list of the features it may have at most.
 MASK = "AUTOTUNE_CPU_FEATURES"
+
+#: Environment of a process that is to find AVX2 alone, as on processors before VNNI: ``MASK`` hides what we read, the
+#: others what the libraries of PyTorch's kernels read as they are loaded.
+AVX2_ALONE = {
+    MASK: "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 
 #: Features that choose kernels or numbers, by PyTorch's names, and what people call them.
 _FEATURES = {

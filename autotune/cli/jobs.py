@@ -251,7 +251,9 @@ def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
     reasons = {layer.name: layer.frozen_reason for layer in layers if layer.frozen_reason}
     reasons |= description.skipped if description else {}
     static = {layer for layer, choice in trial.choices.items() if choice.endswith("_static") and layer in ranges}
+    kernels = description.kernels if description else {}
     columns = {
+        "kernel": {n: kernels[n][choice] for n, choice in trial.choices.items() if choice in kernels.get(n, {})},
         "input range": {layer: f"{ranges[layer].low:.3g} .. {ranges[layer].high:.3g}" for layer in static},
         "clipped on shifted data": {layer: f"{100 * clipped[layer]:.2g} %" for layer in static & clipped.keys()},
         "stays fp32 because": reasons,

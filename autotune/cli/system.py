@@ -1,13 +1,15 @@
 """Commands about the installation: tasks, init, doctor, dashboard, db."""
 
+import dataclasses
 import importlib.resources
 import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -17,11 +19,14 @@ from rich.text import Text
 from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
 from autotune.cli.output import out, print_json, say
 from autotune.client.connect import connect_to_service
-from autotune.doctor import Finding, examine
+from autotune.doctor import Finding, choice_speeds, examine
 from autotune.errors import ConflictError, JobSpecError
 from autotune.job_spec import JobSpec
 from autotune.store.open import migrate
 from workers.tasks import list_tasks, load_task_file, task_info
+
+if TYPE_CHECKING:
+    from workers.backends.cpu.speed import Speed
 
 #: How far the dashboard stands back for searches on the same machine; see ``os.nice``.
 NICENESS = 10
@@ -87,9 +92,11 @@ def init(
 
 def doctor(database: Database, as_json: AsJson = False) -> None:
     """Check that this machine can tune, and say what to do where it cannot."""
-    findings = examine(database)
+    findings, speeds = examine(database), choice_speeds()
     if as_json:
-        print_json({"ok": all(f.ok for f in findings), "findings": [_finding_json(f) for f in findings]})
+        choices = [dataclasses.asdict(speed) for speed in speeds]
+        data = {"findings": [_finding_json(f) for f in findings], "choices": choices}
+        print_json({"ok": all(f.ok for f in findings), **data})
     else:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("", "check", "finding"):
@@ -98,8 +105,27 @@ def doctor(database: Database, as_json: AsJson = False) -> None:
             mark = Text("ok", style="green") if finding.ok else Text("problem", style="bold red")
             table.add_row(mark, Text(finding.name), Text(finding.text))
         out.print(table)
+        out.print(_speed_table(speeds))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _speed_table(speeds: Sequence["Speed"]) -> Table:
+    """Return what each choice takes of full precision's time, and by which kernel."""
+    from workers.backends.cpu.speed import FEATURES, OUTPUTS, ROWS  # with PyTorch, which takes seconds to import
+
+    title = f"Time of a linear layer, {FEATURES} to {OUTPUTS} features, relative to fp32"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
+    table.add_column("choice")
+    for rows in ROWS:
+        table.add_column(f"{rows} row{'s' if rows > 1 else ''}", overflow="fold")
+    for speed in speeds:
+        if speed.refused is None:
+            cells = [f"{speed.ratios[rows]:.2f}  {speed.kernels[rows]}" for rows in ROWS]
+            table.add_row(speed.choice, *map(Text, cells))
+    refused = [f"{speed.choice}: {speed.refused}" for speed in speeds if speed.refused is not None]
+    table.caption, table.caption_justify = "\n".join(refused), "left"
+    return table
 
 
 def dashboard(

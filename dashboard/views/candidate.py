@@ -49,6 +49,7 @@ _COLUMNS = (
     "kind",
     "shape",
     "choice",
+    "kernel",
     "bytes",
     "flops_share",
     "latency_ms",
@@ -199,6 +200,9 @@ def _table(frame: pd.DataFrame) -> None:
             "kind": "Kind",
             "shape": "Weight shape",
             "choice": st.column_config.TextColumn("Choice", width=140),
+            "kernel": st.column_config.TextColumn(
+                "Kernel", help="The fastest of those that this processor has, timed at the layer's own shapes"
+            ),
             "bytes": "Size",
             "flops_share": st.column_config.NumberColumn("Share of FLOPs", format="percent"),
             "latency_ms": st.column_config.NumberColumn("Time (ms)", format="%.3f", help="As probed, inside the layer"),

@@ -97,8 +97,10 @@ def trial(choices: Mapping[str, str] = CHOSEN) -> TrialRecord:
     )  # fmt: skip
 
 
-def document(choices: Mapping[str, str] = CHOSEN, **layer_changes: Any) -> dict[str, Any]:
-    data = map_document(JOB, trial(choices))
+def document(
+    choices: Mapping[str, str] = CHOSEN, description: ModelDescription | None = None, **layer_changes: Any
+) -> dict[str, Any]:
+    data = map_document(replace(JOB, description=description or JOB.description), trial(choices))
     data["layers"]["head"] |= layer_changes
     return data
 
@@ -321,9 +323,8 @@ def test_another_model_is_refused_and_left_alone(
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
-        ("int8_static", "'head' cannot take int8_static: needs VNNI"),
         ("bf16", "'head' cannot take bf16: needs AVX512-BF16"),
-        ("fp8_static", "'head' cannot take fp8_static: x86 has no fp8_static kernel for linear layers"),
+        ("fp8_static", "'head' cannot take fp8_static: no CPU kernel computes fp8_static linear layers"),
     ],
 )
 def test_what_this_processor_cannot_run_is_refused(
@@ -337,6 +338,37 @@ def test_what_this_processor_cannot_run_is_refused(
     assert list(model.modules()) == before
 
 
+@pytest.mark.parametrize("bits", [7, 8])
+def test_integers_of_a_map_are_those_of_the_processor_it_was_made_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    own = Model().eval()
+    chosen = CHOSEN | {"head": "int8_static"}
+    prepared = PreparedModel(
+        own, discover(own, lambda m: m(X)), CpuBackend(), RANGES, weight_bits=dict.fromkeys(CHOSEN, bits)
+    )
+    prepared.apply(chosen)
+    made = document(chosen)
+    made["layers"]["head"]["weight_bits"] = bits
+    for features in ({}, {"avx2": True}, {"avx2": True, "avx512_vnni": True}):
+        if features:
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
+        applied = load_map(saved(tmp_path, made)).apply(Model())
+        with torch.inference_mode():
+            torch.testing.assert_close(applied(X), own(X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_map_has_bits_and_shapes_of_its_layers() -> None:
+    described = job().description
+    assert described is not None
+    layers = tuple(replace(layer, latency_shapes=((1, 2), (1, 1))) for layer in described.layers)
+    made = document(CHOSEN | {"head": "int8_dynamic"}, replace(described, layers=layers, weight_bits={"head": 7}))
+    file = MapFile.model_validate(made)
+    assert file.layers["head"].latency_shapes == ((1, 2), (1, 1))
+    assert file.weight_bits() == {"words": 8, "block.0": 8, "head": 7}
+    assert file.quantization_map().choices["head"].weight_bits == 7
+
+
 @pytest.mark.parametrize("choice", ["int8_static_smooth", "int4_weight_only_gptq"])
 def test_a_layer_of_a_calibrated_method_is_rebuilt_from_the_file_alone(tmp_path: Path, choice: str) -> None:
     write(document(CHOSEN | {"head": choice}), tmp_path / "map.json")
@@ -348,8 +380,8 @@ def test_a_layer_of_a_calibrated_method_is_rebuilt_from_the_file_alone(tmp_path:
 
 
 def test_an_unknown_backend_names_its_neighbour(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="unknown backend 'x87'; did you mean 'x86'"):
-        load_map(saved(tmp_path, json.dumps(document() | {"backend": "x87"}))).apply(Model())
+    with pytest.raises(BackendError, match="unknown backend 'cpi'; did you mean 'cpu'"):
+        load_map(saved(tmp_path, json.dumps(document() | {"backend": "cpi"}))).apply(Model())
 
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "map-v1.json"

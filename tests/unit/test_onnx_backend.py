@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 from autotune.exporters.base import Source
@@ -24,7 +26,7 @@ from workers.backends.onnx import OnnxRuntimeBackend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
 from workers.onnx import deployed as deployed_module
-from workers.onnx import profiling
+from workers.onnx import layers, profiling
 from workers.onnx.deployed import OnnxDeployed
 from workers.prepared import PreparedModel
 from workers.setup import MeasurementSettings
@@ -216,7 +218,7 @@ class Wasteful(Task):
 
 def test_layer_without_a_place_in_the_graph_is_named() -> None:
     backend = OnnxRuntimeBackend()
-    with pytest.raises(BackendError, match=r"lacks the layers unused: .* use the backend x86"):
+    with pytest.raises(BackendError, match=r"lacks the layers unused: .* use the backend cpu"):
         backend.deploy(Wasteful(), prepared_model(Wasteful(), backend), (1,))
 
 
@@ -245,14 +247,50 @@ def test_what_would_be_widened_is_refused(choice: str) -> None:
     assert f"widens {choice} weights to fp32" in str(OnnxRuntimeBackend().refuses(layer, CHOICES[choice]))
 
 
-def test_int8_products_need_vnni_on_x86(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("machine", "features", "bits"),
+    [("x86_64", {"avx2": True}, 7), ("x86_64", {"avx_vnni": True}, 8), ("aarch64", {"neon": True}, 8)],
+)
+def test_int8_products_have_the_bits_that_the_processor_gets_right(
+    monkeypatch: pytest.MonkeyPatch, machine: str, features: dict[str, bool], bits: int
+) -> None:
     (layer,) = discover(nn.Sequential(nn.Linear(8, 8)), lambda m: m(torch.zeros(1, 8)))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    for machine, refused in (("x86_64", True), ("aarch64", False)):
-        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
-        reason = OnnxRuntimeBackend().refuses(layer, CHOICES["int8_dynamic"])
-        assert (reason is not None and "needs VNNI" in reason) == refused
-    assert OnnxRuntimeBackend().refuses(layer, CHOICES["int8_weight_only"]) is None
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    backend, choice = OnnxRuntimeBackend(), CHOICES["int8_dynamic"]
+    assert backend.int8_weight_bits(layer) == bits
+    assert backend.refuses(layer, choice.with_weight_bits(bits)) is None
+    reason = backend.refuses(layer, choice)
+    assert (reason is None) if bits == 8 else (reason is not None and "needs VNNI" in reason)
+    assert backend.refuses(layer, CHOICES["int8_weight_only"]) is None
+
+
+@pytest.mark.parametrize("choice", ["int8_static", "int8_dynamic", "int8_dynamic_per_token"])
+@pytest.mark.parametrize("features", [64, 384, 2048])
+def test_seven_bits_do_not_saturate(choice: str, features: int) -> None:
+    # All weights and inputs at their ends: without VNNI, products of eight bits would not fit 16-bit sums.
+    module = nn.Linear(features, 32, bias=False).eval()
+    module.weight.data = torch.full_like(module.weight, 63.0)
+    x = torch.full((40, features), 255.0)
+    fragment = layers.fragment(module, CHOICES[choice].with_weight_bits(7), ActivationRange(low=0.0, high=255.0))
+    outputs = run_fragment(fragment, x)
+    torch.testing.assert_close(outputs, torch.full((40, 32), 255.0 * 63.0 * features), rtol=1e-5, atol=0.0)
+
+
+def run_fragment(fragment: layers.Fragment, x: torch.Tensor) -> torch.Tensor:
+    """Return what ONNX Runtime computes of one layer."""
+    nodes = fragment.place(layer="layer", call="call", reads="x", writes="y")
+    constants = []
+    for name, constant in fragment.constants.items():
+        constants.append(onnx.TensorProto())
+        constants[-1].CopyFrom(constant)
+        constants[-1].name = f"layer.{name}"
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "layer", values[:1], values[1:], constants)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(layers.MICROSOFT, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])
 
 
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

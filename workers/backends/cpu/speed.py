@@ -1,0 +1,75 @@
+"""How fast each choice is on this processor, beside full precision: one linear layer of a common shape."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice
+from search_spaces.discovery import discover
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.cpu.backend import CpuBackend
+from workers.environment import usable_cores
+
+#: Features of the layer, that of many a transformer's, and numbers of rows: one token, and a text.
+FEATURES, OUTPUTS, ROWS = 768, 3072, (1, 128)
+#: Timed passes of each; the fastest counts.
+_PASSES = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """One choice on this processor."""
+
+    choice: str
+    #: Why no kernel runs it; None if one does.
+    refused: str | None = None
+    #: Number of rows -> name of the kernel, and its time relative to full precision's.
+    kernels: dict[int, str]
+    ratios: dict[int, float]
+
+
+def speeds() -> list[Speed]:
+    """Return what every choice of a linear layer takes relative to full precision, with all cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_cores())
+    try:
+        with torch.inference_mode():
+            return _speeds(CpuBackend())
+    finally:
+        torch.set_num_threads(before)
+
+
+def _speeds(backend: CpuBackend) -> list[Speed]:
+    linear = nn.Linear(FEATURES, OUTPUTS)
+    inputs = {rows: torch.randn(rows, FEATURES).clamp_(-4.0, 4.0) for rows in ROWS}
+    (layer,) = discover(nn.Sequential(linear), lambda model: model(inputs[1]))
+    full_s = {rows: _seconds(linear, x) for rows, x in inputs.items()}
+    found = []
+    for plain in CHOICES.values():
+        # Those that need more of calibration run the kernels of those that do not.
+        if plain == FULL_PRECISION or plain.is_smooth or plain.is_gptq:
+            continue
+        choice = plain.with_weight_bits(backend.int8_weight_bits(layer))
+        refused = backend.refuses(layer, choice)
+        timed = {} if refused else {rows: _prepared(backend, linear, choice, x) for rows, x in inputs.items()}
+        kernels = {rows: name for rows, (name, _) in timed.items()}
+        ratios = {rows: elapsed / full_s[rows] for rows, (_, elapsed) in timed.items()}
+        found.append(Speed(choice=choice.name, refused=refused, kernels=kernels, ratios=ratios))
+    return found
+
+
+def _prepared(backend: CpuBackend, linear: nn.Linear, choice: LayerChoice, x: torch.Tensor) -> tuple[str, float]:
+    shapes = [tuple(x.shape)]
+    prepared = backend.prepare(linear, choice, ActivationRange(low=-4.0, high=4.0), shapes)
+    return backend.kernel(linear, choice, shapes) or "", _seconds(prepared, x)
+
+
+def _seconds(module: nn.Module, x: torch.Tensor) -> float:
+    elapsed = []
+    for _ in range(_PASSES + 2):
+        start = time.perf_counter()
+        module(x)
+        elapsed.append(time.perf_counter() - start)
+    return min(elapsed[2:])
