@@ -3,8 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from search_spaces.layer import Layer
 from workers import clock, device_lock, environment, latency, memory, quality
 from workers.attention import unroll_attention
 from workers.backends import build_backend
-from workers.calibration.calibrate import calibrate, clipped_shares, with_moments, with_smoothing
+from workers.calibration.calibrate import calibrated
 from workers.fingerprint import fingerprint
 from workers.latency import Contender
 from workers.measurement import Environment, LatencySamples, Measurement, Workload
@@ -54,7 +53,11 @@ class Evaluator:
         self._timed = {size: self._workloads(size) for size in self._settings.batch_sizes}
         layers = self._layers(model, first_batch)
         bits = setup.weight_bits or {layer.name: self._backend.int8_weight_bits(layer) for layer in layers}
-        calibration = self._calibration(setup, model, layers, bits)
+        calibration = (
+            calibrated(self._task, model, layers, setup.calibration, bits)
+            if setup.ranges is None
+            else Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
+        )
         #: The layers in PyTorch; what is measured is the deployed model.
         self._prepared = PreparedModel(
             model, layers, self._backend, calibration.ranges, cache_bytes=setup.cache_bytes, weight_bits=bits
@@ -68,7 +71,7 @@ class Evaluator:
         self.description = ModelDescription(
             fingerprint=print_of_weights,
             layers=layers,
-            refusals=self._refusals(calibration),
+            refusals=_refusals(self._prepared, calibration),
             layer_bytes=self._prepared.layer_bytes(),
             other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
@@ -252,31 +255,6 @@ class Evaluator:
         self._forward_seconds += time.perf_counter() - start
         return max(peaks)
 
-    def _calibration(
-        self, setup: WorkerSetup, model: nn.Module, layers: Sequence[Layer], bits: Mapping[str, int]
-    ) -> Calibration:
-        if setup.ranges is not None:
-            return Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
-        batches = self._task.calibration()
-        found = calibrate(model, layers, batches, self._task.forward, setup.calibration)
-        if setup.calibration.smoothing:
-            found = with_smoothing(found, model, layers, batches, self._task.forward, bits)
-        if setup.calibration.moments:
-            found = with_moments(found, model, layers, batches, self._task.forward)
-        if Split.SHIFTED not in splits(self._task):
-            return found
-        shifted = self._task.evaluation(Split.SHIFTED)
-        return replace(found, clipped=clipped_shares(model, found.ranges, shifted, self._task.forward))
-
-    def _refusals(self, calibration: Calibration) -> dict[str, dict[str, str]]:
-        """Return layer name -> choice name -> why it is refused, by the backend or for what calibration lacks."""
-        found = {}
-        for layer in self._prepared.layers:
-            lacking = {name: calibration.refuses(layer, choice) for name, choice in CHOICES.items()}
-            found[layer.name] = {name: why for name, why in lacking.items() if why}
-            found[layer.name] |= self._prepared.refusals(layer.name)
-        return found
-
     def _layers(self, model: nn.Module, first_batch: Batch) -> tuple[Layer, ...]:
         """Return the quantizable layers, with the shapes of their inputs where latency is measured."""
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
@@ -300,6 +278,15 @@ class Evaluator:
             device=self._backend.device,
             libraries=self._backend.libraries,
         )
+
+
+def _refusals(prepared: PreparedModel, calibration: Calibration) -> dict[str, dict[str, str]]:
+    """Return layer name -> choice name -> why it is refused, by the backend or for what calibration lacks."""
+    found = {}
+    for layer in prepared.layers:
+        lacking = {name: calibration.refuses(layer, choice) for name, choice in CHOICES.items()}
+        found[layer.name] = {name: why for name, why in lacking.items() if why} | prepared.refusals(layer.name)
+    return found
 
 
 def _prepare_and_run(timed: Timed, model: nn.Module) -> None:

@@ -28,6 +28,7 @@ from search_spaces.layer import LayerKind
 from workers.backends.bias_correction import has_correction
 from workers.backends.cpu.backend import CpuBackend
 from workers.prepared import PreparedModel
+from workers.processor import this_processor
 from workers.quality import outputs
 from workers.task import Split
 from workers.tasks import build_task, load_task_file
@@ -56,7 +57,7 @@ def source(task_name: str) -> Source:
 
 def expressible(exporter: Exporter, task_name: str, choice: str) -> dict[str, str]:
     """The map that gives the choice to every fusion group that may take it in the format and on the backend."""
-    backend, wanted = CpuBackend(), choice_named(choice)
+    backend, wanted = CpuBackend(), choice_named(choice).with_weight_bits(this_processor().int8_weight_bits)
     refused = {
         fusion_group(layer.name)
         for layer in source(task_name).layers
@@ -108,7 +109,7 @@ def assert_equal_within_rounding(
     task = build_task(file.task, file.task_parameters)
     own = source(file.task)
     loaded = exporter.load(folder, manifest.details, own.build_model)
-    prepared = PreparedModel(own.build_model(), own.layers, CpuBackend(), file.ranges())
+    prepared = PreparedModel(own.build_model(), own.layers, CpuBackend(), file.ranges(), weight_bits=file.weight_bits())
     prepared.apply(file.quantization_map().names)
     actual, expected = (outputs(task, model, Split.EVALUATION) for model in (loaded, prepared.model))
     assert actual.shape == expected.shape

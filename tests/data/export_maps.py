@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.map_file import MappedMoments, MappedSmoothing
+from search_spaces.choice import choice_named
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange
 from workers.attention import unroll_attention
 from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
 from workers.fingerprint import fingerprint
+from workers.processor import this_processor
 from workers.setup import CalibrationSettings
 from workers.task import Split
 from workers.tasks import build_task
 
 
 @functools.cache
-def blank(task_name: str, backend: str = "x86") -> Mapping[str, Any]:
+def blank(task_name: str, backend: str = "cpu") -> Mapping[str, Any]:
     """A map of a task with every layer in full precision and every range calibrated."""
     task = build_task(task_name, {})
     model = task.build_model()
@@ -25,7 +27,9 @@ def blank(task_name: str, backend: str = "x86") -> Mapping[str, Any]:
     unroll_attention(model, lambda m: task.forward(m, batch))
     layers = discover(model, lambda m: task.forward(m, batch))
     found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())
-    found = with_smoothing(found, model, layers, task.calibration(), task.forward)
+    # The integers of exports are those that this processor gets right.
+    bits = dict.fromkeys((layer.name for layer in layers), this_processor().int8_weight_bits)
+    found = with_smoothing(found, model, layers, task.calibration(), task.forward, bits)
     found = with_moments(found, model, layers, task.calibration(), task.forward)
     return {
         "schema": "autotune.map/v1",
@@ -63,9 +67,11 @@ def calibrated(known: ActivationRange | None) -> dict[str, Any]:
     }
 
 
-def with_choices(task_name: str, choices: Mapping[str, str], backend: str = "x86") -> dict[str, Any]:
+def with_choices(task_name: str, choices: Mapping[str, str], backend: str = "cpu") -> dict[str, Any]:
     """The map that gives layers these choices, and full precision to the others."""
     document: dict[str, Any] = json.loads(json.dumps(blank(task_name, backend)))
+    bits = this_processor().int8_weight_bits
     for name, choice in choices.items():
-        document["layers"][name]["choice"] = choice
+        layer = document["layers"][name]
+        layer |= {"choice": choice, "weight_bits": choice_named(choice).with_weight_bits(bits).weight_bits}
     return document

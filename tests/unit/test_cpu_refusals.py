@@ -13,6 +13,7 @@ from workers.backends.cpu import kernels
 from workers.backends.cpu.backend import CpuBackend
 from workers.errors import BackendError
 from workers.prepared import PreparedModel
+from workers.processor import MASK
 
 LINEAR = Layer(
     name="fc", kind=LayerKind.LINEAR, weight_shape=(64, 96), has_bias=True, weight_bytes=24_832, input_shape=(1, 96),
@@ -26,6 +27,7 @@ BAG = replace(EMBEDDING, kind=LayerKind.EMBEDDING_BAG, weight_shape=(10, 7))
 
 
 def with_processor(monkeypatch: pytest.MonkeyPatch, **features: bool) -> CpuBackend:
+    monkeypatch.delenv(MASK, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     return CpuBackend()
 

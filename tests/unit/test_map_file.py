@@ -373,7 +373,8 @@ def test_a_map_has_bits_and_shapes_of_its_layers() -> None:
 def test_a_layer_of_a_calibrated_method_is_rebuilt_from_the_file_alone(tmp_path: Path, choice: str) -> None:
     write(document(CHOSEN | {"head": choice}), tmp_path / "map.json")
     own = Model().eval()
-    prepared = PreparedModel(own, discover(own, lambda m: m(X)), CpuBackend(), RANGES)
+    bits = dict.fromkeys(CHOSEN, 8)
+    prepared = PreparedModel(own, discover(own, lambda m: m(X)), CpuBackend(), RANGES, weight_bits=bits)
     prepared.apply(CHOSEN | {"head": choice})
     with torch.inference_mode():
         assert torch.equal(load_map(tmp_path / "map.json").apply(Model())(X), own(X))

@@ -29,6 +29,7 @@ from workers.onnx import deployed as deployed_module
 from workers.onnx import layers, profiling
 from workers.onnx.deployed import OnnxDeployed
 from workers.prepared import PreparedModel
+from workers.processor import MASK, this_processor
 from workers.setup import MeasurementSettings
 from workers.task import OutputKind, Split
 
@@ -171,7 +172,13 @@ def map_file(choices: dict[str, str]) -> MapFile:
         model_fingerprint=fingerprint(model),
         layers={
             layer.name: MappedLayer(
-                kind=layer.kind, weight_shape=layer.weight_shape, choice=choices[layer.name], input_range=(-4.0, 4.0)
+                kind=layer.kind,
+                weight_shape=layer.weight_shape,
+                choice=choices[layer.name],
+                weight_bits=CHOICES[choices[layer.name]]
+                .with_weight_bits(this_processor().int8_weight_bits)
+                .weight_bits,
+                input_range=(-4.0, 4.0),
             )
             for layer in discover(model, lambda m: m(X))
         },
@@ -255,6 +262,7 @@ def test_int8_products_have_the_bits_that_the_processor_gets_right(
     monkeypatch: pytest.MonkeyPatch, machine: str, features: dict[str, bool], bits: int
 ) -> None:
     (layer,) = discover(nn.Sequential(nn.Linear(8, 8)), lambda m: m(torch.zeros(1, 8)))
+    monkeypatch.delenv(MASK, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     backend, choice = OnnxRuntimeBackend(), CHOICES["int8_dynamic"]

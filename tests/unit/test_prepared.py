@@ -1,16 +1,19 @@
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from search_spaces.choice import CHOICES, LayerChoice
+from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import AutotuneError, ChoiceError, MapError
 from search_spaces.quantization_map import ActivationRange
 from workers import memory
+from workers.backends.cpu import backend as cpu
 from workers.backends.cpu.backend import CpuBackend
+from workers.backends.cpu.kernels import KERNELS
 from workers.backends.packed import PackedLayer
 from workers.errors import CalibrationError
 from workers.prepared import PreparedModel
@@ -18,6 +21,12 @@ from workers.setup import CACHE_BYTES, Calibration, ModelDescription
 
 X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
 RANGE = ActivationRange(low=-4.0, high=4.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_kernel_of_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have layers in fp16 be the same wherever the tests run."""
+    monkeypatch.setattr(cpu, "KERNELS", tuple(k for k in KERNELS if (k.name, *k.choices) != ("fbgemm", "fp16")))
 
 
 class CountingBackend(CpuBackend):
@@ -28,11 +37,11 @@ class CountingBackend(CpuBackend):
         self.prepared = 0
         self.fail_at = -1
 
-    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+    def prepare(self, *arguments: Any) -> nn.Module:
         self.prepared += 1
         if self.prepared == self.fail_at:
             raise MemoryError("no memory left")
-        return super().prepare(module, choice, input_range)
+        return super().prepare(*arguments)
 
 
 class Model(nn.Module):
@@ -107,19 +116,19 @@ def test_reset_brings_full_precision_back() -> None:
 
 def test_result_depends_on_the_map_alone() -> None:
     prepared, _ = prepared_model()
-    prepared.apply({"head": "bf16"})
+    prepared.apply({"head": "fp16"})
     expected = outputs(prepared)
     prepared.apply(uniform("int8_weight_only"))
-    prepared.apply({"head": "bf16"})
+    prepared.apply({"head": "fp16"})
     assert torch.equal(outputs(prepared), expected)
-    assert kinds(prepared) == {"Linear", "Bf16Linear"}
+    assert kinds(prepared) == {"Linear", "WidenedFp16"}
 
 
 def test_each_layer_and_choice_is_prepared_once() -> None:
     prepared, backend = prepared_model()
     assert backend.prepared == 0
     for _ in range(3):
-        prepared.apply(uniform("bf16"))
+        prepared.apply(uniform("fp16"))
         prepared.apply(uniform("int8_dynamic"))
         prepared.reset()
     assert backend.prepared == 2 * len(FREE)
@@ -128,10 +137,10 @@ def test_each_layer_and_choice_is_prepared_once() -> None:
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
-        ({"headd": "bf16"}, MapError, "unknown layer 'headd'; did you mean 'head'"),
+        ({"headd": "fp16"}, MapError, "unknown layer 'headd'; did you mean 'head'"),
         ({"head": "int3"}, ChoiceError, "unknown choice 'int3'"),
-        ({"head": "fp16"}, MapError, "layer 'head' cannot take fp16: x86 has no fp16 kernel"),
-        ({"left": "bf16"}, MapError, "layer 'left' cannot take bf16: shares its weight"),
+        ({"head": "fp8_dynamic"}, MapError, "layer 'head' cannot take fp8_dynamic: no CPU kernel"),
+        ({"left": "fp16"}, MapError, "layer 'left' cannot take fp16: shares its weight"),
         ({"blocks.0.0": "int8_static"}, CalibrationError, "int8_static needs the calibrated range"),
     ],
 )
@@ -139,7 +148,7 @@ def test_map_that_does_not_fit_leaves_the_model_alone(
     names: Mapping[str, str], error: type[AutotuneError], message: str
 ) -> None:
     prepared, _ = prepared_model()
-    prepared.apply(uniform("bf16"))
+    prepared.apply(uniform("fp16"))
     before, installed = outputs(prepared), dict(prepared.model.named_modules())
     with pytest.raises(error, match=message):
         prepared.apply({"blocks.1.0": "int8_dynamic", **names})
@@ -165,7 +174,7 @@ def counted(model: nn.Module) -> int:
     return packed + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-MAPS = [{}, *map(uniform, ("bf16", "int8_dynamic", "int4_weight_only")), {"head": "int8_static", "blocks.1.0": "bf16"}]
+MAPS = [{}, *map(uniform, ("fp16", "int8_dynamic", "int4_weight_only")), {"head": "int8_static", "blocks.1.0": "fp16"}]
 
 
 @pytest.mark.parametrize("names", MAPS)
@@ -190,31 +199,33 @@ def test_bytes_are_known_beforehand(names: Mapping[str, str]) -> None:
 
 def test_bytes_are_listed_for_every_choice_not_refused() -> None:
     prepared, _ = prepared_model()
-    assert set(prepared.layer_bytes()["head"]) == {name for name in CHOICES if not name.startswith(("fp16", "fp8"))}
+    assert set(prepared.layer_bytes()["head"]) - {"bf16"} == {
+        name for name in CHOICES if name != "bf16" and not name.startswith("fp8")
+    }
     assert set(prepared.layer_bytes()["left"]) == {"fp32"}
 
 
-BF16_BYTES = 2 * (32 * 32 + 32)
+FP16_BYTES = 2 * 32 * 32 + 4 * 32
 
 
 def test_cache_drops_what_was_used_longest_ago() -> None:
-    prepared, backend = prepared_model(cache_bytes=2 * BF16_BYTES)
+    prepared, backend = prepared_model(cache_bytes=2 * FP16_BYTES)
     for layer in FREE:
-        prepared.apply({layer: "bf16"})
-    prepared.apply({"head": "bf16"})
-    prepared.apply({"blocks.1.0": "bf16"})
+        prepared.apply({layer: "fp16"})
+    prepared.apply({"head": "fp16"})
+    prepared.apply({"blocks.1.0": "fp16"})
     assert backend.prepared == 3
-    prepared.apply({"blocks.0.0": "bf16"})
+    prepared.apply({"blocks.0.0": "fp16"})
     assert backend.prepared == 4
 
 
 def test_cache_never_drops_what_is_installed() -> None:
     prepared, backend = prepared_model(cache_bytes=0)
-    prepared.apply(uniform("bf16"))
+    prepared.apply(uniform("fp16"))
     assert prepared.weight_bytes() == counted(prepared.model)
-    prepared.apply({**uniform("bf16"), "head": "int8_dynamic"})
+    prepared.apply({**uniform("fp16"), "head": "int8_dynamic"})
     assert backend.prepared == 4
-    prepared.apply(uniform("bf16"))
+    prepared.apply(uniform("fp16"))
     assert backend.prepared == 5
 
 
@@ -226,35 +237,35 @@ class Watching(CountingBackend):
         self.alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.counts: list[int] = []
 
-    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
+    def prepare(self, *arguments: Any) -> nn.Module:
         self.counts.append(len(self.alive))
-        prepared = super().prepare(module, choice, input_range)
+        prepared = super().prepare(*arguments)
         self.alive.add(prepared)
         return prepared
 
 
 def test_one_map_goes_as_the_next_one_comes() -> None:
     prepared, backend = prepared_model(cache_bytes=0, backend=Watching())
-    prepared.apply(uniform("bf16"))
+    prepared.apply(uniform("fp16"))
     prepared.apply(uniform("int8_dynamic"))
     assert backend.counts == [0, 1, 2, 3, 3, 3]
 
 
 def test_failure_brings_back_layers_that_were_dropped() -> None:
     prepared, backend = prepared_model(cache_bytes=0)
-    prepared.apply(uniform("bf16"))
+    prepared.apply(uniform("fp16"))
     before = outputs(prepared)
     backend.fail_at = len(FREE) + 2
     with pytest.raises(MemoryError):
         prepared.apply(uniform("int8_dynamic"))
     assert torch.equal(outputs(prepared), before)
-    assert kinds(prepared) == {"Linear", "Bf16Linear"}
+    assert kinds(prepared) == {"Linear", "WidenedFp16"}
 
 
 def test_layers_of_one_map_do_not_push_each_other_out() -> None:
-    prepared, backend = prepared_model(cache_bytes=2 * BF16_BYTES)
+    prepared, backend = prepared_model(cache_bytes=2 * FP16_BYTES)
     for _ in range(3):
-        prepared.apply(uniform("bf16"))
+        prepared.apply(uniform("fp16"))
         prepared.reset()
     assert backend.prepared == 5
 
@@ -268,16 +279,16 @@ def test_memory_is_given_back_while_layers_are_prepared(monkeypatch: pytest.Monk
     model.apply({})
     model.apply(uniform("int8_dynamic"))
     assert released_at == [2]
-    model.apply(uniform("bf16"))
+    model.apply(uniform("fp16"))
     assert released_at == [2, 4, 6]
 
 
 def test_cache_keeps_its_bound_while_layers_are_probed() -> None:
-    prepared, backend = prepared_model(cache_bytes=BF16_BYTES)
-    prepared.apply({"head": "bf16"})
+    prepared, backend = prepared_model(cache_bytes=FP16_BYTES)
+    prepared.apply({"head": "fp16"})
     for _ in range(2):
         for layer in FREE:
-            prepared.module(layer, "bf16")
+            prepared.module(layer, "fp16")
     assert backend.prepared == 5
     assert prepared.weight_bytes() == counted(prepared.model)
 
@@ -297,13 +308,13 @@ class Reader(nn.Module):
 def test_prepared_layer_tells_of_its_weight_but_has_none() -> None:
     x = torch.randn(3, 32)
     prepared, _ = prepared_model(Reader(), x=x)
-    prepared.apply({"layer": "bf16"})
+    prepared.apply({"layer": "fp16"})
     assert outputs(prepared, x).isfinite().all()
     weight = prepared.model.get_submodule("layer").weight
     assert isinstance(weight, torch.Tensor)
     assert (weight.shape, weight.dtype, weight.untyped_storage().nbytes()) == ((16, 32), torch.float32, 4)
     assert weight.isnan().all()
-    assert prepared.weight_bytes() == 2 * (16 * 32 + 16)
+    assert prepared.weight_bytes() == 2 * 16 * 32 + 4 * 16
 
 
 class Encoder(nn.Module):
@@ -320,7 +331,7 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.project(x)))
 
 
-@pytest.mark.parametrize("choice", ["bf16", "int8_dynamic", "int8_weight_only"])
+@pytest.mark.parametrize("choice", ["fp16", "int8_dynamic", "int8_weight_only"])
 def test_model_with_fused_encoder_layers_runs(choice: str) -> None:
     x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
     prepared, _ = prepared_model(Encoder(), x=x)

@@ -380,6 +380,9 @@ class OverflowsWithoutGradients(Overflows):
 def test_layer_that_overflows_is_finite_and_worst(build: type[nn.Module], estimator: Estimator) -> None:
     task = given(build)
     prepared = task.prepared()
+    lacking = prepared.refusals("large").get("bf16")
+    if lacking is not None:
+        pytest.skip(lacking)
     assert not outputs(task, prepared, {"large": "bf16"}).isfinite().all()
     found = run(task, prepared, ["bf16"])
     assert found.estimator is estimator

@@ -14,6 +14,7 @@ from search_spaces.quantization_map import ActivationRange, SecondMoments, Smoot
 from workers.backends import build_backend
 from workers.backends.torchao import TorchAoBackend
 from workers.errors import BackendError, CalibrationError
+from workers.processor import this_processor
 
 BACKEND = TorchAoBackend("cpu")
 RANGE = ActivationRange(
@@ -31,7 +32,7 @@ def linear(features: int = 64, outputs: int = 32) -> nn.Linear:
 
 
 def prepared(name: str, module: nn.Module | None = None, backend: TorchAoBackend = BACKEND) -> nn.Module:
-    choice = choice_named(name)
+    choice = choice_named(name).with_weight_bits(this_processor().int8_weight_bits)
     return backend.prepare(module or linear(), choice, RANGE if choice.needs_calibration else None)
 
 

@@ -47,7 +47,7 @@ def difference(folder: Path, format_name: str, exported: Mapping[str, Any]) -> f
     task, source = build_task(file.task, {}), read_source(file)
     exporter = exporters.build_exporter(format_name)
     loaded = exporter.load(folder, Manifest.read(folder).details, task.build_model)
-    prepared = PreparedModel(source.model, source.layers, BACKEND, file.ranges())
+    prepared = PreparedModel(source.model, source.layers, BACKEND, file.ranges(), weight_bits=file.weight_bits())
     prepared.apply(file.quantization_map().names)
     actual, expected = (outputs(task, model, Split.EVALUATION) for model in (loaded, prepared.model))
     return float((actual - expected).norm() / expected.norm())

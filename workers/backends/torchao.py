@@ -18,6 +18,7 @@ from workers.backends.eager import EagerBackend
 from workers.backends.packed import PackedLayer, range_of
 from workers.backends.smoothed import SmoothedLinear
 from workers.libraries import missing, optional_libraries
+from workers.processor import this_processor
 
 _HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
@@ -53,6 +54,10 @@ class TorchAoBackend(EagerBackend):
         if self.device == "cpu":
             return environment.cpu_hardware()
         return gpu.hardware()
+
+    def int8_weight_bits(self, layer: Layer) -> int:
+        """See ``Backend.int8_weight_bits``."""
+        return this_processor().int8_weight_bits if self.device == "cpu" else 8
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Backend.refuses``."""

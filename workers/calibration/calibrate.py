@@ -21,7 +21,31 @@ from workers.calibration.observers import observed_range, summary
 from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
 from workers.setup import Calibration, CalibrationSettings
-from workers.task import Batch
+from workers.task import Batch, Split, Task, splits
+
+
+def calibrated(
+    task: Task,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    settings: CalibrationSettings,
+    weight_bits: Mapping[str, int],
+) -> Calibration:
+    """Return all that the settings of a job want to know of the layers' inputs, from the task's calibration batches.
+
+    ``weight_bits`` has the bits of int8 weights by the name of their layer. What ranges clip on shifted data is added
+    if the task has such data.
+    """
+    batches = task.calibration()
+    found = calibrate(model, layers, batches, task.forward, settings)
+    if settings.smoothing:
+        found = with_smoothing(found, model, layers, batches, task.forward, weight_bits)
+    if settings.moments:
+        found = with_moments(found, model, layers, batches, task.forward)
+    if Split.SHIFTED not in splits(task):
+        return found
+    shifted = task.evaluation(Split.SHIFTED)
+    return replace(found, clipped=clipped_shares(model, found.ranges, shifted, task.forward))
 
 
 def calibrate(
