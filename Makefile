@@ -15,6 +15,15 @@ PYTEST_FLAGS :=
 ALONE := $(addprefix tests/,browser chaos e2e contracts/test_pools.py) $(addprefix tests/unit/,test_latency.py \
 	test_layer_latency.py test_lease.py test_sharing.py test_store_patience.py test_waiting.py)
 
+# What depends on the processor runs twice: as it is, and with the features of AVX2 alone, as before VNNI. These are
+# workers.processor.AVX2_ALONE.
+AVX2_ALONE := AUTOTUNE_CPU_FEATURES=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+	FBGEMM_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+ON_EVERY_PROCESSOR := $(addprefix tests/,contracts/test_backends.py contracts/test_cpu_kernels.py \
+	contracts/test_exporters.py) \
+	$(wildcard $(addprefix tests/unit/test_,cpu_*.py onnx_*.py torchao_*.py)) $(addprefix tests/unit/test_,\
+	bias_correction.py gptq.py map_file.py prepared.py processor.py sensitivity.py smoothing.py)
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -65,6 +74,7 @@ check: $(VENV)/.installed-test ## Lint, check formatting, types and the directio
 .PHONY: test
 test: check chromium $(VENV)/.installed-vision ## Run every check and every test
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_FLAGS) $(ALONE:%=--ignore=%)
+	$(AVX2_ALONE) OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_FLAGS) $(ON_EVERY_PROCESSOR)
 	$(BIN)/pytest $(PYTEST_FLAGS) $(ALONE)
 	PYTHONPATH=$(VENV)/vision $(BIN)/pytest $(PYTEST_FLAGS) tests/vision
 

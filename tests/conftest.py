@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -186,3 +187,19 @@ def pytest_runtest_setup() -> None:
     """Give what is drawn without a seed the same values, whichever tests ran before."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+#: Reasons for skipped tests that are listed at the end of a run; others are only counted.
+_REASONS = 12
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped for which reason: a processor without a feature has many."""
+    skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()) if report.longrepr]
+    reasons = Counter(reason.removeprefix("Skipped: ") for reason in skipped).most_common()
+    if reasons:
+        terminalreporter.section(f"{len(skipped)} skipped")
+    for reason, count in reasons[:_REASONS]:
+        terminalreporter.write_line(f"{count:5}  {reason}")
+    if rest := reasons[_REASONS:]:
+        terminalreporter.write_line(f"{sum(count for _, count in rest):5}  {len(rest)} other reasons")

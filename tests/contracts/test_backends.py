@@ -97,7 +97,14 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Layer, torch.Tensor
     return model[0], layer, x
 
 
-@pytest.mark.parametrize("choice", CHOICES.values(), ids=lambda choice: choice.name)
+#: Every choice, those with int8 products also as processors without VNNI take them.
+EVERY_CHOICE = [
+    *CHOICES.values(),
+    *(choice.with_weight_bits(7) for choice in CHOICES.values() if choice.needs_int8_products),
+]
+
+
+@pytest.mark.parametrize("choice", EVERY_CHOICE, ids=lambda choice: f"{choice.name}-{choice.weight_bits}")
 def test_choice_is_refused_in_a_sentence_or_runs(
     backend: Backend, case: tuple[nn.Module, Layer, torch.Tensor], choice: LayerChoice
 ) -> None:
