@@ -45,13 +45,16 @@ def _key(job: JobRecord) -> str:
     assert job.description is not None
     spec, described = JobSpec.parse(job.spec), job.description
     calibration = spec.worker_setup().calibration
-    # Only what is asked for has a place in the key, so that probes recorded before it could be are found.
+    # Only what is asked for and what is known has a place in the key, so that probes recorded before are found.
     asked = {name: True for name in ("smoothing", "moments", "bias_correction") if getattr(calibration, name)}
+    environment = dataclasses.asdict(dataclasses.replace(described.environment, load=0.0))
+    if not described.environment.kind:
+        del environment["kind"]
     parts = {
         "fingerprint": described.fingerprint,
         "task": spec.task.model_dump(mode="json"),
         "calibration": spec.calibration.model_dump(mode="json", exclude={"bias_correction"}) | asked,
         "batch_size": spec.measurement.batch_sizes[0],
-        "environment": dataclasses.asdict(dataclasses.replace(described.environment, load=0.0)),
+        "environment": environment,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

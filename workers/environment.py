@@ -9,6 +9,7 @@ from importlib import metadata
 import torch
 
 from workers import gpu
+from workers.hardware import kind_of
 from workers.measurement import Environment
 from workers.processor import this_processor
 
@@ -27,6 +28,7 @@ def capture(*, hardware: str, backend: str, device: str, libraries: Sequence[str
     """Return the environment as it is now; ``libraries`` are distributions the backend runs with."""
     return Environment(
         hardware=hardware,
+        kind=kind_of(device),
         backend=backend,
         threads=torch.get_num_threads(),
         load=os.getloadavg()[0],

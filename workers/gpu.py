@@ -14,9 +14,21 @@ def capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
 
 
+def model() -> str:
+    """Return its model, for example ``NVIDIA H100 80GB HBM3``."""
+    return torch.cuda.get_device_name()
+
+
+def models() -> tuple[str, ...]:
+    """Return the model of each visible GPU; nothing where PyTorch sees none."""
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+
+
 def hardware() -> str:
-    """Return its name and compute capability, for people."""
-    return f"{torch.cuda.get_device_name()}, compute capability {'.'.join(map(str, capability()))}"
+    """Return its model and compute capability, for people."""
+    return f"{model()}, compute capability {'.'.join(map(str, capability()))}"
 
 
 def identity() -> str:

@@ -44,6 +44,8 @@ class Environment:
 
     #: Processor or accelerator, for example ``Intel(R) Xeon(R) Processor, 2 cores``.
     hardware: str
+    #: Its kind: figures of two kinds do not compare. Empty in records from before kinds were told apart.
+    kind: str = ""
     #: Backend that ran the layers.
     backend: str
     #: Threads PyTorch used inside one operator.

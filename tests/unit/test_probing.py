@@ -122,6 +122,7 @@ OTHER = {
     "percentile": (SPEC | {"calibration": {"observer": "percentile", "percentile": 99.9}}, DESCRIPTION),
     "batch size": (SPEC | {"measurement": {"batch_sizes": [8, 1]}}, DESCRIPTION),
     "hardware": (SPEC, environment(hardware="another cpu")),
+    "kind": (SPEC, environment(kind="another kind")),
     "backend": (SPEC, environment(backend="cuda")),
     "threads": (SPEC, environment(threads=1)),
     "version": (SPEC, environment(versions={"torch": "3"})),
@@ -136,6 +137,13 @@ def test_job_that_differs_is_probed_anew(spec: Mapping[str, Any], description: M
     assert pool.probed == 2
     assert second != first
     assert obtain(store, job(store), pool) == first
+
+
+def test_probes_from_before_kinds_were_told_apart_are_found() -> None:
+    store, pool = MemoryStore(), FakePool()
+    recorded = pool.probe()
+    store.record_probes("261f6c8cd4f930504ffc193d272e0b92db8b127f37e25cde1bcafd8346b06171", recorded)
+    assert probes_of(store, job(store)) == recorded
 
 
 def test_model_that_cannot_be_probed_is_searched_without() -> None:
