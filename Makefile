@@ -12,7 +12,7 @@ PYTEST_FLAGS :=
 
 # Tests that drive browsers, services or Ray, or measure how long something takes: one at a time. All others run in
 # two processes, each file in one of them.
-ALONE := $(addprefix tests/,browser chaos e2e contracts/test_pools.py) $(addprefix tests/unit/,test_latency.py \
+ALONE := $(addprefix tests/,browser chaos e2e contracts/test_pools.py contracts/test_pool_kinds.py) $(addprefix tests/unit/,test_latency.py \
 	test_layer_latency.py test_lease.py test_sharing.py test_store_patience.py test_waiting.py)
 
 # What depends on the processor runs twice: as it is, and with the features of AVX2 alone, as before VNNI. These are

@@ -97,6 +97,10 @@ class PoolSettings:
     ray_address: str = "local"
     #: Whether other jobs use the cluster too: then ``count`` is the most there may be, and workers are waited for.
     shared: bool = False
+    #: Kind of hardware the user wants, or a part of its name in any case; None takes what most workers fit on.
+    hardware: str | None = None
+    #: Kind of hardware that measured for the job before; then no other will do. Empty if none is known.
+    kind: str = ""
     #: Seconds after which a measurement counts as hung and its worker is replaced.
     trial_timeout_s: float = 600.0
 

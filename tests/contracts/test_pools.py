@@ -1,6 +1,7 @@
 """The contract of ``workers.pools.base.Pool``, run over both implementations."""
 
 import math
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from workers.errors import PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome, Pool, Rival
 from workers.pools.build import build_pool
+from workers.processor import this_processor
 from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
 
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")
@@ -284,6 +286,16 @@ def test_this_process_stays_the_only_worker() -> None:
     pool.resize(0)
     assert pool.slots == 1
     pool.close()
+
+
+@pytest.mark.parametrize("pool", ["inline", "ray"])
+def test_the_only_worker_there_is_must_be_of_the_kind_that_is_named(cluster: None, pool: str) -> None:
+    kind = this_processor().kind
+    named = build_pool(pool, setup(), PoolSettings(cpus=1, hardware=kind[2:].upper()))
+    assert named.describe().environment.kind == kind
+    named.close()
+    with pytest.raises(PoolError, match=f"workers.hardware is 'H100', but .*{re.escape(kind)}"):
+        build_pool(pool, setup(), PoolSettings(cpus=1, hardware="H100"))
 
 
 def test_a_shared_pool_starts_small_and_knows_the_cluster(start_ray: Start) -> None:

@@ -72,6 +72,8 @@ class Capacity:
     gpus: float
     #: CPUs of the smallest machine that has any.
     machine_cpus: float
+    #: Kinds of hardware that workers on it may be of; empty if that is not known.
+    kinds: frozenset[str] = frozenset()
 
     def cpus_per_worker(self, wanted: float | None, count: int) -> float:
         """Return the CPUs of one of ``count`` workers; without a wish they share a machine."""

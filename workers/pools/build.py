@@ -8,14 +8,14 @@ def build_pool(name: str, setup: WorkerSetup, settings: PoolSettings) -> Pool:
     """Return a started pool: ``inline`` or ``ray``.
 
     Raises:
-        PoolError: if no worker can be started.
+        PoolError: if no worker can be started, or none on the hardware that is wanted.
         TaskError: if the task cannot be built.
     """
     # Ray and torch take seconds to import, so each pool is imported only where it is used.
     if name == "inline":
         from workers.pools.inline import InlinePool
 
-        return InlinePool(setup)
+        return InlinePool(setup, settings.hardware)
     from workers.pools.ray_pool import RayPool
 
     return RayPool(setup, settings)

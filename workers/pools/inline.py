@@ -7,6 +7,7 @@ from workers.evaluate import Evaluator
 from workers.measurement import Failure, Measurement
 from workers.pools.base import Candidate, Outcome
 from workers.pools.failure import failure_of, starting
+from workers.pools.kinds import is_called
 from workers.setup import ModelDescription, Probes, WorkerSetup
 
 
@@ -16,9 +17,20 @@ class InlinePool:
     slots = 1
     queues = False
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, hardware: str | None = None) -> None:
+        """Load the task; see ``PoolSettings.hardware``.
+
+        Raises:
+            PoolError: if this process measures on other hardware.
+        """
         with starting(setup.task_file):
             self._evaluator = Evaluator(setup)
+        kind = self.describe().environment.kind
+        if hardware is not None and not is_called(kind, hardware):
+            raise PoolError(
+                f"workers.hardware is {hardware!r}, but this process measures on {kind!r}; "
+                "run the job on such hardware, or take the pool ray on a cluster that has it"
+            )
         self._outcomes: list[Outcome] = []
 
     def capacity(self) -> None:

@@ -1,4 +1,4 @@
-"""The pool on Ray: long-lived actors that hold the model; the only file that imports ray."""
+"""The pool on Ray: long-lived actors that hold the model; their nodes are in ``ray_nodes``."""
 
 import dataclasses
 import logging
@@ -6,18 +6,17 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from search_spaces.errors import AutotuneError
 from workers.errors import ClusterLostError, PoolError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Candidate, Capacity, Outcome
 from workers.pools.failure import failure_of, starting
+from workers.pools.ray_errors import cause_of, cluster_errors, cluster_lost, crash_cause, one_line
+from workers.pools.ray_nodes import Nodes, Told, look
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 
 if TYPE_CHECKING:
@@ -37,10 +36,12 @@ class _Worker:
             # Ray leaves the devices visible to workers that asked for none (ray issue 54868).
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._setup = setup
+        self._gpus = gpus
         self._evaluator: Evaluator | None = None
 
-    def start(self) -> None:
-        """Do nothing; that it was done says that the worker's process has started."""
+    def start(self) -> Told:
+        """Return what this worker runs on; that it answers says that its process has started."""
+        return look(self._setup.backend, self._gpus)
 
     def describe(self) -> ModelDescription:
         return self._ready().description
@@ -79,8 +80,25 @@ class _Running:
     deadline: float
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Hired:
+    """A worker of the pool."""
+
+    actor: Any
+    #: What it says about its node; ready when its process has started.
+    start: Any
+    #: Nodes it may be on.
+    nodes: frozenset[str]
+    has_started: bool = False
+
+    def waits(self) -> bool:
+        """Return whether no node has it yet."""
+        self.has_started = self.has_started or bool(_ready([self.start], 0.0))
+        return not self.has_started
+
+
 class RayPool:
-    """Measures candidates on Ray actors, replacing those that die or hang."""
+    """Measures candidates on Ray actors of one kind of hardware, replacing those that die or hang."""
 
     queues = True
 
@@ -92,12 +110,14 @@ class RayPool:
         self._queue: deque[tuple[Candidate, int]] = deque()
         self._running: dict[Any, _Running] = {}
         #: Slot -> worker; a slot that is too many goes when it has measured its candidate.
-        self._actors: dict[int, Any] = {}
+        self._hired: dict[int, _Hired] = {}
+        self._nodes = Nodes(settings, setup.backend)
         try:
-            self._capacity = _capacity(settings)
-            self._cpus = self._capacity.cpus_per_worker(settings.cpus, settings.count)
-            _check_resources(settings, self._capacity, self._cpus)
-            self._actors[0] = self._start_actor()
+            self._nodes.choose()
+            capacity = self._nodes.capacity()
+            self._cpus = capacity.cpus_per_worker(settings.cpus, settings.count)
+            _check_resources(settings, capacity, self._cpus)
+            self._hired[0] = self._hire()
             self._description = self._wait_until_ready()
             # All further workers take the first one's ranges and bits: calibration is paid once, and numbers are equal.
             self._setup = dataclasses.replace(
@@ -111,18 +131,14 @@ class RayPool:
 
     def capacity(self) -> Capacity | None:
         """See ``Pool.capacity``."""
-        if self._settings.shared:
-            with _cluster_errors():
-                self._capacity = _capacity(self._settings)
-            return self._capacity
-        return None
+        return self._nodes.capacity() if self._settings.shared else None
 
     def resize(self, count: int) -> None:
         """See ``Pool.resize``."""
         self.slots = count
         for slot in range(count):
-            if slot not in self._actors:
-                self._actors[slot] = self._start_actor()
+            if slot not in self._hired:
+                self._hired[slot] = self._hire()
         self._retire()
         self._dispatch()
 
@@ -133,12 +149,12 @@ class RayPool:
     def probe(self) -> Probes:
         """See ``Pool.probe``; the first worker does it, and is replaced if it dies of it."""
         try:
-            probes: Probes = ray.get(self._actors[0].probe.remote(), timeout=self._settings.trial_timeout_s)
+            probes: Probes = ray.get(self._hired[0].actor.probe.remote(), timeout=self._settings.trial_timeout_s)
         except RayTaskError as error:
-            raise PoolError(f"the model cannot be probed: {_one_line(error.cause)}") from None
+            raise PoolError(f"the model cannot be probed: {one_line(error.cause)}") from None
         except (RayActorError, GetTimeoutError) as error:
             self._replace(0)
-            raise PoolError(f"a worker died or hung while it probed the model: {_one_line(error)}") from None
+            raise PoolError(f"a worker died or hung while it probed the model: {one_line(error)}") from None
         return probes
 
     def submit(self, candidate: Candidate) -> None:
@@ -157,6 +173,7 @@ class RayPool:
             for reference in _ready(list(self._running), min(_TICK_S, remaining)):
                 outcomes += self._collect(reference)
             outcomes += self._expire()
+            self._follow_nodes()
             self._retire()
             self._dispatch()
             if remaining == 0.0:
@@ -167,48 +184,73 @@ class RayPool:
         """See ``Pool.close``."""
         if not ray.is_initialized():
             return
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
+        for hired in self._hired.values():
+            ray.kill(hired.actor)
+        self._hired.clear()
         if self._owns_cluster:
             ray.shutdown()
 
-    def _start_actor(self) -> Any:
+    def _hire(self) -> _Hired:
         setup = self._setup
         if not setup.measurement.threads:
             measurement = dataclasses.replace(setup.measurement, threads=max(1, math.floor(self._cpus)))
             setup = dataclasses.replace(setup, measurement=measurement)
-        options = _Actor.options(num_cpus=self._cpus, num_gpus=self._settings.gpus)
-        return options.remote(setup, self._settings.gpus)
+        nodes = self._nodes.allowed()
+        options = _Actor.options(
+            num_cpus=self._cpus,
+            num_gpus=self._settings.gpus,
+            # A label that Ray gives each node; one that tells its kind would be left to whoever starts the node.
+            label_selector={"ray.io/node-id": f"in({','.join(sorted(nodes))})"},
+        )
+        actor = options.remote(setup, self._settings.gpus)
+        return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes)
 
     def _wait_until_ready(self) -> ModelDescription:
         """Return the first worker's description, starting it anew if it dies on the way."""
         for _ in range(MAX_ATTEMPTS):
             try:
-                if self._settings.shared:
-                    ray.get(self._actors[0].start.remote())  # as long as other jobs have the workers
+                self._nodes.met(self._wait_until_started())
                 description: ModelDescription = ray.get(
-                    self._actors[0].describe.remote(), timeout=self._settings.trial_timeout_s
+                    self._hired[0].actor.describe.remote(), timeout=self._settings.trial_timeout_s
                 )
                 return description
             except RayTaskError as error:
-                raise _cause(error) from None
+                raise cause_of(error) from None
             except RayActorError as error:
                 last = error
-                self._actors[0] = self._start_actor()
+                self._hired[0] = self._hire()
             except GetTimeoutError:
                 raise PoolError(
                     f"no worker was ready within {self._settings.trial_timeout_s:g} s; "
                     "raise workers.trial_timeout_s or ask for fewer resources"
                 ) from None
-        raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {_one_line(last)}")
+        raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {one_line(last)}")
+
+    def _wait_until_started(self) -> Told:
+        """Return what the first worker says about its node; on a shared cluster others may have the workers."""
+        deadline = time.monotonic() + (math.inf if self._settings.shared else self._settings.trial_timeout_s)
+        while not _ready([self._hired[0].start], _TICK_S):
+            if time.monotonic() > deadline:
+                raise GetTimeoutError
+            self._follow_nodes()
+        told: Told = ray.get(self._hired[0].start)
+        return told
+
+    def _follow_nodes(self) -> None:
+        """Start workers anew that no node has yet, if a node could that came after them."""
+        for slot in [slot for slot, hired in self._hired.items() if hired.waits()]:
+            if self._nodes.allowed() - self._hired[slot].nodes:
+                for reference in [r for r, running in self._running.items() if running.slot == slot]:
+                    running = self._running.pop(reference)
+                    self._queue.appendleft((running.candidate, running.attempts))
+                self._replace(slot)
 
     def _dispatch(self) -> None:
         busy = self._busy()
         for slot in range(self.slots):
             if slot not in busy and self._queue:
                 candidate, attempts = self._queue.popleft()
-                reference = self._actors[slot].measure.remote(candidate)
+                reference = self._hired[slot].actor.measure.remote(candidate)
                 deadline = time.monotonic() + self._settings.trial_timeout_s
                 self._running[reference] = _Running(
                     slot=slot, candidate=candidate, attempts=attempts, deadline=deadline
@@ -219,12 +261,12 @@ class RayPool:
         try:
             result = ray.get(reference)
         except RayActorError as error:
-            return self._lost(running, _crash_cause(error), _one_line(error))
+            return self._lost(running, crash_cause(error), one_line(error))
         except RayTaskError as error:
             # The actor could not even build its evaluator: a fresh one may, for example after an outage.
-            return self._lost(running, FailureCause.ERROR, _one_line(_cause(error)))
+            return self._lost(running, FailureCause.ERROR, one_line(cause_of(error)))
         except RayError as error:
-            raise _cluster_lost(error) from error
+            raise cluster_lost(error) from error
         return [self._outcome(running, result)]
 
     def _expire(self) -> list[Outcome]:
@@ -246,19 +288,19 @@ class RayPool:
         return [self._outcome(running, Failure(cause=cause, message=message, attempts=running.attempts))]
 
     def _replace(self, slot: int) -> None:
-        ray.kill(self._actors[slot])
-        self._actors[slot] = self._start_actor()
+        ray.kill(self._hired[slot].actor)
+        self._hired[slot] = self._hire()
 
     def _busy(self) -> set[int]:
         return {running.slot for running in self._running.values()}
 
     def _retire(self) -> None:
         """End the workers that are too many and have nothing to do."""
-        for slot in [slot for slot in self._actors if slot >= self.slots and slot not in self._busy()]:
-            ray.kill(self._actors.pop(slot))
+        for slot in [slot for slot in self._hired if slot >= self.slots and slot not in self._busy()]:
+            ray.kill(self._hired.pop(slot).actor)
 
     def _outcome(self, running: _Running, result: Measurement | Failure) -> Outcome:
-        worker = f"ray:{self._actors[running.slot]._actor_id.hex()[:12]}"
+        worker = f"ray:{self._hired[running.slot].actor._actor_id.hex()[:12]}"
         return Outcome(candidate=running.candidate, result=result, attempts=running.attempts, worker=worker)
 
 
@@ -284,22 +326,10 @@ def _connect(settings: PoolSettings) -> bool:
             ray.init(address=settings.ray_address, namespace="autotune", **quiet)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ClusterLostError(
-            f"cannot reach Ray at {settings.ray_address!r}: {_one_line(error)}; "
+            f"cannot reach Ray at {settings.ray_address!r}: {one_line(error)}; "
             "start the cluster, or set workers.ray_address to local"
         ) from error
     return True
-
-
-def _capacity(settings: PoolSettings) -> Capacity:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    # A private cluster has more CPUs than the machine if its user wants more workers than that.
-    private = settings.ray_address == "local"
-    machines = [float(os.cpu_count() or 1)] if private else [node["CPU"] for node in nodes if node.get("CPU")]
-    return Capacity(
-        cpus=sum(node.get("CPU", 0.0) for node in nodes),
-        gpus=sum(node.get("GPU", 0.0) for node in nodes),
-        machine_cpus=min(machines, default=1.0),
-    )
 
 
 def _check_resources(settings: PoolSettings, capacity: Capacity, cpus: float) -> None:
@@ -315,34 +345,7 @@ def _check_resources(settings: PoolSettings, capacity: Capacity, cpus: float) ->
 
 def _ready(references: list[Any], timeout_s: float) -> list[Any]:
     """Return all that are ready, as soon as one is or the time is over."""
-    with _cluster_errors():
+    with cluster_errors():
         if ray.wait(references, num_returns=1, timeout=timeout_s)[0]:
             return list(ray.wait(references, num_returns=len(references), timeout=0)[0])
     return []
-
-
-@contextmanager
-def _cluster_errors() -> Iterator[None]:
-    try:
-        yield
-    except RayError as error:
-        raise _cluster_lost(error) from error
-
-
-def _cluster_lost(error: RayError) -> ClusterLostError:
-    return ClusterLostError(f"the Ray cluster is gone: {_one_line(error)}; start it and resume the job")
-
-
-def _cause(error: RayTaskError) -> AutotuneError:
-    cause = error.cause
-    return cause if isinstance(cause, AutotuneError) else PoolError(f"a worker could not start: {_one_line(cause)}")
-
-
-def _crash_cause(error: RayActorError) -> FailureCause:
-    text = str(error).lower()
-    out_of_memory = "out-of-memory" in text or "ran out of memory" in text or "memory monitor" in text
-    return FailureCause.OUT_OF_MEMORY if out_of_memory else FailureCause.CRASH
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -1,0 +1,42 @@
+"""What goes wrong on a Ray cluster, as our errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from search_spaces.errors import AutotuneError
+from workers.errors import ClusterLostError, PoolError
+from workers.measurement import FailureCause
+
+
+@contextmanager
+def cluster_errors() -> Iterator[None]:
+    """Turn errors of Ray into the loss of its cluster."""
+    try:
+        yield
+    except RayError as error:
+        raise cluster_lost(error) from error
+
+
+def cluster_lost(error: RayError) -> ClusterLostError:
+    """Return what to tell of a cluster that does not answer."""
+    return ClusterLostError(f"the Ray cluster is gone: {one_line(error)}; start it and resume the job")
+
+
+def cause_of(error: RayTaskError) -> AutotuneError:
+    """Return why a worker could not start."""
+    cause = error.cause
+    return cause if isinstance(cause, AutotuneError) else PoolError(f"a worker could not start: {one_line(cause)}")
+
+
+def crash_cause(error: RayActorError) -> FailureCause:
+    """Return what a worker died of."""
+    text = str(error).lower()
+    out_of_memory = "out-of-memory" in text or "ran out of memory" in text or "memory monitor" in text
+    return FailureCause.OUT_OF_MEMORY if out_of_memory else FailureCause.CRASH
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text in one line that is not too long."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
