@@ -13,10 +13,12 @@ def fair_shares(jobs: Sequence[HeldJob], capacity: Capacity) -> dict[str, int]:
     """Return job id -> workers, as equal as the jobs' jobs and the cluster's resources allow (max-min fairness).
 
     Workers are handed out one at a time, to the job that has fewest; of equal ones the first in ``jobs`` is
-    served, so that they must be ordered by rank. No worker is left idle that some job could use.
+    served, so that they must be ordered by rank. No worker is left idle that some job could use. Jobs on other kinds
+    of hardware are left out; those whose kind is not known yet are not, since they may need it.
 
     Source: D. Bertsekas, R. Gallager, Data Networks, 2nd edition, section 6.5.2.
     """
+    jobs = [job for job in jobs if _competes(job, capacity)]
     shares = {job.job_id: 0 for job in jobs}
     cpus, gpus = capacity.cpus, capacity.gpus
     wanting = list(jobs)
@@ -29,3 +31,8 @@ def fair_shares(jobs: Sequence[HeldJob], capacity: Capacity) -> dict[str, int]:
         shares[job.job_id] += 1
         cpus, gpus = cpus - needs, gpus - job.gpus
     return shares
+
+
+def _competes(job: HeldJob, capacity: Capacity) -> bool:
+    """Return whether the job's workers may be on this hardware."""
+    return not (job.kind and capacity.kinds) or job.kind in capacity.kinds

@@ -159,7 +159,10 @@ class MemoryStore:
     def held_jobs(self) -> list[HeldJob]:
         """See ``Store.held_jobs``."""
         held = [job for job in self._served() if lifecycle.is_held(job, now())]
-        return [rows.held_job(job.id, job.driver, job.epoch, job.spec) for job in held]
+        kinds = [job.description.environment.kind if job.description else None for job in held]
+        return [
+            rows.held_job(job.id, job.driver, job.epoch, job.spec, kind) for job, kind in zip(held, kinds, strict=True)
+        ]
 
     def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
         """See ``Store.record``."""

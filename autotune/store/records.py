@@ -166,6 +166,8 @@ class HeldJob:
     cpus: float | None
     #: GPUs of each worker.
     gpus: float
+    #: Kind of hardware of its workers; empty as long as it is not known.
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,10 +99,10 @@ def directions(requested: str | None, spec: Mapping[str, Any]) -> Directions:
     return Directions(order=order, trials=search["trials"], time_limit_s=search.get("time_limit_s"))
 
 
-def held_job(job_id: str, driver: str | None, epoch: int, spec: Mapping[str, Any]) -> HeldJob:
-    """Return the held job in columns of its row."""
+def held_job(job_id: str, driver: str | None, epoch: int, spec: Mapping[str, Any], kind: str | None) -> HeldJob:
+    """Return the held job in columns of its row; ``kind`` is that of its description, if it has one."""
     wanted = {name: spec["workers"][name] for name in ("count", "cpus", "gpus")}
-    return HeldJob(job_id=job_id, driver=driver or "", epoch=epoch, **wanted)
+    return HeldJob(job_id=job_id, driver=driver or "", epoch=epoch, kind=kind or "", **wanted)
 
 
 def layers_key(layers: Iterable[str]) -> tuple[str, list[str]]:

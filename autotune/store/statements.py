@@ -188,7 +188,8 @@ def renew(connection: Connection, job_id: str, epoch: int, lease_s: float) -> No
 def held_jobs(connection: Connection) -> list[HeldJob]:
     """Return the served jobs that drivers hold, by rank."""
     held = _jobs.served & (_jobs.state == JobState.RUNNING.value) & (_jobs.leased_until > clock(connection))
-    wanted = sa.select(_jobs.id, _jobs.driver, _jobs.epoch, _jobs.spec).where(held).order_by(*_BY_RANK)
+    kind = _jobs.description[("environment", "kind")].as_string()
+    wanted = sa.select(_jobs.id, _jobs.driver, _jobs.epoch, _jobs.spec, kind).where(held).order_by(*_BY_RANK)
     return [rows.held_job(*row) for row in connection.execute(wanted)]
 
 

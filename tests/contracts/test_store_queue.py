@@ -27,6 +27,8 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
+from workers.measurement import Environment
+from workers.setup import Calibration, ModelDescription
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 #: A lease that has run out as soon as it is given.
@@ -58,6 +60,14 @@ def result(number: int, job_id: str = "a1", **changes: Any) -> TrialResult:
 
 def claim(store: Store, driver: str = "me", lease_s: float = 60.0) -> JobRecord | None:
     return store.claim_next(claimed(driver, lease_s))
+
+
+def description(kind: str) -> ModelDescription:
+    environment = Environment(hardware="cpu", kind=kind, backend="x86", threads=2, load=0.5, versions={})
+    return ModelDescription(
+        fingerprint="f" * 64, layers=(), refusals={}, layer_bytes={}, other_bytes=0,
+        calibration=Calibration(ranges={}, samples=64, seconds=0.5), environment=environment,
+    )  # fmt: skip
 
 
 def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -327,6 +337,17 @@ def test_held_jobs_are_those_with_a_driver_by_rank(store: Store) -> None:
         store.change_job(job_id, claimed("c", 60.0))
     wanted = {"driver": "c", "epoch": 1, "count": 3, "cpus": 0.5, "gpus": 0.25}
     assert store.held_jobs() == [HeldJob(job_id="high", **wanted), HeldJob(job_id="low", **wanted)]  # type: ignore[arg-type]
+
+
+def test_held_jobs_tell_the_kind_of_their_hardware_once_it_is_known(store: Store) -> None:
+    for job_id, kind in (("new", None), ("old", ""), ("known", "AMD EPYC (AVX2)")):
+        store.create_job(job(job_id))
+        store.change_job(job_id, claimed("c", 60.0))
+        if kind is not None:
+            store.change_job(job_id, held(1, description=description(kind)))
+    assert {found.job_id: found.kind for found in store.held_jobs()} == {
+        "new": "", "old": "", "known": "AMD EPYC (AVX2)",
+    }  # fmt: skip
 
 
 def test_a_batch_is_recorded_in_order_and_counted_once(store: Store) -> None:

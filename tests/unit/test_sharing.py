@@ -12,12 +12,14 @@ from workers.pools.base import Capacity
 TINY = 1e-9
 
 
-def held_job(name: str, count: int = 4, cpus: float | None = 1.0, gpus: float = 0.0) -> HeldJob:
-    return HeldJob(job_id=name, driver="d", epoch=1, count=count, cpus=cpus, gpus=gpus)
+def held_job(
+    name: str, count: int = 4, cpus: float | None = 1.0, gpus: float = 0.0, kind: str = ""
+) -> HeldJob:  # fmt: skip
+    return HeldJob(job_id=name, driver="d", epoch=1, count=count, cpus=cpus, gpus=gpus, kind=kind)
 
 
-def cluster(cpus: float, gpus: float = 0.0) -> Capacity:
-    return Capacity(cpus=cpus, gpus=gpus, machine_cpus=cpus)
+def cluster(cpus: float, gpus: float = 0.0, *kinds: str) -> Capacity:
+    return Capacity(cpus=cpus, gpus=gpus, machine_cpus=cpus, kinds=frozenset(kinds))
 
 
 counts = st.integers(1, 5)
@@ -86,3 +88,10 @@ def test_workers_without_a_wish_share_a_machine() -> None:
 
 def test_a_job_that_fits_nowhere_gets_nothing_and_takes_nothing() -> None:
     assert fair_shares([held_job("big", 2, 64.0), held_job("small", 2)], cluster(4)) == {"big": 0, "small": 2}
+
+
+def test_jobs_on_another_kind_of_hardware_take_nothing() -> None:
+    jobs = [held_job("a", kind="A"), held_job("b", kind="B"), held_job("new")]
+    assert fair_shares(jobs, cluster(4.0, 0.0, "A")) == {"a": 2, "new": 2}
+    assert fair_shares(jobs, cluster(4.0, 0.0, "A", "B")) == {"a": 2, "b": 1, "new": 1}
+    assert fair_shares(jobs, cluster(4.0)) == {"a": 2, "b": 1, "new": 1}
