@@ -52,6 +52,12 @@ def _one_line(name: str) -> str:
     return name
 
 
+def _not_blank(name: str) -> str:
+    if not name.strip():
+        raise ValueError("must not be blank; delete the key to take any hardware")
+    return _one_line(name.strip())
+
+
 def _searchable(name: str) -> str:
     if METRICS[name].told:
         searched = name.removeprefix("held_out_")
@@ -236,6 +242,7 @@ class WorkerSection(_Section):
     count: Count = 1
     cpus: Positive | None = None
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    hardware: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_not_blank)] | None = None
     ray_address: str = "local"
     trial_timeout_s: Positive = 600.0
     cache_mib: Annotated[int, Field(ge=0)] = CACHE_BYTES >> 20

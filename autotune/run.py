@@ -44,7 +44,8 @@ def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task
         task_file: a Python file that registers the job's task; workers run it.
 
     Raises:
-        ConflictError: if another process drives the job, or its task now builds another model.
+        ConflictError: if another process drives the job, or its task now builds another model, or this
+            is another kind of hardware.
         OrderedError: if its user paused or cancelled it meanwhile.
         AutotuneError: if the task, the backend or the workers cannot do it.
     """
@@ -102,7 +103,7 @@ def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, plac
         bits = {layer.name: described.weight_bits.get(layer.name, 8) for layer in described.layers}
         setup = dataclasses.replace(setup, ranges=described.calibration.ranges, weight_bits=bits)
     listener.stage("Starting workers")
-    pool = build_pool(spec.workers.pool, setup, _workers(spec, place))
+    pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, place))
     try:
         job = _describe(store, job, pool.describe())
         lease.check()
@@ -116,15 +117,17 @@ def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, plac
         pool.close()
 
 
-def _workers(spec: JobSpec, place: Place) -> PoolSettings:
+def _workers(spec: JobSpec, before: ModelDescription | None, place: Place) -> PoolSettings:
     settings = spec.pool_settings()
+    if before is not None:
+        settings = dataclasses.replace(settings, kind=before.environment.kind)
     if place.ray_address is None:
         return settings
     return dataclasses.replace(settings, ray_address=place.ray_address, shared=True)
 
 
 def _describe(store: Store, job: JobRecord, description: ModelDescription) -> JobRecord:
-    """Record what the workers say about the model, or check that it is still the same model."""
+    """Record what the workers say about the model, or check that it is still the same model on the same hardware."""
     spec = JobSpec.parse(job.spec)
     _check_figures(spec, job.description or description)
     _check_space(space_of(spec, job.description or description))
@@ -135,7 +138,21 @@ def _describe(store: Store, job: JobRecord, description: ModelDescription) -> Jo
             f"task {job.task!r} now builds a model with other weights than job {job.id} was started with; "
             "its trials would not compare, so start a new job"
         )
+    _check_kind(job.id, job.description.environment.kind, description.environment.kind)
     return job
+
+
+def _check_kind(job_id: str, before: str, now: str) -> None:
+    """Check that a job goes on where it was started; jobs from before kinds were told apart may go on anywhere.
+
+    Raises:
+        ConflictError: if it does not.
+    """
+    if before and before != now:
+        raise ConflictError(
+            f"job {job_id} was started on {before!r}, but this worker measures on {now!r}; its trials would not "
+            f"compare, so go on with it where it was started, or start a new job here: autotune clone {job_id}"
+        )
 
 
 def _check_figures(spec: JobSpec, description: ModelDescription) -> None:

@@ -247,6 +247,27 @@ def test_cache_of_prepared_layers_is_told_to_workers_in_bytes() -> None:
     assert spec.pool_settings() == PoolSettings()
 
 
+def test_hardware_is_told_to_the_pool() -> None:
+    spec = JobSpec.parse(MINIMAL | {"workers": {"hardware": " EPYC (AVX2) "}})
+    assert spec.pool_settings() == PoolSettings(hardware="EPYC (AVX2)")
+    assert JobSpec.parse(spec.dump()) == spec
+    assert JobSpec.parse(MINIMAL).pool_settings().hardware is None
+
+
+@pytest.mark.parametrize(
+    ("hardware", "error"),
+    [
+        ("", "at least 1 character"),
+        (" ", "must not be blank"),
+        ("a\nb", "must be one line"),
+        (7, "must be a valid string"),
+    ],
+)
+def test_hardware_that_names_none_is_refused(hardware: object, error: str) -> None:
+    with pytest.raises(JobSpecError, match=rf"workers\.hardware: .*{error}"):
+        JobSpec.parse(MINIMAL | {"workers": {"hardware": hardware}})
+
+
 def test_wrong_items_are_not_told_to_be_missing_too() -> None:
     with pytest.raises(JobSpecError, match=r"objectives\.0: unknown metric 'latency'") as caught:
         JobSpec.parse({"name": "x", "task": {"name": "y"}, "objectives": ["latency", "accuracy"]})

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from autotune import run
-from autotune.errors import OrderedError
+from autotune.errors import ConflictError, OrderedError
 from autotune.job_spec import JobSpec
 from autotune.jobs import cancel, pause, resume, submit
 from autotune.run import run_job
 from autotune.store.memory import MemoryStore
 from autotune.store.records import JobState, Order
+from search_spaces.layer import Layer, LayerKind
 from workers.errors import PoolError
+from workers.measurement import Environment
+from workers.setup import Calibration, ModelDescription, PoolSettings, WorkerSetup
 
 
 @pytest.fixture
@@ -79,6 +82,67 @@ def test_a_run_that_ends_badly_is_recorded(
         run_job(store, job_id)
     assert store.job(job_id).state is (JobState.CANCELLED if cancelled else state)
     assert store.job(job_id).error == ("no workers" if state is JobState.FAILED and not cancelled else None)
+
+
+def described(kind: str) -> ModelDescription:
+    environment = Environment(hardware="cpu", kind=kind, backend="x86", threads=2, load=0.5, versions={})
+    layer = Layer(
+        name="fc", kind=LayerKind.LINEAR, weight_shape=(4, 3), has_bias=True, weight_bytes=64, input_shape=(2, 3),
+        flops=48, calls=1, order=0, group="fc",
+    )  # fmt: skip
+    return ModelDescription(
+        fingerprint="f" * 64, layers=(layer,), refusals={"fc": {}}, layer_bytes={"fc": {"fp32": 64}}, other_bytes=0,
+        calibration=Calibration(ranges={}, samples=64, seconds=0.5), environment=environment,
+    )  # fmt: skip
+
+
+class Pools:
+    """Builds pools whose workers are of one kind, and notes what they were asked for."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.settings: list[PoolSettings] = []
+
+    def build(self, name: str, setup: WorkerSetup, settings: PoolSettings) -> Any:
+        self.settings.append(settings)
+        return SimpleNamespace(describe=lambda: described(self.kind), close=lambda: None)
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
+    """Let jobs find nothing to search, at once."""
+    made = Pools("AMD EPYC (AVX2)")
+    monkeypatch.setattr(run, "build_pool", made.build)
+    monkeypatch.setattr(run, "obtain_probes", lambda *_: None)
+    monkeypatch.setattr(run, "Search", lambda *_: SimpleNamespace(run=lambda: "done"))
+    return made
+
+
+def test_a_job_asks_for_the_kind_it_was_started_on(store: MemoryStore, job_id: str, pools: Pools) -> None:
+    run_job(store, job_id)
+    resume(store, job_id)
+    run_job(store, job_id)
+    assert [settings.kind for settings in pools.settings] == ["", "AMD EPYC (AVX2)"]
+
+
+def test_a_job_goes_on_where_it_was_started_only(store: MemoryStore, job_id: str, pools: Pools) -> None:
+    run_job(store, job_id)
+    resume(store, job_id)
+    pools.kind = "AMD EPYC (AVX2, AVX-512)"
+    both = r"was started on 'AMD EPYC \(AVX2\)', but this worker measures on 'AMD EPYC \(AVX2, AVX-512\)'"
+    with pytest.raises(ConflictError, match=f"{both}; .* autotune clone {job_id}"):
+        run_job(store, job_id)
+    assert store.job(job_id).state is JobState.FAILED
+
+
+def test_a_job_from_before_kinds_were_told_apart_goes_on_anywhere(
+    store: MemoryStore, job_id: str, pools: Pools
+) -> None:  # fmt: skip
+    pools.kind = ""
+    run_job(store, job_id)
+    resume(store, job_id)
+    pools.kind = "AMD EPYC (AVX2)"
+    assert run_job(store, job_id).state is JobState.FINISHED
 
 
 def test_a_job_that_finished_first_stays_finished(
