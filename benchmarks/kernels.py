@@ -52,15 +52,20 @@ CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 }
 
 
-def medians(modules: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> dict[str, float]:
-    """Return name -> median of its seconds over the last rounds, all modules taking turns."""
-    elapsed: dict[str, list[float]] = {name: [] for name in modules}
+def ratios(full: nn.Module, modules: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Return name -> median over rounds of a pass's time relative to full precision's in the same round."""
+    found: dict[str, list[float]] = {name: [] for name in modules}
     for _ in range(rounds + 3):
+        full_s = seconds(full, x)
         for name, module in modules.items():
-            start = time.perf_counter()
-            module(x)
-            elapsed[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[3:]) for name, times in elapsed.items()}
+            found[name].append(seconds(module, x) / full_s)
+    return {name: statistics.median(of_module[3:]) for name, of_module in found.items()}
+
+
+def seconds(module: nn.Module, x: torch.Tensor) -> float:
+    start = time.perf_counter()
+    module(x)
+    return time.perf_counter() - start
 
 
 def main(rounds: int) -> None:
@@ -83,11 +88,10 @@ def main(rounds: int) -> None:
             with torch.inference_mode():
                 modules = {k.name: only(k, [tuple(x.shape)]).prepare(model[0], choice, RANGE) for k in able}
                 taken = backend.kernel(model[0], choice, [tuple(x.shape)])
-                times = medians({"full precision": model[0], **modules}, x, rounds)
-            full_s = times.pop("full precision")
-            shown = ", ".join(f"{name}{'*' * (name == taken)} {took / full_s:.2f}" for name, took in times.items())
+                found = ratios(model[0], modules, x, rounds)
+            shown = ", ".join(f"{name}{'*' * (name == taken)} {ratio:.2f}" for name, ratio in found.items())
             print(f"{title}, {choice.name}: {shown}", flush=True)
-            behind = times[str(taken)] / min(times.values())
+            behind = found[str(taken)] / min(found.values())
             if behind > worst:
                 worst, worst_at = behind, f"{title}, {choice.name}"
     print(f"The kernels taken are at most {100 * (worst - 1):.1f} % slower than the fastest ({worst_at or 'none'}).")

@@ -102,7 +102,7 @@ def test_description_lists_layers_choices_and_exact_bytes(start: Start) -> None:
     assert set(description.calibration.ranges) == {"0", "2"}
     assert description.weight_bytes(FULL) == 4 * (32 * 64 + 64 + 64 * 10 + 10)
     assert description.weight_bytes(MIXED) < description.weight_bytes(FULL) / 2
-    assert "fp16" in description.refusals["0"]
+    assert "fp8_static" in description.refusals["0"]
     assert "int8_static" not in description.refusals["0"]
 
 

@@ -76,7 +76,7 @@ def test_shapes_count_alike_however_long_they_take() -> None:
 def test_kernels_of_the_same_packed_weights_share_a_layer() -> None:
     class Following(Sleeping):
         def follow(self, plan: dict[int, str]) -> None:
-            times = {"a": (1, 8), "b": (8, 1)}
+            times = {"a": (1, 20), "b": (20, 1)}
             few, many = (times[plan.get(rows, plan[min(plan)])] for rows in (1, 64))
             self._how = MadeUp(few[0], many[1])
 

@@ -1,6 +1,7 @@
 """Which kernel computes a layer: the fastest of those that this processor has, timed at the layer's own shapes."""
 
 import math
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,12 @@ from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.kernels import Kernel
 from workers.backends.packed import PackedLayer
 
-#: Timed passes of each kernel, in turn with the others; the fastest counts, since others were disturbed.
-_ROUNDS = 7
-#: Kernels that take so many times as long as the fastest in their first passes are not timed further.
-_HOPELESS = 2.0
+#: Most and fewest rounds in which each kernel has a timed pass, in turn with the others; the median counts.
+_ROUNDS, _FEWEST_ROUNDS = 30, 5
 #: Seconds after which rounds end.
 _LONGEST_S = 0.1
+#: Kernels that take so many times as long as the fastest in their first passes are not timed further.
+_HOPELESS = 2.0
 #: Largest difference from the first kernel, relative to the outputs: kernels that are wrong are not taken.
 _LARGEST_ERROR = 0.02
 
@@ -83,7 +84,7 @@ def fastest(module: nn.Module, kernels: Sequence[Kernel], bits: int, shapes: Seq
     with torch.inference_mode():
         layers = {kernel: only(kernel, shapes).prepare(module, choice, _RANGE) for kernel in kernels}
         for shape in shapes:
-            for kernel, elapsed in _times(layers, shape).items():
+            for kernel, elapsed in _times(module, layers, shape).items():
                 taken[kernel][shape] = elapsed
     best = {shape: min(times.get(shape, math.inf) for times in taken.values()) for shape in shapes}
     forms: dict[object, list[Kernel]] = defaultdict(list)
@@ -94,8 +95,8 @@ def fastest(module: nn.Module, kernels: Sequence[Kernel], bits: int, shapes: Seq
     return Pick(kernels=min(picks, key=lambda pick: sum(taken[k][shape] / best[shape] for shape, k in pick.items())))
 
 
-def _times(layers: Mapping[Kernel, PackedLayer], shape: Shape) -> dict[Kernel, float]:
-    """Return kernel -> seconds of a pass at one shape, without those that fail or are wrong here."""
+def _times(module: nn.Module, layers: Mapping[Kernel, PackedLayer], shape: Shape) -> dict[Kernel, float]:
+    """Return kernel -> seconds of a pass at one shape, comparable within the call; those that are wrong are absent."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp_(_RANGE.low, _RANGE.high)
     found: dict[Kernel, float] = {}
     reference = None
@@ -107,14 +108,21 @@ def _times(layers: Mapping[Kernel, PackedLayer], shape: Shape) -> dict[Kernel, f
         reference = output if reference is None else reference
         if (output - reference).norm() <= _LARGEST_ERROR * reference.norm():
             found[kernel] = min(_seconds(layer, x) for _ in range(2))
+    hopeful = [kernel for kernel in found if found[kernel] < _HOPELESS * min(found.values())]
+    if len(hopeful) == 1:
+        return found
+    rounds: list[list[float]] = []
     deadline = time.perf_counter() + _LONGEST_S
-    for _ in range(_ROUNDS):
-        hopeful = [kernel for kernel in found if found[kernel] < _HOPELESS * min(found.values())]
-        if len(hopeful) == 1 or time.perf_counter() > deadline:
-            break
-        for kernel in hopeful:
-            found[kernel] = min(found[kernel], _seconds(layers[kernel], x))
-    return found
+    while len(rounds) < _ROUNDS and (len(rounds) < _FEWEST_ROUNDS or time.perf_counter() < deadline):
+        module(x)  # leaves the caches as full as other layers do
+        rounds.append([_seconds(layers[kernel], x) for kernel in hopeful])
+    # What slows a round down slows all of its passes.
+    shares = [[elapsed / sum(of_round) for elapsed in of_round] for of_round in rounds]
+    whole = sum(found[kernel] for kernel in hopeful)
+    return found | {
+        kernel: whole * statistics.median(share)
+        for kernel, share in zip(hopeful, zip(*shares, strict=True), strict=True)
+    }
 
 
 def _seconds(layer: PackedLayer, x: torch.Tensor) -> float:
