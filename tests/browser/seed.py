@@ -38,7 +38,8 @@ CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "i
 _SPEED = dict(zip(CHOICES, (1.0, 0.55, 0.27, 0.33, 0.84, 0.9), strict=True))
 _LOSS = dict(zip(CHOICES, (0.0, 0.0002, 0.02, 0.008, 0.004, 0.03), strict=True))
 _BYTES = dict(zip(CHOICES, (1.0, 0.5, 0.26, 0.26, 0.26, 0.14), strict=True))
-_HARDWARE = "Intel(R) Xeon(R) Processor, 2 cores"
+_KERNELS = dict(zip(CHOICES[1:], ("bf16", "fbgemm", "fbgemm", "bf16", "int4pack"), strict=True))
+_HARDWARE = "Intel(R) Xeon(R) Processor (AVX2, AVX-512, VNNI, BF16), 2 cores"
 #: Hostile names: none may be rendered as anything but text.
 HOSTILE = "<img src=x onerror=alert(1)> ![x](https://evil.invalid/x.png) $x$ :red[hi] **b** `c`"
 
@@ -86,7 +87,7 @@ SCENARIOS: dict[str, Scenario] = {
         budget=30,
         name="MiniLM on the edge box",
         measurement={"batch_sizes": [8], "repeats": 300},
-        hardware="AMD EPYC 7B13, 8 cores",
+        hardware="AMD EPYC 7B13 (AVX2), 8 cores",
     ),
 }
 
@@ -213,6 +214,11 @@ def describe(hardware: str = _HARDWARE, *, histograms: bool = True) -> ModelDesc
         ),
         environment=_environment(hardware),
         skipped={"embeddings.rotary": "no quantized kernel takes the place of Rotary"},
+        kernels={
+            layer.name: {c: _KERNELS[c] for c in CHOICES[1:] if c not in _refusals(layer)}
+            for layer in layers
+            if layer.kind is LayerKind.LINEAR
+        },
     )
 
 
@@ -240,7 +246,7 @@ def _spec(scenario: Scenario) -> JobSpec:
 
 
 def _environment(hardware: str) -> Environment:
-    return Environment(hardware=hardware, backend="x86", threads=2, load=0.4, versions={"torch": "2.13.0"})
+    return Environment(hardware=hardware, backend="cpu", threads=2, load=0.4, versions={"torch": "2.13.0"})
 
 
 def _layers() -> list[Layer]:
@@ -326,7 +332,7 @@ def _trial(
         key=map_key(choices),
         figures=figures,
         violations={c.metric: c.violation(figures[c.metric].value) for c in limits},
-        environment={"hardware": _HARDWARE, "backend": "x86", "threads": 2, "load": 0.4, "versions": {}},
+        environment={"hardware": _HARDWARE, "backend": "cpu", "threads": 2, "load": 0.4, "versions": {}},
         worker="inline",
         seconds=4.2,
         forward_seconds=3.9,

@@ -1,5 +1,6 @@
 """The contract of ``workers.pools.base.Pool``, run over both implementations."""
 
+import dataclasses
 import math
 import re
 import secrets
@@ -104,6 +105,15 @@ def test_description_lists_layers_choices_and_exact_bytes(start: Start) -> None:
     assert description.weight_bytes(MIXED) < description.weight_bytes(FULL) / 2
     assert "fp8_static" in description.refusals["0"]
     assert "int8_static" not in description.refusals["0"]
+    assert {shape[-1] for layer in description.layers for shape in layer.latency_shapes} == {32, 64}
+    assert description.kernels["0"].keys() == description.layer_bytes["0"].keys() - {"fp32"}
+    assert set(description.weight_bits.values()) == {this_processor().int8_weight_bits}
+
+
+def test_workers_take_the_bits_they_are_given(start: Start) -> None:
+    bits = {"0": 7, "2": 8}
+    description = start(dataclasses.replace(setup(), weight_bits=bits)).describe()
+    assert description.weight_bits == bits
 
 
 def test_every_candidate_comes_back_once(start: Start) -> None:

@@ -29,6 +29,7 @@ from autotune.store.open import open_store
 from autotune.store.records import TrialState
 from search_spaces.errors import MapError
 from workers.measurement import Environment
+from workers.processor import this_processor
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 from workers.tasks import build_task, load_task_file
 
@@ -417,3 +418,11 @@ def test_tasks_and_doctor(run: Run) -> None:
     run("tasks")
     report = data_of(run("doctor", "--json"))
     assert report["ok"], report
+    speeds = {speed["choice"]: speed for speed in report["choices"]}
+    assert {"bf16", "fp16", "int8_static", "int8_weight_only", "int4_weight_only"} <= set(speeds)
+    assert all(speed["refused"] or set(speed["ratios"]) == {"1", "128"} for speed in speeds.values())
+    text = run("doctor").stdout
+    assert this_processor().kind.partition("(")[2].partition(",")[0] in text
+    assert max(map(len, text.splitlines())) <= 80
+    for speed in speeds.values():
+        assert speed["choice"] in text

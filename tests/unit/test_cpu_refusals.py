@@ -12,8 +12,14 @@ from workers.backends import build_backend
 from workers.backends.cpu import kernels
 from workers.backends.cpu.backend import CpuBackend
 from workers.errors import BackendError
+from workers.measurement import Measurement
+from workers.pools.base import Candidate
+from workers.pools.inline import InlinePool
 from workers.prepared import PreparedModel
 from workers.processor import MASK
+from workers.setup import MeasurementSettings, WorkerSetup
+from workers.tasks import register
+from workers.tasks.generic import GenericTask
 
 LINEAR = Layer(
     name="fc", kind=LayerKind.LINEAR, weight_shape=(64, 96), has_bias=True, weight_bytes=24_832, input_shape=(1, 96),
@@ -125,6 +131,27 @@ def test_layers_run_without_any_kernel_of_x86(arm: CpuBackend) -> None:
             prepared.apply(names | {"0": linear})
             assert 0.0 < (model(x) - exact).norm() < 0.15 * exact.norm()
     assert prepared.kernels()["0"]["int8_static"] == "fp32"
+
+
+@register("on-arm")
+def on_arm() -> GenericTask:
+    def build() -> torch.nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+
+    return GenericTask(build, torch.randn(6, 8, 32, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.usefixtures("arm")
+def test_a_model_is_probed_and_measured_on_arm() -> None:
+    pool = InlinePool(WorkerSetup(task="on-arm", measurement=MeasurementSettings(repeats=5, warmup_s=0.0)))
+    assert pool.describe().kernels["0"]["int8_static"] == "fp32"
+    assert {probe.choice for probe in pool.probe().layers} >= {"fp32", "fp16", "int8_static", "int8_weight_only"}
+    pool.submit(Candidate(number=0, choices={"0": "int8_static", "2": "int8_dynamic_per_token"}))
+    (outcome,) = pool.wait(0.0)
+    assert isinstance(outcome.result, Measurement)
+    assert outcome.result.divergence < 1e-3
 
 
 def test_recurrent_layers_stay_in_full_precision_on_arm(arm: CpuBackend) -> None:

@@ -86,7 +86,7 @@ def test_kernels_of_the_same_packed_weights_share_a_layer() -> None:
     shared = [Kernel(name, (LayerKind.LINEAR,), ("int8_weight_only",), prepare) for name in ("a", "b")]
     found = pick([*shared, kernel("c", MadeUp(3, 3))], FEW, MANY)
     assert {rows_of(shape): taken.name for shape, taken in found.kernels.items()} == {1: "a", 64: "b"}
-    assert found.name == "a at 1 rows, b at 64 rows"
+    assert found.name == "a at 1 row, b at 64 rows"
 
 
 def test_a_kernel_that_is_wrong_or_missing_is_not_taken() -> None:

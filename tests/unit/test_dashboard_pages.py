@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import streamlit as st
 import yaml
@@ -406,6 +407,14 @@ def test_the_map_shows_what_ranges_clip(page) -> None:  # type: ignore[no-untype
     assert clipped.dropna().gt(0).all()
     assert clipped.isna().sum() == 3  # embeddings have no range
     assert "Share of the inputs that the calibrated range clips" in app.get("plotly_chart")[1].proto.spec
+
+
+def test_the_map_names_the_kernel_of_each_layer(page) -> None:  # type: ignore[no-untyped-def]
+    table = page("candidate", "finished", 3).dataframe[0].value.set_index("layer")
+    kernels = seed.describe().kernels
+    for layer, row in table.iterrows():
+        expected = kernels.get(layer, {}).get(row["choice"])
+        assert row["kernel"] == expected or (expected is None and pd.isna(row["kernel"]))
 
 
 def test_the_front_is_zoomed_into_and_out_by_buttons(page) -> None:  # type: ignore[no-untyped-def]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from search_spaces.discovery import discover, skipped
+from search_spaces.discovery import discover, skipped, with_latency_shapes
 from search_spaces.layer import Layer, LayerKind
 
 X = torch.ones(2, 4)
@@ -32,6 +32,29 @@ def test_layers_come_in_execution_order_and_those_that_never_ran_last() -> None:
     layers = layers_of(Backwards())
     assert list(layers) == ["first", "last", "never"]
     assert [layer.order for layer in layers.values()] == [0, 1, 2]
+
+
+def test_layers_know_the_shapes_they_are_timed_at() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always, self.rarely = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.always(self.always(x))
+            return self.rarely(x[:1]) if len(x) > 5 else x
+
+    model = Branching().eval()
+    found = discover(model, lambda m: m(torch.ones(6, 4)))
+    inputs = [torch.ones(2, 4), torch.ones(7, 4), torch.ones(2, 4)]
+    timed = with_latency_shapes(model, found, [lambda x=x: model(x) for x in inputs])
+    assert {layer.name: layer.latency_shapes for layer in timed} == {
+        "always": ((2, 4), (7, 4)),
+        "rarely": ((1, 4),),
+    }
+    assert not model.always._forward_hooks
+    (idle,) = {layer.latency_shapes for layer in with_latency_shapes(model, found, [])}
+    assert idle == ()
 
 
 def test_recurrent_layer_says_its_sizes_and_takes_packed_sequences() -> None:

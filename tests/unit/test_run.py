@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,11 +102,15 @@ class Pools:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        self.weight_bits: dict[str, int] = {}
         self.settings: list[PoolSettings] = []
+        self.setups: list[WorkerSetup] = []
 
     def build(self, name: str, setup: WorkerSetup, settings: PoolSettings) -> Any:
         self.settings.append(settings)
-        return SimpleNamespace(describe=lambda: described(self.kind), close=lambda: None)
+        self.setups.append(setup)
+        description = replace(described(self.kind), weight_bits=self.weight_bits)
+        return SimpleNamespace(describe=lambda: description, close=lambda: None)
 
 
 @pytest.fixture
@@ -133,6 +138,17 @@ def test_a_job_goes_on_where_it_was_started_only(store: MemoryStore, job_id: str
     with pytest.raises(ConflictError, match=f"{both}; .* autotune clone {job_id}"):
         run_job(store, job_id)
     assert store.job(job_id).state is JobState.FAILED
+
+
+@pytest.mark.parametrize(("recorded", "bits"), [({"fc": 7}, 7), ({}, 8)])
+def test_a_job_goes_on_with_its_bits(
+    store: MemoryStore, job_id: str, pools: Pools, recorded: dict[str, int], bits: int
+) -> None:
+    pools.weight_bits = recorded
+    run_job(store, job_id)
+    resume(store, job_id)
+    run_job(store, job_id)
+    assert [setup.weight_bits for setup in pools.setups] == [None, {"fc": bits}], "those of before had 8"
 
 
 def test_a_job_from_before_kinds_were_told_apart_goes_on_anywhere(

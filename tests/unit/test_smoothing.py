@@ -16,6 +16,8 @@ from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smo
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.packed import range_of
 from workers.backends.smoothed import multiplied
+from workers.backends.weight_quantization import int8_per_channel
+from workers.calibration import smoothing as calibration_smoothing
 from workers.calibration.calibrate import calibrate, with_smoothing
 from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
@@ -137,3 +139,19 @@ def test_factors_are_sought_where_a_job_can_use_them(search: dict[str, object], 
     spec = JobSpec.parse({"name": "n", "task": {"name": "t"}, "search": search})
     assert spec.worker_setup().calibration.smoothing is sought
     assert not choice_named("int8_static").is_smooth
+
+
+@pytest.mark.parametrize("bits", [8, 7])
+def test_factors_are_judged_by_the_bits_that_weights_will_have(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    tried: list[int] = []
+
+    def rounded(weight: torch.Tensor, *, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tried.append(bits)
+        return int8_per_channel(weight, bits=bits)
+
+    monkeypatch.setattr(calibration_smoothing, "int8_per_channel", rounded)
+    x = inputs(outlier=60.0)
+    layers = discover(model(), lambda m: m(x))
+    forward = (model(), layers, [x], lambda m, batch: m(batch))
+    with_smoothing(calibrate(*forward, CalibrationSettings()), *forward, {"0": bits})
+    assert set(tried) == {bits}

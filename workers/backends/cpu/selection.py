@@ -49,7 +49,7 @@ class Pick:
         names = {rows_of(shape): kernel.name for shape, kernel in self.kernels.items()}
         if len(set(names.values())) == 1:
             return self.kernel.name
-        return ", ".join(f"{name} at {rows} rows" for rows, name in sorted(names.items()))
+        return ", ".join(f"{name} at {rows} row{'s' if rows > 1 else ''}" for rows, name in sorted(names.items()))
 
     def prepare(self, module: nn.Module, *args: object) -> PackedLayer:
         """Return the layer prepared for these kernels; see ``kernels.Prepare``."""

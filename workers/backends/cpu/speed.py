@@ -1,20 +1,22 @@
 """How fast each choice is on this processor, beside full precision: one linear layer of a common shape."""
 
+import statistics
 import time
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from search_spaces.choice import CHOICES, FULL_PRECISION, LayerChoice
+from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.backend import CpuBackend
+from workers.backends.cpu.kernels import KERNELS
 from workers.environment import usable_cores
 
 #: Features of the layer, that of many a transformer's, and numbers of rows: one token, and a text.
 FEATURES, OUTPUTS, ROWS = 768, 3072, (1, 128)
-#: Timed passes of each; the fastest counts.
+#: Passes of each, in turn with full precision.
 _PASSES = 15
 
 
@@ -45,31 +47,29 @@ def _speeds(backend: CpuBackend) -> list[Speed]:
     linear = nn.Linear(FEATURES, OUTPUTS)
     inputs = {rows: torch.randn(rows, FEATURES).clamp_(-4.0, 4.0) for rows in ROWS}
     (layer,) = discover(nn.Sequential(linear), lambda model: model(inputs[1]))
-    full_s = {rows: _seconds(linear, x) for rows, x in inputs.items()}
     found = []
     for plain in CHOICES.values():
         # Those that need more of calibration run the kernels of those that do not.
-        if plain == FULL_PRECISION or plain.is_smooth or plain.is_gptq:
+        if plain.is_smooth or plain.is_gptq or not any(plain.name in kernel.choices for kernel in KERNELS):
             continue
         choice = plain.with_weight_bits(backend.int8_weight_bits(layer))
         refused = backend.refuses(layer, choice)
-        timed = {} if refused else {rows: _prepared(backend, linear, choice, x) for rows, x in inputs.items()}
-        kernels = {rows: name for rows, (name, _) in timed.items()}
-        ratios = {rows: elapsed / full_s[rows] for rows, (_, elapsed) in timed.items()}
+        kernels, ratios = {}, {}
+        for rows, x in {} if refused else inputs.items():
+            shapes = [tuple(x.shape)]
+            kernels[rows] = backend.kernel(linear, choice, shapes) or ""
+            prepared = backend.prepare(linear, choice, ActivationRange(low=-4.0, high=4.0), shapes)
+            ratios[rows] = _ratio(prepared, linear, x)
         found.append(Speed(choice=choice.name, refused=refused, kernels=kernels, ratios=ratios))
     return found
 
 
-def _prepared(backend: CpuBackend, linear: nn.Linear, choice: LayerChoice, x: torch.Tensor) -> tuple[str, float]:
-    shapes = [tuple(x.shape)]
-    prepared = backend.prepare(linear, choice, ActivationRange(low=-4.0, high=4.0), shapes)
-    return backend.kernel(linear, choice, shapes) or "", _seconds(prepared, x)
+def _ratio(prepared: nn.Module, full: nn.Module, x: torch.Tensor) -> float:
+    """Return the median, over passes in turn, of what ``prepared`` takes relative to ``full``."""
+    return statistics.median(_seconds(prepared, x) / _seconds(full, x) for _ in range(_PASSES))
 
 
 def _seconds(module: nn.Module, x: torch.Tensor) -> float:
-    elapsed = []
-    for _ in range(_PASSES + 2):
-        start = time.perf_counter()
-        module(x)
-        elapsed.append(time.perf_counter() - start)
-    return min(elapsed[2:])
+    start = time.perf_counter()
+    module(x)
+    return time.perf_counter() - start
