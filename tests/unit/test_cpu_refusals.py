@@ -59,7 +59,6 @@ def test_every_kind_takes_full_precision() -> None:
         (LSTM, "int8_weight_only", "int8_weight_only lstm layers; they take fp32, bf16, fp16, int8_dynamic"),
         (EMBEDDING, "int8_dynamic", "integer indices"),
         (replace(LINEAR, weight_shape=(64, 100)), "int4_weight_only", "divisible by 32, but this layer has 100"),
-        (replace(LINEAR, weight_shape=(10, 96)), "int4_weight_only", "divisible by 16, but this layer has 10"),
         (replace(EMBEDDING, weight_shape=(10, 7)), "int4_weight_only", "two features a byte"),
         (replace(LINEAR, frozen_reason="never ran"), "bf16", "never ran"),
     ],
@@ -156,6 +155,14 @@ def test_a_model_is_probed_and_measured_on_arm() -> None:
 
 def test_recurrent_layers_stay_in_full_precision_on_arm(arm: CpuBackend) -> None:
     assert "needs FBGEMM" in str(arm.refuses(LSTM, CHOICES["int8_dynamic"]))
+
+
+def test_int4_takes_any_number_of_outputs() -> None:
+    linear, x = torch.nn.Linear(96, 10), torch.randn(3, 96)
+    assert CpuBackend().refuses(replace(LINEAR, weight_shape=(10, 96)), CHOICES["int4_weight_only"]) is None
+    prepared = CpuBackend().prepare(linear, CHOICES["int4_weight_only"], None, [(3, 96)])
+    with torch.inference_mode():
+        assert (prepared(x) - linear(x)).norm() < 0.15 * linear(x).norm()
 
 
 def test_weight_only_needs_no_int8_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,10 @@ def _computing(kind: LayerKind, choice: LayerChoice) -> list[Kernel]:
 
 
 def _fits(kernel: Kernel, module: nn.Module) -> bool:
-    return not isinstance(module, nn.Linear) or module.in_features % kernel.feature_block == 0
+    if not isinstance(module, nn.Linear):
+        return True
+    inputs, outputs = kernel.blocks
+    return module.in_features % inputs == 0 and module.out_features % outputs == 0
 
 
 def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
@@ -146,11 +149,9 @@ def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
 def _int4_refuses(layer: Layer) -> str | None:
     if layer.kind not in (LayerKind.LINEAR, LayerKind.EMBEDDING, LayerKind.EMBEDDING_BAG):
         return None
-    outputs, features = layer.weight_shape
+    features = layer.weight_shape[1]
     if layer.kind.looks_up:
         return f"int4 rows hold two features a byte, but this embedding has {features}" if features % 2 else None
     if features % INT4_GROUP:
         return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}"
-    if outputs % 16:
-        return f"the int4 kernel needs output features divisible by 16, but this layer has {outputs}"
     return None

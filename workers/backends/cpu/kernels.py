@@ -45,8 +45,8 @@ class Kernel:
     #: Kernels of one choice with the same ``prepare`` read the same packed weights, so that a layer may use several.
     prepare: Prepare
     lacks: Lacks = nothing
-    #: Input features must be divisible by it.
-    feature_block: int = 1
+    #: What the input and output features of linear layers must be divisible by.
+    blocks: tuple[int, int] = (1, 1)
 
 
 def _onednn(processor: Processor, choice: LayerChoice) -> str | None:
@@ -87,9 +87,9 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("fp32", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear),
     Kernel("bf16", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, _bf16),
     # It reads input features in blocks of 16, and runs past the end of others (PyTorch 2.13).
-    Kernel("int8pack", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, feature_block=16),
+    Kernel("int8pack", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, blocks=(16, 1)),
     Kernel("fp32", _LINEAR, _W4, linear.WidenedInt4Linear),
-    Kernel("int4pack", _LINEAR, _W4, linear.Int4WeightOnlyLinear),
+    Kernel("int4pack", _LINEAR, _W4, linear.Int4WeightOnlyLinear, blocks=(1, 16)),
     Kernel("bf16", _LINEAR, ("bf16",), linear.Bf16Linear, _bf16),
     Kernel("fp32", _LINEAR, ("fp16",), WidenedFp16),
     Kernel("fbgemm", _LINEAR, ("fp16",), linear.FbgemmFp16Linear, _fbgemm),
