@@ -80,6 +80,12 @@ class Processor:
         """
         return 8 if self.has_vnni or not self.is_x86 else 7
 
+    def saturates(self, weight_bits: int) -> str | None:
+        """Return why products of int8 weights of so many bits would be wrong, None if they would not."""
+        if weight_bits <= self.int8_weight_bits:
+            return None
+        return "needs VNNI, which this processor lacks; products of 8-bit weights would saturate"
+
 
 def this_processor() -> Processor:
     """Return the processor of this machine, masked by the environment variable ``AUTOTUNE_CPU_FEATURES`` if it is set.

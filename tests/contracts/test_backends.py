@@ -133,6 +133,7 @@ def test_corrected_biases_take_off_the_mean_error(
     backend: Backend, case: tuple[nn.Module, Layer, torch.Tensor], choice: LayerChoice
 ) -> None:
     module, layer, x = case
+    choice = choice.with_weight_bits(backend.int8_weight_bits(layer))
     if backend.refuses(layer, choice) is not None or not has_correction(layer):
         pytest.skip("there is nothing to correct")
     channels = 1 - len(layer.weight_shape)  # their dimension
@@ -245,7 +246,7 @@ class Running:
     deployed: Deployed
 
     def uniform(self, choice: str) -> dict[str, str]:
-        return {x.name: choice for x in self.prepared.layers if self.backend.refuses(x, CHOICES[choice]) is None}
+        return {x.name: choice for x in self.prepared.layers if choice not in self.prepared.refusals(x.name)}
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         return TASK.forward(self.deployed.model, moved(batch, self.backend.device))
@@ -341,7 +342,7 @@ def test_deployed_model_tells_its_working_memory(running: Running) -> None:
 
 def test_deployed_model_times_every_layer_and_choice(running: Running) -> None:
     choices = {
-        layer.name: [name for name in CHOICES if running.backend.refuses(layer, CHOICES[name]) is None]
+        layer.name: [name for name in CHOICES if name not in running.prepared.refusals(layer.name)]
         for layer in running.prepared.layers
     }
     with torch.inference_mode():

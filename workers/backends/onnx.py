@@ -142,9 +142,5 @@ class OnnxRuntimeBackend:
             return OnnxDeployed(task, prepared, batch_sizes)
 
     def _processor_refuses(self, choice: LayerChoice) -> str | None:
-        if not choice.needs_int8_products or choice.weight_bits <= self._processor.int8_weight_bits:
-            return None
-        return (
-            "needs VNNI, which this processor lacks; products of 8-bit weights would saturate, so run a new job here, "
-            "whose weights have 7 bits"
-        )
+        reason = self._processor.saturates(choice.weight_bits) if choice.needs_int8_products else None
+        return reason and f"{reason}, so run a new job here, whose weights have 7 bits"

@@ -61,7 +61,10 @@ class TorchAoBackend(EagerBackend):
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """See ``Backend.refuses``."""
-        return torchao_support.refuses(None if self.device == "cpu" else gpu.capability(), layer, choice)
+        if self.device != "cpu":
+            return torchao_support.refuses(gpu.capability(), layer, choice)
+        reason = torchao_support.refuses(None, layer, choice)
+        return reason or (this_processor().saturates(choice.weight_bits) if choice.needs_int8_products else None)
 
     def prepare(
         self,

@@ -52,22 +52,20 @@ class Kernel:
 def _onednn(processor: Processor, choice: LayerChoice) -> str | None:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "needs oneDNN, which this build of PyTorch lacks"
-    return None if choice.weight_bits <= processor.int8_weight_bits else _SATURATES
+    return processor.saturates(choice.weight_bits)
 
 
 def _fbgemm(processor: Processor, choice: LayerChoice) -> str | None:
     if not has_fbgemm():
         return "needs FBGEMM, which PyTorch has on x86 processors with AVX2 only"
-    # FBGEMM knows no VNNI of 256 bits.
-    exact = "avx512_vnni" in processor.features or choice.weight_bits == 7 or choice.precision is Precision.FP16
-    return None if exact else _SATURATES
+    if choice.precision is Precision.INT8 and choice.weight_bits == 8 and "avx512_vnni" not in processor.features:
+        return "needs VNNI of 512 bits, which this processor lacks; FBGEMM's products of 8-bit weights would saturate"
+    return None
 
 
 def _bf16(processor: Processor, choice: LayerChoice) -> str | None:
     return None if processor.has_bf16 else "needs AVX512-BF16 or AMX, which this processor lacks; bf16 would be slow"
 
-
-_SATURATES = "needs VNNI, which this processor lacks; products of 8-bit weights would saturate"
 
 _LINEAR = (LayerKind.LINEAR,)
 _CONV = (LayerKind.CONV1D, LayerKind.CONV2D)
