@@ -3,6 +3,7 @@
 import gc
 import itertools
 import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -60,6 +61,12 @@ def _start(start: Callable[[], None]) -> None:
             if not patience:
                 raise
             time.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def ray_token() -> str:
+    """The token of all Ray clusters of this process: Ray reads its own once."""
+    return secrets.token_hex(32)
 
 
 @pytest.fixture(scope="session")

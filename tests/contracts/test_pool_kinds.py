@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +40,9 @@ def add_node(cluster: Cluster, kind: str, cpus: int, **more: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(ray_token: str) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_TOKEN", ray_token)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         started = Cluster()
         add_node(started, "measures nothing", 0, include_dashboard=False)

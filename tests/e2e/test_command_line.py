@@ -35,6 +35,7 @@ from workers.tasks import build_task, load_task_file
 
 COMMAND = str(Path(sys.executable).with_name("autotune"))
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")
+INTEGERS = ("int8_static", "int8_dynamic", "int8_dynamic_per_token", "int8_weight_only", "int4_weight_only")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -114,7 +115,10 @@ def test_from_job_file_to_verified_map(run: Run, folder: Path, shown: str) -> No
     front = data_of(run("front", "last", "--json"))
     assert front["job"]["state"] == "finished"
     assert front["job"]["trials"] == 12
-    assert [trial["label"] for trial in front["baselines"]][:2] == ["fp32", "uniform bf16"]
+    first, *uniform = [trial["label"] for trial in front["baselines"]]
+    assert first == "fp32"
+    assert set(uniform) - {"uniform bf16"} == {f"uniform {choice}" for choice in ("fp16", *INTEGERS)}
+    assert ("uniform bf16" in uniform) == this_processor().has_bf16
     assert front["front"]
     assert {trial["number"] for trial in front["front"]} == set(front["job"]["front"])
 

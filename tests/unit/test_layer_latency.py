@@ -1,6 +1,7 @@
 """Layers timed inside their model: every one, by shape, with nothing left behind."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from torch import nn
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
-from search_spaces.quantization_map import ActivationRange
 from workers import layer_latency
 from workers.backends.cpu.backend import CpuBackend
 from workers.clock import HOST_CLOCK, Clock
@@ -66,8 +66,8 @@ CLOCK = SlowClock()
 class SlowBackend(CpuBackend):
     """Lets time pass inside the layers prepared with one choice."""
 
-    def prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
-        prepared = super().prepare(module, choice, input_range)
+    def prepare(self, module: nn.Module, choice: LayerChoice, *arguments: Any) -> nn.Module:
+        prepared = super().prepare(module, choice, *arguments)
         if choice.name == "int4_weight_only":
             prepared.register_forward_hook(CLOCK.slow_down)
         return prepared
