@@ -9,6 +9,7 @@ import argparse
 import os
 import statistics
 import time
+from collections import Counter
 
 import torch
 
@@ -59,7 +60,11 @@ def main(only: str, count: int) -> None:
     memory.keep()
     alone = tuple(k for k in KERNELS if "int8_static" not in k.choices or k.name in ("fp32", only))
     evaluators = [built(alone), built(KERNELS)]
-    print(f"{cpu_hardware()}, load {os.getloadavg()[0]:.1f}")
+    taken = Counter(
+        names["int8_static"] for names in evaluators[1].description.kernels.values() if "int8_static" in names
+    )
+    shown = ", ".join(f"{count} by {name}" for name, count in taken.items())
+    print(f"{cpu_hardware()}, load {os.getloadavg()[0]:.1f}; layers: {shown}")
     for choice in CHOICES:
         for evaluator in evaluators:
             apply(evaluator, choice)

@@ -58,7 +58,7 @@ def kernel(name: str, how: MadeUp) -> Kernel:
 
 
 def pick(kernels: Sequence[Kernel], *shapes: tuple[int, ...]) -> Pick:
-    return fastest(LINEAR, kernels, 8, shapes)
+    return fastest(LINEAR, CHOICES["int8_dynamic"], kernels, shapes)
 
 
 def test_the_fastest_at_the_real_shape_is_taken() -> None:
@@ -87,6 +87,11 @@ def test_kernels_of_the_same_packed_weights_share_a_layer() -> None:
     found = pick([*shared, kernel("c", MadeUp(3, 3))], FEW, MANY)
     assert {rows_of(shape): taken.name for shape, taken in found.kernels.items()} == {1: "a", 64: "b"}
     assert found.name == "a at 1 row, b at 64 rows"
+
+
+def test_of_equals_the_last_is_taken() -> None:
+    kernels = [kernel(name, MadeUp(ms, ms)) for name, ms in (("a", 10.0), ("b", 10.2), ("c", 12.0))]
+    assert pick(kernels, FEW).name == "b"
 
 
 def test_a_kernel_that_is_wrong_or_missing_is_not_taken() -> None:

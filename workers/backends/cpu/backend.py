@@ -106,11 +106,10 @@ class CpuBackend(EagerBackend):
             shapes = [(rows, module.in_features) for rows in _USUAL_ROWS]
         if len(kernels) == 1 or not shapes:
             return only(kernels[-1], shapes)
-        names = tuple(kernel.name for kernel in kernels)
-        layer = (kind, module.extra_repr(), kernels[0].choices, names, choice.weight_bits)
-        key = (*layer, tuple(shapes), torch.get_num_threads())
+        timed = _timed_as(choice)
+        key = (kind, module.extra_repr(), timed, tuple(k.name for k in kernels), tuple(shapes), torch.get_num_threads())
         if key not in _timed:
-            _timed[key] = fastest(module, kernels, choice.weight_bits, shapes)
+            _timed[key] = fastest(module, timed, kernels, shapes)
         return _timed[key]
 
     def _usable(self, kind: LayerKind, choice: LayerChoice) -> list[Kernel]:
@@ -126,6 +125,13 @@ class CpuBackend(EagerBackend):
 
 def _computing(kind: LayerKind, choice: LayerChoice) -> list[Kernel]:
     return [kernel for kernel in KERNELS if kind in kernel.kinds and choice.name in kernel.choices]
+
+
+def _timed_as(choice: LayerChoice) -> LayerChoice:
+    """Return the choice whose time stands for another's: of one kernel for both, so that they are never apart."""
+    if choice.needs_int8_products and not choice.is_per_token:
+        return CHOICES["int8_static"].with_weight_bits(choice.weight_bits)
+    return CHOICES["int4_weight_only"] if choice.is_gptq else choice
 
 
 def _fits(kernel: Kernel, module: nn.Module) -> bool:

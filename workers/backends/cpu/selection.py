@@ -6,11 +6,12 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from search_spaces.choice import choice_named
+from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.kernels import Kernel
 from workers.backends.packed import PackedLayer
@@ -21,11 +22,16 @@ _ROUNDS, _FEWEST_ROUNDS = 30, 5
 _LONGEST_S = 0.1
 #: Kernels that take so many times as long as the fastest in their first passes are not timed further.
 _HOPELESS = 2.0
+#: Kernels that are slower than the fastest by no more than this count as fast as it; the last of them is taken. Layers
+#: should change kernels for a reason: in MiniLM the first layer after a change took up to a quarter longer.
+_TIE = 1.05
 #: Largest difference from the first kernel, relative to the outputs: kernels that are wrong are not taken.
 _LARGEST_ERROR = 0.02
 
 #: Range of the inputs that kernels are timed with.
 _RANGE = ActivationRange(low=-4.0, high=4.0)
+
+T = TypeVar("T")
 
 #: Shape of an input, batch first.
 Shape = tuple[int, ...]
@@ -70,16 +76,15 @@ def only(kernel: Kernel, shapes: Sequence[Shape]) -> Pick:
     return Pick(kernels=dict.fromkeys(shapes or ((1,),), kernel))
 
 
-def fastest(module: nn.Module, kernels: Sequence[Kernel], bits: int, shapes: Sequence[Shape]) -> Pick:
+def fastest(module: nn.Module, choice: LayerChoice, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick:
     """Return the pick that is fastest at ``shapes``; of several, each counts as much as the others.
 
     Args:
         module: the full-precision layer.
-        kernels: that compute one choice of it.
-        bits: of int8 weights.
+        choice: that the kernels compute; one that needs no more of calibration than a range.
+        kernels: in the order in which they are preferred, the last most.
         shapes: of its inputs, at least one.
     """
-    choice = choice_named(kernels[0].choices[0]).with_weight_bits(bits)
     taken: dict[Kernel, dict[Shape, float]] = {kernel: {} for kernel in kernels}
     with torch.inference_mode():
         layers = {kernel: only(kernel, shapes).prepare(module, choice, _RANGE) for kernel in kernels}
@@ -91,8 +96,16 @@ def fastest(module: nn.Module, kernels: Sequence[Kernel], bits: int, shapes: Seq
     for kernel, times in taken.items():
         if len(times) == len(shapes):
             forms[kernel.prepare].append(kernel)
-    picks = [{shape: min(form, key=lambda k: taken[k][shape]) for shape in shapes} for form in forms.values()]
-    return Pick(kernels=min(picks, key=lambda pick: sum(taken[k][shape] / best[shape] for shape, k in pick.items())))
+    picks = [
+        {shape: _least(form, [taken[kernel][shape] for kernel in form]) for shape in shapes} for form in forms.values()
+    ]
+    slowdowns = [sum(taken[kernel][shape] / best[shape] for shape, kernel in pick.items()) for pick in picks]
+    return Pick(kernels=_least(picks, slowdowns))
+
+
+def _least(options: Sequence[T], costs: Sequence[float]) -> T:
+    """Return the last of the options that cost no more than the cheapest and a little."""
+    return [option for option, cost in zip(options, costs, strict=True) if cost <= _TIE * min(costs)][-1]
 
 
 def _times(module: nn.Module, layers: Mapping[Kernel, PackedLayer], shape: Shape) -> dict[Kernel, float]:
