@@ -199,7 +199,8 @@ def _layer_row(
         "choice": choice.name,
         "precision": choice.precision.value,
         "letter": letter(choice),
-        "kernel": description.kernels.get(layer.name, {}).get(choice.name),
+        # Nothing at all where jobs did not record kernels, so that the column goes.
+        "kernel": description.kernels.get(layer.name, {}).get(choice.name, ABSENT) if description.kernels else None,
         "weight_bytes": size,
         "bytes": bytes_text(size),
         "flops_share": layer.flops / total_flops if total_flops else 0.0,

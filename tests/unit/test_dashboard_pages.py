@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import streamlit as st
 import yaml
@@ -413,8 +412,7 @@ def test_the_map_names_the_kernel_of_each_layer(page) -> None:  # type: ignore[n
     table = page("candidate", "finished", 3).dataframe[0].value.set_index("layer")
     kernels = seed.describe().kernels
     for layer, row in table.iterrows():
-        expected = kernels.get(layer, {}).get(row["choice"])
-        assert row["kernel"] == expected or (expected is None and pd.isna(row["kernel"]))
+        assert row["kernel"] == kernels.get(layer, {}).get(row["choice"], "-")
 
 
 def test_the_front_is_zoomed_into_and_out_by_buttons(page) -> None:  # type: ignore[no-untyped-def]
