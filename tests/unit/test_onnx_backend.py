@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from autotune.exporters.base import Source
@@ -281,6 +281,8 @@ def test_seven_bits_do_not_saturate(choice: str, features: int) -> None:
     module.weight.data = torch.full_like(module.weight, 63.0)
     x = torch.full((40, features), 255.0)
     fragment = layers.fragment(module, CHOICES[choice].with_weight_bits(7), ActivationRange(low=0.0, high=255.0))
+    integers = next(numpy_helper.to_array(c) for name, c in fragment.constants.items() if name == "weight_int8")
+    assert (integers.min(), integers.max()) == (63, 63)
     outputs = run_fragment(fragment, x)
     torch.testing.assert_close(outputs, torch.full((40, 32), 255.0 * 63.0 * features), rtol=1e-5, atol=0.0)
 
