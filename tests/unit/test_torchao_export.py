@@ -21,6 +21,7 @@ from search_spaces.choice import CHOICES, choice_named
 from search_spaces.layer import Layer
 from workers.backends.torchao import TorchAoBackend
 from workers.prepared import PreparedModel
+from workers.processor import this_processor
 from workers.quality import outputs
 from workers.task import Split
 from workers.tasks import build_task, load_task_file
@@ -59,7 +60,8 @@ def layers_of(task_name: str) -> tuple[Layer, ...]:
 
 
 def able(task_name: str, choice: str) -> list[str]:
-    exporter, wanted = exporters.build_exporter("torchao"), choice_named(choice)
+    exporter = exporters.build_exporter("torchao")
+    wanted = choice_named(choice).with_weight_bits(this_processor().int8_weight_bits)
     return [
         layer.name
         for layer in layers_of(task_name)
