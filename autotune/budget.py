@@ -67,10 +67,9 @@ class Budget:
         in_time = self._limit_s is None or elapsed_s + self._final_s < self._limit_s
         return in_time and self._finals + pending < MOST_FINAL
 
-    def remaining_s(self, elapsed_s: float) -> float:
-        """Return the seconds left at the pace so far, no more than the time limit allows."""
-        by_trials = elapsed_s / self.searched * (self.trials - self.searched) if self.searched else 0.0
-        return max(0.0, by_trials if self._limit_s is None else min(by_trials, self._limit_s - elapsed_s))
+    def remaining_s(self, elapsed_s: float) -> float | None:
+        """Return what ``remaining_s`` says of this budget."""
+        return remaining_s(self.searched, self.trials, elapsed_s, self._limit_s)
 
     @property
     def _final_s(self) -> float:
@@ -81,6 +80,14 @@ class Budget:
         if not self._recent_s:
             return 0.0
         return min(_FINAL_SHARE * limit_s, _EXPECTED_FINAL * self._final_s)
+
+
+def remaining_s(searched: int, trials: int, elapsed_s: float, limit_s: float | None) -> float | None:
+    """Return the seconds left at the pace so far, no more than the time limit allows; None before any trial."""
+    if not searched:
+        return None
+    by_trials = elapsed_s / searched * max(0, trials - searched)
+    return max(0.0, by_trials if limit_s is None else min(by_trials, limit_s - elapsed_s))
 
 
 def searched(trials: Iterable[TrialRecord]) -> int:

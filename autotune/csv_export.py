@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune import map_file
 from autotune.metrics import METRICS
 from autotune.store.records import TrialRecord
+from autotune.text_files import write_text
 
 #: What a spreadsheet would take for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -24,7 +24,7 @@ def write(trials: Sequence[TrialRecord], front: Collection[int], folder: Path) -
     tables = {"front.csv": [row for row in rows if row["on_front"]], "trials.csv": rows}
     columns = _columns(trials)
     for name, shown in tables.items():
-        map_file.write_text(folder / name, _text(columns, shown))
+        write_text(folder / name, _text(columns, shown))
     return [folder / name for name in tables]
 
 

@@ -1,11 +1,6 @@
 """Errors of jobs; all are ``search_spaces.errors.AutotuneError``, each with its own exit code."""
 
-from typing import TYPE_CHECKING
-
 from search_spaces.errors import AutotuneError, MapError
-
-if TYPE_CHECKING:
-    from autotune.store.records import Order
 
 
 class JobSpecError(AutotuneError):
@@ -58,14 +53,6 @@ class NoFeasibleMapError(AutotuneError):
 
 class LeaseLostError(AutotuneError):
     """A driver's job was given to another driver; it must not write any more."""
-
-
-class OrderedError(AutotuneError):
-    """The job's user wants it paused or cancelled."""
-
-    def __init__(self, order: "Order") -> None:
-        super().__init__(f"the job was {order.state} by its user")
-        self.order = order
 
 
 class Stopped(BaseException):

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autotune.errors import JobSpecError, NoFeasibleMapError
-from autotune.jobs import find_trial
+from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.metrics import METRICS, OVERLOADED_MS, Constraint, Figure, is_overloaded
 from autotune.objectives import Objectives, minimised
 from autotune.pareto import hypervolume, knee, non_dominated
@@ -19,6 +18,18 @@ _PICKS: dict[str, tuple[str, ...]] = {
     "most-accurate": ("accuracy", "divergence"),
 }
 PICKS = ("knee", *_PICKS)
+
+
+def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
+    """Return the trial with that number.
+
+    Raises:
+        NotFoundError: if there is none.
+    """
+    for trial in trials:
+        if trial.number == number:
+            return trial
+    raise NotFoundError(f"no trial {number}; 'autotune front' shows those that matter")
 
 
 def violations(figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +11,7 @@ from autotune.errors import ConflictError, JobSpecError, NotFoundError
 from autotune.job_spec import JobSpec
 from autotune.store.base import ReadStore, Store
 from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState, Order, Submission, TrialRecord
+from autotune.store.records import JobRecord, JobState, Order, Submission
 
 #: Characters of the key of a submission at most, as the database keeps it.
 _LONGEST_KEY = 255
@@ -136,18 +135,6 @@ def find_job(store: ReadStore, reference: str) -> JobRecord:
         known = ", ".join(f"{job.id} ({job.name})" for job in jobs[:10]) or "none"
         raise NotFoundError(f"no job {reference!r} in this database. Newest jobs: {known}")
     return found[0]
-
-
-def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
-    """Return the trial with that number.
-
-    Raises:
-        NotFoundError: if there is none.
-    """
-    for trial in trials:
-        if trial.number == number:
-            return trial
-    raise NotFoundError(f"no trial {number}; 'autotune front' shows those that matter")
 
 
 def _check_priority(priority: int) -> None:

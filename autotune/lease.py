@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from autotune.errors import LeaseLostError, NotFoundError, OrderedError, StoreError
-from autotune.lifecycle import LEASE_S, RENEWALS
+from autotune.errors import LeaseLostError, NotFoundError, StoreError
+from autotune.lifecycle import LEASE_S, RENEWALS, OrderedError
 from autotune.store.base import Store
 from autotune.store.records import Directions, HeldJob, JobRecord
 

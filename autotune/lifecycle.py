@@ -13,12 +13,21 @@ from typing import Any
 from autotune.errors import ConflictError, LeaseLostError
 from autotune.job_spec import JobSpec
 from autotune.store.records import EventRecord, JobRecord, JobState, Order
+from search_spaces.errors import AutotuneError
 
 #: Seconds a lease lasts, and how often in that time it is renewed.
 LEASE_S = 30.0
 RENEWALS = 3
 #: Drivers in a row that may die without recording a trial.
 MOST_CRASHES = 3
+
+
+class OrderedError(AutotuneError):
+    """The job's user wants it paused or cancelled."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(f"the job was {order.state} by its user")
+        self.order = order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

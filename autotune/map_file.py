@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import reprlib
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from autotune.errors import ConflictError
 from autotune.job_spec import JobSpec
 from autotune.store.records import JobRecord, TrialRecord
+from autotune.text_files import write_text
 from search_spaces.choice import choice_named
 from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
@@ -63,6 +63,8 @@ class MappedLayer(_Part):
     weight_bits: Literal[7, 8] = 8
     #: Shapes of the input where latency was measured, for which the fastest kernels are taken.
     latency_shapes: tuple[tuple[int, ...], ...] = ()
+    #: What computed it; None where there is no choice of kernels.
+    kernel: str | None = None
     #: Calibrated range of the input, for choices that need calibration and layers whose bias is corrected only.
     input_range: tuple[float, float] | None = None
     #: Mean of each input channel, if the bias is corrected by them.
@@ -159,6 +161,15 @@ class MapFile(_Part):
         """Return layer name -> bits of int8 weights in int8 products."""
         return {name: layer.weight_bits for name, layer in self.layers.items()}
 
+    def kernels(self, kind: str) -> dict[str, dict[str, str]]:
+        """Return layer name -> choice name -> kernel that was measured; empty for another ``kind`` of hardware.
+
+        Kernels that were fast there may be slow on other hardware.
+        """
+        if kind != self.provenance.environment.get("kind"):
+            return {}
+        return {name: {layer.choice: layer.kernel} for name, layer in self.layers.items() if layer.kernel is not None}
+
     def ranges(self) -> dict[str, ActivationRange]:
         """Return layer name -> calibrated range of the layers that have one."""
         ranges = {name: layer.range() for name, layer in self.layers.items()}
@@ -181,7 +192,7 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
         task_parameters=spec.task.parameters,
         backend=job.description.environment.backend,
         model_fingerprint=job.description.fingerprint,
-        layers={layer.name: _mapped(layer, quantization) for layer in job.description.layers},
+        layers={layer.name: _mapped(layer, quantization, described.kernels) for layer in described.layers},
         measurement=spec.worker_setup().measurement,
         promised={
             name: PromisedFigure(value=figure.value, low=figure.low, high=figure.high)
@@ -213,22 +224,6 @@ def write(document: Mapping[str, Any], path: str | Path) -> None:
         MapError: if the file cannot be written.
     """
     write_text(Path(path), dump(document))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        MapError: if the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            staged = Path(folder, path.name)
-            staged.write_text(text, encoding="utf-8")
-            staged.replace(path)
-    except OSError as error:
-        raise MapError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
 def read(path: str | Path) -> MapFile:
@@ -265,7 +260,7 @@ def _describe(error: Mapping[str, Any]) -> str:
     return f"{path}: {message}, but got {reprlib.repr(error['input'])}"
 
 
-def _mapped(layer: Layer, quantization: QuantizationMap) -> MappedLayer:
+def _mapped(layer: Layer, quantization: QuantizationMap, kernels: Mapping[str, Mapping[str, str]]) -> MappedLayer:
     choice = quantization.choices[layer.name]
     known = quantization.ranges.get(layer.name)
     means = known.means if known is not None and choice.rounds_to_nearest else None
@@ -276,6 +271,7 @@ def _mapped(layer: Layer, quantization: QuantizationMap) -> MappedLayer:
         choice=choice.name,
         weight_bits=choice.weight_bits,
         latency_shapes=layer.latency_shapes,
+        kernel=kernels.get(layer.name, {}).get(choice.name),
         input_range=(calibrated.low, calibrated.high) if calibrated else None,
         input_means=means,
         smoothing=MappedSmoothing.of(calibrated) if choice.is_smooth else None,

@@ -15,6 +15,7 @@ from workers.attention import unroll_as
 from workers.backends import build_backend
 from workers.errors import BackendError
 from workers.fingerprint import fingerprint
+from workers.hardware import kind_of
 from workers.prepared import PreparedModel
 
 
@@ -48,8 +49,14 @@ class NativeMap:
             print_of_weights = fingerprint(model)
             on_error.callback(unroll_as(model, self.file.layers))
             layers = self._layers_of(model, print_of_weights)
-            bits = self.file.weight_bits()
-            prepared = PreparedModel(model.to(backend.device), layers, backend, quantization.ranges, weight_bits=bits)
+            prepared = PreparedModel(
+                model.to(backend.device),
+                layers,
+                backend,
+                quantization.ranges,
+                weight_bits=self.file.weight_bits(),
+                kernels=self.file.kernels(kind_of(backend.device)),
+            )
             prepared.apply(quantization.names)
             on_error.pop_all()
         return model.eval()

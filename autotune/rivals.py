@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from autotune.figures import Reference
 from autotune.metrics import Constraint, Figure
 from autotune.store.records import TrialRecord
-from workers.pools.base import Rival
+from workers.candidate import Rival
 
 _LATENCIES = ("latency_p50_ms", "latency_ratio")
 #: Objectives that are known before the latency is measured.

@@ -5,9 +5,10 @@ import time
 from dataclasses import dataclass
 
 from autotune import driver, lifecycle
-from autotune.errors import ConflictError, JobSpecError, LeaseLostError, OrderedError, Stopped
+from autotune.errors import ConflictError, JobSpecError, LeaseLostError, Stopped
 from autotune.job_spec import JobSpec, SamplerName
 from autotune.lease import Lease
+from autotune.lifecycle import OrderedError
 from autotune.metrics import SHIFTED
 from autotune.probing import obtain_probes
 from autotune.progress import Listener, Silent
@@ -98,10 +99,7 @@ def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, plac
     spec = JobSpec.parse(job.spec)
     setup = spec.worker_setup(place.task_file)
     if job.description is not None:
-        described = job.description
-        # Jobs of before had 8 bits everywhere.
-        bits = {layer.name: described.weight_bits.get(layer.name, 8) for layer in described.layers}
-        setup = dataclasses.replace(setup, ranges=described.calibration.ranges, weight_bits=bits)
+        setup = setup.continued(job.description)
     listener.stage("Starting workers")
     pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, place))
     try:

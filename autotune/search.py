@@ -34,9 +34,10 @@ from autotune.study import Proposal, Study
 from autotune.trials import Planned
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.space import SearchSpace, build_space
+from workers.candidate import Candidate, Outcome, Rival
 from workers.errors import TaskError
 from workers.measurement import Measurement
-from workers.pools.base import Candidate, Outcome, Pool, Rival
+from workers.pools.base import Pool
 from workers.setup import ModelDescription, Probes
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from autotune.metrics import Constraint, Figure
 from autotune.store.clock import now
 from autotune.store.records import TrialKind, TrialRecord, TrialState
 from search_spaces.quantization_map import map_key
+from workers.candidate import Outcome
 from workers.measurement import Failure, FailureCause, Measurement
-from workers.pools.base import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

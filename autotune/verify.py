@@ -9,9 +9,11 @@ from autotune.figures import Reference, figures_of
 from autotune.map_file import MapFile
 from autotune.metrics import Figure, prefix_of
 from search_spaces.errors import MapError
-from workers.evaluate import Evaluator
+from workers.backends import build_backend
+from workers.candidate import Candidate
+from workers.evaluation.evaluator import Evaluator
+from workers.hardware import kind_of
 from workers.measurement import Measurement, Workload
-from workers.pools.base import Candidate
 from workers.setup import WorkerSetup
 from workers.task import Split
 
@@ -76,6 +78,7 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
             measurement=settings,
             ranges=file.ranges(),
             weight_bits=file.weight_bits(),
+            kernels=file.kernels(kind_of(build_backend(file.backend).device)),
             task_file=task_file,
         )
     )
@@ -86,10 +89,10 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
     choices = file.quantization_map().names
     shifted = "shifted_accuracy" in file.promised
     reference = Reference(
-        accuracy=evaluator.reference_accuracy(Split.EVALUATION),
+        accuracy=evaluator.quality.reference_accuracy(Split.EVALUATION),
         latency_p50_ms=1.0,  # these only scale milliseconds, of which none is checked
         workloads_p50_ms=dict.fromkeys(settings.workloads, 1.0),
-        shifted_accuracy=evaluator.reference_accuracy(Split.SHIFTED) if shifted else None,
+        shifted_accuracy=evaluator.quality.reference_accuracy(Split.SHIFTED) if shifted else None,
     )
     tries: list[tuple[Check, ...]] = []
     while not tries or (_ratio_is_off(tries[-1]) and len(tries) < _TRIES):
@@ -98,7 +101,7 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
         measurement = evaluator.measure(Candidate(number=0, choices=choices))
         tries.append(_checks(file, measurement, reference, tolerance))
     checks = min(tries, key=_ratio_difference)
-    held_out, held_out_reference = evaluator.held_out_accuracies(choices)
+    held_out, held_out_reference = evaluator.quality.held_out_accuracies(choices)
     return Verification(checks=checks, held_out_accuracy=held_out, held_out_reference=held_out_reference)
 
 

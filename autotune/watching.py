@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autotune.errors import JobFailedError, OrderedError
+from autotune.budget import remaining_s
+from autotune.errors import JobFailedError
+from autotune.lifecycle import OrderedError
 from autotune.objectives import Objectives
 from autotune.progress import Progress
 from autotune.store.base import ReadStore
@@ -104,11 +106,3 @@ def check_outcome(update: Update) -> None:
     for order in Order:
         if update.state is order.state:
             raise OrderedError(order)
-
-
-def remaining_s(searched: int, budget: int, elapsed_s: float, limit_s: float | None) -> float | None:
-    """Return the seconds left at the pace so far, no more than the time limit allows; None before any trial."""
-    if not searched:
-        return None
-    by_trials = elapsed_s / searched * max(0, budget - searched)
-    return max(0.0, by_trials if limit_s is None else min(by_trials, limit_s - elapsed_s))

@@ -17,7 +17,7 @@ from workers import memory
 from workers.backends.cpu import backend
 from workers.backends.cpu.kernels import KERNELS, Kernel
 from workers.environment import cpu_hardware
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.setup import WorkerSetup
 
 CHOICES = ("int8_static", "int8_dynamic", "int8_dynamic_per_token")

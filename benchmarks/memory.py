@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from search_spaces.choice import CHOICES, FULL_PRECISION
-from workers.evaluate import Evaluator
-from workers.pools.base import Candidate
+from workers.candidate import Candidate
+from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.tasks import build_task
 from workers.tasks.checkpoints import quiet_transformers

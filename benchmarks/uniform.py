@@ -12,8 +12,8 @@ import os
 import numpy as np
 
 import benchmarks.search.models  # noqa: F401 - registers its tasks
-from workers.evaluate import Evaluator
-from workers.pools.base import Candidate
+from workers.candidate import Candidate
+from workers.evaluation.evaluator import Evaluator
 from workers.setup import CalibrationSettings, MeasurementSettings, WorkerSetup
 
 

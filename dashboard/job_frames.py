@@ -6,6 +6,7 @@ from datetime import datetime
 
 import pandas as pd
 
+from autotune.budget import remaining_s
 from autotune.job_spec import JobSpec
 from autotune.metrics import METRICS
 from autotune.store.records import EventRecord, JobRecord, JobState, TrialRecord
@@ -65,12 +66,9 @@ def events_frame(events: Sequence[tuple[JobRecord, EventRecord]], zone: str | No
 
 def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
     """Return the seconds a live job has left at its pace so far; None before it has a pace."""
-    if not job.state.is_live or done == 0:
+    if not job.state.is_live:
         return None
-    left = job.elapsed_s / done * max(0, spec.search.trials - done)
-    if spec.search.time_limit_s is not None:
-        left = min(left, max(0.0, spec.search.time_limit_s - job.elapsed_s))
-    return left
+    return remaining_s(done, spec.search.trials, job.elapsed_s, spec.search.time_limit_s)
 
 
 def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:

@@ -38,6 +38,7 @@ class PreparedModel:
         *,
         cache_bytes: int = CACHE_BYTES,
         weight_bits: Mapping[str, int] | None = None,
+        kernels: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         """Take a model and its layers.
 
@@ -48,6 +49,7 @@ class PreparedModel:
             ranges: layer name -> calibrated range.
             cache_bytes: bound of the bytes of prepared layers.
             weight_bits: layer name -> bits of int8 weights in int8 products; None takes what the processor gets right.
+            kernels: layer name -> choice name -> what computes it, where that is known; others are chosen here.
         """
         #: The model itself; what its layers are is the last map applied.
         self.model = model
@@ -58,6 +60,7 @@ class PreparedModel:
         self._ranges = ranges
         #: Layer name -> bits of int8 weights in int8 products.
         self.weight_bits = weight_bits or {layer.name: backend.int8_weight_bits(layer) for layer in layers}
+        self._kernels = kernels
         self._originals = {name: model.get_submodule(name) for name in self._layers}
         self._slots = slots(model, self._originals)
         self._installed = dict.fromkeys(self._layers, FULL_PRECISION.name)
@@ -149,10 +152,11 @@ class PreparedModel:
         """
         found = {}
         for layer, module in self._originals.items():
-            able = CHOICES.keys() - self.refusals(layer)
-            shapes = self._layers[layer].latency_shapes
+            refused, shapes = self.refusals(layer), self._layers[layer].latency_shapes
             names = {
-                name: self._backend.kernel(module, self.choice(layer, name), shapes) for name in CHOICES if name in able
+                name: self._backend.kernel(module, self.choice(layer, name), shapes, self._kernel(layer, name))
+                for name in CHOICES
+                if name not in refused
             }
             found[layer] = {choice: name for choice, name in names.items() if name is not None}
         return {layer: names for layer, names in found.items() if names}
@@ -194,13 +198,18 @@ class PreparedModel:
         reason = self._backend.refuses(layer, wanted)
         if reason is not None:
             raise MapError(f"layer {name!r} cannot take {choice}: {reason}")
-        prepared = self._backend.prepare(self._originals[name], wanted, self._ranges.get(name), layer.latency_shapes)
+        prepared = self._backend.prepare(
+            self._originals[name], wanted, self._ranges.get(name), layer.latency_shapes, self._kernel(name, choice)
+        )
         describe(prepared, self._originals[name])
         self._unreleased_bytes += self._own_bytes[name]
         if self._unreleased_bytes > RELEASE_BYTES:
             memory.release()
             self._unreleased_bytes = 0
         return prepared
+
+    def _kernel(self, name: str, choice: str) -> str | None:
+        return self._kernels.get(name, {}).get(choice)
 
     def _evict(self, wanted: Mapping[str, str] = MappingProxyType({})) -> None:
         """Drop the prepared layers used longest ago until the cache fits; never one that is installed or wanted."""

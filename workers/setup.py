@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search_spaces.choice import LayerChoice
@@ -81,6 +81,15 @@ class WorkerSetup:
     ranges: Mapping[str, ActivationRange] | None = None
     #: Layer name -> bits of int8 weights in int8 products, of the same job or a map; None takes what is exact here.
     weight_bits: Mapping[str, int] | None = None
+    #: Layer name -> choice name -> kernel, of the same job or a map; others are chosen by timing. Two kernels of one
+    #: choice differ in the last bits of their outputs, so numbers are only equal where kernels are.
+    kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def continued(self, description: "ModelDescription") -> "WorkerSetup":
+        """Return the setup for another worker of a job, whose numbers equal those of the described one."""
+        # Jobs of before had 8 bits everywhere.
+        bits = {layer.name: description.weight_bits.get(layer.name, 8) for layer in description.layers}
+        return replace(self, ranges=description.calibration.ranges, weight_bits=bits, kernels=description.kernels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

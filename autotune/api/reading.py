@@ -8,9 +8,8 @@ from autotune import map_file, wire
 from autotune.api.answers import answer
 from autotune.api.session import PREFIX, Caller, needs
 from autotune.errors import NotFoundError
-from autotune.front import pick
+from autotune.front import find_trial, pick
 from autotune.job_spec import JobSpec
-from autotune.jobs import find_trial
 from autotune.map_file import MapFile
 from autotune.probing import probes_of
 from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, TrialRecord

@@ -7,9 +7,9 @@ from autotune.errors import (
     LeaseLostError,
     NoFeasibleMapError,
     NotFoundError,
-    OrderedError,
     StoreError,
 )
+from autotune.lifecycle import OrderedError
 from search_spaces.errors import AutotuneError, ChoiceError, MapError, SpaceError
 from workers.errors import BackendError, PoolError, TaskError
 

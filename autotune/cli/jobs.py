@@ -1,7 +1,6 @@
 """Commands about jobs: run, resume, jobs, show, front."""
 
 import json
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +10,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autotune.budget import searched
+from autotune.cli.front_output import print_front, tell
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
-    front_table,
     job_json,
-    legend,
     mix,
     out,
     print_json,
@@ -26,13 +23,13 @@ from autotune.cli.output import (
     with_unit,
 )
 from autotune.cli.progress import ConsoleListener
-from autotune.front import nearest, standing
+from autotune.front import find_trial
 from autotune.job_spec import JobSpec
-from autotune.jobs import find_trial, submit
+from autotune.jobs import submit
 from autotune.metrics import METRICS
 from autotune.store.base import ReadStore, Store
 from autotune.store.open import open_store
-from autotune.store.records import JobRecord, Tally, TrialKind, TrialRecord
+from autotune.store.records import JobRecord, Tally, TrialRecord
 
 
 def add_to(app: typer.Typer) -> None:
@@ -152,56 +149,6 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
         say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}{task}")
         raise
     print_front(store, store.job(job.id), as_json)
-
-
-def front_members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
-    """Return the numbers of the trials on a job's front."""
-    fronts = store.fronts(job.id)
-    return fronts[-1].members if fronts else ()
-
-
-def tell(job: JobRecord, as_json: bool, tally: Tally | None = None) -> None:
-    """Say how a job is now, after it was changed."""
-    say(f"Job {job.id} ({job.name}) is {f'to be {job.order.state}' if job.order else job.state}.")
-    if as_json:
-        print_json({"job": job_json(job, tally.searched if tally else 0, tally.front if tally else ())})
-
-
-def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
-    """Print a job's front and its baselines."""
-    trials = store.trials(job.id)
-    members = front_members(store, job)
-    on_front = [trial for trial in trials if trial.number in members]
-    baselines = _baselines(trials)
-    if as_json:
-        print_json(
-            {
-                "job": job_json(job, searched(trials), members),
-                "front": [trial_json(trial, on_front=True) for trial in on_front],
-                "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines],
-            }
-        )
-        return
-    objectives = job.spec["objectives"]
-    on_front.sort(key=lambda trial: trial.figures[objectives[0]].value)
-    out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives))
-    out.print(front_table("Baselines", baselines, objectives))
-    known = legend(job.spec["search"]["choices"])
-    out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
-    if any(trial.kind is TrialKind.FINAL for trial in on_front):
-        passes = job.spec["measurement"]["final_repeats"]
-        out.print(Text(f"* measured again in the end with {passes} passes", style="dim"))
-    ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
-    if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
-        out.print(Text("~ uncertain by more than a quarter: measure longer, or on a quieter machine", style="dim"))
-    if not on_front and trials:
-        say(f"No map satisfies the constraints. {nearest(trials)}")
-
-
-def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return full precision and the uniform maps, each with the figures that count."""
-    counting = {trial.key: trial for trial in standing(trials)}
-    return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]
 
 
 def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from autotune.metrics import METRICS
 from autotune.report import page
 from autotune.report.page import Review
 from autotune.store.records import FrontRecord, JobRecord, TrialKind, TrialRecord
+from autotune.text_files import write_text
 from search_spaces.errors import unknown
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def export(
             map_file.write(document, output)
         case "report":
             review = Review(job=record, trials=tuple(trials), front=front, picked=trial, how=choose, latency=latency)
-            map_file.write_text(output, page.build(review))
+            write_text(output, page.build(review))
         case _:
             result["export"] = _export(document, format_name, output, task_file)
     if as_json:
@@ -175,7 +176,7 @@ def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | 
     say(f"Loading {path} in its own runtime, in a fresh process, and measuring it again ...")
     report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file)
     document = report.document()
-    map_file.write_text(Path(path, REPORT), json.dumps(document, indent=2) + "\n")
+    write_text(Path(path, REPORT), json.dumps(document, indent=2) + "\n")
     if as_json:
         print_json({"verification": document})
     else:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autotune.cli.jobs import print_front, tell
+from autotune.cli.front_output import print_front, tell
 from autotune.cli.options import AsJson, Database, JobReference, Token, Url, client, reader
 from autotune.cli.output import say
 from autotune.cli.progress import ConsoleListener

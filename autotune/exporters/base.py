@@ -13,6 +13,7 @@ from search_spaces.layer import Layer
 from workers.attention import unroll_as, unrolled_layers
 from workers.backends import build_backend
 from workers.backends.base import Deployed
+from workers.hardware import kind_of
 from workers.placement import placed
 from workers.prepared import PreparedModel
 from workers.task import Task
@@ -55,7 +56,14 @@ class Source:
         """
         backend = build_backend(self.file.backend)
         task, model = placed(self.task, backend.device), self.model.to(backend.device)
-        prepared = PreparedModel(model, self.layers, backend, self.file.ranges(), weight_bits=self.file.weight_bits())
+        prepared = PreparedModel(
+            model,
+            self.layers,
+            backend,
+            self.file.ranges(),
+            weight_bits=self.file.weight_bits(),
+            kernels=self.file.kernels(kind_of(backend.device)),
+        )
         return task, backend.deploy(task, prepared, self.file.measurement.batch_sizes)
 
     def untimed(self, exporter: "Exporter") -> str | None:

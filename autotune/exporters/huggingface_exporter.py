@@ -8,7 +8,8 @@ from torch import nn
 
 from autotune.exporters import libraries, pretrained
 from autotune.exporters.base import Source
-from autotune.exporters.torchao_exporter import COMPUTED_IN, TorchAoExporter, refusal
+from autotune.exporters.torchao_exporter import TorchAoExporter
+from autotune.exporters.torchao_schemes import COMPUTED_IN, refusal
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice
 from search_spaces.layer import Layer
 

@@ -12,7 +12,8 @@ from torch.export import Dim
 from autotune.errors import ExportError
 from autotune.exporters import libraries
 from autotune.exporters.base import Source
-from autotune.exporters.torchao_exporter import TorchAoExporter, computed_in
+from autotune.exporters.torchao_exporter import TorchAoExporter
+from autotune.exporters.torchao_schemes import computed_in
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from workers.onnx.calls import Signature, signature

@@ -30,7 +30,7 @@ from torchao.quantization.quant_primitives import MappingType
 
 from autotune.exporters.base import Source
 from autotune.exporters.safetensors_header import sort_header
-from autotune.exporters.torchao_exporter import COMPUTED_IN
+from autotune.exporters.torchao_schemes import COMPUTED_IN
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, QuantizationMap

@@ -11,8 +11,9 @@ import threading
 from types import FrameType
 
 from autotune import lifecycle
-from autotune.errors import LeaseLostError, OrderedError, Stopped
+from autotune.errors import LeaseLostError, Stopped
 from autotune.lease import Lease
+from autotune.lifecycle import OrderedError
 from autotune.progress import Progress
 from autotune.run import Place, drive
 from autotune.service import logs

@@ -31,7 +31,7 @@ _STOP_S = 10.0
 #: Seconds until a cluster that is away is looked for again.
 _CLUSTER_PAUSE_S = 5.0
 #: What a child's process starts with, so that a job starts at once.
-_PRELOADED = ["autotune.service.child", "workers.evaluate", "workers.pools.ray_pool"]
+_PRELOADED = ["autotune.service.child", "workers.evaluation.evaluator", "workers.pools.ray_pool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from record import HERE
 from replay import FOLDER, Recording
 
 from search_spaces.choice import FULL_PRECISION
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.sensitivity.estimate import Sensitivity, _by_gradient, _by_local_error
 from workers.setup import WorkerSetup
 from workers.tasks import load_task_file

@@ -32,8 +32,8 @@ from autotune.search import space_of
 from autotune.store.open import open_store
 from autotune.store.records import TrialRecord
 from search_spaces.space import SearchSpace
-from workers.evaluate import Evaluator
-from workers.pools.base import Candidate
+from workers.candidate import Candidate
+from workers.evaluation.evaluator import Evaluator
 
 #: Maps of the predicted front that are measured.
 PREDICTED = 24

@@ -24,11 +24,9 @@ import torch
 from replay import mixing_of
 
 from search_spaces.choice import FULL_PRECISION, choice_named
-from workers import layer_latency
-from workers.clock import HOST_CLOCK
+from workers.candidate import Candidate
 from workers.estimates import latency_ratio
-from workers.evaluate import Evaluator
-from workers.pools.base import Candidate
+from workers.evaluation.evaluator import Evaluator
 from workers.sensitivity.gradient import _products, random_vector
 from workers.sensitivity.recording import errors, record
 from workers.setup import MeasurementSettings, WorkerSetup
@@ -99,7 +97,7 @@ def uniform_maps(evaluator: Evaluator, choices: dict[str, list[str]]) -> tuple[d
 
 def divergences_alone(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], float]:
     return {
-        (layer, choice): evaluator.quality({layer: choice}, Split.EVALUATION)[1]
+        (layer, choice): evaluator.quality.of({layer: choice}, Split.EVALUATION)[1]
         for layer, names in choices.items()
         for choice in names
         if choice != FULL_PRECISION.name
@@ -158,14 +156,9 @@ def layer_latencies(
     evaluator: Evaluator, choices: dict[str, list[str]], ratios: dict[str, float]
 ) -> dict[tuple[str, str], float]:
     """Return (layer, choice) -> change of the latency ratio, the median of several timings."""
-    batch = next(iter(evaluator._batches.values()))
     changes: dict[tuple[str, str], list[float]] = {}
     for _ in range(TIMINGS):
-        with torch.inference_mode():
-            latency_ms, pass_ms = layer_latency.measure(
-                evaluator._prepared, evaluator.description.layers, choices,
-                run=lambda: evaluator._task.forward(evaluator._prepared.model, batch), clock=HOST_CLOCK,
-            )  # fmt: skip
+        latency_ms, pass_ms = evaluator.latency.of_layers(evaluator.description.layers, choices)
         for (layer, choice), elapsed_ms in latency_ms.items():
             change = (elapsed_ms - latency_ms[layer, FULL_PRECISION.name]) / pass_ms
             changes.setdefault((layer, choice), []).append(change)

@@ -16,8 +16,8 @@ from autotune.search import Search
 from autotune.store.base import Store
 from autotune.store.records import TrialKind
 from search_spaces.layer import Layer, LayerKind
+from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, LatencySamples, Measurement
-from workers.pools.base import Candidate, Outcome
 from workers.setup import Calibration, ModelDescription
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic")

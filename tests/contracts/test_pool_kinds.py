@@ -12,10 +12,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from workers.candidate import Candidate, Outcome
 from workers.errors import ClusterLostError, PoolError
 from workers.hardware import KIND
 from workers.measurement import Measurement
-from workers.pools.base import Candidate, Outcome
 from workers.pools.build import build_pool
 from workers.pools.ray_pool import RayPool
 from workers.setup import MeasurementSettings, PoolSettings, WorkerSetup

@@ -14,9 +14,10 @@ import ray
 
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.errors import AutotuneError
+from workers.candidate import Candidate, Outcome, Rival
 from workers.errors import PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
-from workers.pools.base import MAX_ATTEMPTS, Candidate, Outcome, Pool, Rival
+from workers.pools.base import MAX_ATTEMPTS, Pool
 from workers.pools.build import build_pool
 from workers.processor import this_processor
 from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
@@ -113,6 +114,11 @@ def test_workers_take_the_bits_they_are_given(start: Start) -> None:
     bits = {"0": 7, "2": 8}
     description = start(dataclasses.replace(setup(), weight_bits=bits)).describe()
     assert description.weight_bits == bits
+
+
+def test_workers_take_the_kernels_they_are_given(start: Start) -> None:
+    given = {"0": {"int8_static": "fp32"}}
+    assert start(dataclasses.replace(setup(), kernels=given)).describe().kernels["0"]["int8_static"] == "fp32"
 
 
 def test_every_candidate_comes_back_once(start: Start) -> None:

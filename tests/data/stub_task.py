@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.evaluate import Evaluator
+from workers.candidate import Candidate
+from workers.evaluation.evaluator import Evaluator
 from workers.measurement import LatencySamples, Measurement
-from workers.pools.base import Candidate
 from workers.task import OutputKind, Split
 from workers.tasks import register
 

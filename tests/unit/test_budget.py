@@ -59,7 +59,7 @@ def test_finals_are_few() -> None:
 def test_remaining_seconds_follow_the_pace_and_the_limit() -> None:
     assert budget([TRIAL] * 4, trials=10).remaining_s(8.0) == pytest.approx(12.0)
     assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).remaining_s(8.0) == pytest.approx(1.0)
-    assert budget([], trials=10).remaining_s(8.0) == 0.0
+    assert budget([], trials=10).remaining_s(8.0) is None
 
 
 def test_limits_can_change_while_a_job_runs() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from workers import clock
+from workers.candidate import Candidate
 from workers.clock import HOST_CLOCK, CudaClock, HostClock, clock_of, time_ms
-from workers.evaluate import Evaluator
-from workers.pools.base import Candidate
+from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.tasks import load_task_file
 

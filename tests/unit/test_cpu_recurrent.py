@@ -13,8 +13,8 @@ from search_spaces.layer import LayerKind
 from search_spaces.tensors import tensors_in
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS
+from workers.candidate import Candidate
 from workers.measurement import Measurement
-from workers.pools.base import Candidate
 from workers.pools.inline import InlinePool
 from workers.processor import this_processor
 from workers.setup import Estimator, MeasurementSettings, WorkerSetup

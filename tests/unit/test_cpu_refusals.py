@@ -11,9 +11,9 @@ from search_spaces.quantization_map import ActivationRange
 from workers.backends import build_backend
 from workers.backends.cpu import kernels
 from workers.backends.cpu.backend import CpuBackend
+from workers.candidate import Candidate
 from workers.errors import BackendError
 from workers.measurement import Measurement
-from workers.pools.base import Candidate
 from workers.pools.inline import InlinePool
 from workers.prepared import PreparedModel
 from workers.processor import MASK

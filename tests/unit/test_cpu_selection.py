@@ -15,7 +15,7 @@ from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu import backend
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import Kernel
-from workers.backends.cpu.selection import Pick, fastest, rows_of
+from workers.backends.cpu.selection import Pick, fastest, named, only, rows_of
 from workers.backends.packed import PackedLayer
 from workers.prepared import PreparedModel
 
@@ -104,7 +104,7 @@ def test_a_kernel_that_is_wrong_or_missing_is_not_taken() -> None:
 
 
 def test_a_shape_is_timed_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = [MadeUp(1, 1), MadeUp(4, 4)]
+    ways = [MadeUp(1, 1), MadeUp(30, 30)]
     monkeypatch.setattr(backend, "KERNELS", tuple(kernel(str(number), how) for number, how in enumerate(ways)))
     monkeypatch.setattr(backend, "_timed", {})
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4))
@@ -125,3 +125,25 @@ def test_own_shapes_count_if_they_are_known(monkeypatch: pytest.MonkeyPatch) -> 
     prepared = CpuBackend().prepare(LINEAR, choice, None, [MANY])
     assert isinstance(prepared, PackedLayer)
     assert prepared.kernel == "many"
+
+
+def test_a_known_kernel_is_taken_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = (kernel("few", MadeUp(1, 9)), kernel("many", MadeUp(9, 1)))
+    monkeypatch.setattr(backend, "KERNELS", kernels)
+    monkeypatch.setattr(backend, "_timed", {})
+    choice = CHOICES["int8_dynamic"]
+    assert CpuBackend().kernel(LINEAR, choice, [MANY], "few") == "few"
+    prepared = CpuBackend().prepare(LINEAR, choice, None, [MANY], "few")
+    assert isinstance(prepared, PackedLayer)
+    assert prepared.kernel == "few"
+    assert backend._timed == {}
+    assert CpuBackend().kernel(LINEAR, choice, [MANY], "gone") == "many"
+
+
+def test_a_pick_is_found_again_by_its_name() -> None:
+    how = MadeUp(0, 0)
+    alone, one, other = kernel("c", MadeUp(0, 0)), kernel("a", how), kernel("b", how)
+    for pick in (only(alone, [FEW, MANY]), Pick(kernels={FEW: one, MANY: other})):
+        assert named(pick.name, [alone, one, other], [FEW, MANY]) == pick
+    assert named("a at 1 row, b at 64 rows", [one, other], [FEW, (7, 8)]) is None
+    assert named("a at 1 row, c at 64 rows", [alone, one, other], [FEW, MANY]) is None, "their weights differ"

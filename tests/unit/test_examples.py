@@ -11,7 +11,7 @@ from autotune.job_spec import JobSpec
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from search_spaces.space import build_space
-from workers.pools.base import Candidate
+from workers.candidate import Candidate
 from workers.task import Task, splits
 from workers.tasks import build_task, load_task_file
 
@@ -120,7 +120,7 @@ def test_own_task_is_short() -> None:
 
 def test_own_task_is_measured_quantized() -> None:
     from workers.backends.cpu.backend import CpuBackend
-    from workers.evaluate import Evaluator
+    from workers.evaluation.evaluator import Evaluator
 
     if CpuBackend().unavailable() is not None:
         pytest.skip("needs the x86 backend")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from autotune.errors import LeaseLostError, OrderedError, StoreUnavailableError
+from autotune.errors import LeaseLostError, StoreUnavailableError
 from autotune.job_spec import JobSpec
 from autotune.jobs import cancel, change_plan, pause, resume, submit
 from autotune.lease import Lease
-from autotune.lifecycle import Change, claimed, is_held
+from autotune.lifecycle import Change, OrderedError, claimed, is_held
 from autotune.store.clock import now
 from autotune.store.memory import MemoryStore
 from autotune.store.records import JobRecord, Order

@@ -32,6 +32,7 @@ from workers.errors import BackendError
 from workers.fingerprint import fingerprint
 from workers.measurement import Environment
 from workers.prepared import PreparedModel
+from workers.processor import this_processor
 from workers.setup import Calibration, ModelDescription
 
 X = torch.tensor([[1, 2], [3, 4]])
@@ -367,6 +368,20 @@ def test_a_map_has_bits_and_shapes_of_its_layers() -> None:
     assert file.layers["head"].latency_shapes == ((1, 2), (1, 1))
     assert file.weight_bits() == {"words": 8, "block.0": 8, "head": 7}
     assert file.quantization_map().choices["head"].weight_bits == 7
+
+
+def test_a_map_has_the_kernels_that_were_measured(tmp_path: Path) -> None:
+    described = job().description
+    assert described is not None
+    kernels = {"head": {"int8_dynamic": "fp32", "int8_static": "onednn"}}
+    here = this_processor().kind
+    made = document(CHOSEN | {"head": "int8_dynamic"}, replace(described, kernels=kernels))
+    made["provenance"]["environment"]["kind"] = here
+    file = MapFile.model_validate(made)
+    assert file.kernels(here) == {"head": {"int8_dynamic": "fp32"}}
+    assert file.kernels("another processor") == {}
+    applied = load_map(saved(tmp_path, made)).apply(Model())
+    assert applied.head.kernel == "fp32"
 
 
 @pytest.mark.parametrize("choice", ["int8_static_smooth", "int4_weight_only_gptq"])

@@ -15,7 +15,7 @@ from torch.nn.modules import module as modules
 
 from autotune.exporters import runtime
 from workers import memory
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.setup import WorkerSetup
 
 

@@ -10,7 +10,7 @@ from autotune.metrics import Constraint, Figure
 from autotune.rivals import rivals
 from autotune.store.clock import now
 from autotune.store.records import TrialKind, TrialRecord, TrialState
-from workers.pools.base import Candidate, Rival
+from workers.candidate import Candidate, Rival
 
 REFERENCE = Reference(accuracy=0.9, latency_p50_ms=10.0)
 KNOWN = {"weight_memory_mib": Figure(value=5.0)}

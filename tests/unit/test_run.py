@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from autotune import run
-from autotune.errors import ConflictError, OrderedError
+from autotune.errors import ConflictError
 from autotune.job_spec import JobSpec
 from autotune.jobs import cancel, pause, resume, submit
+from autotune.lifecycle import OrderedError
 from autotune.run import run_job
 from autotune.store.memory import MemoryStore
 from autotune.store.records import JobState, Order
@@ -103,13 +104,14 @@ class Pools:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.weight_bits: dict[str, int] = {}
+        self.kernels: dict[str, dict[str, str]] = {}
         self.settings: list[PoolSettings] = []
         self.setups: list[WorkerSetup] = []
 
     def build(self, name: str, setup: WorkerSetup, settings: PoolSettings) -> Any:
         self.settings.append(settings)
         self.setups.append(setup)
-        description = replace(described(self.kind), weight_bits=self.weight_bits)
+        description = replace(described(self.kind), weight_bits=self.weight_bits, kernels=self.kernels)
         return SimpleNamespace(describe=lambda: description, close=lambda: None)
 
 
@@ -149,6 +151,14 @@ def test_a_job_goes_on_with_its_bits(
     resume(store, job_id)
     run_job(store, job_id)
     assert [setup.weight_bits for setup in pools.setups] == [None, {"fc": bits}], "those of before had 8"
+
+
+def test_a_job_goes_on_with_its_kernels(store: MemoryStore, job_id: str, pools: Pools) -> None:
+    pools.kernels = {"fc": {"int8_static": "fbgemm"}}
+    run_job(store, job_id)
+    resume(store, job_id)
+    run_job(store, job_id)
+    assert [setup.kernels for setup in pools.setups] == [{}, pools.kernels]
 
 
 def test_a_job_from_before_kinds_were_told_apart_goes_on_anywhere(

@@ -19,8 +19,8 @@ from autotune.search import Search
 from autotune.store.memory import MemoryStore
 from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
 from search_spaces.layer import Layer, LayerKind
+from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement
-from workers.pools.base import Candidate, Outcome
 from workers.setup import Calibration, ModelDescription
 
 LAYERS = tuple(

@@ -14,7 +14,7 @@ from search_spaces.choice import FULL_PRECISION
 from search_spaces.discovery import discover
 from workers import quality
 from workers.backends.cpu.backend import CpuBackend
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.prepared import PreparedModel
 from workers.sensitivity import estimate as estimation
 from workers.sensitivity.estimate import MOST, Sensitivity, estimate
@@ -328,7 +328,7 @@ def test_trained_models_rank_as_one_layer_at_a_time_does(task: str, every: int) 
     probes = evaluator.probe()
     assert probes.estimator is Estimator.GRADIENT
     looked_at = [probe for probe in probes.layers if probe.choice != FULL_PRECISION.name][::every]
-    true = [evaluator.quality({probe.layer: probe.choice}, Split.EVALUATION)[1] for probe in looked_at]
+    true = [evaluator.quality.of({probe.layer: probe.choice}, Split.EVALUATION)[1] for probe in looked_at]
     assert len(looked_at) > 20
     assert rank_correlation([probe.divergence for probe in looked_at], true) > 0.9
     # Not only the order is right: so is the size, up to the chance in 48 products.

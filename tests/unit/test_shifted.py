@@ -20,8 +20,8 @@ from autotune.rivals import accuracy_floor
 from autotune.run import _check_figures
 from search_spaces.quantization_map import ActivationRange
 from workers.calibration.calibrate import clipped_shares
-from workers.evaluate import Evaluator
-from workers.pools.base import Candidate
+from workers.candidate import Candidate
+from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import OutputKind, Split
 from workers.tasks import register

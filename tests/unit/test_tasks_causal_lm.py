@@ -18,12 +18,12 @@ from autotune.exporters import pretrained
 from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer, LayerKind
 from workers import quality
+from workers.candidate import Candidate
 from workers.errors import TaskError
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.fingerprint import fingerprint
 from workers.measurement import Workload
 from workers.placement import placed
-from workers.pools.base import Candidate
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, splits, workloads
 from workers.tasks import causal_models

@@ -12,10 +12,10 @@ from torch import nn
 from autotune.exporters import pretrained
 from search_spaces.discovery import discover
 from workers import quality
+from workers.candidate import Candidate
 from workers.errors import TaskError
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.fingerprint import fingerprint
-from workers.pools.base import Candidate
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split
 from workers.tasks import image_models

@@ -12,11 +12,11 @@ from torch import nn
 from autotune.exporters.runtime import _splits
 from search_spaces.discovery import discover, skipped
 from workers import quality
+from workers.candidate import Candidate
 from workers.errors import TaskError
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.fingerprint import fingerprint
 from workers.measurement import Workload
-from workers.pools.base import Candidate
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, workloads
 from workers.tasks.speech_audio import RATE, read_folder

@@ -107,10 +107,13 @@ class Backend(Protocol):
         """Return why no kernel runs ``layer`` with ``choice``, or None if one does."""
         ...
 
-    def kernel(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]]) -> str | None:
+    def kernel(
+        self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]], known: str | None = None
+    ) -> str | None:
         """Return the name of what computes ``module`` with ``choice`` at input ``shapes``, None if there is no choice.
 
-        Kernels may be timed for it, so the caller holds the device lock.
+        Kernels may be timed for it, so the caller holds the device lock. ``known`` is the name that was returned
+        elsewhere for the same; it is returned again if that kernel runs here.
         """
         ...
 
@@ -120,6 +123,7 @@ class Backend(Protocol):
         choice: LayerChoice,
         input_range: ActivationRange | None,
         shapes: Sequence[tuple[int, ...]] = (),
+        kernel: str | None = None,
     ) -> nn.Module:
         """Return a module that runs ``module`` with ``choice``.
 
@@ -129,6 +133,7 @@ class Backend(Protocol):
             input_range: calibrated range of the input; static choices need it. If it has the means of channels, the
                 bias makes up for what rounding the weights adds to outputs on average.
             shapes: of the inputs at which it should be fast; empty if they are not known.
+            kernel: what should compute it, as ``kernel`` names it; one that does not run here is not taken.
         """
         ...
 

@@ -24,7 +24,9 @@ class EagerBackend:
         """See ``Backend.int8_weight_bits``."""
         return 8
 
-    def kernel(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]]) -> str | None:
+    def kernel(
+        self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]], known: str | None = None
+    ) -> str | None:
         """See ``Backend.kernel``."""
         return None
 

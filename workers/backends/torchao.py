@@ -72,6 +72,7 @@ class TorchAoBackend(EagerBackend):
         choice: LayerChoice,
         input_range: ActivationRange | None,
         shapes: Sequence[tuple[int, ...]] = (),
+        kernel: str | None = None,
     ) -> nn.Module:
         """See ``Backend.prepare``; the prepared module is on the backend's device.
 

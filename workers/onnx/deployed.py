@@ -11,12 +11,12 @@ import onnxruntime
 
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.layer import Layer
-from workers.backends.onnx import OnnxLayer
 from workers.errors import BackendError
 from workers.layer_latency import by_shape
 from workers.onnx import profiling
 from workers.onnx.choices import has_place
 from workers.onnx.graph import Traced, constant_bytes, serialized, trace
+from workers.onnx.layer import OnnxLayer
 from workers.onnx.layers import Fragment, fragment
 from workers.onnx.session import OnnxModule, open_session
 from workers.prepared import PreparedModel

@@ -2,10 +2,10 @@
 
 import os
 
+from workers.candidate import Candidate, Outcome
 from workers.errors import PoolError
-from workers.evaluate import Evaluator
+from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Failure, Measurement
-from workers.pools.base import Candidate, Outcome
 from workers.pools.failure import failure_of, starting
 from workers.pools.kinds import is_called
 from workers.setup import ModelDescription, Probes, WorkerSetup

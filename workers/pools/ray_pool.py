@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from workers.candidate import Candidate, Outcome
 from workers.errors import ClusterLostError, PoolError
 from workers.measurement import Failure, FailureCause, Measurement
-from workers.pools.base import MAX_ATTEMPTS, Candidate, Capacity, Outcome
+from workers.pools.base import MAX_ATTEMPTS, Capacity
 from workers.pools.failure import failure_of, starting
 from workers.pools.ray_errors import cause_of, cluster_errors, cluster_lost, crash_cause, one_line
 from workers.pools.ray_nodes import Nodes, Told, look
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 
 if TYPE_CHECKING:
-    from workers.evaluate import Evaluator
+    from workers.evaluation.evaluator import Evaluator
 
 #: Bytes of Ray's object store on a private cluster: candidates and measurements are small.
 _OBJECT_STORE_BYTES = 128 << 20
@@ -59,7 +60,7 @@ class _Worker:
     def _ready(self) -> "Evaluator":
         if self._evaluator is None:
             # Imported here so that the environment set above is in force before torch looks at it.
-            from workers.evaluate import Evaluator
+            from workers.evaluation.evaluator import Evaluator
 
             with starting(self._setup.task_file):
                 self._evaluator = Evaluator(self._setup)
@@ -119,10 +120,8 @@ class RayPool:
             _check_resources(settings, capacity, self._cpus)
             self._hired[0] = self._hire()
             self._description = self._wait_until_ready()
-            # All further workers take the first one's ranges and bits: calibration is paid once, and numbers are equal.
-            self._setup = dataclasses.replace(
-                setup, ranges=self._description.calibration.ranges, weight_bits=self._description.weight_bits
-            )
+            # All further workers take what the first one found: it is paid for once, and numbers are equal.
+            self._setup = setup.continued(self._description)
             if not settings.shared:
                 self.resize(settings.count)
         except BaseException:

@@ -14,7 +14,7 @@ from workers import environment
 from workers.backends.bias_correction import corrected
 from workers.backends.cpu import layer_bytes
 from workers.backends.cpu.kernels import KERNELS, Kernel, nothing
-from workers.backends.cpu.selection import Pick, Shape, fastest, only
+from workers.backends.cpu.selection import Pick, Shape, fastest, named, only
 from workers.backends.eager import EagerBackend
 from workers.backends.packed import range_of
 from workers.backends.weight_quantization import INT4_GROUP
@@ -74,6 +74,7 @@ class CpuBackend(EagerBackend):
         choice: LayerChoice,
         input_range: ActivationRange | None,
         shapes: Sequence[Shape] = (),
+        kernel: str | None = None,
     ) -> nn.Module:
         """See ``Backend.prepare``.
 
@@ -84,21 +85,23 @@ class CpuBackend(EagerBackend):
             return module
         needed = range_of(choice, input_range)
         with torch.no_grad():
-            pick = self._pick(module, choice, shapes)
+            pick = self._pick(module, choice, shapes, kernel)
             prepared = pick.prepare(corrected(module, choice, input_range), choice, needed).eval()
         prepared.kernel = pick.name
         return prepared
 
-    def kernel(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape]) -> str | None:
+    def kernel(
+        self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape], known: str | None = None
+    ) -> str | None:
         """See ``Backend.kernel``."""
-        return None if choice == FULL_PRECISION else self._pick(module, choice, shapes).name
+        return None if choice == FULL_PRECISION else self._pick(module, choice, shapes, known).name
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         """See ``Backend.layer_bytes``."""
         return layer_bytes.layer_bytes(layer, choice)
 
-    def _pick(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape]) -> Pick:
-        """Return the kernels of a layer and choice, timed if there is more than one and they were not yet."""
+    def _pick(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape], known: str | None) -> Pick:
+        """Return the kernels of a layer and choice: those known, else timed if there are several and they were not."""
         kind = kind_of(module)
         assert kind is not None
         kernels = [kernel for kernel in self._usable(kind, choice) if _fits(kernel, module)]
@@ -106,6 +109,8 @@ class CpuBackend(EagerBackend):
             shapes = [(rows, module.in_features) for rows in _USUAL_ROWS]
         if len(kernels) == 1 or not shapes:
             return only(kernels[-1], shapes)
+        if known is not None and (recalled := named(known, kernels, shapes)) is not None:
+            return recalled
         timed = _timed_as(choice)
         key = (kind, module.extra_repr(), timed, tuple(k.name for k in kernels), tuple(shapes), torch.get_num_threads())
         if key not in _timed:

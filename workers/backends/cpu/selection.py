@@ -1,6 +1,7 @@
 """Which kernel computes a layer: the fastest of those that this processor has, timed at the layer's own shapes."""
 
 import math
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -74,6 +75,17 @@ def rows_of(shape: Shape) -> int:
 def only(kernel: Kernel, shapes: Sequence[Shape]) -> Pick:
     """Return the pick that takes one kernel for all shapes."""
     return Pick(kernels=dict.fromkeys(shapes or ((1,),), kernel))
+
+
+def named(name: str, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick | None:
+    """Return the pick with that ``Pick.name``, None if it is not one of these kernels at these shapes."""
+    by_name = {kernel.name: kernel for kernel in kernels}
+    if name in by_name:
+        return only(by_name[name], shapes)
+    by_rows = {int(rows): by_name.get(kernel) for kernel, rows in re.findall(r"(\w+) at (\d+) row", name)}
+    found = {shape: kernel for shape in shapes if (kernel := by_rows.get(rows_of(shape))) is not None}
+    forms = {kernel.prepare for kernel in found.values()}
+    return Pick(kernels=found) if len(found) == len(shapes) and len(forms) == 1 else None
 
 
 def fastest(module: nn.Module, choice: LayerChoice, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick:

@@ -1,0 +1,61 @@
+"""A job's front on the terminal, and its state after a change."""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from autotune.budget import searched
+from autotune.cli.output import front_table, job_json, legend, out, print_json, say, trial_json
+from autotune.front import nearest, standing
+from autotune.store.base import ReadStore
+from autotune.store.records import JobRecord, Tally, TrialKind, TrialRecord
+
+
+def front_members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
+    """Return the numbers of the trials on a job's front."""
+    fronts = store.fronts(job.id)
+    return fronts[-1].members if fronts else ()
+
+
+def tell(job: JobRecord, as_json: bool, tally: Tally | None = None) -> None:
+    """Say how a job is now, after it was changed."""
+    say(f"Job {job.id} ({job.name}) is {f'to be {job.order.state}' if job.order else job.state}.")
+    if as_json:
+        print_json({"job": job_json(job, tally.searched if tally else 0, tally.front if tally else ())})
+
+
+def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
+    """Print a job's front and its baselines."""
+    trials = store.trials(job.id)
+    members = front_members(store, job)
+    on_front = [trial for trial in trials if trial.number in members]
+    baselines = _baselines(trials)
+    if as_json:
+        print_json(
+            {
+                "job": job_json(job, searched(trials), members),
+                "front": [trial_json(trial, on_front=True) for trial in on_front],
+                "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines],
+            }
+        )
+        return
+    objectives = job.spec["objectives"]
+    on_front.sort(key=lambda trial: trial.figures[objectives[0]].value)
+    out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives))
+    out.print(front_table("Baselines", baselines, objectives))
+    known = legend(job.spec["search"]["choices"])
+    out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
+    if any(trial.kind is TrialKind.FINAL for trial in on_front):
+        passes = job.spec["measurement"]["final_repeats"]
+        out.print(Text(f"* measured again in the end with {passes} passes", style="dim"))
+    ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
+    if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
+        out.print(Text("~ uncertain by more than a quarter: measure longer, or on a quieter machine", style="dim"))
+    if not on_front and trials:
+        say(f"No map satisfies the constraints. {nearest(trials)}")
+
+
+def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return full precision and the uniform maps, each with the figures that count."""
+    counting = {trial.key: trial for trial in standing(trials)}
+    return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]

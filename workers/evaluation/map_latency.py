@@ -1,0 +1,120 @@
+"""The latency of maps and of their layers, and the memory that a pass needs."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_spaces.layer import Layer
+from workers import clock, device_lock, latency
+from workers.backends.base import Deployed
+from workers.latency import Contender
+from workers.measurement import LatencySamples, Workload
+from workers.setup import MeasurementSettings
+from workers.task import Timed
+from workers.threads import timeable
+
+
+class MapLatency:
+    """Times maps of a deployed model; the device is its own meanwhile."""
+
+    def __init__(
+        self,
+        deployed: Deployed,
+        workloads: Mapping[int, Mapping[Workload, Timed]],
+        settings: MeasurementSettings,
+        device: str,
+    ) -> None:
+        """Time maps of ``deployed``, which runs on the PyTorch device ``device``.
+
+        Args:
+            deployed: the model.
+            workloads: batch size -> what can be timed at it.
+            settings: how it is timed.
+            device: where.
+        """
+        self._deployed, self._workloads, self._settings, self._device = deployed, workloads, settings, device
+        self._first = next(iter(workloads.values()))
+        self._clock = clock.clock_of(device)
+        #: Seconds of all forward passes.
+        self.forward_seconds = 0.0
+
+    def of(self, choices: Mapping[str, str], repeats: int, hopeless: float = math.inf) -> tuple[LatencySamples, ...]:
+        """Return the latency of a map in every workload and batch size, each interleaved with full precision.
+
+        Args:
+            choices: layer name -> choice name.
+            repeats: timed passes of each.
+            hopeless: latency relative to full precision from which on a map need not be measured to the end.
+        """
+        first, *others = self._workloads
+        wanted = [(name, first) for name in dict.fromkeys((Workload.FORWARD, *self._settings.workloads))]
+        wanted += [(Workload.FORWARD, size) for size in others]
+        timings: list[LatencySamples] = []
+        with device_lock.exclusive(self._device), torch.inference_mode():
+            for workload, size in wanted:
+                # What is hopeless is so in a forward pass at the first batch size.
+                timings.append(self._latency_in(workload, size, choices, repeats, math.inf if timings else hopeless))
+                if len(timings[-1].candidate_ms) < repeats:
+                    break
+        return tuple(timings)
+
+    def _latency_in(
+        self, workload: Workload, size: int, choices: Mapping[str, str], repeats: int, hopeless: float
+    ) -> LatencySamples:
+        timed = self._workloads[size][workload]
+        return latency.measure(
+            self._contender(timed, lambda: self._deployed.apply(choices)),
+            self._contender(timed, self._deployed.reset),
+            batch_size=size,
+            repeats=repeats,
+            warmup_s=self._settings.warmup_s,
+            hopeless=hopeless,
+            workload=workload,
+            time_pass=self._time_pass,
+        )
+
+    def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
+        install()
+        state = timed.prepare(self._deployed.model)
+        return Contender(install=install, run=self._timeable(timed, state))
+
+    def _timeable(self, timed: Timed, state: Any) -> Callable[[], object]:
+        return timeable(self._deployed.model, lambda: timed.run(self._deployed.model, state))
+
+    def _time_pass(self, run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        elapsed_ms = clock.time_ms(run, self._clock)
+        self.forward_seconds += time.perf_counter() - start
+        return elapsed_ms
+
+    def of_layers(
+        self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]]
+    ) -> tuple[dict[tuple[str, str], float], float]:
+        """Return (layer, choice) -> ms inside the layer in one pass, and the ms of a full-precision pass."""
+        with device_lock.exclusive(self._device), torch.inference_mode():
+            forward = self._first[Workload.FORWARD]
+            batch = forward.prepare(self._deployed.model)
+            run = self._timeable(forward, batch)
+            return self._deployed.layer_latencies(layers, choices, run)
+
+    def working_bytes(self) -> int:
+        """Return the most bytes that are alive at once in one run of a workload, without the weights."""
+        start = time.perf_counter()
+        with torch.inference_mode(), device_lock.shared(self._device):
+            peaks = [
+                # What a workload keeps between its runs, such as a cache, is memory at work too.
+                self._deployed.working_bytes(functools.partial(prepare_and_run, timed, self._deployed.model))
+                for timed in self._first.values()
+            ]
+        self.forward_seconds += time.perf_counter() - start
+        return max(peaks)
+
+
+def prepare_and_run(timed: Timed, model: nn.Module) -> None:
+    """Run a workload once, from the beginning."""
+    timed.run(model, timed.prepare(model))

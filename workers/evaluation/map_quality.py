@@ -1,0 +1,53 @@
+"""The quality of maps: accuracy, and divergence from full precision."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from workers import device_lock, quality
+from workers.backends.base import Deployed
+from workers.task import Split, Task
+
+
+class MapQuality:
+    """Judges maps of a deployed model on the splits of its task; full precision's outputs are kept."""
+
+    def __init__(self, task: Task, deployed: Deployed, device: str) -> None:
+        """Judge maps of ``deployed``, which runs on the PyTorch device ``device``."""
+        self._task, self._deployed, self._device = task, deployed, device
+        self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
+        #: Seconds of all forward passes.
+        self.forward_seconds = 0.0
+
+    def of(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
+        """Return the accuracy and the mean divergence from full precision of a map on one split."""
+        reference, _ = self._reference_of(split)
+        self._deployed.apply(choices)
+        outputs, accuracy = self._run(split)
+        divergence = quality.divergence(outputs, reference, self._task.output_kind)
+        return accuracy, float(divergence.mean())
+
+    def held_out_accuracies(self, choices: Mapping[str, str]) -> tuple[float, float]:
+        """Return the accuracy of a map and of full precision on held-out data."""
+        return self.of(choices, Split.HELD_OUT)[0], self.reference_accuracy(Split.HELD_OUT)
+
+    def reference_accuracy(self, split: Split) -> float:
+        """Return full precision's accuracy on one split."""
+        return self._reference_of(split)[1]
+
+    def _reference_of(self, split: Split) -> tuple[torch.Tensor, float]:
+        """Return full precision's outputs and accuracy on one split, computed once."""
+        if split not in self._reference:
+            self._deployed.reset()
+            self._reference[split] = self._run(split)
+        return self._reference[split]
+
+    def _run(self, split: Split) -> tuple[torch.Tensor, float]:
+        """Return the outputs and the accuracy of the map that is installed."""
+        start = time.perf_counter()
+        with device_lock.shared(self._device):
+            outputs = quality.outputs(self._task, self._deployed.model, split)
+            judged = quality.judged(self._task, self._deployed.model, outputs, split)
+        self.forward_seconds += time.perf_counter() - start
+        return outputs, self._task.accuracy(judged, split)
