@@ -3,7 +3,6 @@
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,10 +12,8 @@ from search_spaces.errors import MapError, unknown
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers import memory
+from workers.layer_backend import LayerBackend
 from workers.setup import CACHE_BYTES
-
-if TYPE_CHECKING:
-    from workers.backends.base import Backend
 
 #: Bytes of weights after whose preparation the memory used for it is given back.
 RELEASE_BYTES = 32 << 20
@@ -33,7 +30,7 @@ class PreparedModel:
         self,
         model: nn.Module,
         layers: Sequence[Layer],
-        backend: "Backend",
+        backend: LayerBackend,
         ranges: Mapping[str, ActivationRange],
         *,
         cache_bytes: int = CACHE_BYTES,
