@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from autotune.client.base import Client
-    from autotune.native_map import NativeMap
+    from autotune.maps.apply import NativeMap
 
 __all__ = ["__version__", "connect", "load_map"]
 
@@ -20,7 +20,7 @@ def load_map(path: "str | PathLike[str]") -> "NativeMap":
     Raises:
         MapError: if the file is not a map this version can read.
     """
-    from autotune.native_map import read_map
+    from autotune.maps.apply import read_map
 
     return read_map(path)
 

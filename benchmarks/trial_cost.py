@@ -9,12 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.progress import Progress, Silent
-from autotune.run import run_job
+from autotune.client.actions import submit
+from autotune.jobs.progress import Progress, Silent
+from autotune.jobs.records import TrialKind
+from autotune.jobs.spec import JobSpec
+from autotune.search.run import run_job
 from autotune.store.open import open_store
-from autotune.store.records import TrialKind
 
 TRIALS = 24
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from autotune.jobs.records import JobRecord
 from autotune.store.base import Store
 from autotune.store.open import default_url, open_store
-from autotune.store.records import JobRecord
 from dashboard.text import in_markdown, one_line
 from search_spaces.errors import AutotuneError
 

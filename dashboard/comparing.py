@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from autotune.metrics import METRICS
-from autotune.store.records import JobRecord
+from autotune.jobs.records import JobRecord
+from autotune.metrics.catalog import METRICS
 from dashboard.frames import full_precision_row, spec_of
 from dashboard.text import ABSENT, one_line
 

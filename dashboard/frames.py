@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS, OVERLOADED_MS, Constraint, Figure
-from autotune.objectives import minimised
-from autotune.pareto import non_dominated
-from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure
+from autotune.metrics.objectives import minimised
+from autotune.metrics.pareto import non_dominated
 from dashboard.text import (
     ABSENT,
     cause_text,

@@ -8,9 +8,9 @@ import pandas as pd
 import yaml
 
 from autotune.errors import JobSpecError
-from autotune.job_spec import MAX_BYTES, ConstraintSection, JobSpec
-from autotune.metrics import METRICS, QUEUED, SHIFTED, WORKLOADS, prefix_of
-from autotune.yaml_file import load_yaml
+from autotune.jobs.spec import MAX_BYTES, ConstraintSection, JobSpec
+from autotune.jobs.strict_yaml import load_yaml
+from autotune.metrics.catalog import METRICS, QUEUED, SHIFTED, WORKLOADS, prefix_of
 from dashboard.frames import full_precision_row
 from dashboard.text import value_text
 

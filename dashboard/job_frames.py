@@ -6,10 +6,10 @@ from datetime import datetime
 
 import pandas as pd
 
-from autotune.budget import remaining_s
-from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS
-from autotune.store.records import EventRecord, JobRecord, JobState, TrialRecord
+from autotune.jobs.budget import remaining_s
+from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialRecord
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import METRICS
 from dashboard.frames import spec_of
 from dashboard.text import ABSENT, duration, figure_text, moment, one_line, state_text
 

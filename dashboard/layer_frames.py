@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from autotune.accuracy_link import AccuracyLink
-from autotune.store.records import TrialRecord, TrialState
+from autotune.jobs.records import TrialRecord, TrialState
+from autotune.planner.accuracy_curve import AccuracyLink
 from dashboard.text import ABSENT, bytes_text
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, choice_named
 from search_spaces.layer import Layer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from autotune.metrics import METRICS, OVERLOADED_MS, Constraint
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from dashboard.frames import full_precision_row
 from dashboard.text import label_in_sentence, value_text
 

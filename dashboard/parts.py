@@ -7,9 +7,9 @@ from typing import ParamSpec
 import pandas as pd
 import streamlit as st
 
-from autotune.metrics import METRICS
-from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState
+from autotune.jobs.records import JobRecord, JobState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import METRICS
 from dashboard import reading
 from dashboard.frames import spec_of
 from dashboard.job_frames import remaining_seconds

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from autotune.metrics import METRICS
-from autotune.objectives import minimised
-from autotune.pareto import knee, ways
+from autotune.metrics.catalog import METRICS
+from autotune.metrics.objectives import minimised
+from autotune.metrics.pareto import knee, ways
 from dashboard.frames import full_precision_row
 from dashboard.text import label_in_sentence, value_text
 

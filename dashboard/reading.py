@@ -11,11 +11,11 @@ import pandas as pd
 import streamlit as st
 
 from autotune.errors import NotFoundError
-from autotune.front import standing
-from autotune.probing import probes_of
+from autotune.jobs.front import standing
+from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, TrialRecord
+from autotune.search.probing import probes_of
 from autotune.store.base import WatchStore
 from autotune.store.open import default_url, open_store
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState, TrialRecord
 from dashboard.frames import candidate_name, trial_frame
 from dashboard.job_frames import JobSummary
 from workers.measurement import LatencySamples

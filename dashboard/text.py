@@ -6,8 +6,8 @@ import re
 from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from autotune.metrics import METRICS, Constraint, Figure, is_overloaded
-from autotune.store.records import JobState
+from autotune.jobs.records import JobState
+from autotune.metrics.catalog import METRICS, Constraint, Figure, is_overloaded
 from workers.measurement import FailureCause
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")

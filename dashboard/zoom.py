@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from autotune.metrics import METRICS
+from autotune.metrics.catalog import METRICS
 
 #: Beside the outermost points: a share of their span, and a ratio on logarithmic axes.
 _AIR, _AIR_RATIO = 0.1, 1.5

@@ -14,16 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 import autotune
-from autotune import wire
-from autotune.api import progress, reading, steering
-from autotune.api.answers import STATUSES, answer, problem, refusal
+from autotune.api import event_stream, read_routes, write_routes
+from autotune.api.caller import PREFIX, check_scope, needs
 from autotune.api.guard import Guard
 from autotune.api.metrics import Metrics
-from autotune.api.session import PREFIX, check_scope, needs
+from autotune.api.responses import STATUSES, answer, problem, refusal
 from autotune.api.settings import ApiSettings
-from autotune.job_spec import JobSpec
+from autotune.client import json_records
+from autotune.jobs.records import Scope
+from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
-from autotune.store.records import Scope
 from search_spaces.errors import AutotuneError
 
 _TITLE = "quant-autotune"
@@ -57,7 +57,7 @@ def create_app(store: Store, settings: ApiSettings, check_database: Callable[[],
     app.state.metrics = Metrics(store)
     #: Set when streams should end.
     app.state.stopping = threading.Event()
-    for router in (_service, reading.router, steering.router, progress.router):
+    for router in (_service, read_routes.router, write_routes.router, event_stream.router):
         app.include_router(router)
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     app.add_middleware(Guard, store=store, settings=settings, metrics=app.state.metrics)
@@ -105,7 +105,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """Return the API's OpenAPI document."""
     document = get_openapi(title=_TITLE, version=app.version, routes=app.routes)
     components = document["components"]
-    for model in (wire.ErrorAnswer, JobSpec, steering.Plan, steering.TokenRequest):
+    for model in (json_records.ErrorAnswer, JobSpec, write_routes.Plan, write_routes.TokenRequest):
         schema = TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
         components["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

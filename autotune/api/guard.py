@@ -10,10 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autotune import access
-from autotune.api.answers import refusal
 from autotune.api.metrics import Metrics
+from autotune.api.responses import refusal
 from autotune.api.settings import ApiSettings
+from autotune.client import tokens
 from autotune.errors import (
     ForbiddenError,
     JobSpecError,
@@ -21,11 +21,11 @@ from autotune.errors import (
     TooManyRequestsError,
     UnauthenticatedError,
 )
-from autotune.job_spec import MAX_BYTES
-from autotune.store import records
+from autotune.jobs import records
+from autotune.jobs.records import TokenRecord
+from autotune.jobs.spec import MAX_BYTES
+from autotune.jobs.timestamps import now
 from autotune.store.base import Store
-from autotune.store.clock import now
-from autotune.store.records import TokenRecord
 from search_spaces.errors import AutotuneError
 
 #: The only paths that need no token: whether the service is there.
@@ -99,7 +99,7 @@ class Guard:
             raise UnauthenticatedError(
                 "a token is needed; set AUTOTUNE_TOKEN, or send it as the header 'Authorization: Bearer TOKEN'"
             )
-        return await run_in_threadpool(access.holder, self._store, text.strip())
+        return await run_in_threadpool(tokens.holder, self._store, text.strip())
 
     def _check_host(self, headers: Headers) -> None:
         """Refuse names and pages of others, by which a browser could be made to call this service."""

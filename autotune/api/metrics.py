@@ -7,8 +7,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from autotune.jobs.records import JobState, TrialState
 from autotune.store.base import Store
-from autotune.store.records import JobState, TrialState
 
 # When a counter was made is when this process started, which Prometheus notices anyway.
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from autotune.errors import (
     NotFoundError,
     StoreError,
 )
-from autotune.lifecycle import OrderedError
+from autotune.jobs.lifecycle import OrderedError
 from search_spaces.errors import AutotuneError, ChoiceError, MapError, SpaceError
 from workers.errors import BackendError, PoolError, TaskError
 

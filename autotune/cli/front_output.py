@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from autotune.budget import searched
 from autotune.cli.output import front_table, job_json, legend, out, print_json, say, trial_json
-from autotune.front import nearest, standing
+from autotune.jobs.budget import searched
+from autotune.jobs.front import nearest, standing
+from autotune.jobs.records import JobRecord, Tally, TrialKind, TrialRecord
 from autotune.store.base import ReadStore
-from autotune.store.records import JobRecord, Tally, TrialKind, TrialRecord
 
 
 def front_members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:

@@ -23,13 +23,13 @@ from autotune.cli.output import (
     with_unit,
 )
 from autotune.cli.progress import ConsoleListener
-from autotune.front import find_trial
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.metrics import METRICS
+from autotune.client.actions import submit
+from autotune.jobs.front import find_trial
+from autotune.jobs.records import JobRecord, Tally, TrialRecord
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import METRICS
 from autotune.store.base import ReadStore, Store
 from autotune.store.open import open_store
-from autotune.store.records import JobRecord, Tally, TrialRecord
 
 
 def add_to(app: typer.Typer) -> None:
@@ -138,7 +138,7 @@ def _override(spec: JobSpec, trials: int | None, ray_address: str | None) -> Job
 
 def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) -> None:
     # Imported here: it brings Optuna, which commands that only read do not need.
-    from autotune.run import run_job
+    from autotune.search.run import run_job
 
     objective = job.spec["objectives"][0]
     try:

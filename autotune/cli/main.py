@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from autotune.cli import jobs, maps, sensitivity, service, steering, system, tokens
+from autotune.cli import jobs, maps, queued, sensitivity, service, system, tokens
 from autotune.cli.exit_codes import EXIT_CODES, FAILED, INTERRUPTED, exit_code
 from autotune.cli.output import JSON_SCHEMA, say
 from search_spaces.errors import AutotuneError
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=True,
 )
 jobs.add_to(app)
-steering.add_to(app)
+queued.add_to(app)
 service.add_to(app)
 sensitivity.add_to(app)
 maps.add_to(app)

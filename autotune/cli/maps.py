@@ -10,16 +10,16 @@ import typer
 from rich import box
 from rich.table import Table
 
-from autotune import csv_export, map_file
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, path_text, reader
 from autotune.cli.output import figure_text, mix, out, print_json, say
 from autotune.errors import ExportError
 from autotune.exporters import exporter_names
-from autotune.front import pick
-from autotune.metrics import METRICS
-from autotune.report import page
-from autotune.report.page import Review
-from autotune.store.records import FrontRecord, JobRecord, TrialKind, TrialRecord
+from autotune.jobs.front import pick
+from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
+from autotune.maps import map_file
+from autotune.metrics.catalog import METRICS
+from autotune.reports import page, trials_csv
+from autotune.reports.page import Review
 from autotune.text_files import write_text
 from search_spaces.errors import unknown
 
@@ -94,7 +94,7 @@ def export(
 
 def _export_csv(trials: Sequence[TrialRecord], front: Sequence[int], folder: Path, as_json: bool) -> None:
     """Write all trials of a job, whatever is picked."""
-    files = csv_export.write(trials, front, folder)
+    files = trials_csv.write(trials, front, folder)
     if as_json:
         print_json({"files": [str(path) for path in files], "trials": len(trials)})
     else:
@@ -127,7 +127,7 @@ def verify(
 def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
     """Rebuild the quantized model from a map file alone, measure it again, and return whether promises hold."""
     # Imported here: it brings torch, which commands that only read do not need.
-    from autotune.verify import verify as verify_map
+    from autotune.maps.verify import verify as verify_map
 
     file = map_file.read(path)
     say(f"Rebuilding {file.task} from {path} and measuring it again ...")
@@ -209,7 +209,7 @@ def optuna_export(
 ) -> None:
     """Copy a job's trials into an Optuna storage, for optuna-dashboard and notebooks."""
     # Imported here: it brings optuna, which other commands do not need.
-    from autotune.optuna_export import export_study
+    from autotune.reports.optuna_study import export_study
 
     record, trials, _ = _recorded(job, database, url, token)
     name = export_study(record, trials, storage)
@@ -240,7 +240,7 @@ def mlflow_export(
     as_json: AsJson = False,
 ) -> None:
     """Copy a job's trials into an MLflow store, a run for each."""
-    from autotune.mlflow_export import export_runs
+    from autotune.reports.mlflow_runs import export_runs
 
     record, trials, front = _recorded(job, database, url, token)
     name = export_runs(record, trials, front, tracking_uri)

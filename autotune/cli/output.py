@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autotune.metrics import METRICS, Figure, is_overloaded
-from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.metrics.catalog import METRICS, Figure, is_overloaded
 
 #: Version of everything ``--json`` prints.
 JSON_SCHEMA = "autotune.cli/v1"

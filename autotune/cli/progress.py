@@ -7,8 +7,8 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from autotune.cli.output import err, is_interactive, say, with_unit
-from autotune.progress import Progress
-from autotune.store.records import TrialRecord
+from autotune.jobs.progress import Progress
+from autotune.jobs.records import TrialRecord
 
 #: Without a terminal, one line is printed each time this share of the budget is done.
 _LOG_SHARE = 0.1

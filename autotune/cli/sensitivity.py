@@ -14,10 +14,10 @@ from rich.text import Text
 from autotune.cli.options import AsJson, Database, JobReference, Token, Url, reader
 from autotune.cli.output import job_json, legend, out, print_json, say, short_choice
 from autotune.errors import ConflictError
-from autotune.job_spec import JobSpec, SamplerName
-from autotune.probing import probes_of
+from autotune.jobs.records import JobRecord
+from autotune.jobs.spec import JobSpec, SamplerName
+from autotune.search.probing import probes_of
 from autotune.store.base import ReadStore
-from autotune.store.records import JobRecord
 from search_spaces.choice import FULL_PRECISION
 from workers.setup import Estimator, LayerProbe, Probes
 

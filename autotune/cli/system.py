@@ -16,12 +16,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.doctor import Finding, choice_speeds, examine
 from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
 from autotune.cli.output import out, print_json, say
 from autotune.client.connect import connect_to_service
-from autotune.doctor import Finding, choice_speeds, examine
 from autotune.errors import ConflictError, JobSpecError
-from autotune.job_spec import JobSpec
+from autotune.jobs.spec import JobSpec
 from autotune.store.open import migrate
 from workers.tasks import list_tasks, load_task_file, task_info
 

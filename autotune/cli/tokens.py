@@ -10,8 +10,8 @@ from rich.text import Text
 
 from autotune.cli.options import AsJson, Database, Token, Url, client, reader
 from autotune.cli.output import out, print_json, say
-from autotune.store.clock import now
-from autotune.store.records import Scope, TokenRecord
+from autotune.jobs.records import Scope, TokenRecord
+from autotune.jobs.timestamps import now
 
 
 def add_to(app: typer.Typer) -> None:

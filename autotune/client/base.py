@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from autotune.access import NewToken
-from autotune.job_spec import JobSpec
+from autotune.client.follow import Update
+from autotune.client.tokens import NewToken
+from autotune.jobs.records import JobRecord, Scope, TokenRecord
+from autotune.jobs.spec import JobSpec
 from autotune.store.base import ReadStore
-from autotune.store.records import JobRecord, Scope, TokenRecord
-from autotune.watching import Update
 from workers.tasks import TaskInfo
 
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autotune import access, jobs, watching
-from autotune.access import NewToken
+from autotune.client import actions, follow, tokens
+from autotune.client.follow import Update
+from autotune.client.tokens import NewToken
 from autotune.errors import JobSpecError
-from autotune.job_spec import JobSpec
+from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
+from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
-from autotune.watching import Update
 from search_spaces.errors import unknown
 from workers.measurement import LatencySamples
 from workers.setup import Probes
@@ -38,7 +38,7 @@ class LocalClient:
 
     def find(self, reference: str) -> JobRecord:
         """See ``Client.find``."""
-        return jobs.find_job(self._store, reference)
+        return actions.find_job(self._store, reference)
 
     def jobs(
         self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
@@ -81,35 +81,35 @@ class LocalClient:
         self._check_task(spec.task.name)
         self._check_trials(spec.search.trials)
         most_live = self._limits.live_jobs
-        return jobs.submit(self._store, spec, key=key, priority=priority, owner=self._owner, most_live=most_live)
+        return actions.submit(self._store, spec, key=key, priority=priority, owner=self._owner, most_live=most_live)
 
     def clone(self, job_id: str, *, key: str | None = None) -> JobRecord:
         """See ``Client.clone``."""
         job = self._store.job(job_id)
         self._check_task(job.task)
         self._check_trials(job.spec["search"]["trials"])
-        return jobs.clone(self._store, job, key=key, owner=self._owner, most_live=self._limits.live_jobs)
+        return actions.clone(self._store, job, key=key, owner=self._owner, most_live=self._limits.live_jobs)
 
     def pause(self, job_id: str) -> JobRecord:
         """See ``Client.pause``."""
-        return jobs.pause(self._store, job_id)
+        return actions.pause(self._store, job_id)
 
     def cancel(self, job_id: str) -> JobRecord:
         """See ``Client.cancel``."""
-        return jobs.cancel(self._store, job_id)
+        return actions.cancel(self._store, job_id)
 
     def resume(self, job_id: str) -> JobRecord:
         """See ``Client.resume``."""
-        return jobs.resume(self._store, job_id, most_live=self._limits.live_jobs)
+        return actions.resume(self._store, job_id, most_live=self._limits.live_jobs)
 
     def change_plan(self, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
         """See ``Client.change_plan``."""
         self._check_trials(search.get("trials", 0))
-        return jobs.change_plan(self._store, job_id, priority=priority, **search)
+        return actions.change_plan(self._store, job_id, priority=priority, **search)
 
     def follow(self, job_id: str, *, position: int = 0) -> Iterator[Update]:
         """See ``Client.follow``."""
-        return watching.follow(self._store, job_id, position=position)
+        return follow.follow(self._store, job_id, position=position)
 
     def tasks(self) -> list[TaskInfo]:
         """See ``Client.tasks``."""
@@ -117,7 +117,7 @@ class LocalClient:
 
     def add_token(self, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
         """See ``Client.add_token``."""
-        return access.add_token(self._store, name, scope=scope, days=days)
+        return tokens.add_token(self._store, name, scope=scope, days=days)
 
     def tokens(self) -> list[TokenRecord]:
         """See ``Client.tokens``."""

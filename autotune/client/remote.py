@@ -10,12 +10,12 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import pydantic
 
-from autotune import wire
-from autotune.access import NewToken
+from autotune.client import json_records
+from autotune.client.follow import Update
+from autotune.client.tokens import NewToken
 from autotune.errors import JobSpecError, NotFoundError, StoreError, StoreUnavailableError
-from autotune.job_spec import JobSpec
-from autotune.store.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
-from autotune.watching import Update
+from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
+from autotune.jobs.spec import JobSpec
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 from workers.tasks import TaskInfo
@@ -67,7 +67,7 @@ class RemoteClient:
         """See ``ReadStore.jobs``."""
         found: list[JobRecord] = []
         while limit is None or len(found) < limit:
-            page = self._get(wire.JobPage, "jobs", state=state, after=after)
+            page = self._get(json_records.JobPage, "jobs", state=state, after=after)
             found.extend(page.jobs)
             after = page.next
             if after is None:
@@ -87,7 +87,7 @@ class RemoteClient:
         for group in groups:
             position: int | None = after
             while position is not None and (limit is None or len(found) < limit):
-                page = self._get(wire.TrialPage, _path("jobs", job_id, "trials"), after=position, number=group)
+                page = self._get(json_records.TrialPage, _path("jobs", job_id, "trials"), after=position, number=group)
                 found.extend(page.trials)
                 position = page.next
         if not groups:
@@ -96,13 +96,13 @@ class RemoteClient:
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
         """See ``ReadStore.tallies``."""
-        pages = [self._get(wire.Tallies, "tallies", job=group) for group in _groups(job_ids)]
+        pages = [self._get(json_records.Tallies, "tallies", job=group) for group in _groups(job_ids)]
         return {job_id: tally for page in pages for job_id, tally in page.tallies.items()}
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
         """See ``ReadStore.latency``."""
         path = _path("jobs", job_id, "trials", str(number), "latency")
-        return tuple(latency.samples() for latency in self._get(tuple[wire.Latency, ...], path))
+        return tuple(latency.samples() for latency in self._get(tuple[json_records.Latency, ...], path))
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
         """See ``ReadStore.fronts``."""
@@ -205,7 +205,7 @@ class RemoteClient:
                 source.response.read()
                 _read(Update, source.response)
             for event in source:
-                yield wire.load(Update, event.data)
+                yield json_records.load(Update, event.data)
 
     def _away(self, error: Exception) -> StoreUnavailableError:
         if isinstance(error, StoreUnavailableError):
@@ -234,15 +234,15 @@ def _read(kind: type[T], response: httpx2.Response) -> T:
     """Return what an answer holds, or raise the error it tells."""
     try:
         if response.is_success:
-            return wire.load(kind, response.content)
-        problem = wire.load(wire.ErrorAnswer, response.content).error
+            return json_records.load(kind, response.content)
+        problem = json_records.load(json_records.ErrorAnswer, response.content).error
     except pydantic.ValidationError:
         away = response.status_code in _NOT_READY
         raise (StoreUnavailableError if away else StoreError)(
             f"{response.url} answered with status {response.status_code} and no answer of this version of the API; "
             "check the URL, and that client and service are of one version"
         ) from None
-    raise wire.error_of(problem)
+    raise json_records.error_of(problem)
 
 
 def _path(*parts: str) -> str:

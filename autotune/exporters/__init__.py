@@ -22,10 +22,10 @@ _EXPORTERS = {
     "torch-export": "autotune.exporters.program_exporter:ProgramExporter",
     "huggingface": "autotune.exporters.huggingface_exporter:HuggingFaceExporter",
     "compressed-tensors": "autotune.exporters.compressed_exporter:CompressedTensorsExporter",
-    "modelopt": "autotune.exporters.modelopt_configuration:ModelOptConfiguration",
-    "llm-compressor": "autotune.exporters.llmcompressor_configuration:LlmCompressorConfiguration",
-    "neural-compressor": "autotune.exporters.neuralcompressor_configuration:NeuralCompressorConfiguration",
-    "nncf": "autotune.exporters.nncf_configuration:NncfConfiguration",
+    "modelopt": "autotune.exporters.configurations.modelopt:ModelOptConfiguration",
+    "llm-compressor": "autotune.exporters.configurations.llmcompressor:LlmCompressorConfiguration",
+    "neural-compressor": "autotune.exporters.configurations.neuralcompressor:NeuralCompressorConfiguration",
+    "nncf": "autotune.exporters.configurations.nncf:NncfConfiguration",
 }
 #: Formats whose runtimes run the layers of one fusion group as one, which needs one choice for all of them.
 _FUSING = frozenset({"compressed-tensors", "llm-compressor", "modelopt"})

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from autotune.map_file import MapFile
+from autotune.maps.map_file import MapFile
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from workers.attention import unroll_as, unrolled_layers

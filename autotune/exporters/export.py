@@ -7,11 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autotune import exporters, map_file
+from autotune import exporters
 from autotune.errors import ConflictError, ExportError
 from autotune.exporters.base import Exporter, Source
 from autotune.exporters.manifest import MANIFEST, MAP, Manifest, describe
-from autotune.map_file import MapFile
+from autotune.maps import map_file
+from autotune.maps.map_file import MapFile
 from search_spaces.discovery import discover
 from workers.attention import unroll_as
 from workers.fingerprint import fingerprint

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from autotune import map_file
 from autotune.exporters import build_exporter, libraries
 from autotune.exporters.base import Source
 from autotune.exporters.export import read_source
 from autotune.exporters.manifest import MAP, Manifest
+from autotune.maps import map_file
 from search_spaces.errors import AutotuneError
 from workers import device_lock, environment, latency, memory, quality
 from workers.estimates import latency_ratio

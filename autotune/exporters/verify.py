@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from autotune import map_file
 from autotune.errors import ExportError
 from autotune.exporters import build_exporter
 from autotune.exporters.export import read_source
 from autotune.exporters.manifest import MANIFEST, MAP, Manifest
 from autotune.exporters.runtime import CANDIDATE_MS, JUDGED, REFERENCE_MS
-from autotune.figures import MIB
-from autotune.map_file import MapFile
+from autotune.maps import map_file
+from autotune.maps.map_file import MapFile
+from autotune.metrics.from_measurement import MIB
 from workers import quality
 from workers.estimates import latency_ratio, percentile
 from workers.measurement import LatencySamples

@@ -10,17 +10,17 @@ import signal
 import threading
 from types import FrameType
 
-from autotune import lifecycle
 from autotune.errors import LeaseLostError, Stopped
-from autotune.lease import Lease
-from autotune.lifecycle import OrderedError
-from autotune.progress import Progress
-from autotune.run import Place, drive
+from autotune.jobs import lifecycle
+from autotune.jobs.lifecycle import OrderedError
+from autotune.jobs.progress import Progress
+from autotune.jobs.records import JobRecord
+from autotune.search.lease import Lease
+from autotune.search.run import Place, drive
 from autotune.service import logs
 from autotune.service.settings import ServiceSettings
 from autotune.store.base import Store
 from autotune.store.open import attach_store
-from autotune.store.records import JobRecord
 from search_spaces.errors import AutotuneError
 from workers.errors import ClusterLostError
 

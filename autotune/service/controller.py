@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
-from autotune import driver, lifecycle
 from autotune.errors import LeaseLostError, StoreError
+from autotune.jobs import lifecycle
+from autotune.jobs.records import JobRecord, JobState
+from autotune.search import process_identity
 from autotune.service import child
 from autotune.service.child import Ended
 from autotune.service.settings import ServiceSettings
 from autotune.store.base import Store
-from autotune.store.records import JobRecord, JobState
 from workers.errors import ClusterLostError
 from workers.pools.ray_head import RayHead, answers, use_token
 
@@ -58,7 +59,7 @@ class Controller:
         """Run jobs until ``stop`` is called; then put those that run back into the queue."""
         use_token()  # before the first child, which inherits it
         self._preload()
-        _log.info("controller %s is ready for %d jobs at a time", driver.this_driver(), self._settings.jobs)
+        _log.info("controller %s is ready for %d jobs at a time", process_identity.this_driver(), self._settings.jobs)
         try:
             while not self._stopped.is_set():
                 try:
@@ -89,7 +90,7 @@ class Controller:
         if self._cluster_is_missed and not self._cluster_is_back():
             return
         while len(self._children) < self._settings.jobs and not self._cluster_is_missed:
-            claim = lifecycle.claimed(driver.this_driver(), self._settings.lease_s)
+            claim = lifecycle.claimed(process_identity.this_driver(), self._settings.lease_s)
             job = self._store.claim_next(claim)
             if job is None:
                 return
@@ -171,7 +172,7 @@ class Controller:
     def _release_jobs_of_dead_drivers(self) -> None:
         """Free jobs whose driver was on this host and has ended, without waiting for their leases to run out."""
         for job in self._store.held_jobs():
-            if driver.is_gone(job.driver):
+            if process_identity.is_gone(job.driver):
                 self._release(job.job_id, job.epoch, f"Driver {job.driver} was lost")
 
     def _cluster_is_up(self) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from autotune.lifecycle import LEASE_S
+from autotune.jobs.lifecycle import LEASE_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ raises ``StoreUnavailableError``.
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from autotune.lifecycle import Transition
-from autotune.store.records import (
+from autotune.jobs.lifecycle import Transition
+from autotune.jobs.records import (
     Directions,
     EventRecord,
     FrontRecord,

@@ -7,12 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from autotune import lifecycle
 from autotune.errors import ConflictError, NotFoundError
-from autotune.lifecycle import Transition
-from autotune.store import rows
-from autotune.store.clock import now
-from autotune.store.records import (
+from autotune.jobs import lifecycle
+from autotune.jobs.lifecycle import Transition
+from autotune.jobs.records import (
     Directions,
     EventRecord,
     FrontRecord,
@@ -27,6 +25,8 @@ from autotune.store.records import (
     TrialRecord,
     TrialResult,
 )
+from autotune.jobs.timestamps import now
+from autotune.store import rows
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from autotune.metrics import Figure
-from autotune.store.clock import now
-from autotune.store.records import (
+from autotune.jobs.records import (
     Directions,
     EventRecord,
     HeldJob,
@@ -23,6 +21,8 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Figure
 from workers.measurement import FailureCause, LatencySamples, Samples, Workload
 from workers.setup import Estimator, LayerProbe, ModelDescription, Probes
 

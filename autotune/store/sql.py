@@ -10,10 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from autotune.errors import ConflictError, StoreUnavailableError
-from autotune.lifecycle import Transition
-from autotune.store import rows, statements, summaries
-from autotune.store.failures import store_error
-from autotune.store.records import (
+from autotune.jobs.lifecycle import Transition
+from autotune.jobs.records import (
     Directions,
     EventRecord,
     FrontRecord,
@@ -27,6 +25,8 @@ from autotune.store.records import (
     TrialRecord,
     TrialResult,
 )
+from autotune.store import rows, statements, summaries
+from autotune.store.failures import store_error
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 

@@ -9,13 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from autotune import lifecycle
 from autotune.errors import ConflictError, NotFoundError
-from autotune.lifecycle import Transition
-from autotune.metrics import Figure
-from autotune.store import rows, tables
-from autotune.store.clock import now
-from autotune.store.records import (
+from autotune.jobs import lifecycle
+from autotune.jobs.lifecycle import Transition
+from autotune.jobs.records import (
     Directions,
     EventRecord,
     FrontRecord,
@@ -26,6 +23,9 @@ from autotune.store.records import (
     TrialRecord,
     TrialResult,
 )
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Figure
+from autotune.store import rows, tables
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 

@@ -7,9 +7,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from autotune.errors import NotFoundError
+from autotune.jobs.records import JobState, Scope, Statistics, Tally, TokenRecord, TrialKind, TrialState
+from autotune.jobs.timestamps import now
 from autotune.store import tables
-from autotune.store.clock import now
-from autotune.store.records import JobState, Scope, Statistics, Tally, TokenRecord, TrialKind, TrialState
 
 _jobs, _trials, _tokens = tables.jobs.c, tables.trials.c, tables.tokens.c
 

@@ -5,15 +5,15 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from autotune.front import LiveFront
-from autotune.job_spec import JobSpec
-from autotune.lifecycle import held
-from autotune.metrics import Figure
-from autotune.probing import obtain_probes
-from autotune.progress import Silent
+from autotune.jobs.front import LiveFront
+from autotune.jobs.lifecycle import held
+from autotune.jobs.progress import Silent
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import Figure
+from autotune.search.probing import obtain_probes
 from autotune.store.base import Store
 from autotune.store.open import open_store
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
 from workers.measurement import Environment, LatencySamples

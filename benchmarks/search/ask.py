@@ -11,13 +11,13 @@ import time
 
 import numpy as np
 
-from autotune.expectations import expect
-from autotune.front import violations
-from autotune.job_spec import SamplerName
-from autotune.metrics import Constraint, Figure
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
-from autotune.study import Study
+from autotune.jobs.front import violations
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import SamplerName
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.planner.prior import expect
+from autotune.search.study import Study
 from search_spaces.choice import CHOICES
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import map_key

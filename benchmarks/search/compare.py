@@ -17,17 +17,17 @@ import numpy as np
 import optuna
 from replay import FOLDER, Recording, full_precision
 
-from autotune.expectations import expect
-from autotune.front import violations
-from autotune.job_spec import SamplerName
-from autotune.knapsack import Maps, cheapest_for_each_budget, with_few_changes
-from autotune.metrics import Constraint, Figure
-from autotune.objectives import Objectives
-from autotune.pareto import hypervolume
-from autotune.planner import Planner
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
-from autotune.study import Study
+from autotune.jobs.front import violations
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import SamplerName
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.objectives import Objectives
+from autotune.metrics.pareto import hypervolume
+from autotune.planner.knapsack import Maps, cheapest_for_each_budget, with_few_changes
+from autotune.planner.next_map import Planner
+from autotune.planner.prior import expect
+from autotune.search.study import Study
 from search_spaces.choice import FULL_PRECISION, Precision, choice_named
 from search_spaces.quantization_map import map_key
 

@@ -14,23 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from autotune.beliefs import Beliefs
-from autotune.budget import searched
-from autotune.expectations import expect
-from autotune.figures import Reference, figures_of
-from autotune.front import compute_front
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.knapsack import Maps
-from autotune.metrics import Figure
-from autotune.objectives import Objectives
-from autotune.pareto import hypervolume
-from autotune.planner import Planner
-from autotune.probing import probes_of
-from autotune.run import run_job
-from autotune.search import space_of
+from autotune.client.actions import submit
+from autotune.jobs.budget import searched
+from autotune.jobs.front import compute_front
+from autotune.jobs.records import TrialRecord
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import Figure
+from autotune.metrics.from_measurement import Reference, figures_of
+from autotune.metrics.objectives import Objectives
+from autotune.metrics.pareto import hypervolume
+from autotune.planner.knapsack import Maps
+from autotune.planner.next_map import Planner
+from autotune.planner.posterior import Beliefs
+from autotune.planner.prior import expect
+from autotune.search.loop import space_of
+from autotune.search.probing import probes_of
+from autotune.search.run import run_job
 from autotune.store.open import open_store
-from autotune.store.records import TrialRecord
 from search_spaces.space import SearchSpace
 from workers.candidate import Candidate
 from workers.evaluation.evaluator import Evaluator

@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autotune.front import compute_front
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.metrics import Figure
-from autotune.objectives import Objectives
-from autotune.pareto import hypervolume
-from autotune.run import run_job
+from autotune.client.actions import submit
+from autotune.jobs.front import compute_front
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import Figure
+from autotune.metrics.objectives import Objectives
+from autotune.metrics.pareto import hypervolume
+from autotune.search.run import run_job
 from autotune.store.open import open_store
 
 #: Bytes of the weights as shares of full precision's.

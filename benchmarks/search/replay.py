@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autotune.figures import MIB
-from autotune.metrics import Figure
+from autotune.metrics.catalog import Figure
+from autotune.metrics.from_measurement import MIB
 from search_spaces.choice import FULL_PRECISION, choice_named
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import SearchSpace, build_space

@@ -14,9 +14,9 @@ import numpy as np
 from compare import by_study
 from replay import FOLDER, Recording, full_precision
 
-from autotune.beliefs import Beliefs
-from autotune.expectations import expect
-from autotune.job_spec import SamplerName
+from autotune.jobs.spec import SamplerName
+from autotune.planner.posterior import Beliefs
+from autotune.planner.prior import expect
 
 #: Maps that are not judged.
 FIRST = 10

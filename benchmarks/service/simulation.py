@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.lease import Lease
-from autotune.lifecycle import claimed, held
-from autotune.progress import Silent
-from autotune.search import Search
+from autotune.client.actions import submit
+from autotune.jobs.lifecycle import claimed, held
+from autotune.jobs.progress import Silent
+from autotune.jobs.records import TrialKind
+from autotune.jobs.spec import JobSpec
+from autotune.search.lease import Lease
+from autotune.search.loop import Search
 from autotune.store.base import Store
-from autotune.store.records import TrialKind
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, LatencySamples, Measurement

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from autotune.metrics import METRICS
+from autotune.metrics.catalog import METRICS
 from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import GUIDE, QUIET, SERIES
 from dashboard.text import in_chart, label_in_sentence

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from autotune.metrics import METRICS, Figure
-from autotune.store.records import FrontRecord
+from autotune.jobs.records import FrontRecord
+from autotune.metrics.catalog import METRICS, Figure
 from dashboard.figures.labels import sides
 from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from autotune.metrics import METRICS
+from autotune.metrics.catalog import METRICS
 from dashboard.figures.layout import Drawing, finish
 from dashboard.figures.palette import BASELINE, LIMIT, QUIET, STRONG
 from dashboard.frames import Limit

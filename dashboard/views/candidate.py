@@ -10,9 +10,9 @@ import streamlit as st
 from streamlit import Page
 
 from autotune.errors import ConflictError
-from autotune.map_file import dump, map_document
-from autotune.metrics import METRICS, Figure, prefix_of
-from autotune.store.records import JobRecord, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, TrialRecord, TrialState
+from autotune.maps.map_file import dump, map_document
+from autotune.metrics.catalog import METRICS, Figure, prefix_of
 from dashboard import reading
 from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.latency import hidden_samples, latency_figure

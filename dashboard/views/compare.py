@@ -6,8 +6,8 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from autotune.metrics import METRICS
-from autotune.store.records import JobRecord
+from autotune.jobs.records import JobRecord
+from autotune.metrics.catalog import METRICS
 from dashboard import reading
 from dashboard.comparing import differences, protocol, relative_front, warning
 from dashboard.figures.compare import MOST_JOBS, compare_figure

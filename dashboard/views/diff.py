@@ -8,8 +8,8 @@ import streamlit as st
 from streamlit import Page
 
 from autotune.errors import NoFeasibleMapError
-from autotune.front import pick
-from autotune.store.records import JobRecord, TrialRecord
+from autotune.jobs.front import pick
+from autotune.jobs.records import JobRecord, TrialRecord
 from dashboard import reading
 from dashboard.figures.gap import gap_figure
 from dashboard.figures.layout import CONFIG

@@ -8,10 +8,10 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit import Page
 
-from autotune.budget import searched
-from autotune.front import nearest_trial, standing
-from autotune.metrics import METRICS, OVERLOADED_MS, Constraint
-from autotune.store.records import JobRecord, TrialRecord
+from autotune.jobs.budget import searched
+from autotune.jobs.front import nearest_trial, standing
+from autotune.jobs.records import JobRecord, TrialRecord
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from dashboard import reading
 from dashboard.figures.front import front_figure, hypervolume_figure
 from dashboard.figures.layout import BOX_CONFIG, CONFIG

@@ -6,10 +6,10 @@ from functools import partial
 import streamlit as st
 from streamlit import Page
 
-from autotune import jobs as service
+from autotune.client import actions as service
+from autotune.jobs.records import JobRecord, JobState
+from autotune.jobs.timestamps import now
 from autotune.store.base import Store
-from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState
 from dashboard import reading
 from dashboard.acting import act, tell_outcome
 from dashboard.frames import spec_of

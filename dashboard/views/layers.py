@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from autotune.store.records import JobRecord
+from autotune.jobs.records import JobRecord
 from dashboard import reading
 from dashboard.figures.histogram import histogram_figure
 from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure

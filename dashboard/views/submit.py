@@ -8,10 +8,10 @@ import streamlit as st
 from streamlit import Page
 from streamlit.delta_generator import DeltaGenerator
 
-from autotune import jobs as service
-from autotune.job_spec import JobSpec, SamplerName
-from autotune.metrics import METRICS, QUEUED
-from autotune.store.records import JobRecord
+from autotune.client import actions as service
+from autotune.jobs.records import JobRecord
+from autotune.jobs.spec import JobSpec, SamplerName
+from autotune.metrics.catalog import METRICS, QUEUED
 from dashboard import job_form, reading
 from dashboard.acting import act, tell_outcome
 from dashboard.job_form import LIMITED, OBJECTIVES, SPECIAL, JobForm, as_text, document, read_job

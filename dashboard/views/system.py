@@ -6,8 +6,8 @@ from importlib import metadata
 
 import streamlit as st
 
-from autotune.store.clock import now
-from autotune.store.records import EventRecord, JobRecord, JobState
+from autotune.jobs.records import EventRecord, JobRecord, JobState
+from autotune.jobs.timestamps import now
 from dashboard import reading
 from dashboard.job_frames import events_frame, queue_frame
 from dashboard.parts import REFRESH_S, guarded

@@ -11,13 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from autotune.job_spec import JobSpec
-from autotune.lifecycle import held
-from autotune.metrics import METRICS, Figure
-from autotune.probing import obtain_probes
-from autotune.progress import Silent
-from autotune.store.base import Store
-from autotune.store.records import (
+from autotune.jobs.lifecycle import held
+from autotune.jobs.progress import Silent
+from autotune.jobs.records import (
     EventRecord,
     FrontRecord,
     JobRecord,
@@ -27,6 +23,10 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import METRICS, Figure
+from autotune.search.probing import obtain_probes
+from autotune.store.base import Store
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key

@@ -14,9 +14,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from autotune.lifecycle import held
-from autotune.map_file import dump, map_document
-from autotune.store.records import JobRecord, JobState, TrialRecord
+from autotune.jobs.lifecycle import held
+from autotune.jobs.records import JobRecord, JobState, TrialRecord
+from autotune.maps.map_file import dump, map_document
 from search_spaces.choice import ActivationMode, choice_named
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
+from autotune.client.actions import submit
+from autotune.jobs.spec import JobSpec
 from autotune.store.open import open_store
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune.budget import searched
-from autotune.front import LiveFront, compute_front
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
+from autotune.client.actions import submit
+from autotune.jobs.budget import searched
+from autotune.jobs.front import LiveFront, compute_front
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
 from autotune.store.open import open_store
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("autotune"))

@@ -12,9 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from autotune.run import run_job
+from autotune.search.run import run_job
+from autotune.search.study import Study
 from autotune.store.open import attach_store
-from autotune.study import Study
 
 
 def die_at_tell(number: int) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
+from autotune.client.actions import cancel
 from autotune.errors import ConflictError
-from autotune.jobs import cancel
+from autotune.jobs.records import JobState
 from autotune.store.open import open_store
-from autotune.store.records import JobState
 
 HERE = Path(__file__).parent
 Rounds = Callable[[int, int], int]

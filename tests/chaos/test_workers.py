@@ -7,8 +7,8 @@ from typing import Any
 
 import psutil
 
-from autotune.jobs import cancel
-from autotune.store.records import JobState, TrialState
+from autotune.client.actions import cancel
+from autotune.jobs.records import JobState, TrialState
 from workers.measurement import FailureCause
 
 Rounds = Callable[[int, int], int]

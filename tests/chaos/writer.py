@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 
-from autotune.store.clock import event, now
+from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.jobs.timestamps import event, now
 from autotune.store.open import attach_store
-from autotune.store.records import FrontRecord, TrialKind, TrialRecord, TrialResult, TrialState
 from workers.measurement import LatencySamples
 
 

@@ -11,20 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune import lifecycle
-from autotune.access import add_token
 from autotune.api.server import ApiServer
 from autotune.api.settings import ApiSettings
 from autotune.client.base import Client
 from autotune.client.connect import connect
 from autotune.client.local import LocalClient
+from autotune.client.tokens import add_token
 from autotune.errors import ConflictError, JobSpecError, NotFoundError
-from autotune.job_spec import JobSpec
-from autotune.metrics import Figure
-from autotune.store.base import Store
-from autotune.store.clock import event
-from autotune.store.open import open_store
-from autotune.store.records import (
+from autotune.jobs import lifecycle
+from autotune.jobs.records import (
     FrontRecord,
     JobRecord,
     JobState,
@@ -35,6 +30,11 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import event
+from autotune.metrics.catalog import Figure
+from autotune.store.base import Store
+from autotune.store.open import open_store
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload

@@ -17,10 +17,10 @@ from torch import nn
 from autotune import exporters
 from autotune.errors import ConflictError, ExportError
 from autotune.exporters.base import Exporter, Source
-from autotune.exporters.configuration import Configuration
+from autotune.exporters.configurations.base import Configuration
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile
+from autotune.maps.map_file import MapFile
 from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group

@@ -10,7 +10,7 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 
-from autotune.samplers.sensitivity import SensitivitySampler
+from autotune.search.samplers.sensitivity import SensitivitySampler
 
 
 class TestSensitivitySampler(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):

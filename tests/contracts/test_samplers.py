@@ -1,4 +1,4 @@
-"""The contract of ``autotune.study.Study``, run over every sampler."""
+"""The contract of ``autotune.search.study.Study``, run over every sampler."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from autotune.expectations import Expectations, expect
-from autotune.front import violations
-from autotune.job_spec import SamplerName
-from autotune.metrics import Constraint, Figure
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
-from autotune.study import Proposal, Study
+from autotune.jobs.front import violations
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import SamplerName
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.planner.prior import Expectations, expect
+from autotune.search.study import Proposal, Study
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import map_key
 from search_spaces.space import SearchSpace, build_space

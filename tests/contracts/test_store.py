@@ -14,19 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import ConflictError, NotFoundError
-from autotune.lifecycle import held
-from autotune.metrics import METRICS, Figure
+from autotune.jobs.lifecycle import held
+from autotune.jobs.records import FrontRecord, JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.jobs.timestamps import event
+from autotune.metrics.catalog import METRICS, Figure
 from autotune.store.base import Store
-from autotune.store.clock import event
-from autotune.store.records import (
-    FrontRecord,
-    JobRecord,
-    JobState,
-    TrialKind,
-    TrialRecord,
-    TrialResult,
-    TrialState,
-)
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload

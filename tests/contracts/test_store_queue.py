@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
+from autotune.client.actions import cancel, change_plan, clone, pause, resume, submit
 from autotune.errors import ConflictError, LeaseLostError, NotFoundError
-from autotune.job_spec import JobSpec
-from autotune.jobs import cancel, change_plan, clone, pause, resume, submit
-from autotune.lifecycle import Change, Transition, claimed, held, released, settled
-from autotune.store.base import Store
-from autotune.store.clock import event, now
-from autotune.store.records import (
+from autotune.jobs.lifecycle import Change, Transition, claimed, held, released, settled
+from autotune.jobs.records import (
     Directions,
     FrontRecord,
     HeldJob,
@@ -27,6 +24,9 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import event, now
+from autotune.store.base import Store
 from workers.measurement import Environment
 from workers.setup import Calibration, ModelDescription
 

@@ -4,11 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from autotune import lifecycle
 from autotune.errors import ConflictError, NotFoundError
-from autotune.store.base import Store
-from autotune.store.clock import event, now
-from autotune.store.records import (
+from autotune.jobs import lifecycle
+from autotune.jobs.records import (
     FrontRecord,
     JobRecord,
     JobState,
@@ -21,6 +19,8 @@ from autotune.store.records import (
     TrialResult,
     TrialState,
 )
+from autotune.jobs.timestamps import event, now
+from autotune.store.base import Store
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 

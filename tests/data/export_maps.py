@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.map_file import MappedMoments, MappedSmoothing
+from autotune.maps.map_file import MappedMoments, MappedSmoothing
 from search_spaces.choice import choice_named
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange

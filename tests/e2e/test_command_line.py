@@ -18,15 +18,15 @@ import torch
 import yaml
 
 import autotune
-from autotune.budget import searched
 from autotune.cli.sensitivity import shortened
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.lifecycle import held
-from autotune.probing import obtain_probes
-from autotune.progress import Silent
+from autotune.client.actions import submit
+from autotune.jobs.budget import searched
+from autotune.jobs.lifecycle import held
+from autotune.jobs.progress import Silent
+from autotune.jobs.records import TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.search.probing import obtain_probes
 from autotune.store.open import open_store
-from autotune.store.records import TrialState
 from search_spaces.errors import MapError
 from workers.measurement import Environment
 from workers.processor import this_processor

@@ -13,14 +13,14 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from autotune.budget import searched
-from autotune.jobs import change_plan
-from autotune.metrics import Figure
-from autotune.run import run_job
+from autotune.client.actions import change_plan
+from autotune.jobs.budget import searched
+from autotune.jobs.records import FrontRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.metrics.catalog import Figure
+from autotune.search.run import run_job
 from autotune.store.base import Store
 from autotune.store.engine import make_engine, parse_url
 from autotune.store.open import alembic_config, migrating, open_store
-from autotune.store.records import FrontRecord, JobState, TrialKind, TrialRecord, TrialState
 
 DATA = Path(__file__).parents[1] / "data"
 TASK_FILE = str(DATA / "fragile_task.py")
@@ -138,7 +138,7 @@ def test_going_back_a_revision_keeps_every_row(engine: sa.Engine, store: Store, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "trials"), [("frozen", 11), ("stopped", 9)])
 def test_a_frozen_job_goes_on(store: Store, name: str, trials: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.budget.MOST_FINAL", 1)
+    monkeypatch.setattr("autotune.jobs.budget.MOST_FINAL", 1)
     (job_id,) = (job.id for job in store.jobs() if job.name == name)
     before = store.trials(job_id)
     change_plan(store, job_id, trials=trials)

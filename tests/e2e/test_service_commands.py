@@ -25,9 +25,9 @@ from autotune.api.settings import ApiSettings
 from autotune.cli.main import main
 from autotune.client.remote import RemoteClient
 from autotune.errors import JobSpecError, StoreUnavailableError
-from autotune.job_spec import JobSpec
+from autotune.jobs.records import JobState
+from autotune.jobs.spec import JobSpec
 from autotune.store.memory import MemoryStore
-from autotune.store.records import JobState
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("autotune"))

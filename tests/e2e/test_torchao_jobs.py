@@ -7,16 +7,16 @@ import pytest
 import torch
 
 import autotune
-from autotune import map_file
+from autotune.client.actions import submit
 from autotune.exporters.export import export
 from autotune.exporters.verify import verify_export
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.map_file import map_document
-from autotune.run import run_job
+from autotune.jobs.records import JobState
+from autotune.jobs.spec import JobSpec
+from autotune.maps import map_file
+from autotune.maps.map_file import map_document
+from autotune.maps.verify import verify
+from autotune.search.run import run_job
 from autotune.store.memory import MemoryStore
-from autotune.store.records import JobState
-from autotune.verify import verify
 from workers.backends import BACKENDS
 from workers.backends.torchao import TorchAoBackend
 from workers.tasks import build_task, load_task_file

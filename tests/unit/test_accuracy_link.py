@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autotune.accuracy_link import AccuracyLink
+from autotune.planner.accuracy_curve import AccuracyLink
 
 DIVERGENCE = np.array([0.0, 1e-5, 1e-3, 2e-2, 0.3])
 

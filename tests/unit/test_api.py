@@ -15,19 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from autotune import access, lifecycle
-from autotune.api import progress
+from autotune.api import event_stream
 from autotune.api.app import create_app, describe
 from autotune.api.guard import Guard, _Failures
 from autotune.api.settings import ApiSettings, parse_listen
+from autotune.client import tokens
+from autotune.client.actions import submit
+from autotune.client.follow import Update, Watcher
 from autotune.client.local import Limits
 from autotune.errors import JobSpecError, StoreUnavailableError, UnauthenticatedError
-from autotune.job_spec import MAX_BYTES, JobSpec
-from autotune.jobs import submit
-from autotune.store.clock import now
+from autotune.jobs import lifecycle
+from autotune.jobs.records import Scope, TokenRecord
+from autotune.jobs.spec import MAX_BYTES, JobSpec
+from autotune.jobs.timestamps import now
 from autotune.store.memory import MemoryStore
-from autotune.store.records import Scope, TokenRecord
-from autotune.watching import Update, Watcher
 
 ROOT = Path(__file__).parents[2]
 JOB = {
@@ -80,7 +81,7 @@ class Service:
         self.store = MemoryStore()
         self.app = create_app(self.store, ApiSettings(**changes), self._check)
         self.http = TestClient(self.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
-        self.tokens = {scope: access.add_token(self.store, scope.value, scope=scope).text for scope in Scope}
+        self.tokens = {scope: tokens.add_token(self.store, scope.value, scope=scope).text for scope in Scope}
         self.is_down = False
 
     def _check(self) -> None:
@@ -239,16 +240,16 @@ def test_tokens_expire_and_are_revoked(service: Service) -> None:
 
 def test_an_expired_token_is_refused() -> None:
     store, at = MemoryStore(), now()
-    text = access.add_token(store, "ann", days=1).text
+    text = tokens.add_token(store, "ann", days=1).text
     (token,) = store.tokens()
     assert token.expires_at is not None
     assert token.is_valid(at)
     assert not token.is_valid(token.expires_at)
-    assert access.holder(store, text) == token
+    assert tokens.holder(store, text) == token
     old = TokenRecord(id="old", name="x", scope=Scope.ADMIN, created_at=at, expires_at=at - timedelta(seconds=1))
-    store.add_token(old, access._hash("autotune_old_secret"))
+    store.add_token(old, tokens._hash("autotune_old_secret"))
     with pytest.raises(UnauthenticatedError):
-        access.holder(store, "autotune_old_secret")
+        tokens.holder(store, "autotune_old_secret")
 
 
 def test_only_the_hash_of_a_token_is_kept(service: Service) -> None:
@@ -481,7 +482,7 @@ def test_a_stream_ends_with_its_token(authentication: bool, monkeypatch: pytest.
         return look(watcher)
 
     monkeypatch.setattr(Watcher, "look", revoke_and_look)
-    monkeypatch.setattr(progress, "LOOK_S", 0.0)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.0)
     assert service.call(f"GET /v1/jobs/{job_id}/progress", Scope.VIEWER).status_code == 200
     assert looks == (2 if authentication else 5)
 

@@ -10,11 +10,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from autotune.access import add_token
 from autotune.api.app import create_app
 from autotune.api.settings import ApiSettings
+from autotune.client.tokens import add_token
+from autotune.jobs.records import Scope
 from autotune.store.memory import MemoryStore
-from autotune.store.records import Scope
 
 store = MemoryStore()
 app = create_app(store, ApiSettings(host_names=("testserver",)), lambda: None)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autotune.beliefs import Beliefs
-from autotune.expectations import Expectations
-from autotune.knapsack import Costs, Maps
-from autotune.metrics import Figure
-from autotune.surrogate import Vector
+from autotune.metrics.catalog import Figure
+from autotune.planner.additive_model import Vector
+from autotune.planner.knapsack import Costs, Maps
+from autotune.planner.posterior import Beliefs
+from autotune.planner.prior import Expectations
 
 #: The last group has two of the four choices, so its second is not that of the others.
 CHOICES = [("fp32", "bf16", "int8_static", "int8_dynamic")] * 5 + [("fp32", "int8_dynamic")]

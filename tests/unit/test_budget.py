@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from autotune.budget import MOST_FINAL, Budget, searched
-from autotune.job_spec import JobSpec
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.budget import MOST_FINAL, Budget, searched
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
 
 TRIAL = TrialRecord(
     job_id="j", number=0, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE, choices={}, key="", figures={},

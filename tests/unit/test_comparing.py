@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from autotune.job_spec import JobSpec
-from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState
+from autotune.jobs.records import JobRecord, JobState
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
 from dashboard import comparing
 from dashboard.figures.compare import compare_figure
 from dashboard.frames import judged, trial_frame

@@ -17,7 +17,7 @@ from autotune.errors import ExportError
 from autotune.exporters import compressed_layers, compressed_schemes, pretrained
 from autotune.exporters.base import Source
 from autotune.exporters.compressed_exporter import CompressedTensorsExporter
-from autotune.map_file import MapFile, MappedLayer
+from autotune.maps.map_file import MapFile, MappedLayer
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer, LayerKind

@@ -16,8 +16,8 @@ from torch import nn
 from autotune import exporters
 from autotune.errors import ExportError
 from autotune.exporters.base import Source
-from autotune.exporters.configuration import NOTE, Configuration
-from autotune.map_file import MapFile
+from autotune.exporters.configurations.base import NOTE, Configuration
+from autotune.maps.map_file import MapFile
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments
 
 # A name that is the start of another one, as they are in blocks of more than ten layers.

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from autotune.client.actions import pause, submit
 from autotune.errors import StoreUnavailableError
-from autotune.job_spec import JobSpec
-from autotune.jobs import pause, submit
-from autotune.lifecycle import MOST_CRASHES, claimed, is_held, settled
+from autotune.jobs.lifecycle import MOST_CRASHES, claimed, is_held, settled
+from autotune.jobs.records import JobRecord, JobState
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
 from autotune.service.child import Ended
 from autotune.service.controller import Controller
 from autotune.service.settings import ServiceSettings
-from autotune.store.clock import now
 from autotune.store.memory import MemoryStore
-from autotune.store.records import JobRecord, JobState
 from workers.errors import ClusterLostError
 
 LEASE_S = 0.3
@@ -144,7 +144,7 @@ def test_a_job_of_a_driver_that_is_gone_is_free_at_once(
     controller: Controller, store: MemoryStore, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.change_job(job.id, claimed("gone", 600.0))
-    monkeypatch.setattr("autotune.driver.is_gone", lambda driver: driver == "gone")
+    monkeypatch.setattr("autotune.search.process_identity.is_gone", lambda driver: driver == "gone")
     controller._release_jobs_of_dead_drivers()
     assert len(start(controller)) == 1
 

@@ -4,10 +4,10 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-from autotune.csv_export import write
-from autotune.metrics import Figure
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Figure
+from autotune.reports.trials_csv import write
 
 FIRST = TrialRecord(
     job_id="abc", number=0, kind=TrialKind.BASELINE, label="fp32", state=TrialState.COMPLETE,

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from autotune.front import compute_front
-from autotune.job_spec import JobSpec
-from autotune.metrics import Constraint, Figure
-from autotune.store.clock import now
-from autotune.store.records import EventRecord, JobRecord, JobState, Order, TrialRecord
+from autotune.jobs.front import compute_front
+from autotune.jobs.records import EventRecord, JobRecord, JobState, Order, TrialRecord
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Constraint, Figure
 from dashboard import frames, job_frames
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))

@@ -12,11 +12,11 @@ import streamlit as st
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from autotune.job_spec import JobSpec
-from autotune.lifecycle import held
+from autotune.jobs.lifecycle import held
+from autotune.jobs.records import JobState
+from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
 from autotune.store.open import open_store
-from autotune.store.records import JobState
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import streamlit as st
 
-from autotune.budget import searched
 from autotune.errors import NotFoundError
-from autotune.front import standing
+from autotune.jobs.budget import searched
+from autotune.jobs.front import standing
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult
+from autotune.jobs.timestamps import now
 from autotune.store.base import ReadStore, Store
-from autotune.store.clock import now
 from autotune.store.memory import MemoryStore
 from autotune.store.open import open_store
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult
 from dashboard import reading
 from dashboard.frames import trial_frame
 from dashboard.reading import _Jobs, _Watched

@@ -2,8 +2,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from autotune.metrics import METRICS, Constraint, Figure
-from autotune.store.records import JobState
+from autotune.jobs.records import JobState
+from autotune.metrics.catalog import METRICS, Constraint, Figure
 from dashboard import text
 
 

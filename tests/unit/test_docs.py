@@ -11,7 +11,7 @@ import yaml
 
 from autotune.cli.exit_codes import EXIT_CODES
 from autotune.cli.main import app
-from autotune.job_spec import JobSpec
+from autotune.jobs.spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from autotune.driver import is_gone, this_driver
+from autotune.search.process_identity import is_gone, this_driver
 
 
 def test_this_process_is_there() -> None:
@@ -10,7 +10,7 @@ def test_this_process_is_there() -> None:
 
 
 def test_another_process_is_there_until_it_ends() -> None:
-    code = "from autotune.driver import this_driver; print(this_driver(), flush=True); input()"
+    code = "from autotune.search.process_identity import this_driver; print(this_driver(), flush=True); input()"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

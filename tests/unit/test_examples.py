@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from autotune.job_spec import JobSpec
+from autotune.jobs.spec import JobSpec
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from search_spaces.space import build_space

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from autotune.expectations import Expectations, expect
+from autotune.planner.prior import Expectations, expect
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import LayerRule, SearchSpace, build_space
 from workers.measurement import Environment

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from autotune.job_spec import JobSpec
-from autotune.store.records import FrontRecord, TrialRecord
+from autotune.jobs.records import FrontRecord, TrialRecord
+from autotune.jobs.spec import JobSpec
 from dashboard import frames
 from dashboard.figures.aligned import aligned_figure
 from dashboard.figures.front import front_figure, hypervolume_figure

@@ -3,10 +3,10 @@ from typing import Any
 import pytest
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
-from autotune.front import compute_front, nearest, nearest_trial, pick, violations
-from autotune.metrics import OVERLOADED_MS, Constraint, Figure
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.front import compute_front, nearest, nearest_trial, pick, violations
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import OVERLOADED_MS, Constraint, Figure
 
 OBJECTIVES = ("latency_p50_ms", "divergence")
 LIMITS = (

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from autotune.cli.output import front_table
-from autotune.metrics import METRICS, Figure
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import METRICS, Figure
 
 
 def shown(

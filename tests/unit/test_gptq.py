@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autotune.job_spec import JobSpec
+from autotune.jobs.spec import JobSpec
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError

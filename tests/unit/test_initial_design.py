@@ -1,7 +1,7 @@
-from autotune.initial_design import mixtures
-from autotune.metrics import Figure
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Figure
+from autotune.search.initial_design import mixtures
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import build_space
 

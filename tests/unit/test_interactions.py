@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from autotune.interactions import Interactions, _covariance
-from autotune.surrogate import AdditiveModel, Columns, Vector
+from autotune.planner.additive_model import AdditiveModel, Columns, Vector
+from autotune.planner.pair_interactions import Interactions, _covariance
 
 GROUPS, CHOICES = 6, 3
 EFFECTS = 1 + GROUPS * CHOICES

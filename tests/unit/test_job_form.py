@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from autotune.errors import JobSpecError
-from autotune.job_spec import MAX_BYTES, JobSpec
+from autotune.jobs.spec import MAX_BYTES, JobSpec
 from dashboard import job_form
 from dashboard.frames import trial_frame
 

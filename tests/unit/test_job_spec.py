@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import JobSpecError
-from autotune.job_spec import MAX_BYTES, JobSpec, SamplerName
+from autotune.jobs.spec import MAX_BYTES, JobSpec, SamplerName
 from workers.setup import PoolSettings, WorkerSetup
 
 MINIMAL: dict[str, Any] = {"name": "job", "task": {"name": "digits-cnn"}}

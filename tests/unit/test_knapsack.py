@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autotune.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
-from autotune.pareto import Points, hypervolume, non_dominated
+from autotune.metrics.pareto import Points, hypervolume, non_dominated
+from autotune.planner.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
 
 INTEGERS = st.integers(-5, 5).map(float)
 

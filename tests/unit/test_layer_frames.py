@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune.job_spec import JobSpec
-from autotune.store.records import TrialRecord
+from autotune.jobs.records import TrialRecord
+from autotune.jobs.spec import JobSpec
 from dashboard import layer_frames as frames
 from search_spaces.choice import CHOICES
 from search_spaces.layer import LayerKind

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from autotune.client.actions import cancel, change_plan, pause, resume, submit
 from autotune.errors import LeaseLostError, StoreUnavailableError
-from autotune.job_spec import JobSpec
-from autotune.jobs import cancel, change_plan, pause, resume, submit
-from autotune.lease import Lease
-from autotune.lifecycle import Change, OrderedError, claimed, is_held
-from autotune.store.clock import now
+from autotune.jobs.lifecycle import Change, OrderedError, claimed, is_held
+from autotune.jobs.records import JobRecord, Order
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
+from autotune.search.lease import Lease
 from autotune.store.memory import MemoryStore
-from autotune.store.records import JobRecord, Order
 
 LEASE_S = 0.6
 

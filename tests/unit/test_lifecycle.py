@@ -9,12 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from autotune import lifecycle
 from autotune.errors import ConflictError, JobSpecError, LeaseLostError
-from autotune.job_spec import JobSpec
-from autotune.lifecycle import Change, Transition
-from autotune.store.clock import event
-from autotune.store.records import JobRecord, JobState, Order
+from autotune.jobs import lifecycle
+from autotune.jobs.lifecycle import Change, Transition
+from autotune.jobs.records import JobRecord, JobState, Order
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import event
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 LEASE_S = 30.0

@@ -18,11 +18,11 @@ from torch import nn
 
 from autotune import load_map
 from autotune.errors import ConflictError
-from autotune.job_spec import JobSpec
-from autotune.map_file import MapFile, dump, map_document, read, write
-from autotune.metrics import Figure
-from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
+from autotune.maps.map_file import MapFile, dump, map_document, read, write
+from autotune.metrics.catalog import Figure
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError

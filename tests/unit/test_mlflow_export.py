@@ -8,10 +8,10 @@ from mlflow.tracking import MlflowClient
 
 from autotune import exporters
 from autotune.errors import ConflictError, StoreError
-from autotune.metrics import Figure
-from autotune.mlflow_export import export_runs
-from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Figure
+from autotune.reports.mlflow_runs import export_runs
 
 JOB = JobRecord(
     id="abc", name="small", task="t", spec={"objectives": ["latency_p50_ms", "divergence"]},

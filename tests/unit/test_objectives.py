@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.metrics import METRICS, OVERLOADED_MS, Constraint, Figure, Metric
-from autotune.objectives import Objectives, minimised
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure, Metric
+from autotune.metrics.objectives import Objectives, minimised
 
 FULL = {
     "accuracy": 0.8, "accuracy_drop": 0.0, "divergence": 0.0, "latency_p50_ms": 10.0, "latency_p90_ms": 11.0,

@@ -16,8 +16,8 @@ from torch import nn
 
 from autotune.exporters.base import Source
 from autotune.exporters.onnx_exporter import MODEL, OnnxExporter
-from autotune.map_file import MapFile, MappedLayer
-from autotune.native_map import NativeMap
+from autotune.maps.apply import NativeMap
+from autotune.maps.map_file import MapFile, MappedLayer
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange

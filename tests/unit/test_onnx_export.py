@@ -14,7 +14,7 @@ from torch import nn
 from autotune.errors import ExportError
 from autotune.exporters.base import Source
 from autotune.exporters.onnx_exporter import LAYERS, MODEL, OnnxExporter
-from autotune.map_file import MapFile, MappedLayer
+from autotune.maps.map_file import MapFile, MappedLayer
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.layer import LayerKind

@@ -6,10 +6,10 @@ import optuna
 import pytest
 
 from autotune.errors import ConflictError, StoreError
-from autotune.metrics import Figure
-from autotune.optuna_export import export_study
-from autotune.store.clock import now
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Figure
+from autotune.reports.optuna_study import export_study
 
 JOB = JobRecord(
     id="abc", name="small", task="t", spec={"objectives": ["latency_p50_ms", "divergence", "accuracy"]},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from optuna._hypervolume import compute_hypervolume
 
-from autotune.pareto import Mask, Points, hypervolume, improvements, knee, non_dominated
+from autotune.metrics.pareto import Mask, Points, hypervolume, improvements, knee, non_dominated
 
 
 def naive_non_dominated(points: Points) -> Mask:

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from autotune.front import pick
-from autotune.job_spec import JobSpec
-from autotune.metrics import OVERLOADED_MS, Constraint
-from autotune.store.records import TrialRecord
+from autotune.jobs.front import pick
+from autotune.jobs.records import TrialRecord
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import OVERLOADED_MS, Constraint
 from dashboard import limits
 from dashboard.frames import drawn, judged, trial_frame
 from dashboard.picks import Pick, picks

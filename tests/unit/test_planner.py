@@ -8,12 +8,12 @@ from functools import cached_property
 import numpy as np
 import pytest
 
-from autotune.expectations import Expectations
-from autotune.knapsack import Costs, Maps, cheapest_for_each_budget
-from autotune.metrics import Constraint, Figure
-from autotune.objectives import Objectives
-from autotune.pareto import hypervolume
-from autotune.planner import Planner
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.objectives import Objectives
+from autotune.metrics.pareto import hypervolume
+from autotune.planner.knapsack import Costs, Maps, cheapest_for_each_budget
+from autotune.planner.next_map import Planner
+from autotune.planner.prior import Expectations
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic")
 TWO, THREE = ("latency_ratio", "divergence"), ("latency_ratio", "divergence", "weight_memory_mib")

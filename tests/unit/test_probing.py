@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
-from autotune.lifecycle import held
-from autotune.probing import obtain_probes, probes_of
-from autotune.progress import Silent
+from autotune.client.actions import submit
+from autotune.jobs.lifecycle import held
+from autotune.jobs.progress import Silent
+from autotune.jobs.records import JobRecord
+from autotune.jobs.spec import JobSpec
+from autotune.search.probing import obtain_probes, probes_of
 from autotune.store.memory import MemoryStore
-from autotune.store.records import JobRecord
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.errors import PoolError

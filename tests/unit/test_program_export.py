@@ -10,7 +10,7 @@ from torch import nn
 from autotune.errors import ExportError
 from autotune.exporters.base import Source
 from autotune.exporters.program_exporter import PROGRAM, ProgramExporter
-from autotune.map_file import MapFile
+from autotune.maps.map_file import MapFile
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import QuantizationMap
 

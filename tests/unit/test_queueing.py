@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.cli.output import with_unit
-from autotune.metrics import METRICS, OVERLOADED_MS, Constraint, Figure
-from autotune.queue_link import QueueLink
-from autotune.queueing import ARRIVALS, _load, response_ms, response_percentiles
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure
+from autotune.metrics.queueing import ARRIVALS, _load, response_ms, response_percentiles
+from autotune.planner.queueing_curve import QueueLink
 from dashboard.text import value_text
 from workers.measurement import LatencySamples, Samples, Workload
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autotune.front import pick
-from autotune.metrics import Figure
-from autotune.report.markup import html, tag
-from autotune.report.page import Review, build
+from autotune.jobs.front import pick
+from autotune.metrics.catalog import Figure
+from autotune.reports.markup import html, tag
+from autotune.reports.page import Review, build
 from autotune.store.memory import MemoryStore
 from dashboard.figures.palette import PRECISIONS
 from workers.measurement import LatencySamples

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from autotune.figures import Reference
-from autotune.metrics import Constraint, Figure
-from autotune.rivals import rivals
-from autotune.store.clock import now
-from autotune.store.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.from_measurement import Reference
+from autotune.search.early_stopping import rivals
 from workers.candidate import Candidate, Rival
 
 REFERENCE = Reference(accuracy=0.9, latency_p50_ms=10.0)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from autotune import run
+from autotune.client.actions import cancel, pause, resume, submit
 from autotune.errors import ConflictError
-from autotune.job_spec import JobSpec
-from autotune.jobs import cancel, pause, resume, submit
-from autotune.lifecycle import OrderedError
-from autotune.run import run_job
+from autotune.jobs.lifecycle import OrderedError
+from autotune.jobs.records import JobState, Order
+from autotune.jobs.spec import JobSpec
+from autotune.search import run
+from autotune.search.run import run_job
 from autotune.store.memory import MemoryStore
-from autotune.store.records import JobState, Order
 from search_spaces.layer import Layer, LayerKind
 from workers.errors import PoolError
 from workers.measurement import Environment

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.budget import MOST_FINAL, searched
-from autotune.front import compute_front, due, pick, standing
-from autotune.job_spec import JobSpec
-from autotune.jobs import change_plan, submit
-from autotune.lease import Lease
-from autotune.lifecycle import held
-from autotune.progress import Silent
-from autotune.search import Search
+from autotune.client.actions import change_plan, submit
+from autotune.jobs.budget import MOST_FINAL, searched
+from autotune.jobs.front import compute_front, due, pick, standing
+from autotune.jobs.lifecycle import held
+from autotune.jobs.progress import Silent
+from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.search.lease import Lease
+from autotune.search.loop import Search
 from autotune.store.memory import MemoryStore
-from autotune.store.records import JobRecord, TrialKind, TrialRecord, TrialState
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from autotune.api.app import create_app
 from autotune.api.settings import ApiSettings
 from autotune.errors import JobSpecError
-from autotune.job_spec import JobSpec
+from autotune.jobs.spec import JobSpec
 from autotune.store.open import open_store
 from workers.errors import TaskError
 from workers.secret_values import resolved

@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.sharing import fair_shares
-from autotune.store.records import HeldJob
+from autotune.jobs.records import HeldJob
+from autotune.search.worker_shares import fair_shares
 from workers.pools.base import Capacity
 
 TINY = 1e-9

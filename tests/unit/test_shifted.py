@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.beliefs import Beliefs
 from autotune.errors import JobSpecError
-from autotune.expectations import Expectations
-from autotune.figures import Reference, figures_of
-from autotune.job_spec import JobSpec
-from autotune.metrics import SHIFTED, Constraint, Figure
-from autotune.objectives import Objectives
-from autotune.planner import Planner
-from autotune.rivals import accuracy_floor
-from autotune.run import _check_figures
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import SHIFTED, Constraint, Figure
+from autotune.metrics.from_measurement import Reference, figures_of
+from autotune.metrics.objectives import Objectives
+from autotune.planner.next_map import Planner
+from autotune.planner.posterior import Beliefs
+from autotune.planner.prior import Expectations
+from autotune.search.early_stopping import accuracy_floor
+from autotune.search.run import _check_figures
 from search_spaces.quantization_map import ActivationRange
 from workers.calibration.calibrate import clipped_shares
 from workers.candidate import Candidate

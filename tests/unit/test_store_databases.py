@@ -17,10 +17,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from autotune.errors import ConflictError, StoreError
-from autotune.metrics import Figure
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.metrics.catalog import Figure
 from autotune.store.engine import make_engine, parse_url
 from autotune.store.open import VERSION_TABLE, alembic_config, default_url, migrate, migrating, open_store
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.store.rows import figure_rows, job_row, trial_row
 from autotune.store.tables import metadata
 from workers.setup import Estimator, LayerProbe, Probes

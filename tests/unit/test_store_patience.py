@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from autotune.client.actions import submit
 from autotune.errors import StoreError, StoreUnavailableError
-from autotune.job_spec import JobSpec
-from autotune.jobs import submit
+from autotune.jobs.records import TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import event, now
 from autotune.store.base import Store
-from autotune.store.clock import event, now
 from autotune.store.engine import make_engine, parse_url
 from autotune.store.open import attach_store, migrate, open_store
-from autotune.store.records import TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.store.sql import SqlStore
 from workers.measurement import LatencySamples
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.surrogate import AdditiveModel, Columns, Matrix, Vector
+from autotune.planner.additive_model import AdditiveModel, Columns, Matrix, Vector
 
 GROUPS, CHOICES = 5, 3
 EFFECTS = 1 + GROUPS * CHOICES

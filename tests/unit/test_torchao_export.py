@@ -16,7 +16,7 @@ from autotune import exporters
 from autotune.exporters import torchao_layers
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
-from autotune.map_file import MapFile
+from autotune.maps.map_file import MapFile
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.layer import Layer
 from workers.backends.torchao import TorchAoBackend

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autotune.figures import Reference, figures_of
+from autotune.metrics.from_measurement import Reference, figures_of
 from workers.measurement import Environment, LatencySamples, Measurement
 
 REFERENCE = Reference(accuracy=0.8, latency_p50_ms=10.0)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from autotune.cli.jobs import _layers_table
-from autotune.store.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment

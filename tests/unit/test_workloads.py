@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autotune.beliefs import Beliefs, kinds
 from autotune.errors import JobSpecError
-from autotune.expectations import Expectations
-from autotune.figures import Reference, figures_of
-from autotune.job_spec import JobSpec
-from autotune.metrics import METRICS, OVERLOADED_MS, Figure, prefix_of
-from autotune.queueing import response_ms
-from autotune.run import _check_figures
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Figure, prefix_of
+from autotune.metrics.from_measurement import Reference, figures_of
+from autotune.metrics.queueing import response_ms
+from autotune.planner.posterior import Beliefs, kinds
+from autotune.planner.prior import Expectations
+from autotune.search.run import _check_figures
 from workers.measurement import Environment, LatencySamples, Measurement, Workload
 from workers.setup import Calibration, ModelDescription
 

@@ -1,0 +1,150 @@
+"""Commands about jobs in the queue: submit, watch, pause, cancel, clone, plan."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autotune.cli.front_output import print_front, tell
+from autotune.cli.options import AsJson, Database, JobReference, Token, Url, client, reader
+from autotune.cli.output import say
+from autotune.cli.progress import ConsoleListener
+from autotune.client.base import Client
+from autotune.client.follow import Update, check_outcome
+from autotune.errors import JobSpecError
+from autotune.jobs.progress import Listener, Silent
+from autotune.jobs.records import JobRecord, JobState
+from autotune.jobs.spec import JobSpec
+
+Priority = Annotated[int, typer.Option(help="Jobs of higher priority are started first.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (submit, watch, pause, cancel, clone, plan):
+        app.command()(command)
+
+
+def submit(
+    job_file: Annotated[Path, typer.Argument(help="Job file in YAML; 'autotune init' writes one.")],
+    database: Database,
+    url: Url = None,
+    token: Token = None,
+    key: Annotated[str | None, typer.Option(help="Submitting again with the same key makes no second job.")] = None,
+    priority: Priority = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended, and print its front.")] = False,
+    watching: Annotated[bool, typer.Option("--watch", help="Like --wait, and show how the job goes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a tuning job for 'autotune serve' to run."""
+    spec = JobSpec.load(job_file)
+    with closing(client(database, url, token)) as jobs:
+        job = jobs.submit(spec, key=key, priority=priority)
+        tell(job, as_json and not (wait or watching))
+        if wait or watching:
+            _wait(jobs, job, as_json, quiet=not watching)
+
+
+def watch(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
+    """Show how a job goes until it ends, and print its front; Ctrl-C ends the watching, not the job."""
+    with closing(reader(database, url, token)) as jobs:
+        _wait(jobs, jobs.find(job), as_json, quiet=False)
+
+
+def pause(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
+    """Stop a job for now; 'autotune resume' lets it go on."""
+    with closing(client(database, url, token)) as jobs:
+        _tell(jobs, jobs.pause(jobs.find(job).id), as_json)
+
+
+def cancel(
+    job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False
+) -> None:
+    """Give a job up; what it found is kept."""
+    with closing(client(database, url, token)) as jobs:
+        _tell(jobs, jobs.cancel(jobs.find(job).id), as_json)
+
+
+def clone(
+    job: JobReference,
+    database: Database,
+    url: Url = None,
+    token: Token = None,
+    key: Annotated[str | None, typer.Option(help="Cloning again with the same key makes no second job.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a job again as a new one."""
+    with closing(client(database, url, token)) as jobs:
+        tell(jobs.clone(jobs.find(job).id, key=key), as_json)
+
+
+def plan(
+    job: JobReference,
+    database: Database,
+    trials: Annotated[int | None, typer.Option(help="Trials the search may take.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds the search may take.")] = None,
+    no_time_limit: Annotated[bool, typer.Option("--no-time-limit", help="Take the time limit away.")] = False,
+    priority: Annotated[int | None, typer.Option(help="Jobs of higher priority are started first.")] = None,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a job's budget or priority, also while it runs."""
+    wanted = {"trials": trials, "time_limit_s": time_limit}
+    search: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    if no_time_limit:
+        if time_limit is not None:
+            raise JobSpecError("--time-limit and --no-time-limit contradict each other; give one of them")
+        search["time_limit_s"] = None
+    if not search and priority is None:
+        raise JobSpecError("nothing is to change; give --trials, --time-limit, --no-time-limit or --priority")
+    with closing(client(database, url, token)) as jobs:
+        changed = jobs.change_plan(jobs.find(job).id, priority=priority, **search)
+        say(_planned(changed))
+        _tell(jobs, changed, as_json)
+
+
+def _planned(job: JobRecord) -> str:
+    search = job.spec["search"]
+    limit = "" if search["time_limit_s"] is None else f" in {search['time_limit_s']:g} s"
+    return f"It may take {search['trials']} trials{limit}; its priority is {job.priority}."
+
+
+def _tell(jobs: Client, job: JobRecord, as_json: bool) -> None:
+    tell(job, as_json, jobs.tallies([job.id])[job.id] if as_json else None)
+
+
+def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
+    """Return when a job has finished, after printing its front.
+
+    Raises:
+        JobFailedError, OrderedError: if it ended otherwise.
+    """
+    try:
+        if quiet:
+            last = _follow(jobs, job, Silent())
+        else:
+            with ConsoleListener(job.spec["objectives"][0]) as listener:
+                last = _follow(jobs, job, listener)
+    except KeyboardInterrupt:
+        say(f"The job goes on; watch it by: autotune watch {job.id}")
+        raise
+    if last.progress.done:
+        print_front(jobs, jobs.job(job.id), as_json)
+    check_outcome(last)
+
+
+def _follow(jobs: Client, job: JobRecord, listener: Listener) -> Update:
+    searches = False
+    for update in jobs.follow(job.id):
+        for event in update.events:
+            listener.stage(event.message)
+        if update.state is JobState.QUEUED:
+            listener.stage("Waits in the queue")
+        if update.progress.done and update.state.is_live and not searches:
+            listener.stage("Searching")
+            searches = True
+        if update.progress.done:
+            listener.trial(update.progress)
+    return update

@@ -1,0 +1,1 @@
+"""Configurations of other quantization tools, written from a map. Imports exporters and maps."""

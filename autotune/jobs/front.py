@@ -1,0 +1,164 @@
+"""The Pareto front of a job's trials, and the choice of one map from it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
+from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialState
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure, is_overloaded
+from autotune.metrics.objectives import Objectives, minimised
+from autotune.metrics.pareto import hypervolume, knee, non_dominated
+from search_spaces.errors import unknown
+
+#: Pick by name -> the metrics that decide, the first one first.
+_PICKS: dict[str, tuple[str, ...]] = {
+    "fastest": ("latency_p50_ms", "divergence"),
+    "smallest": ("weight_memory_mib", "divergence"),
+    "most-accurate": ("accuracy", "divergence"),
+}
+PICKS = ("knee", *_PICKS)
+
+
+def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
+    """Return the trial with that number.
+
+    Raises:
+        NotFoundError: if there is none.
+    """
+    for trial in trials:
+        if trial.number == number:
+            return trial
+    raise NotFoundError(f"no trial {number}; 'autotune front' shows those that matter")
+
+
+def violations(figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> dict[str, float]:
+    """Return metric -> violation for every constraint whose metric was measured; at most 0 if it holds."""
+    return {c.metric: c.violation(figures[c.metric].value) for c in constraints if c.metric in figures}
+
+
+def standing(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that count: a map with a final measurement counts with that one only.
+
+    Of many noisy figures the best ones are lucky; a second measurement does not share their luck.
+    """
+    final = {trial.key for trial in trials if trial.kind is TrialKind.FINAL and trial.state is TrialState.COMPLETE}
+    return [trial for trial in trials if (trial.kind is TrialKind.FINAL) == (trial.key in final)]
+
+
+def due(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Return the maps people will pick that have no final measurement yet; none without a feasible map."""
+    tried = {trial.key for trial in trials if trial.kind is TrialKind.FINAL}
+    if not any(trial.feasible for trial in standing(trials)):
+        return []
+    picked = {trial.key: trial for trial in (pick(trials, how, objectives) for how in PICKS)}
+    return [trial for key, trial in picked.items() if key not in tried]
+
+
+def compute_front(
+    trials: Sequence[TrialRecord], objectives: Sequence[str], *, among: Sequence[TrialRecord] | None = None
+) -> FrontRecord:
+    """Return the front of the feasible trials and its hypervolume.
+
+    Args:
+        trials: all of them; the first is full precision, which fixes the scale of the hypervolume.
+        objectives: what is traded off.
+        among: the trials that may be on the front; None looks at all.
+    """
+    chosen = Objectives.named(objectives)
+    feasible = [trial for trial in standing(trials if among is None else among) if trial.feasible]
+    points = chosen.points([trial.figures for trial in feasible])
+    mask = non_dominated(points)
+    full_precision = trials[0].figures
+    volume = hypervolume(chosen.normalise(points[mask], full_precision), chosen.reference_point(full_precision))
+    members = sorted(trial.number for trial, kept in zip(feasible, mask, strict=True) if kept)
+    return FrontRecord(trials=len(trials), members=tuple(members), hypervolume=volume)
+
+
+class LiveFront:
+    """The front of a running job, kept up to date in time that does not grow with its trials."""
+
+    def __init__(
+        self, trials: Sequence[TrialRecord], objectives: Sequence[str], recorded: FrontRecord | None = None
+    ) -> None:
+        """Start with a job's trials and the front recorded last."""
+        self._objectives = tuple(objectives)
+        self._recorded = recorded
+        #: Every trial, the first one full precision.
+        self.trials = list(trials)
+        #: The trials on the front.
+        self.members = [trial for trial in trials if recorded and trial.number in recorded.members]
+
+    def add(self, trial: TrialRecord) -> FrontRecord | None:
+        """Count one more trial, and return the front if it changed by it."""
+        self.trials.append(trial)
+        if self.trials[0].state is not TrialState.COMPLETE:
+            return None  # full precision is what the rest is measured by
+        # A final measurement replaces figures, so that maps behind the old ones may come forward.
+        anew = self._recorded is None or trial.kind is TrialKind.FINAL
+        among = self.trials if anew else [*self.members, trial]
+        front = compute_front(self.trials, self._objectives, among=among)
+        self.members = [member for member in among if member.number in front.members]
+        if self._recorded and front.members == self._recorded.members:
+            return None
+        self._recorded = front
+        return front
+
+
+def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> TrialRecord:
+    """Return one trial: the knee of the front, an extreme of the feasible trials, or the trial of that number.
+
+    An extreme in a metric that is no objective of the job need not be on the front. A trial whose map has
+    a final measurement gives way to that one.
+
+    Raises:
+        NoFeasibleMapError: if the front is empty; names the nearest trial and what it misses.
+        NotFoundError: if there is no trial of that number.
+        JobSpecError: if ``how`` is neither a number nor a known word.
+    """
+    counting = standing(trials)
+    if how.isdecimal():
+        chosen_trial = find_trial(trials, int(how))
+        return next((trial for trial in counting if trial.key == chosen_trial.key), chosen_trial)
+    if how not in PICKS:
+        raise JobSpecError(unknown("pick", how, [*PICKS, "a trial number"]))
+    chosen = Objectives.named(objectives)
+    feasible = [trial for trial in counting if trial.feasible]
+    if not feasible:
+        raise NoFeasibleMapError(f"no map satisfies the constraints. {nearest(trials)}")
+    if how in _PICKS:
+        metrics = [METRICS[name] for name in _PICKS[how]]
+        return min(feasible, key=lambda t: tuple(minimised(m, t.figures[m.name].value) for m in metrics))
+    points = chosen.points([trial.figures for trial in feasible])
+    front = np.flatnonzero(non_dominated(points))
+    return feasible[int(front[knee(points[front])])]
+
+
+def nearest_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the trial that breaks the constraints by least in sum; None if none was measured.
+
+    Of trials that were ruled out early, fewer constraints may be known; they count only if there is no other.
+    """
+    known = [trial for trial in trials if trial.violations and trial.figures]
+    return min(known, key=lambda t: (-len(t.violations), _total_violation(t)), default=None)
+
+
+def nearest(trials: Sequence[TrialRecord]) -> str:
+    """Return a sentence about the nearest trial: what it misses, and by how much of the limit."""
+    best = nearest_trial(trials)
+    if best is None:
+        return "No trial was measured"
+    misses = [
+        _miss(name, best.figures[name].value, violation) for name, violation in best.violations.items() if violation > 0
+    ]
+    return f"Nearest is trial {best.number}, which misses {' and '.join(misses)}"
+
+
+def _miss(name: str, value: float, violation: float) -> str:
+    if is_overloaded(name, value):
+        return f"{name}, as it is asked for {value / OVERLOADED_MS:.2f} times what it can serve"
+    return f"{name} = {value:.4g} (by {100 * violation:.2g} % of the limit)"
+
+
+def _total_violation(trial: TrialRecord) -> float:
+    return sum(max(0.0, violation) for violation in trial.violations.values())

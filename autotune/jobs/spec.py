@@ -1,0 +1,446 @@
+"""The job file: one pydantic model that the command line, the dashboard and Python share."""
+
+import difflib
+import enum
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import pydantic
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from autotune.errors import JobSpecError, TooLargeError
+from autotune.jobs.strict_yaml import load_json, load_yaml
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, QUEUED, Constraint, prefix_of
+from search_spaces.choice import CHOICES, LayerChoice
+from search_spaces.errors import AutotuneError, unknown
+from search_spaces.space import LayerRule
+from workers import secret_values
+from workers.measurement import Workload
+from workers.setup import CACHE_BYTES, CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
+
+#: Larger job files are refused before they are parsed, which takes a second for so many.
+MAX_BYTES = 1 << 17
+#: Errors told of one job; more are counted.
+_MAX_ERRORS = 50
+#: Characters shown of a wrong value.
+_MAX_VALUE = 80
+
+M = TypeVar("M", bound=BaseModel)
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _known_choice(name: str) -> str:
+    if name not in CHOICES:
+        raise ValueError(unknown("choice", name, CHOICES))
+    return name
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(unknown("metric", name, METRICS))
+    return name
+
+
+def _one_line(name: str) -> str:
+    if any(character < " " for character in name):
+        raise ValueError(f"must be one line without control characters, but got {name!r}")
+    return name
+
+
+def _not_blank(name: str) -> str:
+    if not name.strip():
+        raise ValueError("must not be blank; delete the key to take any hardware")
+    return _one_line(name.strip())
+
+
+def _searchable(name: str) -> str:
+    if METRICS[name].told:
+        searched = name.removeprefix("held_out_")
+        instead = "take another metric" if searched == name else f"take {searched}"
+        raise ValueError(f"{name} is only told of what was measured, so no search can go by it; {instead}")
+    return name
+
+
+ChoiceName = Annotated[str, AfterValidator(_known_choice)]
+MetricName = Annotated[str, AfterValidator(_known_metric), AfterValidator(_searchable)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSection(_Section):
+    """What is tuned: a registered task and its parameters."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_stored(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        try:
+            text = json.dumps(parameters, allow_nan=False, ensure_ascii=False)
+            text.encode()
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("must hold text, finite numbers, true, false, null, lists and mappings only") from None
+        if r"\u0000" in text:
+            raise ValueError("must hold no NUL characters, which databases refuse")
+        wrong = list(secret_values.problems(parameters))
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        stored: dict[str, Any] = json.loads(text)
+        return stored
+
+
+class UpperLimit(_Section):
+    """A metric that must not exceed ``max``."""
+
+    #: Below the figures of what is overloaded, which break every limit.
+    max: Annotated[float, Field(gt=0, lt=OVERLOADED_MS)]
+
+
+class AccuracyFloor(_Section):
+    """An accuracy that must not fall below ``min``."""
+
+    min: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class DropLimit(_Section):
+    """A relative loss of accuracy of at most ``max``: 0.01 is one percent of full precision's."""
+
+    max: Annotated[float, Field(ge=0, lt=1)]
+
+
+class ConstraintSection(_Section):
+    """The service-level objective."""
+
+    latency_p50_ms: UpperLimit | None = None
+    latency_p95_ms: UpperLimit | None = None
+    latency_p99_ms: UpperLimit | None = None
+    prefill_latency_p50_ms: UpperLimit | None = None
+    prefill_latency_p95_ms: UpperLimit | None = None
+    prefill_latency_p99_ms: UpperLimit | None = None
+    decode_latency_p50_ms: UpperLimit | None = None
+    decode_latency_p95_ms: UpperLimit | None = None
+    decode_latency_p99_ms: UpperLimit | None = None
+    request_latency_p50_ms: UpperLimit | None = None
+    request_latency_p95_ms: UpperLimit | None = None
+    request_latency_p99_ms: UpperLimit | None = None
+    queued_latency_p50_ms: UpperLimit | None = None
+    queued_latency_p95_ms: UpperLimit | None = None
+    queued_latency_p99_ms: UpperLimit | None = None
+    sampling_latency_p50_ms: UpperLimit | None = None
+    sampling_latency_p95_ms: UpperLimit | None = None
+    sampling_latency_p99_ms: UpperLimit | None = None
+    weight_memory_mib: UpperLimit | None = None
+    peak_memory_mib: UpperLimit | None = None
+    accuracy: AccuracyFloor | None = None
+    accuracy_drop: DropLimit | None = None
+    shifted_accuracy: AccuracyFloor | None = None
+    shifted_accuracy_drop: DropLimit | None = None
+
+    def constraints(self) -> tuple[Constraint, ...]:
+        """Return the limits that are set, by metric name in alphabetical order."""
+        limits = []
+        for name in sorted(type(self).model_fields):
+            section = getattr(self, name)
+            if section is not None:
+                at_most = not isinstance(section, AccuracyFloor)
+                limits.append(Constraint(metric=name, limit=section.max if at_most else section.min, at_most=at_most))
+        return tuple(limits)
+
+
+class LayerRuleSection(_Section):
+    """Layers a pattern matches, and what they may take or are known to be: exactly one field of the rest."""
+
+    pattern: str
+    allow: tuple[ChoiceName, ...] | None = None
+    deny: tuple[ChoiceName, ...] | None = None
+    pin: ChoiceName | None = None
+    sensitivity: Positive | None = None
+
+    @model_validator(mode="after")
+    def _is_a_rule(self) -> Self:
+        self.rule()
+        return self
+
+    def rule(self) -> LayerRule:
+        """Return the rule for the search space."""
+        try:
+            return LayerRule(**self.model_dump())
+        except AutotuneError as error:
+            raise ValueError(str(error)) from None
+
+
+class SamplerName(enum.StrEnum):
+    """How the next map to measure is chosen."""
+
+    SENSITIVITY = "sensitivity"
+    NSGA2 = "nsga2"
+    NSGA3 = "nsga3"
+    TPE = "tpe"
+    GP = "gp"
+    RANDOM = "random"
+
+
+class SearchSection(_Section):
+    """The search space, its sampler and its budget."""
+
+    choices: tuple[ChoiceName, ...] = (
+        "fp32",
+        "bf16",
+        "fp16",
+        "int8_static",
+        "int8_dynamic",
+        "int8_dynamic_per_token",
+        "int8_weight_only",
+        "int4_weight_only",
+    )
+    layers: tuple[LayerRuleSection, ...] = ()
+    sampler: SamplerName = SamplerName.SENSITIVITY
+    trials: Count = 100
+    time_limit_s: Positive | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("choices")
+    @classmethod
+    def _are_choices(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("must list at least one choice")
+        return tuple(dict.fromkeys(names))
+
+
+class CalibrationSection(_Section):
+    """How static activation ranges are calibrated, and what else is taken from calibration data."""
+
+    observer: ObserverKind = ObserverKind.MINMAX
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    bias_correction: bool = False
+
+
+class MeasurementSection(_Section):
+    """How latency and accuracy are measured."""
+
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    workloads: tuple[Workload, ...] = ()
+    requests_per_second: Positive | None = None
+    threads: Annotated[int, Field(ge=0)] = 0
+    repeats: Annotated[int, Field(ge=20)] = 100
+    final_repeats: Annotated[int, Field(ge=20)] = 500
+    warmup_s: Annotated[float, Field(ge=0, le=60)] = 0.2
+
+
+class WorkerSection(_Section):
+    """Where candidates are measured."""
+
+    pool: Literal["ray", "inline"] = "ray"
+    count: Count = 1
+    cpus: Positive | None = None
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    hardware: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_not_blank)] | None = None
+    ray_address: str = "local"
+    trial_timeout_s: Positive = 600.0
+    cache_mib: Annotated[int, Field(ge=0)] = CACHE_BYTES >> 20
+
+
+class JobSpec(_Section):
+    """A tuning job."""
+
+    schema_: Literal["autotune.job/v1"] = Field(default="autotune.job/v1", alias="schema")
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
+    task: TaskSection
+    backend: str = "auto"
+    objectives: Annotated[tuple[MetricName, ...], Field(min_length=2, max_length=3)] = ("latency_p50_ms", "accuracy")
+    constraints: ConstraintSection = ConstraintSection()
+    search: SearchSection = SearchSection()
+    calibration: CalibrationSection = CalibrationSection()
+    measurement: MeasurementSection = MeasurementSection()
+    workers: WorkerSection = WorkerSection()
+
+    @field_validator("objectives")
+    @classmethod
+    def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("must not name one metric twice")
+        return names
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Self:
+        needed, name = max((METRICS[name].min_repeats, name) for name in self.metrics())
+        if self.measurement.repeats < needed:
+            raise ValueError(
+                f"{name} needs measurement.repeats >= {needed}, but got {self.measurement.repeats}; "
+                "raise repeats or use a lower percentile"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_load(self) -> Self:
+        queued = [name for name in self.metrics() if name.startswith(QUEUED)]
+        if queued and self.measurement.requests_per_second is None:
+            raise ValueError(f"{queued[0]} needs measurement.requests_per_second, how fast requests come on average")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the job in the YAML file ``path``.
+
+        Raises:
+            JobSpecError: if the file cannot be read or breaks the schema; names every error at once.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise JobSpecError(f"cannot read job file {str(path)!r}: {error.strerror}") from None
+        return cls.read(raw, source=str(path))
+
+    @classmethod
+    def read(cls, raw: bytes, *, source: str = "job", as_json: bool = False) -> Self:
+        """Return the job in the bytes of a YAML or JSON file.
+
+        Raises:
+            JobSpecError: if they are too many, or break the schema; names every error at once.
+        """
+        if len(raw) > MAX_BYTES:
+            raise TooLargeError(f"a job file must be at most {MAX_BYTES} bytes, but {source!r} has more")
+        try:
+            data = load_json(raw) if as_json else load_yaml(raw)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise JobSpecError(f"{source!r} is not valid {'JSON' if as_json else 'YAML'}: {error}") from None
+        return cls.parse(data, source=source)
+
+    @classmethod
+    def parse(cls, data: object, *, source: str = "job") -> Self:
+        """Return the job in parsed YAML or JSON.
+
+        Raises:
+            JobSpecError: if ``data`` breaks the schema; names every error at once.
+        """
+        return validated(cls, data, f"{source} is not a valid job")
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON schema of job files."""
+        return cls.model_json_schema(by_alias=True)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the job as JSON-ready data that ``parse`` accepts."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return the metrics that the job goes by: its objectives, then what it limits."""
+        return (*self.objectives, *(constraint.metric for constraint in self.constraints.constraints()))
+
+    def workloads(self) -> tuple[Workload, ...]:
+        """Return the workloads that are timed beside the forward pass: those asked for, and those the job goes by."""
+        others = [workload for workload in Workload if workload is not Workload.FORWARD]
+        named = [
+            workload for workload in others if any(name.startswith(prefix_of(workload)) for name in self.metrics())
+        ]
+        if self.measurement.requests_per_second is not None:
+            named.append(Workload.REQUEST)
+        return tuple(workload for workload in others if workload in (*self.measurement.workloads, *named))
+
+    def rules(self) -> tuple[LayerRule, ...]:
+        """Return the user's layer rules."""
+        return tuple(section.rule() for section in self.search.layers)
+
+    def worker_setup(self, task_file: str | None = None) -> WorkerSetup:
+        """Return what workers are told."""
+        return WorkerSetup(
+            task=self.task.name,
+            task_parameters=self.task.parameters,
+            backend=self.backend,
+            calibration=CalibrationSettings(
+                **self.calibration.model_dump(),
+                smoothing=any(choice.is_smooth for choice in self._mentioned()),
+                moments=any(choice.is_gptq for choice in self._mentioned()),
+            ),
+            measurement=MeasurementSettings(**self.measurement.model_dump() | {"workloads": self.workloads()}),
+            task_file=task_file,
+            cache_bytes=self.workers.cache_mib << 20,
+        )
+
+    def _mentioned(self) -> list[LayerChoice]:
+        """Return the choices that some layer may take."""
+        of_rules = [name for rule in self.rules() for name in rule.names()]
+        return [CHOICES[name] for name in (*self.search.choices, *of_rules)]
+
+    def pool_settings(self) -> PoolSettings:
+        """Return which workers the job has."""
+        return PoolSettings(**self.workers.model_dump(exclude={"pool", "cache_mib"}))
+
+
+def validated(model: type[M], data: object, complaint: str) -> M:
+    """Return data from outside as a model.
+
+    Raises:
+        JobSpecError: if it breaks the model; begins with ``complaint`` and names every error at once.
+    """
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        errors = [item for item in error.errors() if not _counts_wrong_items(item)]
+        lines = [f"  {_describe(model, item)}" for item in errors[:_MAX_ERRORS]]
+        if len(errors) > _MAX_ERRORS:
+            lines.append(f"  and {len(errors) - _MAX_ERRORS} more")
+        raise JobSpecError(f"{complaint}:\n" + "\n".join(lines)) from None
+
+
+def _counts_wrong_items(error: Mapping[str, Any]) -> bool:
+    """Return whether a list is too short only because pydantic does not count items that have errors of their own."""
+    return bool(error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"])
+
+
+def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
+    """Return one line for a pydantic error: field path, rule, value, way out."""
+    path = ".".join(str(part) for part in error["loc"]) or "job"
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        known = _keys_at(model, parents)
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+        return f"{path}: unknown key{hint}"
+    if error["type"] == "missing":
+        return f"{path}: is required"
+    if error["type"] == "invalid_key":
+        return f"{path}: unknown key, which is no text; delete it"
+    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    for wordy in ("Input should", "String should"):
+        message = message.replace(wordy, "must")
+    if error["type"] == "float_parsing":
+        message = "must be a number"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        known = _keys_at(model, list(error["loc"]))
+        example = f", such as {{{known[0]}: {error['input']}}}" if len(known) == 1 else ""
+        message = f"must be a mapping of keys to values{example}"
+    if error["input"] is None:
+        return f"{path}: {message}, but is empty"
+    if error["type"] in ("too_short", "too_long"):
+        bound, count = ("at least", "min_length") if error["type"] == "too_short" else ("at most", "max_length")
+        message = f"must have {bound} {error['ctx'][count]} items, but got {error['ctx']['actual_length']}"
+    if not isinstance(error["input"], str | int | float) or error["type"] == "value_error":
+        return f"{path}: {message}"
+    shown = repr(error["input"])
+    return f"{path}: {message}, but got {shown if len(shown) <= _MAX_VALUE else shown[:_MAX_VALUE] + '...'}"
+
+
+def _keys_at(model: type[BaseModel], path: list[str | int]) -> list[str]:
+    """Return the keys known at ``path``; union and list levels are looked through."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(iter(_models_in(field.annotation)), model)
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

@@ -1,0 +1,1 @@
+"""Quantization maps as files: written, applied, verified. Imports jobs and metrics."""

@@ -1,0 +1,279 @@
+"""The native map file: a quantization map with its ranges, promised figures and provenance, as JSON."""
+
+import dataclasses
+import json
+import reprlib
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from autotune.errors import ConflictError
+from autotune.jobs.records import JobRecord, TrialRecord
+from autotune.jobs.spec import JobSpec
+from autotune.text_files import write_text
+from search_spaces.choice import choice_named
+from search_spaces.errors import AutotuneError, MapError
+from search_spaces.layer import Layer, LayerKind
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing
+from workers.setup import CalibrationSettings, MeasurementSettings
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MappedSmoothing(_Part):
+    """Factors of a layer's input channels, and the range of the input divided by them."""
+
+    factors: tuple[float, ...]
+    range: tuple[float, float]
+
+    @classmethod
+    def of(cls, calibrated: ActivationRange | None) -> Self | None:
+        """Return what a calibrated range says of it, or None if that is nothing."""
+        found = calibrated.smoothing if calibrated else None
+        return cls(factors=found.factors, range=(found.low, found.high)) if found else None
+
+
+class MappedMoments(_Part):
+    """Second moments of a layer's input; see ``SecondMoments``."""
+
+    squares: tuple[float, ...]
+    scales: tuple[float, ...]
+    basis: str
+
+    @classmethod
+    def of(cls, calibrated: ActivationRange | None) -> Self | None:
+        """Return what a calibrated range says of them, or None if that is nothing."""
+        found = calibrated.moments if calibrated else None
+        return cls(**dataclasses.asdict(found)) if found else None
+
+
+class MappedLayer(_Part):
+    """One layer: what it is, and what it takes."""
+
+    kind: LayerKind
+    weight_shape: tuple[int, ...]
+    choice: str
+    #: Bits that the integers of int8 weights take: 7 where they were made for a processor without VNNI.
+    weight_bits: Literal[7, 8] = 8
+    #: Shapes of the input where latency was measured, for which the fastest kernels are taken.
+    latency_shapes: tuple[tuple[int, ...], ...] = ()
+    #: What computed it; None where there is no choice of kernels.
+    kernel: str | None = None
+    #: Calibrated range of the input, for choices that need calibration and layers whose bias is corrected only.
+    input_range: tuple[float, float] | None = None
+    #: Mean of each input channel, if the bias is corrected by them.
+    input_means: tuple[float, ...] | None = None
+    #: For choices that smooth the input only.
+    smoothing: MappedSmoothing | None = None
+    #: For choices that round weights by them only.
+    moments: MappedMoments | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        try:
+            calibrated, choice = self.range(), choice_named(self.choice).with_weight_bits(self.weight_bits)
+        except AutotuneError as error:
+            raise ValueError(str(error)) from None
+        if choice.needs_calibration and calibrated is None:
+            raise ValueError(f"{choice.name} needs the calibrated input_range, but it has none")
+        factors = len(self.smoothing.factors) if self.smoothing else "none"
+        if choice.is_smooth and factors != self.weight_shape[-1]:
+            raise ValueError(f"{choice.name} needs smoothing with {self.weight_shape[-1]} factors, but has {factors}")
+        channels = len(self.moments.squares) if self.moments else "none"
+        if choice.is_gptq and channels != self.weight_shape[-1]:
+            raise ValueError(f"{choice.name} needs moments of {self.weight_shape[-1]} channels, but has {channels}")
+        if self.input_means is not None and not self._fits(self.input_means):
+            raise ValueError(
+                f"input_means must be those of every input channel of a linear or convolutional layer that has an "
+                f"input_range, but got {len(self.input_means)} for a {self.kind} of shape {list(self.weight_shape)}"
+            )
+        return self
+
+    def _fits(self, means: tuple[float, ...]) -> bool:
+        if self.input_range is None or not self.kind.is_product:
+            return False
+        groups, rest = divmod(len(means), self.weight_shape[1])
+        grouped = self.kind is not LayerKind.LINEAR and groups > 0 and self.weight_shape[0] % groups == 0
+        return not rest and (groups == 1 or grouped)
+
+    def range(self) -> ActivationRange | None:
+        """Return the calibrated range of the input, or None if there is none."""
+        if self.input_range is None:
+            return None
+        smoothing = None
+        if self.smoothing is not None:
+            low, high = self.smoothing.range
+            smoothing = Smoothing(factors=self.smoothing.factors, low=low, high=high)
+        moments = SecondMoments(**self.moments.model_dump()) if self.moments else None
+        low, high = self.input_range
+        return ActivationRange(low=low, high=high, smoothing=smoothing, moments=moments, means=self.input_means)
+
+
+class PromisedFigure(_Part):
+    """A figure measured during the search, with its 95 % confidence interval if it was sampled."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Provenance(_Part):
+    """Where the map comes from."""
+
+    job: str
+    job_name: str
+    trial: int
+    measured_at: datetime
+    seed: int
+    calibration: CalibrationSettings
+    #: Samples the ranges were calibrated on.
+    calibration_samples: int
+    environment: dict[str, Any]
+
+
+class MapFile(_Part):
+    """Everything needed to rebuild a quantized model and to check what was promised of it."""
+
+    schema_: Literal["autotune.map/v1"] = Field(default="autotune.map/v1", alias="schema")
+    task: str
+    task_parameters: dict[str, Any]
+    backend: str
+    #: sha256 of the full-precision model's state dict; see ``workers.fingerprint``.
+    model_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    #: Layer name -> layer, in execution order.
+    layers: dict[str, MappedLayer]
+    measurement: MeasurementSettings
+    promised: dict[str, PromisedFigure]
+    provenance: Provenance
+
+    def quantization_map(self) -> QuantizationMap:
+        """Return the map with its ranges."""
+        names = {name: layer.choice for name, layer in self.layers.items()}
+        return QuantizationMap.from_names(names, self.ranges(), self.weight_bits())
+
+    def weight_bits(self) -> dict[str, int]:
+        """Return layer name -> bits of int8 weights in int8 products."""
+        return {name: layer.weight_bits for name, layer in self.layers.items()}
+
+    def kernels(self, kind: str) -> dict[str, dict[str, str]]:
+        """Return layer name -> choice name -> kernel that was measured; empty for another ``kind`` of hardware.
+
+        Kernels that were fast there may be slow on other hardware.
+        """
+        if kind != self.provenance.environment.get("kind"):
+            return {}
+        return {name: {layer.choice: layer.kernel} for name, layer in self.layers.items() if layer.kernel is not None}
+
+    def ranges(self) -> dict[str, ActivationRange]:
+        """Return layer name -> calibrated range of the layers that have one."""
+        ranges = {name: layer.range() for name, layer in self.layers.items()}
+        return {name: calibrated for name, calibrated in ranges.items() if calibrated is not None}
+
+
+def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
+    """Return the native map of a measured trial as JSON-ready data.
+
+    Raises:
+        ConflictError: if the job has no model description, or the trial failed.
+    """
+    if job.description is None or not trial.figures:
+        raise ConflictError(f"trial {trial.number} of job {job.id} was never measured; pick one that was")
+    spec = JobSpec.parse(job.spec)
+    described = job.description
+    quantization = QuantizationMap.from_names(trial.choices, described.calibration.ranges, described.weight_bits)
+    file = MapFile(
+        task=spec.task.name,
+        task_parameters=spec.task.parameters,
+        backend=job.description.environment.backend,
+        model_fingerprint=job.description.fingerprint,
+        layers={layer.name: _mapped(layer, quantization, described.kernels) for layer in described.layers},
+        measurement=spec.worker_setup().measurement,
+        promised={
+            name: PromisedFigure(value=figure.value, low=figure.low, high=figure.high)
+            for name, figure in trial.figures.items()
+        },
+        provenance=Provenance(
+            job=job.id,
+            job_name=job.name,
+            trial=trial.number,
+            measured_at=trial.finished_at,
+            seed=spec.search.seed,
+            calibration=spec.worker_setup().calibration,
+            calibration_samples=job.description.calibration.samples,
+            environment=dict(trial.environment),
+        ),
+    )
+    return file.model_dump(mode="json", by_alias=True)
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """Return the text of a map file; equal documents give equal text."""
+    return json.dumps(document, indent=2) + "\n"
+
+
+def write(document: Mapping[str, Any], path: str | Path) -> None:
+    """Write a map file whole or not at all.
+
+    Raises:
+        MapError: if the file cannot be written.
+    """
+    write_text(Path(path), dump(document))
+
+
+def read(path: str | Path) -> MapFile:
+    """Return the map in the file ``path``.
+
+    Raises:
+        MapError: if the file cannot be read or is not a map of this version; names every error at once.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise MapError(f"cannot read the map {str(path)!r}: {error.strerror}") from None
+    try:
+        return MapFile.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        # What else a file of another version breaks says nothing.
+        errors = [item for item in error.errors() if item["loc"] == ("schema",)] or error.errors()
+        lines = "\n".join(f"  {_describe(item)}" for item in errors)
+        raise MapError(f"{str(path)!r} is not a quantization map; export it again:\n{lines}") from None
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    """Return one line for a pydantic error: field path, rule, value."""
+    path = ".".join(map(str, error["loc"])) or "file"
+    message = error["msg"].removeprefix("Value error, ")
+    for wordy in ("Input should", "String should"):
+        message = message.replace(wordy, "must")
+    if error["type"] == "missing":
+        return f"{path}: is required"
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key"
+    if error["type"] in ("json_invalid", "value_error"):  # those say the value themselves
+        return f"{path}: {message}"
+    return f"{path}: {message}, but got {reprlib.repr(error['input'])}"
+
+
+def _mapped(layer: Layer, quantization: QuantizationMap, kernels: Mapping[str, Mapping[str, str]]) -> MappedLayer:
+    choice = quantization.choices[layer.name]
+    known = quantization.ranges.get(layer.name)
+    means = known.means if known is not None and choice.rounds_to_nearest else None
+    calibrated = known if choice.needs_calibration or means is not None else None
+    return MappedLayer(
+        kind=layer.kind,
+        weight_shape=layer.weight_shape,
+        choice=choice.name,
+        weight_bits=choice.weight_bits,
+        latency_shapes=layer.latency_shapes,
+        kernel=kernels.get(layer.name, {}).get(choice.name),
+        input_range=(calibrated.low, calibrated.high) if calibrated else None,
+        input_means=means,
+        smoothing=MappedSmoothing.of(calibrated) if choice.is_smooth else None,
+        moments=MappedMoments.of(calibrated) if choice.is_gptq else None,
+    )

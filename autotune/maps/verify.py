@@ -1,0 +1,139 @@
+"""Check a map file against reality: rebuild the quantized model from the file alone and measure it again."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autotune.maps.map_file import MapFile
+from autotune.metrics.catalog import Figure, prefix_of
+from autotune.metrics.from_measurement import Reference, figures_of
+from search_spaces.errors import MapError
+from workers.backends import build_backend
+from workers.candidate import Candidate
+from workers.evaluation.evaluator import Evaluator
+from workers.hardware import kind_of
+from workers.measurement import Measurement, Workload
+from workers.setup import WorkerSetup
+from workers.task import Split
+
+#: Times the latency is measured at most, and seconds between them.
+_TRIES, _PAUSE_S = 5, 5.0
+
+#: Accuracy on the same data must be the same; this is room for the order of floating-point sums.
+ACCURACY_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One promised figure against the measured one."""
+
+    metric: str
+    promised: Figure
+    measured: Figure
+    #: Relative difference of the measured value from the promised one.
+    difference: float
+    #: Largest relative difference allowed.
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the measured figure is what was promised."""
+        return abs(self.difference) <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What verifying a map found."""
+
+    checks: tuple[Check, ...]
+    #: Accuracy on data the search never saw, of the map and of full precision.
+    held_out_accuracy: float
+    held_out_reference: float
+
+    @property
+    def holds(self) -> bool:
+        """Return whether every promise holds."""
+        return all(check.holds for check in self.checks)
+
+
+def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_file: str | None = None) -> Verification:
+    """Return how far the model rebuilt from ``file`` differs from what the file promises.
+
+    Accuracy and weight bytes must be equal. The latency ratio to full precision, measured again with
+    ``repeats`` interleaved passes, must be within ``tolerance`` of the promised one, at one of a few tries: other
+    processes can put a whole series off by that much, for a minute, and favour one of the two models.
+
+    Raises:
+        MapError: if the file's task now builds another model.
+        TaskError: if the task is not known.
+    """
+    threads = file.provenance.environment.get("threads", file.measurement.threads)
+    settings = dataclasses.replace(file.measurement, repeats=max(repeats, file.measurement.repeats), threads=threads)
+    evaluator = Evaluator(
+        WorkerSetup(
+            task=file.task,
+            task_parameters=file.task_parameters,
+            backend=file.backend,
+            measurement=settings,
+            ranges=file.ranges(),
+            weight_bits=file.weight_bits(),
+            kernels=file.kernels(kind_of(build_backend(file.backend).device)),
+            task_file=task_file,
+        )
+    )
+    if evaluator.description.fingerprint != file.model_fingerprint:
+        raise MapError(
+            f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
+        )
+    choices = file.quantization_map().names
+    shifted = "shifted_accuracy" in file.promised
+    reference = Reference(
+        accuracy=evaluator.quality.reference_accuracy(Split.EVALUATION),
+        latency_p50_ms=1.0,  # these only scale milliseconds, of which none is checked
+        workloads_p50_ms=dict.fromkeys(settings.workloads, 1.0),
+        shifted_accuracy=evaluator.quality.reference_accuracy(Split.SHIFTED) if shifted else None,
+    )
+    tries: list[tuple[Check, ...]] = []
+    while not tries or (_ratio_is_off(tries[-1]) and len(tries) < _TRIES):
+        if tries:
+            time.sleep(_PAUSE_S)
+        measurement = evaluator.measure(Candidate(number=0, choices=choices))
+        tries.append(_checks(file, measurement, reference, tolerance))
+    checks = min(tries, key=_ratio_difference)
+    held_out, held_out_reference = evaluator.quality.held_out_accuracies(choices)
+    return Verification(checks=checks, held_out_accuracy=held_out, held_out_reference=held_out_reference)
+
+
+def _checks(file: MapFile, measurement: Measurement, reference: Reference, tolerance: float) -> tuple[Check, ...]:
+    promised = {name: Figure(**figure.model_dump()) for name, figure in file.promised.items()}
+    measured = figures_of(measurement, reference)
+    tolerances = {
+        "accuracy": ACCURACY_TOLERANCE,
+        "shifted_accuracy": ACCURACY_TOLERANCE,
+        "weight_memory_mib": 0.0,
+        **{f"{prefix_of(workload)}latency_ratio": tolerance for workload in Workload},
+    }
+    return tuple(
+        Check(
+            metric=name,
+            promised=promised[name],
+            measured=measured[name],
+            difference=_relative(measured[name].value, promised[name].value),
+            tolerance=allowed,
+        )
+        for name, allowed in tolerances.items()
+        if name in promised
+    )
+
+
+def _ratio_difference(checks: Sequence[Check]) -> float:
+    return max((abs(check.difference) for check in checks if check.metric.endswith("latency_ratio")), default=0.0)
+
+
+def _ratio_is_off(checks: Sequence[Check]) -> bool:
+    return not all(check.holds for check in checks if check.metric.endswith("latency_ratio"))
+
+
+def _relative(measured: float, promised: float) -> float:
+    return (measured - promised) / (abs(promised) or 1.0)

@@ -1,0 +1,1 @@
+"""What to measure next, by numpy alone. Imports metrics and errors."""

@@ -1,0 +1,224 @@
+"""Which map to measure next, given what is believed of all maps.
+
+The knapsack builds maps along the whole predicted front, and the one is taken that raises the
+hypervolume most, times the probability that it keeps the constraints. Where there are constraints, every
+other map goes for the answer itself: the best first objective that keeps them.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.objectives import Objectives, minimised
+from autotune.metrics.pareto import Points, hypervolume, improvements
+from autotune.planner.additive_model import Vector
+from autotune.planner.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
+from autotune.planner.posterior import Beliefs
+from autotune.planner.prior import Expectations
+
+#: Every so many maps one is planned with costs drawn from the beliefs.
+_EXPLORE = 8
+#: The search is spent after so many maps in a row that promised less than this share of the hypervolume.
+_PATIENCE, _LEAST_GAIN = 16, 2e-4
+#: Candidates whose feasibility is worked out, on either side of the limits.
+_SHORT_LIST = 48
+#: Factor of the probability of maps that are expected to break a constraint.
+_GAMBLE = 1e-12
+#: Candidates considered where hypervolumes have three dimensions and take time.
+_MOST_IN_SPACE = 300
+#: Trade-offs tried between divergence, latency and memory where memory counts.
+_WEIGHTINGS = (40, 9)
+#: Trade-offs tried between divergence and latency where changes of precision have a price.
+_SPEEDS = np.geomspace(1e-3, 1e3, 20)
+
+
+class Planner:
+    """Proposes maps as arrays of choice numbers, one a group."""
+
+    def __init__(
+        self,
+        expectations: Expectations,
+        choices: Sequence[Sequence[str]],
+        objectives: Objectives,
+        constraints: Sequence[Constraint],
+        *,
+        seed: int,
+    ) -> None:
+        """Start from what is expected.
+
+        Args:
+            expectations: of every choice of every group.
+            choices: names of each group's choices.
+            objectives: what is traded off.
+            constraints: what must hold.
+            seed: of the exploration.
+        """
+        self._objectives = objectives
+        self._constraints = constraints
+        counted = [metric.name for metric in objectives.metrics] + [constraint.metric for constraint in constraints]
+        self._beliefs = Beliefs(expectations, choices, counted)
+        self._memory_counts = any("memory" in name for name in counted)
+        self._generator = np.random.default_rng(seed)
+        self._points: list[tuple[float, ...]] = []
+        self._known: set[bytes] = set()
+        self._asked = self._vain = 0
+
+    @property
+    def spent(self) -> bool:
+        """Return whether the last proposals promised next to nothing."""
+        return self._vain >= _PATIENCE
+
+    def set_full_precision(self, figures: Mapping[str, Figure]) -> None:
+        """Tell the figures that everything is relative to; needed before the first proposal."""
+        self._beliefs.full_precision = figures
+
+    def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]], feasible: Sequence[bool]) -> None:
+        """Learn from measured maps.
+
+        Args:
+            maps: shape ``(n, groups)``.
+            figures: what was measured of each map; empty for one that failed.
+            feasible: whether each map was measured in full and keeps every constraint.
+        """
+        self._known.update(row.tobytes() for row in maps)
+        self._beliefs.observe(maps, figures)
+        self._points += [self._objectives.values(each) for each, kept in zip(figures, feasible, strict=True) if kept]
+
+    def propose(self, pending: Maps) -> npt.NDArray[np.intp] | None:
+        """Return the map to measure next, or None if none of the maps considered is new.
+
+        Args:
+            pending: maps being measured, shape ``(n, groups)``; they count as measured at what is predicted.
+        """
+        self._asked += 1
+        explores = self._asked % _EXPLORE == 0
+        along = self._along_fronts(self._generator if explores else None)
+        candidates = self._unknown(np.concatenate([along, self._neighbours(along)]), pending)
+        if not len(candidates):
+            return None
+        predicted = self._beliefs.predict(candidates)
+        values = self._values(predicted)
+        gains = self._gains(values, pending)
+        wanted = self._nearness(values, gains) if self._seeks_answer else gains
+        listed = self._short_list(predicted, wanted)
+        candidates, gains, wanted = candidates[listed], gains[listed], wanted[listed]
+        likely = self._probability(candidates, {metric: of_all[listed] for metric, of_all in predicted.items()})
+        if not explores:
+            likely = _without_gambles(likely)
+            self._vain = self._vain + 1 if (gains * likely).max() < _LEAST_GAIN else 0
+        return np.asarray(candidates[(wanted * likely).argmax()])
+
+    @property
+    def _seeks_answer(self) -> bool:
+        return bool(self._constraints) and self._asked % 2 == 0
+
+    def predicted_front(self) -> Maps:
+        """Return maps along the front that is predicted now, shape ``(n, groups)``."""
+        return self._along_fronts(None)
+
+    def _along_fronts(self, generator: np.random.Generator | None) -> Maps:
+        """Return maps along the fronts of every divergence and every latency that count."""
+        beliefs = self._beliefs
+        return np.concatenate(
+            [
+                self._along_front(
+                    beliefs.costs(generator, quality=quality, latency=latency), beliefs.change_prices(latency)
+                )
+                for quality, latency in itertools.product(beliefs.qualities, beliefs.latencies)
+            ]
+        )
+
+    def _along_front(self, costs: Costs, prices: Sequence[float]) -> Maps:
+        found = [cheapest_for_each_budget(costs[0], costs[1]), self._with_few_changes(costs, prices)]
+        if self._memory_counts:
+            found += [cheapest_for_each_budget(costs[0], costs[2]), weighted(costs, self._weightings(costs))]
+        return np.concatenate(found)
+
+    def _with_few_changes(self, costs: Costs, prices: Sequence[float]) -> Maps:
+        """Return maps along the front for which changes of precision between neighbours have a price."""
+        legal = self._beliefs.legal
+        scale = np.ptp(costs[0][legal]) / (np.ptp(costs[1][legal]) or 1.0)
+        price, speed = np.array(list(itertools.product(prices, scale * _SPEEDS))).reshape(-1, 2).T
+        weighed = costs[0] + speed[:, None, None] * np.where(legal, costs[1], 0.0)
+        return with_few_changes(weighed, self._beliefs.precisions, price * speed)
+
+    def _weightings(self, costs: Costs) -> Costs:
+        ranges = [np.ptp(cost[self._beliefs.legal]) or 1.0 for cost in costs]
+        speed, size = (np.geomspace(1e-4, 1e4, count) for count in _WEIGHTINGS)
+        grid = np.array([(1.0, one, other) for one in speed for other in (0.0, *size)])
+        return np.asarray(grid / ranges)
+
+    def _neighbours(self, along: Maps) -> Maps:
+        """Return maps that differ in one group from some along the front."""
+        sizes = self._beliefs.legal.sum(axis=1)
+        near = along[self._generator.integers(len(along), size=2 * len(sizes))]
+        changed = self._generator.integers(len(sizes), size=len(near))
+        near[np.arange(len(near)), changed] = self._generator.integers(sizes[changed])
+        return near
+
+    def _unknown(self, maps: Maps, pending: Maps) -> Maps:
+        """Return the maps that were neither measured nor are being measured, each once."""
+        if len(self._objectives.metrics) > 2 and len(maps) > _MOST_IN_SPACE:
+            maps = self._generator.choice(maps, _MOST_IN_SPACE, replace=False)
+        first = {row.tobytes(): number for number, row in reversed(list(enumerate(maps)))}
+        known = self._known | {row.tobytes() for row in pending}
+        return np.asarray(maps[sorted(number for key, number in first.items() if key not in known)])
+
+    def _gains(self, values: Points, pending: Maps) -> Vector:
+        """Return what candidates of these values would add to the hypervolume, as a share of it."""
+        full = self._beliefs.full_precision
+        measured_soon = self._values(self._beliefs.predict(pending))
+        front = np.array([*self._points, *measured_soon]).reshape(-1, len(self._objectives.metrics))
+        reference = self._objectives.reference_point(full)
+        front = self._objectives.normalise(front, full)
+        gains = improvements(self._objectives.normalise(values, full), front, reference)
+        return gains / (hypervolume(front, reference) or 1.0)
+
+    def _short_list(self, predicted: Mapping[str, Vector], wanted: Vector) -> npt.NDArray[np.intp]:
+        """Return the most wanted candidates that are expected to hold, and those that break least otherwise."""
+        broken = np.zeros(len(wanted))
+        for constraint in self._constraints:
+            broken += np.maximum(constraint.violation(predicted[constraint.metric]), 0.0)
+        holding, breaking = np.flatnonzero(broken == 0), np.flatnonzero(broken > 0)
+        best, nearest = np.argsort(-wanted[holding])[:_SHORT_LIST], np.argsort(broken[breaking])[:_SHORT_LIST]
+        return np.concatenate([holding[best], breaking[nearest]])
+
+    def _nearness(self, values: Points, gains: Vector) -> Vector:
+        """Return by how much values better the best answer so far; the hypervolume decides between equals."""
+        if not self._points:  # until something is feasible, only that counts
+            return 1.0 + 1e-9 * gains
+        best = min(point[0] for point in self._points)
+        return np.maximum(best - values[:, 0], 0.0) + 1e-9 * gains
+
+    def _values(self, predicted: Mapping[str, Vector]) -> Points:
+        return np.column_stack([minimised(metric, predicted[metric.name]) for metric in self._objectives.metrics])
+
+    def _probability(self, maps: Maps, predicted: Mapping[str, Vector]) -> Vector:
+        """Return the probability that maps keep all constraints, as if these were independent."""
+        likely = np.ones(len(maps))
+        for constraint in self._constraints:
+            above = predicted[constraint.metric] - constraint.limit
+            excess = above if constraint.at_most else -above
+            deviation = np.maximum(self._beliefs.deviation(constraint.metric, maps), 1e-9)
+            likely *= _normal_below(-excess / deviation)
+        return likely
+
+
+def _without_gambles(likely: Vector) -> Vector:
+    """Return the probabilities, next to nothing where maps are expected to break a constraint, if not all are.
+
+    Beyond a limit there is always much to gain, and maps for many bets in a row that teach little.
+    """
+    return np.where(likely >= 0.5, likely, _GAMBLE * likely) if (likely >= 0.5).any() else likely
+
+
+_erfc = np.vectorize(math.erfc, otypes=[float])
+
+
+def _normal_below(deviations: Vector) -> Vector:
+    # The complement keeps its precision far below zero, where the least unlikely map is to be told.
+    return np.asarray(0.5 * _erfc(deviations / -math.sqrt(2.0)))

@@ -1,0 +1,126 @@
+"""What is believed of the quality of maps on one set of data: an additive model of divergence, accuracy by its link.
+
+Divergence has interactions of layers on top, as far as measured maps ask for them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autotune.metrics.catalog import Figure
+from autotune.planner.accuracy_curve import AccuracyLink
+from autotune.planner.additive_model import Vector
+from autotune.planner.effect_index import GUESS_SPREAD, Effects, observe
+from autotune.planner.knapsack import Costs, Maps
+from autotune.planner.pair_interactions import Interactions
+from search_spaces.choice import FULL_PRECISION
+
+#: Spread of probed effects around their prior: each by itself, and all of one choice together.
+_SPREAD = (0.3, 0.3)
+#: How far sums of effects miss measured divergences, relative.
+_MISFIT = 0.08
+#: The divergence of a choice is at least this share of its prior.
+_LEAST_EFFECT = 0.1
+#: Guesses are scaled to no less, or nothing measured later would count.
+_LEAST_DIVERGENCE = 1e-6
+#: Factor by which the first map of a choice may differ from its probes; beyond it they only tell layers apart.
+_TRUST = 5.0
+
+
+class QualityBeliefs:
+    """Learns divergences and accuracies of measured maps and predicts those of all others."""
+
+    def __init__(self, effects: Effects, prior: Costs, fixed: float, *, probed: bool, prefix: str = "") -> None:
+        """Start from what is expected.
+
+        Args:
+            effects: numbers the choices.
+            prior: divergence that each choice causes alone, shape ``(groups, choices)``.
+            fixed: divergence that layers without a choice cause.
+            probed: whether the prior was probed on this data; otherwise it tells layers apart, but its scale is
+                that of the first map that takes a choice.
+            prefix: of the names of this data's metrics.
+        """
+        self._effects, self._probed, self._prefix = effects, probed, prefix
+        self._model = effects.model(prior, _SPREAD if probed else GUESS_SPREAD, certain=0.0, fixed=fixed)
+        self._interactions = Interactions(self._model)
+        # What the divergences of choices are at least: none turns negative by chance.
+        self._least = _LEAST_EFFECT * self._model.mean
+        self._scaled: set[str] = set()
+        self._link = AccuracyLink()
+        self._drops: list[tuple[float, float]] = []
+
+    def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
+        """Learn what was measured of maps, shape ``(n, groups)``; figures may be missing."""
+        start = 0
+        for row, each in enumerate(figures):
+            taken = self._unscaled(maps[row])
+            measured = each.get(f"{self._prefix}divergence")
+            if taken and measured is not None and (measured.value > 0.0 or not self._probed):
+                if self._probed:  # what was learned until here says which part of the divergence is that of others
+                    self._learn(maps[start:row], figures[start:row])
+                    start = row
+                self._scale_prior(taken, np.append(0, self._effects.of(maps[row : row + 1])), measured.value)
+        self._learn(maps[start:], figures[start:])
+
+    def costs(self, generator: np.random.Generator | None = None) -> Costs:
+        """Return the divergence of every choice, expected or drawn from the beliefs; shape ``(groups, choices)``."""
+        divergence = self._model.mean if generator is None else self._model.draw(generator)
+        return self._effects.spread_out(np.maximum(divergence, self._least))
+
+    def predict(self, maps: Maps, full_precision: Mapping[str, Figure]) -> dict[str, Vector]:
+        """Return metric -> expected values of maps, shape ``(n,)`` each."""
+        columns = self._effects.of(maps)
+        least = self._least[0] + self._least[columns].sum(axis=1)
+        sums = self._model.predict(columns) + self._interactions.correction(columns)
+        divergence = np.maximum(sums, least)
+        drop = self._link.drop(divergence)
+        predicted = {f"{self._prefix}divergence": divergence, f"{self._prefix}accuracy_drop": drop}
+        full = full_precision.get(f"{self._prefix}accuracy")
+        if full is not None:
+            predicted[f"{self._prefix}accuracy"] = full.value - drop * abs(full.value)
+        return predicted
+
+    def deviation(self, metric: str, full_precision: Mapping[str, Figure]) -> float:
+        """Return the standard deviation of a metric a constraint may limit."""
+        if metric.endswith("accuracy"):
+            return self._link.scatter * abs(full_precision[metric].value)
+        return self._link.scatter if metric.endswith("accuracy_drop") else 0.0
+
+    def _learn(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
+        divergence, drop = f"{self._prefix}divergence", f"{self._prefix}accuracy_drop"
+        columns = self._effects.of(maps)
+        # Guesses are so far off that pairs would explain what single effects have yet to learn.
+        rows = [row for row, each in enumerate(figures) if self._probed and _positive(each.get(divergence))]
+        values = np.array([figures[row][divergence].value for row in rows])
+        self._interactions.judge(columns[rows], values)
+        observe(self._model, columns, figures, divergence, _MISFIT)
+        self._interactions.learn(columns[rows], values)
+        self._drops += [(each[divergence].value, each[drop].value) for each in figures if drop in each]
+        if self._drops:
+            self._link = AccuracyLink.fitted(*np.array(self._drops).T)
+
+    def _unscaled(self, choices: Maps) -> set[str]:
+        """Return the choices that one map, shape ``(groups,)``, is the first to take."""
+        names = {self._effects.choices[group][choice] for group, choice in enumerate(choices)}
+        return names - {FULL_PRECISION.name} - self._scaled
+
+    def _scale_prior(self, taken: set[str], effects: Maps, divergence: float) -> None:
+        """Scale the priors of choices so that the effects of a map sum to what it was measured to diverge.
+
+        Probes are only scaled if they are far off.
+        """
+        # Of guesses, what is fixed has the scale of the first choice, as far as anybody can tell.
+        first = not self._scaled and not self._probed
+        scaled = np.array([first, *(name in taken for name in self._effects.names)])
+        part, rest = (float((self._model.mean * which)[effects].sum()) for which in (scaled, ~scaled))
+        whole = max(divergence, _LEAST_DIVERGENCE)
+        factor = max(whole - rest, _LEAST_EFFECT * whole) / part if part else 1.0
+        if not self._probed or not 1.0 / _TRUST < factor < _TRUST:
+            self._model.scale(scaled, factor)
+            self._least[scaled] = _LEAST_EFFECT * self._model.mean[scaled]
+        self._scaled |= taken
+
+
+def _positive(figure: Figure | None) -> bool:
+    return figure is not None and figure.value > 0.0

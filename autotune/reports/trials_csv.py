@@ -1,0 +1,77 @@
+"""Trials as CSV: one row each, for spreadsheets and notebooks."""
+
+import csv
+import io
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.jobs.records import TrialRecord
+from autotune.metrics.catalog import METRICS
+from autotune.text_files import write_text
+
+#: What a spreadsheet would take for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write(trials: Sequence[TrialRecord], front: Collection[int], folder: Path) -> list[Path]:
+    """Write ``trials.csv``, and ``front.csv`` with those whose number is in ``front``, into ``folder``; return both.
+
+    Raises:
+        MapError: if a file cannot be written.
+    """
+    rows = [_row(trial, trial.number in front) for trial in trials]
+    tables = {"front.csv": [row for row in rows if row["on_front"]], "trials.csv": rows}
+    columns = _columns(trials)
+    for name, shown in tables.items():
+        write_text(folder / name, _text(columns, shown))
+    return [folder / name for name in tables]
+
+
+def _columns(trials: Sequence[TrialRecord]) -> list[str]:
+    """Return the headings: equal for both files, and without what no trial has."""
+    figures = [name for name in METRICS if any(name in trial.figures for trial in trials)]
+    sampled = {name for trial in trials for name, figure in trial.figures.items() if figure.low is not None}
+    bounds = {name: [name, f"{name}_low", f"{name}_high"] if name in sampled else [name] for name in figures}
+    violated = dict.fromkeys(name for trial in trials for name in trial.violations)
+    layers = dict.fromkeys(name for trial in trials for name in trial.choices)
+    return [
+        *("number", "kind", "label", "state", "feasible", "on_front"),
+        *(column for name in figures for column in bounds[name]),
+        *(f"violation:{name}" for name in violated),
+        *("message", "worker", "seconds", "finished_at"),
+        *(f"layer:{name}" for name in layers),
+    ]
+
+
+def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "number": trial.number,
+        "kind": trial.kind.value,
+        "label": trial.label,
+        "state": trial.state.value,
+        "feasible": trial.feasible,
+        "on_front": on_front,
+        "message": trial.message,
+        "worker": trial.worker,
+        "seconds": trial.seconds,
+        "finished_at": trial.finished_at.isoformat(),
+    }
+    for name, figure in trial.figures.items():
+        row |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+    row |= {f"violation:{name}": violation for name, violation in trial.violations.items()}
+    return row | {f"layer:{name}": choice for name, choice in trial.choices.items()}
+
+
+def _text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_harmless(row.get(column)) for column in columns])
+    return stream.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """Return a cell that no spreadsheet computes: text that looks like a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,0 +1,69 @@
+"""What a map must beat to be worth its time: sent with it, so that its worker can stop measuring a hopeless one."""
+
+from collections.abc import Mapping, Sequence
+
+from autotune.jobs.records import TrialRecord
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.from_measurement import Reference
+from workers.candidate import Rival
+
+_LATENCIES = ("latency_p50_ms", "latency_ratio")
+#: Objectives that are known before the latency is measured.
+_QUALITIES = ("accuracy", "accuracy_drop", "divergence")
+_KNOWN_FIRST = (*_QUALITIES, "weight_memory_mib")
+
+
+def rivals(
+    front: Sequence[TrialRecord],
+    known: Mapping[str, Figure],
+    objectives: Sequence[str],
+    constraints: Sequence[Constraint],
+    reference: Reference,
+) -> tuple[Rival, ...]:
+    """Return the maps that a candidate must be faster than unless it loses less.
+
+    Only limits are, if something else than the latency is still to be measured; nothing is before the first
+    feasible map, when every candidate may be the nearest one.
+
+    Args:
+        front: the trials on the front.
+        known: figures of the candidate that need no measurement.
+        objectives: the job's.
+        constraints: the job's; one on the median latency is a rival that no loss excuses.
+        reference: full precision's figures.
+    """
+    if not front:
+        return ()
+    others = [name for name in objectives if name not in _LATENCIES]
+    found = [
+        Rival(latency_ratio=constraint.limit / reference.latency_p50_ms)
+        for constraint in constraints
+        if constraint.metric == "latency_p50_ms"
+    ]
+    if len(others) == len(objectives) or any(name not in _KNOWN_FIRST for name in others):
+        return tuple(found)
+    for trial in front:
+        memory = "weight_memory_mib"
+        if memory in others and trial.figures[memory].value > known[memory].value:
+            continue
+        ratio = trial.figures["latency_ratio"]
+        found.append(
+            Rival(
+                # Its own figure is uncertain too, and one of the lucky ones.
+                latency_ratio=ratio.value if ratio.high is None else ratio.high,
+                accuracy=trial.figures["accuracy"].value if {"accuracy", "accuracy_drop"} & set(others) else None,
+                divergence=trial.figures["divergence"].value if "divergence" in others else None,
+            )
+        )
+    return tuple(found)
+
+
+def accuracy_floor(constraints: Sequence[Constraint], reference: Reference, *, shifted: bool = False) -> float | None:
+    """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
+    name, full = ("shifted_accuracy", reference.shifted_accuracy) if shifted else ("accuracy", reference.accuracy)
+    limits = {constraint.metric: constraint.limit for constraint in constraints}
+    floors = [limits[name]] if name in limits else []
+    drop = limits.get(f"{name}_drop")
+    if drop is not None and full is not None:
+        floors.append(full - drop * abs(full))
+    return max(floors, default=None)

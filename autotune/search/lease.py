@@ -1,0 +1,112 @@
+"""The lease under which a driver works: renewed in the background, with what the user asks meanwhile."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from autotune.errors import LeaseLostError, NotFoundError, StoreError
+from autotune.jobs.lifecycle import LEASE_S, RENEWALS, OrderedError
+from autotune.jobs.records import Directions, HeldJob, JobRecord
+from autotune.store.base import Store
+
+_log = logging.getLogger(__name__)
+
+#: Looks at the user's orders during a lease: one a second at the usual length.
+_LOOKS = 30
+#: Share of a lease after which a driver that cannot renew it hands out no more work.
+_OVERDUE = 2 / 3
+
+
+class Lease:
+    """Holds a claimed job. Use as a context manager."""
+
+    def __init__(
+        self,
+        store: Store,
+        job: JobRecord,
+        *,
+        lease_s: float = LEASE_S,
+        grace_s: float = 5.0,
+        give_up: Callable[[], None] | None = None,
+    ) -> None:
+        """Hold ``job``, which its driver has claimed.
+
+        Args:
+            store: where the job is recorded.
+            job: as the claim returned it.
+            lease_s: seconds a lease lasts.
+            grace_s: seconds the driver has to obey an order, or to notice that its lease is lost.
+            give_up: called by another thread when it does not, for example while it waits for workers.
+        """
+        self._store, self._job, self._lease_s = store, job, lease_s
+        self._grace_s, self._give_up = grace_s, give_up
+        self._directions: Directions | None = None
+        self._lost: LeaseLostError | NotFoundError | None = None
+        self._told_at: float | None = None
+        self._renewed_at = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{job.id}", daemon=True)
+        #: All served jobs that drivers hold, this one included; a new list at every renewal.
+        self.held_jobs: Sequence[HeldJob] = ()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        # Its last look ends before whoever holds the lease closes the store, except where the database is away.
+        self._thread.join(self._lease_s / _LOOKS)
+
+    @property
+    def directions(self) -> Directions | None:
+        """Return the user's latest directions; None before they were looked up."""
+        return self._directions
+
+    def check(self) -> None:
+        """Return if the driver may hand out work; waits while the lease cannot be renewed in time.
+
+        Raises:
+            OrderedError: if the user wants the job paused or cancelled.
+            LeaseLostError: if another driver has the job.
+        """
+        while True:
+            if self._lost:
+                raise self._lost
+            if self._directions and self._directions.order:
+                raise OrderedError(self._directions.order)
+            if not self._thread.is_alive() or time.monotonic() - self._renewed_at < _OVERDUE * self._lease_s:
+                return
+            time.sleep(self._lease_s / _LOOKS)
+
+    def _keep(self) -> None:
+        """Renew the lease and look at the user's orders until the driver is done."""
+        due_at = time.monotonic()
+        while not self._ended.is_set():
+            try:
+                if time.monotonic() >= due_at:
+                    started_at = time.monotonic()
+                    self._store.renew(self._job.id, epoch=self._job.epoch, lease_s=self._lease_s)
+                    self._renewed_at, due_at = started_at, started_at + self._lease_s / RENEWALS
+                    self.held_jobs = self._store.held_jobs()
+                self._directions = self._store.directions(self._job.id, epoch=self._job.epoch)
+            except (LeaseLostError, NotFoundError) as error:
+                self._lost = error
+            except StoreError as error:
+                _log.warning("the lease of job %s cannot be renewed: %s", self._job.id, error)
+            self._press()
+            self._ended.wait(self._lease_s / _LOOKS)
+
+    def _press(self) -> None:
+        """Give the driver up if it was told to end a while ago and has not."""
+        if not self._lost and not (self._directions and self._directions.order):
+            self._told_at = None
+            return
+        self._told_at = self._told_at or time.monotonic()
+        if self._give_up and time.monotonic() - self._told_at >= self._grace_s:
+            self._give_up()

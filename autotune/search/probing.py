@@ -1,0 +1,60 @@
+"""Probes of a job's model: taken once, kept for every job on the same model and hardware."""
+
+import dataclasses
+import hashlib
+import json
+
+from autotune.jobs.lifecycle import held
+from autotune.jobs.progress import Listener
+from autotune.jobs.records import JobRecord
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import event
+from autotune.store.base import ReadStore, Store
+from workers.errors import PoolError
+from workers.pools.base import Pool
+from workers.setup import Probes
+
+
+def probes_of(store: ReadStore, job: JobRecord) -> Probes | None:
+    """Return the probes that serve a job, None if nothing was probed."""
+    return None if job.description is None else store.probes(_key(job))
+
+
+def obtain_probes(store: Store, job: JobRecord, pool: Pool, listener: Listener) -> Probes | None:
+    """Return the job's probes, recorded or taken now; None if the model cannot be probed.
+
+    The search then starts from guesses and learns all from whole maps.
+    """
+    recorded = probes_of(store, job)
+    if recorded is not None:
+        return recorded
+    listener.stage("Probing layers")
+    try:
+        probes = pool.probe()
+    except PoolError as error:
+        store.change_job(job.id, held(job.epoch, event("probes_failed", str(error))))
+        return None
+    store.record_probes(_key(job), probes)
+    message = f"Probed {len(probes.layers)} layer choices in {probes.seconds:.1f} s ({probes.estimator} estimate)"
+    store.change_job(job.id, held(job.epoch, event("probed", message)))
+    return probes
+
+
+def _key(job: JobRecord) -> str:
+    """Return what two jobs share if one's probes serve the other: model, data, kernels and hardware."""
+    assert job.description is not None
+    spec, described = JobSpec.parse(job.spec), job.description
+    calibration = spec.worker_setup().calibration
+    # Only what is asked for and what is known has a place in the key, so that probes recorded before are found.
+    asked = {name: True for name in ("smoothing", "moments", "bias_correction") if getattr(calibration, name)}
+    environment = dataclasses.asdict(dataclasses.replace(described.environment, load=0.0))
+    if not described.environment.kind:
+        del environment["kind"]
+    parts = {
+        "fingerprint": described.fingerprint,
+        "task": spec.task.model_dump(mode="json"),
+        "calibration": spec.calibration.model_dump(mode="json", exclude={"bias_correction"}) | asked,
+        "batch_size": spec.measurement.batch_sizes[0],
+        "environment": environment,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""Our own sampler: Optuna's interface around the planner."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.metrics.catalog import Figure
+from autotune.planner.knapsack import Maps
+from autotune.planner.next_map import Planner
+
+#: User attributes it reads: a trial's figures, and in the study those of full precision.
+FIGURES, FULL_PRECISION_FIGURES = "figures", "full_precision_figures"
+
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class SensitivitySampler(BaseSampler):
+    """Proposes whole maps where hypervolume is expected, from probes and from what was measured.
+
+    It plans for the groups it was given once the study has full precision's figures. Every other
+    parameter, and a map it cannot plan, is drawn at random.
+    """
+
+    def __init__(self, planner: Planner | None = None, groups: Sequence[str] = (), *, seed: int | None = None) -> None:
+        """Take the planner and the names of its groups, in its order; without one, all is drawn at random."""
+        self._planner = planner
+        self._groups = tuple(groups)
+        self._random = RandomSampler(seed=seed)
+        self._told: set[int] = set()
+
+    @property
+    def spent(self) -> bool:
+        """Return whether no more gain is to be expected."""
+        return self._planner is not None and self._planner.spent
+
+    def reseed_rng(self) -> None:
+        """See ``BaseSampler.reseed_rng``."""
+        self._random.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the groups' distributions as earlier trials had them, empty before the first trial."""
+        if self._planner is None or FULL_PRECISION_FIGURES not in study.user_attrs:
+            return {}
+        for other in reversed(study._get_trials(deepcopy=False, use_cache=True)):
+            if all(name in other.distributions for name in self._groups):
+                return {name: other.distributions[name] for name in self._groups}
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return a whole map, or independent draws where nothing can be planned."""
+        if self._planner is not None and set(search_space) == set(self._groups) and search_space:
+            proposed = self._plan(self._planner, study, trial, search_space)
+            if proposed is not None:
+                return proposed
+        return {
+            name: self._random.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+        }
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return a random draw."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _plan(
+        self, planner: Planner, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any] | None:
+        trials = study._get_trials(deepcopy=False, use_cache=False)
+        new = [other for other in trials if other.number not in self._told and self._is_whole(other)]
+        planner.set_full_precision(_figures(study.user_attrs[FULL_PRECISION_FIGURES]))
+        told = [other for other in new if other.state in _FINISHED]
+        if told:
+            self._told.update(other.number for other in told)
+            planner.observe(
+                self._maps(told),
+                [_figures(other.user_attrs.get(FIGURES, {})) for other in told],
+                [_is_feasible(other) for other in told],
+            )
+        pending = [other for other in new if other.state is TrialState.RUNNING and other.number != trial.number]
+        proposed = planner.propose(self._maps(pending))
+        if proposed is None:
+            return None
+        chosen = zip(self._groups, proposed, strict=True)
+        return {name: _categorical(search_space[name]).choices[choice] for name, choice in chosen}
+
+    def _is_whole(self, trial: FrozenTrial) -> bool:
+        return all(name in trial.params for name in self._groups)
+
+    def _maps(self, trials: Sequence[FrozenTrial]) -> Maps:
+        """Return the trials' parameters as numbers of choices, shape ``(trials, groups)``."""
+        numbers = [
+            [int(trial.distributions[name].to_internal_repr(trial.params[name])) for name in self._groups]
+            for trial in trials
+        ]
+        return np.array(numbers, dtype=np.intp).reshape(len(trials), len(self._groups))
+
+
+def figures_attribute(figures: Any) -> dict[str, list[float | None]]:
+    """Return figures as an attribute that the sampler reads."""
+    return {name: [figure.value, figure.low, figure.high] for name, figure in figures.items()}
+
+
+def _figures(attribute: dict[str, list[Any]]) -> dict[str, Figure]:
+    return {name: Figure(value=value, low=low, high=high) for name, (value, low, high) in attribute.items()}
+
+
+def _is_feasible(trial: FrozenTrial) -> bool:
+    return trial.state is TrialState.COMPLETE and all(violation <= 0 for violation in trial.constraints.values())
+
+
+def _categorical(distribution: BaseDistribution) -> CategoricalDistribution:
+    assert isinstance(distribution, CategoricalDistribution)
+    return distribution

@@ -1,0 +1,274 @@
+"""The Optuna study of one job; with ``autotune.search.samplers`` the only code that imports optuna.
+
+The study lives in memory and is rebuilt from recorded trials when a job is resumed: the store is the
+only system of record (see ``docs/decisions/0002-study-in-memory.md``).
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState as OptunaState
+
+from autotune.jobs.records import TrialRecord, TrialState
+from autotune.jobs.spec import SamplerName
+from autotune.metrics.catalog import Constraint
+from autotune.metrics.objectives import Objectives
+from autotune.planner.next_map import Planner
+from autotune.planner.prior import Expectations
+from autotune.search.samplers import build_plain_sampler
+from autotune.search.samplers.sensitivity import FIGURES, FULL_PRECISION_FIGURES, SensitivitySampler, figures_attribute
+from search_spaces.choice import FULL_PRECISION
+from search_spaces.quantization_map import map_key
+from search_spaces.space import SearchSpace
+
+V = TypeVar("V")
+
+#: Times the sampler may repeat itself before an unseen neighbour is taken instead. A genetic search that has
+#: converged does little else, and looks through all its trials each time.
+_REPEATS = 3
+#: Neighbours drawn, each farther away on average, before the space is searched in order.
+_NEIGHBOURS = 200
+#: Keys under which genetic algorithms keep a trial's generation; they write none for trials they did not sample.
+_GENERATIONS: dict[type[BaseSampler], str] = {
+    NSGAIISampler: "NSGAIISampler:generation",
+    NSGAIIISampler: "NSGAIIISampler:generation",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A map to measure next."""
+
+    #: Choice of each layer.
+    choices: Mapping[str, str]
+    #: ``map_key`` of these.
+    key: str
+    #: The study's own trial.
+    trial: optuna.Trial
+
+
+class Study:
+    """Asks the sampler for maps nobody measured yet, and tells it what they were worth."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Sequence[str],
+        constraints: Sequence[Constraint],
+        sampler: SamplerName,
+        *,
+        seed: int,
+        trials: int,
+        slots: int,
+        expectations: Expectations,
+        history: Sequence[TrialRecord] = (),
+    ) -> None:
+        """Start a study, or continue one whose trials are ``history``."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        self._objectives = Objectives.named(objectives)
+        # Samplers tell constraints apart by position, so every trial gets all of them in one order.
+        self._constraints = sorted(constraint.metric for constraint in constraints)
+        self._distributions: _Shared[BaseDistribution] = _Shared(
+            (group.name, _Choices(group.choices)) for group in space.free_groups
+        )
+        # A resumed job draws new numbers instead of repeating those of its start.
+        self._seed = (seed + 1_000_003 * len(history)) % 2**32
+        self._random = random.Random(self._seed)
+        self._known: dict[str, TrialRecord | None] = {}
+        self._storage = _Storage()
+        self._study = optuna.create_study(
+            storage=self._storage,
+            sampler=self._sampler(sampler, constraints, expectations, trials, slots),
+            directions=["minimize"] * len(objectives),
+        )
+        for trial in history:
+            self.add(trial)
+
+    def add(self, trial: TrialRecord) -> None:
+        """Tell the study about a trial it did not ask for: a recorded one, or full precision."""
+        self._known[trial.key] = trial
+        if trial.choices and set(trial.choices.values()) == {FULL_PRECISION.name}:
+            self._study.set_user_attr(FULL_PRECISION_FIGURES, figures_attribute(trial.figures))
+        if not self._space.holds(trial.choices):
+            return
+        state, values = self._verdict(trial)
+        frozen = optuna.create_trial(
+            state=state,
+            values=values,
+            params=self._space.assignment(trial.choices),
+            distributions=self._distributions,
+            constraints=self._violations(trial),
+            user_attrs={FIGURES: figures_attribute(trial.figures)},
+            system_attrs=dict.fromkeys(_GENERATIONS.values(), 0) | dict(trial.sampler_state),
+        )
+        self._study.add_trial(frozen)
+
+    def propose(self, assignment: Mapping[str, str]) -> Proposal | None:
+        """Return the proposal of a given map, or None if it was proposed before."""
+        return None if self._key(assignment) in self._known else self._fixed(assignment)
+
+    def ask(self) -> Proposal | None:
+        """Return a map that was never proposed before, or None when there is none left worth it."""
+        if self.spent:
+            return None
+        if len(self._known) >= self._space.size and not self._unseen_exists():
+            return None
+        assignment: dict[str, str] = {}
+        for _ in range(_REPEATS):
+            trial = self._study.ask()
+            assignment = self._draw(trial)
+            choices = self._space.layer_choices(assignment)
+            key = map_key(choices)
+            if key not in self._known:
+                return self._take(trial, choices, key)
+            self._tell(trial, self._known[key])
+        unseen = self._neighbour(assignment)
+        return None if unseen is None else self._fixed(unseen)
+
+    def tell(self, proposal: Proposal, record: TrialRecord) -> None:
+        """Tell the sampler what became of a proposal."""
+        self._known[proposal.key] = record
+        self._tell(proposal.trial, record)
+
+    def sampler_state(self, proposal: Proposal) -> dict[str, int]:
+        """Return what must be recorded with the trial for the sampler to go on after a restart."""
+        attributes = self._storage.get_trial_system_attrs(proposal.trial._trial_id)
+        return {key: attributes[key] for key in _GENERATIONS.values() if key in attributes}
+
+    @property
+    def spent(self) -> bool:
+        """Return whether the sampler expects next to nothing of any further map."""
+        return isinstance(self._study.sampler, SensitivitySampler) and self._study.sampler.spent
+
+    def _sampler(
+        self, name: SamplerName, constraints: Sequence[Constraint], expectations: Expectations, trials: int, slots: int
+    ) -> BaseSampler:
+        if name is not SamplerName.SENSITIVITY:
+            return build_plain_sampler(name, seed=self._seed, trials=trials, slots=slots)
+        groups = self._space.free_groups
+        choices = [group.choices for group in groups]
+        planner = None
+        if groups:  # else one map is left, which needs no plan
+            planner = Planner(expectations, choices, self._objectives, constraints, seed=self._seed)
+        return SensitivitySampler(planner, [group.name for group in groups], seed=self._seed)
+
+    def _key(self, assignment: Mapping[str, str]) -> str:
+        return map_key(self._space.layer_choices(assignment))
+
+    def _fixed(self, assignment: Mapping[str, str]) -> Proposal:
+        """Propose a map the sampler did not choose."""
+        trial = self._study.ask()
+        self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
+        key = _GENERATIONS.get(type(self._study.sampler))
+        if key:
+            # These samplers overlook trials they did not sample unless they belong to a generation.
+            self._storage.set_trial_system_attr(trial._trial_id, key, self._generation(key))
+        choices = self._space.layer_choices(assignment)
+        return self._take(trial, choices, map_key(choices))
+
+    def _draw(self, trial: optuna.Trial) -> dict[str, str]:
+        """Return the map that the sampler proposes, and make it the trial's."""
+        together = trial.relative_params
+        frozen = self._storage.get_trial(trial._trial_id)
+        sampler = self._study.sampler
+        assignment: dict[str, str] = {
+            name: together[name]
+            if name in together
+            else sampler.sample_independent(self._study, frozen, name, distribution)
+            for name, distribution in self._distributions.items()
+        }
+        self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
+        return assignment
+
+    def _generation(self, key: str) -> int:
+        trials = self._study._get_trials(deepcopy=False)
+        return max((trial.system_attrs.get(key, 0) for trial in trials), default=0)
+
+    def _take(self, trial: optuna.Trial, choices: Mapping[str, str], key: str) -> Proposal:
+        self._known[key] = None
+        return Proposal(choices=choices, key=key, trial=trial)
+
+    def _tell(self, trial: optuna.Trial, record: TrialRecord | None) -> None:
+        """Report a result; a repeat of a map that is still being measured has none and is failed."""
+        if record is None:
+            self._study.tell(trial, state=OptunaState.FAIL)
+            return
+        state, values = self._verdict(record)
+        trial.set_user_attr(FIGURES, figures_attribute(record.figures))
+        for name, violation in self._violations(record).items():
+            trial.set_constraint(name, violation)
+        self._study.tell(trial, values=values, state=state)
+
+    def _verdict(self, record: TrialRecord) -> tuple[OptunaState, list[float] | None]:
+        if record.state is TrialState.COMPLETE:
+            return OptunaState.COMPLETE, list(self._objectives.values(record.figures))
+        return (OptunaState.PRUNED if record.state is TrialState.REJECTED else OptunaState.FAIL), None
+
+    def _violations(self, record: TrialRecord) -> dict[str, float]:
+        """Return every constraint's violation in one order; what was not measured counts as kept."""
+        return {name: record.violations.get(name, 0.0) for name in self._constraints}
+
+    def _unseen_exists(self) -> bool:
+        # Full precision is known to the study even where it is not a map of the space.
+        inside = sum(1 for record in self._known.values() if record is None or self._space.holds(record.choices))
+        return inside < self._space.size
+
+    def _neighbour(self, assignment: Mapping[str, str]) -> dict[str, str] | None:
+        """Return an unseen map near ``assignment``, farther away the longer none is found."""
+        groups = self._space.free_groups
+        for attempt in range(_NEIGHBOURS):
+            changed = self._random.sample(groups, k=min(len(groups), 1 + attempt // 20))
+            near = dict(assignment) | {group.name: self._random.choice(group.choices) for group in changed}
+            if self._key(near) not in self._known:
+                return near
+        return self._first_unseen()
+
+    def _first_unseen(self) -> dict[str, str] | None:
+        """Return the first unseen map in counting order; at most as many are seen as were measured."""
+        groups = self._space.free_groups
+        for index in range(min(self._space.size, len(self._known) + 1)):
+            assignment = {}
+            for group in groups:
+                index, choice = divmod(index, len(group.choices))
+                assignment[group.name] = group.choices[choice]
+            if self._key(assignment) not in self._known:
+                return assignment
+        return None
+
+
+class _Choices(CategoricalDistribution):
+    """The choices of a group, shared by all trials: Optuna copies and compares a trial's at every step."""
+
+    def __deepcopy__(self, memo: object) -> "_Choices":
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
+
+    __hash__ = CategoricalDistribution.__hash__
+
+
+class _Shared(dict[str, V]):
+    """The choices of all groups, or those taken, of which Optuna makes copies that nobody writes to."""
+
+    def __deepcopy__(self, memo: object) -> "_Shared[V]":
+        return self
+
+
+class _Storage(InMemoryStorage):
+    """Optuna's storage in memory, which takes all parameters of a trial at once instead of copying it for each."""
+
+    def set_trial_params(
+        self, trial_id: int, params: Mapping[str, str], distributions: _Shared[BaseDistribution]
+    ) -> None:
+        """Give a running trial its parameters."""
+        trial = self._get_trial(trial_id)
+        trial.params = _Shared(params)
+        trial.distributions = distributions

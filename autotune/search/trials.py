@@ -1,0 +1,120 @@
+"""From a proposal and its outcome to the trial that is recorded."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autotune.jobs.front import violations
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
+from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.from_measurement import Reference, figures_of
+from search_spaces.quantization_map import map_key
+from workers.candidate import Outcome
+from workers.measurement import Failure, FailureCause, Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A map that is to be measured, before anything is known about it."""
+
+    job_id: str
+    number: int
+    kind: TrialKind
+    #: Name for people; None for sampled maps.
+    label: str | None
+    #: Layer name -> choice name.
+    choices: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """Return the map's ``map_key``."""
+        return map_key(self.choices)
+
+    def ruled_out(self, figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> TrialRecord:
+        """Return the trial of a map whose figures known beforehand break a constraint: it never runs."""
+        broken = violations(figures, constraints)
+        return self._record(
+            state=TrialState.REJECTED,
+            figures=figures,
+            violations=broken,
+            attempts=0,
+            message=f"not run: breaks {', '.join(name for name, by in broken.items() if by > 0)}",
+        )
+
+    def finished(
+        self,
+        outcome: Outcome,
+        reference: Reference | None,
+        constraints: Sequence[Constraint],
+        sampler_state: Mapping[str, int],
+        requests_per_second: float | None = None,
+    ) -> TrialRecord:
+        """Return the trial of a map that ran.
+
+        Args:
+            outcome: what became of it.
+            reference: full precision's figures; None if this is full precision itself.
+            constraints: the job's limits.
+            sampler_state: what the sampler needs to go on after a restart.
+            requests_per_second: the load that response times are worked out for; None without one.
+        """
+        result = outcome.result
+        if isinstance(result, Failure):
+            trial = self._failed(result.cause, result.message, outcome)
+        else:
+            figures = figures_of(result, reference or Reference.of(result), requests_per_second)
+            trial = self._measured(result, outcome, figures, constraints)
+        return dataclasses.replace(trial, sampler_state=dict(sampler_state))
+
+    def _measured(
+        self,
+        result: Measurement,
+        outcome: Outcome,
+        figures: Mapping[str, Figure],
+        constraints: Sequence[Constraint],
+    ) -> TrialRecord:
+        wrong = [name for name, figure in figures.items() if not math.isfinite(figure.value)]
+        if wrong:
+            return self._failed(FailureCause.ERROR, f"{', '.join(wrong)} is not a finite number", outcome)
+        broken = violations(figures, constraints)
+        why_rejected = None
+        if not result.latency:
+            where = " on shifted data" if result.shifted else ""
+            why_rejected = f"latency not measured: the accuracy{where} is below its constraint"
+        elif result.gave_up:
+            passes = len(result.latency[0].candidate_ms)
+            why_rejected = f"given up after {passes} passes: slower than a limit, or than maps that are no worse"
+        return self._record(
+            state=TrialState.REJECTED if why_rejected else TrialState.COMPLETE,
+            figures=figures,
+            violations=broken,
+            attempts=outcome.attempts,
+            message=why_rejected,
+            environment=dataclasses.asdict(result.environment),
+            worker=outcome.worker,
+            seconds=result.seconds,
+            forward_seconds=result.forward_seconds,
+        )
+
+    def _failed(self, cause: FailureCause, message: str, outcome: Outcome) -> TrialRecord:
+        return self._record(
+            state=TrialState.FAILED,
+            attempts=outcome.attempts,
+            failure=cause,
+            message=message,
+            worker=outcome.worker,
+        )
+
+    def _record(self, **known: object) -> TrialRecord:
+        return TrialRecord(
+            job_id=self.job_id,
+            number=self.number,
+            kind=self.kind,
+            label=self.label,
+            choices=dict(self.choices),
+            key=self.key,
+            finished_at=now(),
+            **known,  # type: ignore[arg-type]
+        )
