@@ -16,7 +16,7 @@ ALONE := $(addprefix tests/,browser chaos e2e contracts/test_pools.py contracts/
 	test_layer_latency.py test_lease.py test_sharing.py test_store_patience.py test_waiting.py)
 
 # What depends on the processor runs twice: as it is, and with the features of AVX2 alone, as before VNNI. These are
-# workers.processor.AVX2_ALONE.
+# workers.device.processor.AVX2_ALONE.
 AVX2_ALONE := AUTOTUNE_CPU_FEATURES=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 	FBGEMM_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 ON_EVERY_PROCESSOR := $(addprefix tests/,contracts/test_backends.py contracts/test_cpu_kernels.py \

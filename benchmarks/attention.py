@@ -10,8 +10,8 @@ import time
 import torch
 from torch import nn
 
-from workers import environment
-from workers.attention import unroll_attention
+from workers.device import environment
+from workers.model.attention import unroll_attention
 
 #: Features, heads, features of the feed-forward network, samples, tokens.
 SHAPES = ((256, 4, 1024, 1, 32), (512, 8, 2048, 1, 128), (512, 8, 2048, 8, 128), (768, 12, 3072, 4, 197))

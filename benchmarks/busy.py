@@ -1,6 +1,6 @@
 """Measure a model against itself, on a machine as it is and beside processes that keep its processors busy.
 
-The ratio should be 1 and the tail short, however busy the machine is; ``workers.latency`` chooses rounds for that.
+The ratio should be 1 and the tail short, however busy the machine is; ``workers.timing.latency`` sees to that.
 """
 
 import multiprocessing
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.latency import Contender, measure
+from workers.timing.latency import Contender, measure
 
 BUSY, SERIES, REPEATS, WIDTHS = (0, 1, 2), 15, 100, (128, 512)
 

@@ -13,10 +13,10 @@ from collections import Counter
 
 import torch
 
-from workers import memory
 from workers.backends.cpu import backend
 from workers.backends.cpu.kernels import KERNELS, Kernel
-from workers.environment import cpu_hardware
+from workers.device import memory
+from workers.device.environment import cpu_hardware
 from workers.evaluation.evaluator import Evaluator
 from workers.setup import WorkerSetup
 

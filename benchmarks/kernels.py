@@ -24,8 +24,8 @@ from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS
 from workers.backends.cpu.selection import only
-from workers.environment import usable_cores
-from workers.processor import AVX2_ALONE, this_processor
+from workers.device.environment import usable_cores
+from workers.device.processor import AVX2_ALONE, this_processor
 
 RANGE = ActivationRange(low=-4.0, high=4.0)
 CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {

@@ -17,7 +17,7 @@ from torch import nn
 
 import benchmarks.search.models  # noqa: F401 - registers its tasks
 from workers import quality
-from workers.backends.weight_quantization import INT4_GROUP, int4_per_group
+from workers.backends.rounding.weights import INT4_GROUP, int4_per_group
 from workers.calibration.moments import MomentSketch
 from workers.task import Split, Task
 from workers.tasks import build_task

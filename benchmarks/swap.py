@@ -12,7 +12,7 @@ from torch import nn
 
 from search_spaces.discovery import discover
 from workers.backends import build_backend
-from workers.prepared import PreparedModel
+from workers.model.prepared import PreparedModel
 
 LAYERS, CHANGES, PROMISED_MS = 200, 500, 5.0
 CHOICES = ("fp32", "bf16", "int8_dynamic", "int8_weight_only", "int4_weight_only")

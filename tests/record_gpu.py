@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers import environment, gpu
+from workers.device import environment, gpu
 
 
 class Counts:

@@ -68,7 +68,7 @@ def _pytorch() -> str:
 
 
 def _processor() -> str:
-    from workers.processor import this_processor
+    from workers.device.processor import this_processor
 
     here = this_processor()
     return f"{here.kind}; weights of int8 products have {here.int8_weight_bits} bits"

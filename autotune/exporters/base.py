@@ -10,12 +10,12 @@ from torch import nn
 from autotune.maps.map_file import MapFile
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
-from workers.attention import unroll_as, unrolled_layers
 from workers.backends import build_backend
 from workers.backends.base import Deployed
-from workers.hardware import kind_of
-from workers.placement import placed
-from workers.prepared import PreparedModel
+from workers.device.hardware import kind_of
+from workers.device.placement import placed
+from workers.model.attention import unroll_as, unrolled_layers
+from workers.model.prepared import PreparedModel
 from workers.task import Task
 
 

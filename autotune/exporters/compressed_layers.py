@@ -11,9 +11,9 @@ from torch import nn
 from autotune.exporters import compressed_schemes
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, Precision
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments
-from workers.backends import gptq
-from workers.backends.bias_correction import means_of
-from workers.backends.weight_quantization import INT4_GROUP, int8_per_channel
+from workers.backends.rounding import gptq
+from workers.backends.rounding.bias_correction import means_of
+from workers.backends.rounding.weights import INT4_GROUP, int8_per_channel
 
 #: Scales of an int4 group to choose from, relative to the one that reaches the largest weight.
 _CUTS = [1.0 - 0.04 * step for step in range(10)]

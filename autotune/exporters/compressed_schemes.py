@@ -5,7 +5,7 @@ from typing import Any
 
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
-from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.rounding.weights import INT4_GROUP
 
 _INT8_WEIGHTS: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 _INT8_INPUT: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": False}

@@ -14,8 +14,8 @@ from autotune.exporters.manifest import MANIFEST, MAP, Manifest, describe
 from autotune.maps import map_file
 from autotune.maps.map_file import MapFile
 from search_spaces.discovery import discover
-from workers.attention import unroll_as
-from workers.fingerprint import fingerprint
+from workers.model.attention import unroll_as
+from workers.model.fingerprint import fingerprint
 from workers.task import Split
 from workers.tasks import build_task, load_task_file
 

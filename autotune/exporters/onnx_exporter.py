@@ -12,9 +12,9 @@ from autotune.exporters import libraries
 from autotune.exporters.base import Source
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
-from workers.backends.bias_correction import corrected
+from workers.backends.onnx import choices
 from workers.backends.packed import range_of
-from workers.onnx import choices
+from workers.backends.rounding.bias_correction import corrected
 
 #: Names in the folder: the graph, and which of its nodes are which layer.
 MODEL, LAYERS = "model.onnx", "layers.json"
@@ -45,9 +45,9 @@ class OnnxExporter:
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
         """See ``Exporter.write``."""
         with libraries():
-            from workers.onnx.graph import serialized, trace
-            from workers.onnx.layers import fragment
-            from workers.onnx.session import open_session
+            from workers.backends.onnx.fragments import fragment
+            from workers.backends.onnx.graph import serialized, trace
+            from workers.backends.onnx.session import open_session
 
             traced = trace(source.task, source.model, source.layers, source.file.measurement.batch_sizes)
             quantization = source.file.quantization_map()
@@ -68,7 +68,7 @@ class OnnxExporter:
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
         """See ``Exporter.load``."""
         with libraries():
-            from workers.onnx.session import OnnxModule, open_session
+            from workers.backends.onnx.session import OnnxModule, open_session
 
             return OnnxModule(open_session(Path(folder, MODEL)), details["arguments"], details["form"])
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autotune.exporters.safetensors_header import sort_header
-from workers.attention import unroll_as
+from workers.model.attention import unroll_as
 
 
 def refusal(model: Any) -> str | None:

@@ -16,7 +16,7 @@ from autotune.exporters.torchao_exporter import TorchAoExporter
 from autotune.exporters.torchao_schemes import computed_in
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
-from workers.onnx.calls import Signature, signature
+from workers.backends.onnx.signature import Signature, signature
 from workers.task import splits
 
 #: Name of the program in the folder.

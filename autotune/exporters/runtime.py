@@ -20,12 +20,14 @@ from autotune.exporters.export import read_source
 from autotune.exporters.manifest import MAP, Manifest
 from autotune.maps import map_file
 from search_spaces.errors import AutotuneError
-from workers import device_lock, environment, latency, memory, quality
-from workers.estimates import latency_ratio
-from workers.latency import Contender
+from workers import quality
+from workers.device import environment, memory
+from workers.device.threads import timeable
 from workers.measurement import LatencySamples
 from workers.task import Task, splits
-from workers.threads import timeable
+from workers.timing import device_lock, latency
+from workers.timing.estimates import latency_ratio
+from workers.timing.latency import Contender
 
 #: Times the latency is measured at most, and seconds between them: other processes can put a series off.
 _TRIES, _PAUSE_S = 3, 5.0

@@ -34,15 +34,9 @@ from autotune.exporters.torchao_schemes import COMPUTED_IN
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, QuantizationMap
-from workers.backends.bias_correction import corrected, has_correction
-from workers.backends.torchao_layers import quantized_weight
-from workers.backends.weight_quantization import (
-    INT4_GROUP,
-    INT8_LARGEST,
-    affine_per_row,
-    int4_per_group,
-    int8_per_channel,
-)
+from workers.backends.rounding.bias_correction import corrected, has_correction
+from workers.backends.rounding.weights import INT4_GROUP, INT8_LARGEST, affine_per_row, int4_per_group, int8_per_channel
+from workers.backends.torchao.layers import quantized_weight
 
 #: PyTorch has the type, but its stubs do not.
 _INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from autotune.exporters.base import Source
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
-from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.rounding.weights import INT4_GROUP
 
 _FP8 = ("fp8_dynamic", "fp8_weight_only")
 _CHOICES: dict[LayerKind, tuple[str, ...]] = {

@@ -22,9 +22,9 @@ from autotune.maps import map_file
 from autotune.maps.map_file import MapFile
 from autotune.metrics.from_measurement import MIB
 from workers import quality
-from workers.estimates import latency_ratio, percentile
 from workers.measurement import LatencySamples
 from workers.task import Split, Task
+from workers.timing.estimates import latency_ratio, percentile
 
 #: Name of the report in the export's folder.
 REPORT = "verification.json"

@@ -11,12 +11,12 @@ from autotune.maps.map_file import MapFile, read
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.layer import Layer
-from workers.attention import unroll_as
 from workers.backends import build_backend
+from workers.device.hardware import kind_of
 from workers.errors import BackendError
-from workers.fingerprint import fingerprint
-from workers.hardware import kind_of
-from workers.prepared import PreparedModel
+from workers.model.attention import unroll_as
+from workers.model.fingerprint import fingerprint
+from workers.model.prepared import PreparedModel
 
 
 class NativeMap:

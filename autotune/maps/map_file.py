@@ -144,7 +144,7 @@ class MapFile(_Part):
     task: str
     task_parameters: dict[str, Any]
     backend: str
-    #: sha256 of the full-precision model's state dict; see ``workers.fingerprint``.
+    #: sha256 of the full-precision model's state dict; see ``workers.model.fingerprint``.
     model_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     #: Layer name -> layer, in execution order.
     layers: dict[str, MappedLayer]

@@ -11,8 +11,8 @@ from autotune.metrics.from_measurement import Reference, figures_of
 from search_spaces.errors import MapError
 from workers.backends import build_backend
 from workers.candidate import Candidate
+from workers.device.hardware import kind_of
 from workers.evaluation.evaluator import Evaluator
-from workers.hardware import kind_of
 from workers.measurement import Measurement, Workload
 from workers.setup import WorkerSetup
 from workers.task import Split

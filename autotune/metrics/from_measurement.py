@@ -7,8 +7,8 @@ import numpy as np
 
 from autotune.metrics.catalog import METRICS, QUEUED, Figure, prefix_of
 from autotune.metrics.queueing import response_percentiles
-from workers.estimates import Estimate, latency_ratio, percentile
 from workers.measurement import LatencySamples, Measurement, Workload
+from workers.timing.estimates import Estimate, latency_ratio, percentile
 
 MIB = float(1 << 20)
 

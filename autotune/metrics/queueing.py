@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from autotune.metrics.catalog import OVERLOADED_MS
-from workers.estimates import CONFIDENCE, REFERENCE_PER_ROUND, Estimate
 from workers.measurement import LatencySamples, Samples
+from workers.timing.estimates import CONFIDENCE, REFERENCE_PER_ROUND, Estimate
 
 #: Requests that arrive, the first one at an idle server.
 ARRIVALS = 10_000

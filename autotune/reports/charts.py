@@ -8,8 +8,8 @@ import numpy as np
 from autotune.jobs.records import TrialKind, TrialRecord
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Metric
 from autotune.reports.markup import Html, join, tag
-from workers.estimates import percentile
 from workers.measurement import LatencySamples
+from workers.timing.estimates import percentile
 
 #: Size of a chart in its own units, and the room around what is drawn.
 _WIDTH, _HEIGHT = 380, 260

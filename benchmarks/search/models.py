@@ -7,7 +7,7 @@ from torch import nn
 
 from workers.task import OutputKind, Split
 from workers.tasks import register
-from workers.tasks.lee_corpus import background_documents
+from workers.tasks.text.lee_corpus import background_documents
 from workers.tasks.weights_cache import restore_or_train
 
 SEED = {Split.EVALUATION: 1, Split.HELD_OUT: 2}

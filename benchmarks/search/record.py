@@ -25,13 +25,13 @@ from replay import mixing_of
 
 from search_spaces.choice import FULL_PRECISION, choice_named
 from workers.candidate import Candidate
-from workers.estimates import latency_ratio
 from workers.evaluation.evaluator import Evaluator
 from workers.sensitivity.gradient import _products, random_vector
 from workers.sensitivity.recording import errors, record
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split
 from workers.tasks import load_task_file
+from workers.timing.estimates import latency_ratio
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "recordings"

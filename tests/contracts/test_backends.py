@@ -15,15 +15,15 @@ from search_spaces.errors import MapError
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange, Smoothing
 from search_spaces.tensors import tensors_in
-from workers.attention import unroll_attention
 from workers.backends import BACKENDS
 from workers.backends.base import Backend, Deployed
-from workers.backends.bias_correction import has_correction
-from workers.backends.torchao import TorchAoBackend
+from workers.backends.rounding.bias_correction import has_correction
+from workers.backends.torchao.backend import TorchAoBackend
 from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
 from workers.calibration.moments import MomentSketch
-from workers.placement import moved, placed
-from workers.prepared import PreparedModel
+from workers.device.placement import moved, placed
+from workers.model.attention import unroll_attention
+from workers.model.prepared import PreparedModel
 from workers.setup import CalibrationSettings
 from workers.task import OutputKind, Split
 

@@ -16,7 +16,7 @@ from workers.backends.cpu.kernels import KERNELS, Kernel
 from workers.backends.cpu.selection import only
 from workers.backends.packed import PackedLayer, range_of
 from workers.calibration.moments import MomentSketch
-from workers.processor import this_processor
+from workers.device.processor import this_processor
 
 BUILDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(64, 48), (5, 7, 64)),

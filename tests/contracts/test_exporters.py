@@ -25,10 +25,10 @@ from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.discovery import discover
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
-from workers.backends.bias_correction import has_correction
 from workers.backends.cpu.backend import CpuBackend
-from workers.prepared import PreparedModel
-from workers.processor import this_processor
+from workers.backends.rounding.bias_correction import has_correction
+from workers.device.processor import this_processor
+from workers.model.prepared import PreparedModel
 from workers.quality import outputs
 from workers.task import Split
 from workers.tasks import build_task, load_task_file
@@ -124,7 +124,7 @@ def assert_equal_within_rounding(
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph before its layers take their places depends on the task alone; tracing it takes most of an export."""
-    from workers.onnx import graph
+    from workers.backends.onnx import graph
 
     trace, kept = graph.trace, _traced
 

@@ -13,8 +13,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from workers.candidate import Candidate, Outcome
+from workers.device.hardware import KIND
 from workers.errors import ClusterLostError, PoolError
-from workers.hardware import KIND
 from workers.measurement import Measurement
 from workers.pools.build import build_pool
 from workers.pools.ray_pool import RayPool

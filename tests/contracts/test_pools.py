@@ -15,11 +15,11 @@ import ray
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.errors import AutotuneError
 from workers.candidate import Candidate, Outcome, Rival
+from workers.device.processor import this_processor
 from workers.errors import PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Pool
 from workers.pools.build import build_pool
-from workers.processor import this_processor
 from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
 
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")

@@ -11,7 +11,7 @@ from torch import nn
 
 from search_spaces.discovery import discover
 from workers import quality
-from workers.fingerprint import fingerprint
+from workers.model.fingerprint import fingerprint
 from workers.task import Batch, OutputKind, Split, Task, splits
 from workers.tasks import build_task, load_task_file
 

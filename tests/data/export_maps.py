@@ -9,10 +9,10 @@ from autotune.maps.map_file import MappedMoments, MappedSmoothing
 from search_spaces.choice import choice_named
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange
-from workers.attention import unroll_attention
 from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
-from workers.fingerprint import fingerprint
-from workers.processor import this_processor
+from workers.device.processor import this_processor
+from workers.model.attention import unroll_attention
+from workers.model.fingerprint import fingerprint
 from workers.setup import CalibrationSettings
 from workers.task import Split
 from workers.tasks import build_task

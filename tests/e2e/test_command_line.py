@@ -28,8 +28,8 @@ from autotune.jobs.spec import JobSpec
 from autotune.search.probing import obtain_probes
 from autotune.store.open import open_store
 from search_spaces.errors import MapError
+from workers.device.processor import this_processor
 from workers.measurement import Environment
-from workers.processor import this_processor
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 from workers.tasks import build_task, load_task_file
 

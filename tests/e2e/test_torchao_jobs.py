@@ -18,7 +18,7 @@ from autotune.maps.verify import verify
 from autotune.search.run import run_job
 from autotune.store.memory import MemoryStore
 from workers.backends import BACKENDS
-from workers.backends.torchao import TorchAoBackend
+from workers.backends.torchao.backend import TorchAoBackend
 from workers.tasks import build_task, load_task_file
 
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "export_tasks.py")

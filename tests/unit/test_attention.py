@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from search_spaces.discovery import discover, skipped
-from workers.attention import UnrolledAttention, unroll_as, unroll_attention, unrolled_layers
+from workers.model.attention import UnrolledAttention, unroll_as, unroll_attention, unrolled_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 

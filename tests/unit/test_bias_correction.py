@@ -15,8 +15,8 @@ from search_spaces.choice import CHOICES, LayerChoice, Precision
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, Smoothing
-from workers.backends.bias_correction import corrected
-from workers.backends.weight_quantization import rounded
+from workers.backends.rounding.bias_correction import corrected
+from workers.backends.rounding.weights import rounded
 from workers.calibration.calibrate import calibrate
 from workers.setup import CalibrationSettings
 

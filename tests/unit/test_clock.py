@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers import clock
 from workers.candidate import Candidate
-from workers.clock import HOST_CLOCK, CudaClock, HostClock, clock_of, time_ms
 from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.tasks import load_task_file
+from workers.timing import clock
+from workers.timing.clock import HOST_CLOCK, CudaClock, HostClock, clock_of, time_ms
 
 
 class Stream:

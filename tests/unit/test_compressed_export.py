@@ -22,7 +22,7 @@ from search_spaces.choice import CHOICES, choice_named
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.weight_quantization import int8_per_channel
+from workers.backends.rounding.weights import int8_per_channel
 
 RANGE = ActivationRange(low=-1.5, high=2.5)
 BLOCK = "model.layers.0"

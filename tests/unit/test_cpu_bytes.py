@@ -12,7 +12,7 @@ from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS, Kernel
 from workers.backends.cpu.selection import only
 from workers.backends.packed import PackedLayer
-from workers.processor import this_processor
+from workers.device.processor import this_processor
 
 BACKEND = CpuBackend()
 RANGE = ActivationRange(low=-1.0, high=1.0)

@@ -19,9 +19,9 @@ from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS, Kernel
 from workers.backends.cpu.selection import only
 from workers.backends.packed import range_of
-from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.rounding.weights import INT4_GROUP
+from workers.device.processor import this_processor
 from workers.errors import CalibrationError
-from workers.processor import this_processor
 
 BACKEND = CpuBackend()
 BF16_STEP = 2.0**-8

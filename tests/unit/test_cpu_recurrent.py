@@ -14,9 +14,9 @@ from search_spaces.tensors import tensors_in
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS
 from workers.candidate import Candidate
+from workers.device.processor import this_processor
 from workers.measurement import Measurement
 from workers.pools.inline import InlinePool
-from workers.processor import this_processor
 from workers.setup import Estimator, MeasurementSettings, WorkerSetup
 from workers.tasks import register
 from workers.tasks.generic import GenericTask

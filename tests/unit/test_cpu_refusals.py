@@ -12,11 +12,11 @@ from workers.backends import build_backend
 from workers.backends.cpu import kernels
 from workers.backends.cpu.backend import CpuBackend
 from workers.candidate import Candidate
+from workers.device.processor import MASK
 from workers.errors import BackendError
 from workers.measurement import Measurement
+from workers.model.prepared import PreparedModel
 from workers.pools.inline import InlinePool
-from workers.prepared import PreparedModel
-from workers.processor import MASK
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.tasks import register
 from workers.tasks.generic import GenericTask

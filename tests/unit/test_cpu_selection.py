@@ -17,7 +17,7 @@ from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import Kernel
 from workers.backends.cpu.selection import Pick, fastest, named, only, rows_of
 from workers.backends.packed import PackedLayer
-from workers.prepared import PreparedModel
+from workers.model.prepared import PreparedModel
 
 LINEAR = nn.Linear(8, 4)
 FEW, MANY = (1, 8), (64, 8)

@@ -8,7 +8,7 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from workers.backends.base import Backend
 from workers.backends.cpu.backend import CpuBackend
-from workers.backends.torchao import TorchAoBackend
+from workers.backends.torchao.backend import TorchAoBackend
 
 
 @pytest.mark.parametrize("backend", [CpuBackend(), TorchAoBackend("cpu")], ids=lambda backend: backend.name)

@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 from search_spaces.choice import CHOICES
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.backends import weight_quantization
 from workers.backends.cpu.kernels import KERNELS, Kernel
 from workers.backends.cpu.selection import only
-from workers.backends.weight_quantization import INT4_GROUP, int4_per_group, int8_per_channel
-from workers.processor import this_processor
+from workers.backends.rounding.weights import INT4_GROUP, int4_per_group, int8_per_channel
+from workers.device.processor import this_processor
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.sampled_from([1e-20, 1e-3, 1.0, 1e6])
@@ -44,7 +43,7 @@ def test_large_weights_are_rounded_in_parts_as_in_one(monkeypatch: pytest.Monkey
         return [*int8_per_channel(weight), *int8_per_channel(kernel), *int4_per_group(weight)]
 
     whole = rounded()
-    monkeypatch.setattr(weight_quantization, "_BYTES_AT_ONCE", most_bytes)
+    monkeypatch.setattr(weights, "_BYTES_AT_ONCE", most_bytes)
     in_parts = rounded()
     assert all(torch.equal(one, other) for one, other in zip(whole, in_parts, strict=True))
     assert all(found.is_contiguous() for found in in_parts)

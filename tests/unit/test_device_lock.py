@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import device_lock
+from workers.timing import device_lock
 
 
 @pytest.mark.parametrize(

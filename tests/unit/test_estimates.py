@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.estimates import REFERENCE_PER_ROUND, latency_ratio, percentile
 from workers.measurement import LatencySamples
+from workers.timing.estimates import REFERENCE_PER_ROUND, latency_ratio, percentile
 
 #: n, percent, 1-based ranks of the 95 % order-statistics interval (exact binomial; None is open).
 RANKS = [

@@ -15,10 +15,10 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments
-from workers.backends import gptq
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.packed import range_of
-from workers.backends.weight_quantization import INT4_GROUP, int4_per_group
+from workers.backends.rounding import gptq
+from workers.backends.rounding.weights import INT4_GROUP, int4_per_group
 from workers.calibration.calibrate import calibrate, with_moments
 from workers.calibration.moments import MomentSketch
 from workers.errors import CalibrationError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from workers import device_lock, environment, gpu
+from workers.device import environment, gpu
+from workers.timing import device_lock
 
 
 @pytest.fixture(autouse=True)

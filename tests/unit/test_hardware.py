@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from workers import environment
+from workers.device import environment
+from workers.device.hardware import KIND, kind_of, kinds_here
+from workers.device.processor import MASK, this_processor
 from workers.errors import PoolError
-from workers.hardware import KIND, kind_of, kinds_here
 from workers.pools import ray_nodes
 from workers.pools.ray_nodes import look
-from workers.processor import MASK, this_processor
 
 
 @pytest.fixture(autouse=True)

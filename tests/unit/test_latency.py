@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers import device_lock, latency
-from workers.estimates import REFERENCE_PER_ROUND
-from workers.latency import CANDIDATE_PER_ROUND, Contender, measure
+from workers.timing import device_lock, latency
+from workers.timing.estimates import REFERENCE_PER_ROUND
+from workers.timing.latency import CANDIDATE_PER_ROUND, Contender, measure
 
 
 class Log:

@@ -10,10 +10,10 @@ from torch import nn
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
-from workers import layer_latency
 from workers.backends.cpu.backend import CpuBackend
-from workers.clock import HOST_CLOCK, Clock
-from workers.prepared import CACHE_BYTES, PreparedModel
+from workers.model.prepared import CACHE_BYTES, PreparedModel
+from workers.timing import layer_latency
+from workers.timing.clock import HOST_CLOCK, Clock
 
 X = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
 CHOICES = ("fp32", "int8_weight_only", "int4_weight_only")

@@ -28,11 +28,11 @@ from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing, map_key
 from workers.backends.cpu.backend import CpuBackend
+from workers.device.processor import this_processor
 from workers.errors import BackendError
-from workers.fingerprint import fingerprint
 from workers.measurement import Environment
-from workers.prepared import PreparedModel
-from workers.processor import this_processor
+from workers.model.fingerprint import fingerprint
+from workers.model.prepared import PreparedModel
 from workers.setup import Calibration, ModelDescription
 
 X = torch.tensor([[1, 2], [3, 4]])

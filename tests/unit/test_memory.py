@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules import module as modules
 
 from autotune.exporters import runtime
-from workers import memory
+from workers.device import memory
 from workers.evaluation.evaluator import Evaluator
 from workers.setup import WorkerSetup
 

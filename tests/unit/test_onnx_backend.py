@@ -22,14 +22,14 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange
 from workers.backends import build_backend
-from workers.backends.onnx import OnnxRuntimeBackend
+from workers.backends.onnx import deployed as deployed_module
+from workers.backends.onnx import fragments, profiling
+from workers.backends.onnx.backend import OnnxRuntimeBackend
+from workers.backends.onnx.deployed import OnnxDeployed
+from workers.device.processor import MASK, this_processor
 from workers.errors import BackendError
-from workers.fingerprint import fingerprint
-from workers.onnx import deployed as deployed_module
-from workers.onnx import layers, profiling
-from workers.onnx.deployed import OnnxDeployed
-from workers.prepared import PreparedModel
-from workers.processor import MASK, this_processor
+from workers.model.fingerprint import fingerprint
+from workers.model.prepared import PreparedModel
 from workers.setup import MeasurementSettings
 from workers.task import OutputKind, Split
 
@@ -157,8 +157,8 @@ def test_export_holds_what_was_measured(deployed: OnnxDeployed, graphs: list[byt
     deployed.apply(MIXED | {"2": "int8_weight_only"})
     file = map_file(MIXED | {"2": "int8_weight_only"})
     task, model = Task(), Task().build_model()
-    layers = discover(model, lambda m: task.forward(m, X))
-    source = Source(file=file, task=task, model=model, layers=layers)
+    fragments = discover(model, lambda m: task.forward(m, X))
+    source = Source(file=file, task=task, model=model, layers=fragments)
     details = OnnxExporter().write(source, tmp_path)
     assert (tmp_path / MODEL).read_bytes() == graphs[-1]
     assert torch.equal(outputs(OnnxExporter().load(tmp_path, details, Task().build_model)), outputs(deployed.model))
@@ -170,7 +170,7 @@ def map_file(choices: dict[str, str]) -> MapFile:
         task="small",
         backend="onnxruntime",
         model_fingerprint=fingerprint(model),
-        layers={
+        fragments={
             layer.name: MappedLayer(
                 kind=layer.kind,
                 weight_shape=layer.weight_shape,
@@ -280,14 +280,14 @@ def test_seven_bits_do_not_saturate(choice: str, features: int) -> None:
     module = nn.Linear(features, 32, bias=False).eval()
     module.weight.data = torch.full_like(module.weight, 63.0)
     x = torch.full((40, features), 255.0)
-    fragment = layers.fragment(module, CHOICES[choice].with_weight_bits(7), ActivationRange(low=0.0, high=255.0))
+    fragment = fragments.fragment(module, CHOICES[choice].with_weight_bits(7), ActivationRange(low=0.0, high=255.0))
     integers = next(numpy_helper.to_array(c) for name, c in fragment.constants.items() if name == "weight_int8")
     assert (integers.min(), integers.max()) == (63, 63)
     outputs = run_fragment(fragment, x)
     torch.testing.assert_close(outputs, torch.full((40, 32), 255.0 * 63.0 * features), rtol=1e-5, atol=0.0)
 
 
-def run_fragment(fragment: layers.Fragment, x: torch.Tensor) -> torch.Tensor:
+def run_fragment(fragment: fragments.Fragment, x: torch.Tensor) -> torch.Tensor:
     """Return what ONNX Runtime computes of one layer."""
     nodes = fragment.place(layer="layer", call="call", reads="x", writes="y")
     constants = []
@@ -297,7 +297,7 @@ def run_fragment(fragment: layers.Fragment, x: torch.Tensor) -> torch.Tensor:
         constants[-1].name = f"layer.{name}"
     values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "layer", values[:1], values[1:], constants)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(layers.MICROSOFT, 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(fragments.MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0])

@@ -19,9 +19,9 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.weight_quantization import int8_per_channel
+from workers.backends.onnx.signature import Outputs, named_outputs, signature
+from workers.backends.rounding.weights import int8_per_channel
 from workers.errors import BackendError
-from workers.onnx.calls import Outputs, named_outputs, signature
 from workers.setup import MeasurementSettings
 from workers.task import OutputKind, Split
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from workers.device.placement import PlacedTask, moved, placed
 from workers.measurement import Workload
-from workers.placement import PlacedTask, moved, placed
 from workers.task import OutputKind, Split, Task, Timed, splits, workloads
 
 #: Another device than the CPU that every PyTorch has; its tensors hold no data.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.errors import PoolError
-from workers.pools.kinds import Node, capacity_of, choose_kind, fitting, named_kind
+from workers.pools.hardware_kinds import Node, capacity_of, choose_kind, fitting, named_kind
 from workers.setup import PoolSettings
 
 AVX2, AVX512 = "AMD EPYC (AVX2)", "AMD EPYC (AVX2, AVX-512)"

@@ -10,13 +10,13 @@ from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import AutotuneError, ChoiceError, MapError
 from search_spaces.quantization_map import ActivationRange
-from workers import memory
 from workers.backends.cpu import backend as cpu
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS
 from workers.backends.packed import PackedLayer
+from workers.device import memory
 from workers.errors import CalibrationError
-from workers.prepared import PreparedModel
+from workers.model.prepared import PreparedModel
 from workers.setup import CACHE_BYTES, Calibration, ModelDescription
 
 X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
@@ -274,7 +274,8 @@ def test_memory_is_given_back_while_layers_are_prepared(monkeypatch: pytest.Monk
     released_at: list[int] = []
     model, backend = prepared_model()
     monkeypatch.setattr(memory, "release", lambda: released_at.append(backend.prepared))
-    monkeypatch.setattr("workers.prepared.RELEASE_BYTES", 4 * (32 * 32 + 32))  # of one layer, which is not yet more
+    of_one_layer = 4 * (32 * 32 + 32)  # which is not yet more
+    monkeypatch.setattr("workers.model.prepared.RELEASE_BYTES", of_one_layer)
     model.apply(uniform("int8_dynamic"))
     model.apply({})
     model.apply(uniform("int8_dynamic"))

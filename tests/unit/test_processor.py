@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.processor import AVX2_ALONE, MASK, Processor, this_processor
+from workers.device.processor import AVX2_ALONE, MASK, Processor, this_processor
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
@@ -54,7 +54,9 @@ def test_mask_takes_features_away_and_adds_none(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_masked_process_has_neither_vnni_nor_bf16() -> None:
-    code = "from workers.processor import this_processor as p; print(p().kind, p().int8_weight_bits, p().has_bf16)"
+    code = (
+        "from workers.device.processor import this_processor as p; print(p().kind, p().int8_weight_bits, p().has_bf16)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **AVX2_ALONE}, capture_output=True, text=True, check=True
     )

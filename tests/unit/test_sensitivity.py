@@ -15,7 +15,7 @@ from search_spaces.discovery import discover
 from workers import quality
 from workers.backends.cpu.backend import CpuBackend
 from workers.evaluation.evaluator import Evaluator
-from workers.prepared import PreparedModel
+from workers.model.prepared import PreparedModel
 from workers.sensitivity import estimate as estimation
 from workers.sensitivity.estimate import MOST, Sensitivity, estimate
 from workers.sensitivity.gradient import random_vector

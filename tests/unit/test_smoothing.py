@@ -15,8 +15,8 @@ from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, Smoothing
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.packed import range_of
+from workers.backends.rounding.weights import int8_per_channel
 from workers.backends.smoothed import multiplied
-from workers.backends.weight_quantization import int8_per_channel
 from workers.calibration import smoothing as calibration_smoothing
 from workers.calibration.calibrate import calibrate, with_smoothing
 from workers.calibration.smoothing import ChannelStatistics, smoothing

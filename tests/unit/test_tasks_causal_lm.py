@@ -19,18 +19,18 @@ from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer, LayerKind
 from workers import quality
 from workers.candidate import Candidate
+from workers.device.placement import placed
 from workers.errors import TaskError
 from workers.evaluation.evaluator import Evaluator
-from workers.fingerprint import fingerprint
 from workers.measurement import Workload
-from workers.placement import placed
+from workers.model.fingerprint import fingerprint
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, splits, workloads
-from workers.tasks import causal_models
-from workers.tasks.causal_lm import CausalLM
-from workers.tasks.causal_models import TINY, build_causal_model, encode, encode_first
-from workers.tasks.decoding import Answer
-from workers.tasks.experts import Experts, separate_experts
+from workers.tasks.text import models
+from workers.tasks.text.causal_lm import CausalLM
+from workers.tasks.text.decoding import Answer
+from workers.tasks.text.experts import Experts, separate_experts
+from workers.tasks.text.models import TINY, build_causal_model, encode, encode_first
 
 SMALL = {"prompt_tokens": 16, "output_tokens": 4, "windows": 8, "batch_size": 4}
 
@@ -221,9 +221,7 @@ def test_a_long_text_is_not_encoded_to_its_end(count: int, tmp_path: Path, monke
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
     assert torch.equal(encode_first(str(tmp_path), text, count), encode(str(tmp_path), text)[:count])
     lengths = []
-    monkeypatch.setattr(
-        causal_models, "encode", lambda _, part: lengths.append(len(part)) or encode(str(tmp_path), part)
-    )
+    monkeypatch.setattr(models, "encode", lambda _, part: lengths.append(len(part)) or encode(str(tmp_path), part))
     encode_first(str(tmp_path), text, 1)
     assert lengths == [16]
 

@@ -9,16 +9,16 @@ from torch import nn
 from search_spaces.discovery import discover, skipped
 from workers import quality
 from workers.candidate import Candidate
+from workers.device.placement import PlacedTask
 from workers.errors import TaskError
 from workers.evaluation.evaluator import Evaluator
-from workers.fingerprint import fingerprint
 from workers.measurement import Workload
-from workers.placement import PlacedTask
+from workers.model.fingerprint import fingerprint
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, workloads
 from workers.tasks import build_task
-from workers.tasks.diffusion import Diffusion
-from workers.tasks.diffusion_models import TINY, build_denoiser
+from workers.tasks.diffusion.denoisers import TINY, build_denoiser
+from workers.tasks.diffusion.denoising import Diffusion
 
 SMALL = {"steps": 4, "samples": 2}
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from search_spaces.discovery import discover
 from workers.errors import TaskError
-from workers.fingerprint import fingerprint
+from workers.model.fingerprint import fingerprint
 from workers.task import Split
-from workers.tasks import digits
-from workers.tasks.digits import DigitsCNN, DigitsViT, images_of
+from workers.tasks.images import digits
+from workers.tasks.images.digits import DigitsCNN, DigitsViT, images_of
 
 PARTS = ("train", "calibration", Split.EVALUATION, Split.HELD_OUT)
 

@@ -15,14 +15,14 @@ from workers import quality
 from workers.candidate import Candidate
 from workers.errors import TaskError
 from workers.evaluation.evaluator import Evaluator
-from workers.fingerprint import fingerprint
+from workers.model.fingerprint import fingerprint
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split
-from workers.tasks import image_models
-from workers.tasks.batch_norms import fold_batch_norms
-from workers.tasks.image_classification import ImageClassification, class_numbers
-from workers.tasks.image_models import TINY, build_image_model, vision_of
-from workers.tasks.shape_images import SHAPES, SIDE, draw
+from workers.tasks.images import models
+from workers.tasks.images.batch_norms import fold_batch_norms
+from workers.tasks.images.classification import ImageClassification, class_numbers
+from workers.tasks.images.models import TINY, build_image_model, vision_of
+from workers.tasks.images.shape_images import SHAPES, SIDE, draw
 
 SMALL = {"samples": 6, "batch_size": 4}
 
@@ -41,7 +41,7 @@ def unsettle(model: nn.Module) -> None:
 def _short_training(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "unsettled"
     monkeypatch.setenv("AUTOTUNE_CACHE", str(folder))
-    monkeypatch.setattr(image_models, "train", unsettle)
+    monkeypatch.setattr(models, "train", unsettle)
 
 
 def layers_of(model: nn.Module) -> dict[str, int]:

@@ -15,15 +15,15 @@ from torch import nn
 from workers import quality
 from workers.errors import TaskError
 from workers.task import Split
-from workers.tasks import lee_corpus
-from workers.tasks.minilm_lee import MiniLMLee
+from workers.tasks.text import lee_corpus
+from workers.tasks.text.minilm_lee import MiniLMLee
 
 #: Builds the model and runs it once, in a process that may not use the network.
 QUIET = """
 import socket
 def refuse(*arguments): raise AssertionError("the network was used")
 socket.socket.connect = refuse
-from workers.tasks.minilm_lee import MiniLMLee
+from workers.tasks.text.minilm_lee import MiniLMLee
 task = MiniLMLee()
 task.forward(task.build_model(), task.latency_batch(1))
 task.calibration()
@@ -53,7 +53,7 @@ def test_correlation_over_all_pairs_is_what_full_precision_reaches(
     halves = [lee_corpus.rated_pairs(split) for split in (Split.EVALUATION, Split.HELD_OUT)]
     joined = {name: np.concatenate([getattr(half, name) for half in halves]) for name in ("first", "second", "rating")}
     everything = lee_corpus.RatedPairs(**joined)
-    monkeypatch.setattr("workers.tasks.minilm_lee.rated_pairs", lambda split: everything)
+    monkeypatch.setattr("workers.tasks.text.minilm_lee.rated_pairs", lambda split: everything)
     task = MiniLMLee()
     outputs = quality.outputs(task, model, Split.EVALUATION)
     assert task.accuracy(outputs, Split.EVALUATION) == pytest.approx(0.656, abs=0.001)
@@ -109,7 +109,7 @@ def test_background_is_another_corpus() -> None:
 def test_tokens_are_those_of_the_published_tokenizer() -> None:
     from transformers import AutoTokenizer
 
-    from workers.tasks.minilm_lee import _encode, _model_folder
+    from workers.tasks.text.minilm_lee import _encode, _model_folder
 
     documents = [*lee_corpus.rated_documents(), *lee_corpus.background_documents()[:20]]
     tokenizer = AutoTokenizer.from_pretrained(_model_folder(), local_files_only=True)
@@ -194,6 +194,6 @@ def test_damaged_corpus_is_named(
     if content is not None:
         (tmp_path / "test" / "test_data").mkdir(parents=True)
         (tmp_path / "test" / "test_data" / "lee.cor").write_text(content)
-    monkeypatch.setattr("workers.tasks.lee_corpus.package_folder", lambda package: tmp_path)
+    monkeypatch.setattr("workers.tasks.text.lee_corpus.package_folder", lambda package: tmp_path)
     with pytest.raises(TaskError, match=r"lee\.cor.*install gensim again"):
         lee_corpus.rated_documents()

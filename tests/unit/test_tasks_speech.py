@@ -15,13 +15,13 @@ from workers import quality
 from workers.candidate import Candidate
 from workers.errors import TaskError
 from workers.evaluation.evaluator import Evaluator
-from workers.fingerprint import fingerprint
 from workers.measurement import Workload
+from workers.model.fingerprint import fingerprint
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, workloads
-from workers.tasks.speech_audio import RATE, read_folder
-from workers.tasks.speech_models import TINY, build_speech_model, speech_of
-from workers.tasks.speech_seq2seq import SpeechSeq2Seq
+from workers.tasks.speech.audio import RATE, read_folder
+from workers.tasks.speech.models import TINY, build_speech_model, speech_of
+from workers.tasks.speech.seq2seq import SpeechSeq2Seq
 
 SMALL = {"output_tokens": 6, "chunks": 4, "batch_size": 3}
 

@@ -10,8 +10,8 @@ from workers import quality
 from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.task import Split, workloads
-from workers.tasks.pipeline_models import Pipeline, build_pipeline, encode
-from workers.tasks.text_to_image import TextToImage
+from workers.tasks.diffusion.pipelines import Pipeline, build_pipeline, encode
+from workers.tasks.diffusion.text_to_image import TextToImage
 
 SMALL = {"steps": 3, "samples": 2}
 
@@ -119,11 +119,11 @@ def test_what_cannot_be_used_is_explained(
 def test_a_folder_of_the_parts_is_a_checkpoint(model: Pipeline, tmp_path: Path) -> None:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    from workers.tasks import pipeline_models
+    from workers.tasks.diffusion import pipelines
 
     model.text_encoder.save_pretrained(tmp_path / "text_encoder")  # type: ignore[operator]
     model.unet.save_pretrained(tmp_path / "unet")  # type: ignore[operator]
-    whole = AutoencoderKL(**pipeline_models._AUTOENCODER)
+    whole = AutoencoderKL(**pipelines._AUTOENCODER)
     whole.load_state_dict(model.vae.state_dict(), strict=False)
     whole.save_pretrained(tmp_path / "vae")
     batch = TextToImage(**SMALL).latency_batch(1)  # type: ignore[arg-type]

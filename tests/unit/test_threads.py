@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from autotune.exporters import runtime
+from workers.device.threads import OtherRuntime, one_thread, timeable
 from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Batch
 from workers.tasks import register
 from workers.tasks.generic import GenericTask
-from workers.threads import OtherRuntime, one_thread, timeable
 
 SETTINGS = MeasurementSettings(threads=3, repeats=10, warmup_s=0.0)
 

@@ -12,9 +12,9 @@ from torch._dynamo.testing import CompileCounter
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.quantization_map import ActivationRange, SecondMoments, Smoothing
 from workers.backends import build_backend
-from workers.backends.torchao import TorchAoBackend
+from workers.backends.torchao.backend import TorchAoBackend
+from workers.device.processor import this_processor
 from workers.errors import BackendError, CalibrationError
-from workers.processor import this_processor
 
 BACKEND = TorchAoBackend("cpu")
 RANGE = ActivationRange(

@@ -19,9 +19,9 @@ from autotune.exporters.manifest import Manifest
 from autotune.maps.map_file import MapFile
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.layer import Layer
-from workers.backends.torchao import TorchAoBackend
-from workers.prepared import PreparedModel
-from workers.processor import this_processor
+from workers.backends.torchao.backend import TorchAoBackend
+from workers.device.processor import this_processor
+from workers.model.prepared import PreparedModel
 from workers.quality import outputs
 from workers.task import Split
 from workers.tasks import build_task, load_task_file

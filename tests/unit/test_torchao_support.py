@@ -6,7 +6,7 @@ import pytest
 
 from search_spaces.choice import CHOICES, choice_named
 from search_spaces.layer import Layer, LayerKind
-from workers.backends.torchao_support import Capability, layer_bytes, refuses
+from workers.backends.torchao.support import Capability, layer_bytes, refuses
 
 LINEAR = Layer(
     name="linear", kind=LayerKind.LINEAR, weight_shape=(64, 96), has_bias=True, weight_bytes=4 * (64 * 96 + 64),

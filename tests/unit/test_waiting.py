@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workers import waiting
-from workers.waiting import waited_ms
+from workers.timing import cpu_waits
+from workers.timing.cpu_waits import waited_ms
 
 
 def test_waiting_for_a_processor_that_another_process_has_is_counted() -> None:
@@ -26,5 +26,5 @@ def test_waiting_for_a_processor_that_another_process_has_is_counted() -> None:
 
 
 def test_nobody_waits_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_THREADS", Path("/nowhere"))
+    monkeypatch.setattr(cpu_waits, "_THREADS", Path("/nowhere"))
     assert waited_ms() == 0.0

@@ -19,13 +19,13 @@ from torchvision import models
 from search_spaces.discovery import discover, skipped
 from workers.backends.cpu.backend import CpuBackend
 from workers.errors import TaskError
-from workers.fingerprint import fingerprint
-from workers.prepared import PreparedModel
+from workers.model.fingerprint import fingerprint
+from workers.model.prepared import PreparedModel
 from workers.task import Split
-from workers.tasks.batch_norms import fold_batch_norms
-from workers.tasks.image_classification import ImageClassification
-from workers.tasks.image_models import build_image_model, vision_of
-from workers.tasks.shape_images import SHAPES, Pixels, draw
+from workers.tasks.images.batch_norms import fold_batch_norms
+from workers.tasks.images.classification import ImageClassification
+from workers.tasks.images.models import build_image_model, vision_of
+from workers.tasks.images.shape_images import SHAPES, Pixels, draw
 
 
 def unsettle(model: nn.Module) -> nn.Module:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from search_spaces.errors import unknown
 from workers.backends.base import Backend
 from workers.backends.cpu.backend import CpuBackend
-from workers.backends.onnx import OnnxRuntimeBackend
-from workers.backends.torchao import TorchAoBackend
+from workers.backends.onnx.backend import OnnxRuntimeBackend
+from workers.backends.torchao.backend import TorchAoBackend
 from workers.errors import BackendError
 
 #: Name -> backend, best first: ``auto`` takes the first that is available. Those for GPUs come last as long as they

@@ -6,8 +6,8 @@ from typing import Protocol
 from torch import nn
 
 from search_spaces.layer import Layer
-from workers.layer_backend import LayerBackend
-from workers.prepared import PreparedModel
+from workers.model.layer_backend import LayerBackend
+from workers.model.prepared import PreparedModel
 from workers.task import Task
 
 

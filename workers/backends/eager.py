@@ -6,12 +6,13 @@ from torch import nn
 
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
-from workers import layer_latency, memory
 from workers.backends.base import Deployed
 from workers.backends.packed import weight_bytes
-from workers.clock import clock_of
-from workers.prepared import PreparedModel
+from workers.device import memory
+from workers.model.prepared import PreparedModel
 from workers.task import Task
+from workers.timing import layer_latency
+from workers.timing.clock import clock_of
 
 
 class EagerBackend:

@@ -13,7 +13,7 @@ from torch import nn
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import layer_input
-from workers.backends.bias_correction import has_correction
+from workers.backends.rounding.bias_correction import has_correction
 from workers.calibration.histogram import RangeHistogram
 from workers.calibration.means import ChannelMeans
 from workers.calibration.moments import MomentSketch

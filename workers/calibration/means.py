@@ -3,7 +3,7 @@
 import torch
 
 from search_spaces.layer import Layer
-from workers.calibration.digits import shortened
+from workers.calibration.significant_digits import shortened
 
 
 class ChannelMeans:

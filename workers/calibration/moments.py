@@ -6,7 +6,7 @@ import functools
 import torch
 
 from search_spaces.quantization_map import SecondMoments
-from workers.calibration.digits import shortened
+from workers.calibration.significant_digits import shortened
 
 #: Directions kept beside the diagonal: more would lengthen the map's file by a byte each for every channel.
 _RANK = 32

@@ -3,8 +3,8 @@
 import torch
 
 from search_spaces.quantization_map import Smoothing
-from workers.backends.weight_quantization import int8_per_channel
-from workers.calibration.digits import shortened
+from workers.backends.rounding.weights import int8_per_channel
+from workers.calibration.significant_digits import shortened
 
 #: How much of the outliers the factors move from the input to the weights: the exponents tried. At 0.5 the channels
 #: of both reach equally far, which Xiao et al. take for all layers.

@@ -10,21 +10,22 @@ from torch import nn
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.discovery import discover, skipped, with_latency_shapes
 from search_spaces.layer import Layer
-from workers import device_lock, environment, memory
-from workers.attention import unroll_attention
 from workers.backends import build_backend
 from workers.calibration.calibrate import calibrated
 from workers.candidate import Candidate
+from workers.device import environment, memory
+from workers.device.placement import placed
 from workers.evaluation.map_latency import MapLatency, prepare_and_run
 from workers.evaluation.map_quality import MapQuality
-from workers.fingerprint import fingerprint
 from workers.measurement import Environment, Measurement, Workload
-from workers.placement import placed
-from workers.prepared import PreparedModel
+from workers.model.attention import unroll_attention
+from workers.model.fingerprint import fingerprint
+from workers.model.prepared import PreparedModel
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
 from workers.task import Batch, Split, Timed, splits, workloads
 from workers.tasks import build_task, load_task_file
+from workers.timing import device_lock
 
 
 class Evaluator:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from search_spaces.layer import Layer
-from workers import clock, device_lock, latency
 from workers.backends.base import Deployed
-from workers.latency import Contender
+from workers.device.threads import timeable
 from workers.measurement import LatencySamples, Workload
 from workers.setup import MeasurementSettings
 from workers.task import Timed
-from workers.threads import timeable
+from workers.timing import clock, device_lock, latency
+from workers.timing.latency import Contender
 
 
 class MapLatency:

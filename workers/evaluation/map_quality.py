@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import torch
 
-from workers import device_lock, quality
+from workers import quality
 from workers.backends.base import Deployed
 from workers.task import Split, Task
+from workers.timing import device_lock
 
 
 class MapQuality:

@@ -7,7 +7,7 @@ from workers.errors import PoolError
 from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Failure, Measurement
 from workers.pools.failure import failure_of, starting
-from workers.pools.kinds import is_called
+from workers.pools.hardware_kinds import is_called
 from workers.setup import ModelDescription, Probes, WorkerSetup
 
 

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from search_spaces.errors import AutotuneError
 from workers.errors import ClusterLostError, PoolError
 from workers.pools.base import Capacity
-from workers.pools.kinds import Node, capacity_of, choose_kind, fitting
+from workers.pools.hardware_kinds import Node, capacity_of, choose_kind, fitting
 from workers.pools.ray_errors import cause_of, cluster_errors
 from workers.setup import PoolSettings
 
@@ -40,8 +40,8 @@ def look(backend: str, gpus: float) -> Told:
     """
     # Imported here so that only processes that look wait for torch.
     from workers.backends import build_backend
-    from workers.gpu import models
-    from workers.hardware import kind_of, kinds_here
+    from workers.device.gpu import models
+    from workers.device.hardware import kind_of, kinds_here
 
     device = build_backend(backend).device if gpus else "cpu"
     kinds, different = kinds_here(), sorted(set(models()))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from workers import memory
-from workers.prepared import PreparedModel
+from workers.device import memory
+from workers.model.prepared import PreparedModel
 from workers.sensitivity import gradient, local
 from workers.sensitivity.recording import Call, record
 from workers.setup import Estimator

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from workers.prepared import PreparedModel
+from workers.model.prepared import PreparedModel
 from workers.sensitivity.recording import Call, errors
 from workers.task import OutputKind
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from workers import quality
-from workers.prepared import PreparedModel
+from workers.model.prepared import PreparedModel
 from workers.sensitivity.recording import Call, errors
 from workers.task import Batch, Task
 

@@ -26,14 +26,14 @@ ENTRY_POINT_GROUP = "autotune.tasks"
 
 #: Built-in tasks: name -> where the class is. Resolved on use, so that listing tasks stays light.
 _BUILT_IN = {
-    "minilm-lee": "workers.tasks.minilm_lee:MiniLMLee",
-    "digits-cnn": "workers.tasks.digits:DigitsCNN",
-    "digits-vit": "workers.tasks.digits:DigitsViT",
-    "causal-lm": "workers.tasks.causal_lm:CausalLM",
-    "diffusion": "workers.tasks.diffusion:Diffusion",
-    "image-classification": "workers.tasks.image_classification:ImageClassification",
-    "text-to-image": "workers.tasks.text_to_image:TextToImage",
-    "speech-seq2seq": "workers.tasks.speech_seq2seq:SpeechSeq2Seq",
+    "minilm-lee": "workers.tasks.text.minilm_lee:MiniLMLee",
+    "digits-cnn": "workers.tasks.images.digits:DigitsCNN",
+    "digits-vit": "workers.tasks.images.digits:DigitsViT",
+    "causal-lm": "workers.tasks.text.causal_lm:CausalLM",
+    "diffusion": "workers.tasks.diffusion.denoising:Diffusion",
+    "image-classification": "workers.tasks.images.classification:ImageClassification",
+    "text-to-image": "workers.tasks.diffusion.text_to_image:TextToImage",
+    "speech-seq2seq": "workers.tasks.speech.seq2seq:SpeechSeq2Seq",
 }
 _registered: dict[str, TaskFactory] = {}
 

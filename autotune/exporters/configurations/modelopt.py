@@ -8,7 +8,7 @@ from autotune.exporters.configurations.base import Configuration, header
 from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import QuantizationMap
-from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.rounding.weights import INT4_GROUP
 
 
 class ModelOptConfiguration(Configuration):

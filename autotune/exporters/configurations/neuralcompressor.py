@@ -8,7 +8,7 @@ from autotune.exporters.configurations.base import Configuration
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import QuantizationMap
-from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.rounding.weights import INT4_GROUP
 
 #: What a layer that is not named gets, by algorithm.
 _DEFAULTS: dict[str, dict[str, Any]] = {

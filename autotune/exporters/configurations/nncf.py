@@ -9,7 +9,7 @@ from autotune.exporters.configurations.base import Configuration
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import QuantizationMap
-from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.rounding.weights import INT4_GROUP
 
 #: Choice -> function of NNCF, and its arguments beside the scope, in the order of the calls.
 _CALLS: dict[str, tuple[str, dict[str, Any]]] = {

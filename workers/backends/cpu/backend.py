@@ -10,15 +10,15 @@ from search_spaces.choice import CHOICES, FULL_PRECISION, ActivationMode, LayerC
 from search_spaces.discovery import kind_of
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers import environment
-from workers.backends.bias_correction import corrected
 from workers.backends.cpu import layer_bytes
 from workers.backends.cpu.kernels import KERNELS, Kernel, nothing
 from workers.backends.cpu.selection import Pick, Shape, fastest, named, only
 from workers.backends.eager import EagerBackend
 from workers.backends.packed import range_of
-from workers.backends.weight_quantization import INT4_GROUP
-from workers.processor import this_processor
+from workers.backends.rounding.bias_correction import corrected
+from workers.backends.rounding.weights import INT4_GROUP
+from workers.device import environment
+from workers.device.processor import this_processor
 
 #: Rows of the inputs by which kernels are chosen for a layer whose own are not known: one token, and a text.
 _USUAL_ROWS = (1, 128)

@@ -23,9 +23,9 @@ from torch import nn
 
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.activation_quantization import affine_of, to_steps, to_uint8
 from workers.backends.packed import PackedLayer, bias_of, stored_bytes
-from workers.backends.weight_quantization import int8_per_channel
+from workers.backends.rounding.activations import affine_of, to_steps, to_uint8
+from workers.backends.rounding.weights import int8_per_channel
 
 Conv = nn.Conv1d | nn.Conv2d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d

@@ -9,7 +9,7 @@ from torch import nn
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.packed import PackedLayer
-from workers.backends.weight_quantization import affine_per_row, fp16
+from workers.backends.rounding.weights import affine_per_row, fp16
 
 
 class HalfEmbedding(PackedLayer):

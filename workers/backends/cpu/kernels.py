@@ -20,7 +20,7 @@ from workers.backends.cpu import conv, embedding, linear, recurrent
 from workers.backends.cpu.engine import has_fbgemm
 from workers.backends.cpu.widened import WidenedFp16
 from workers.backends.packed import PackedLayer
-from workers.processor import Processor
+from workers.device.processor import Processor
 
 #: Prepares a layer from its module, its choice, and its calibrated range if the choice needs one.
 Prepare = Callable[[Any, LayerChoice, ActivationRange | None], PackedLayer]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer, LayerKind
-from workers.backends.weight_quantization import INT4_GROUP
+from workers.backends.rounding.weights import INT4_GROUP
 
 #: Bytes from the numbers of weights, outputs and biases.
 _Bytes = Callable[[int, int, int], int]

@@ -13,11 +13,11 @@ from torch import nn
 
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.activation_quantization import ZERO_OF_ROWS, affine_of, scales_of_rows, to_steps, to_uint8
 from workers.backends.cpu.engine import fbgemm
 from workers.backends.packed import PackedLayer, bias_of, stored_bytes
+from workers.backends.rounding.activations import ZERO_OF_ROWS, affine_of, scales_of_rows, to_steps, to_uint8
+from workers.backends.rounding.weights import INT4_GROUP, fp16, int4_per_group, int8_per_channel
 from workers.backends.smoothed import SmoothedLinear
-from workers.backends.weight_quantization import INT4_GROUP, fp16, int4_per_group, int8_per_channel
 
 
 class Int8Product(Protocol):

@@ -16,7 +16,7 @@ from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import replaced
 from workers.backends.cpu.engine import fbgemm
 from workers.backends.packed import PackedLayer, stored_bytes
-from workers.backends.weight_quantization import fp16, int8_per_channel
+from workers.backends.rounding.weights import fp16, int8_per_channel
 
 Recurrent = nn.LSTM | nn.GRU
 

@@ -12,7 +12,7 @@ from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS
-from workers.environment import usable_cores
+from workers.device.environment import usable_cores
 
 #: Features of the layer, that of many a transformer's, and numbers of rows: one token, and a text.
 FEATURES, OUTPUTS, ROWS = 768, 3072, (1, 128)

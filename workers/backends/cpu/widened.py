@@ -9,7 +9,7 @@ from torch.func import functional_call
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.packed import PackedLayer, stored_bytes
-from workers.backends.weight_quantization import fp16
+from workers.backends.rounding.weights import fp16
 
 
 class WidenedFp16(PackedLayer):

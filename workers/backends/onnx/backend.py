@@ -1,0 +1,101 @@
+"""The ONNX Runtime backend: whole maps run as sessions on the CPU; PyTorch only computes what a layer would."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.base import Deployed
+from workers.backends.onnx import choices, layer_bytes
+from workers.backends.packed import range_of, weight_bytes
+from workers.backends.rounding.bias_correction import corrected
+from workers.device import environment
+from workers.device.processor import this_processor
+from workers.libraries import missing, optional_libraries
+from workers.model.prepared import PreparedModel
+from workers.task import Task
+
+_USER = "the backend onnxruntime"
+
+
+class OnnxRuntimeBackend:
+    """Runs the whole graph of each map in ONNX Runtime, on the CPU."""
+
+    name = "onnxruntime"
+    device = "cpu"
+    libraries: tuple[str, ...] = ("onnxruntime",)
+    runs_modules = False
+
+    def __init__(self) -> None:
+        self._processor = this_processor()
+
+    def unavailable(self) -> str | None:
+        """See ``Backend.unavailable``."""
+        return missing(("onnx", "onnxruntime", "onnxscript"), "export")
+
+    def hardware(self) -> str:
+        """See ``Backend.hardware``."""
+        return environment.cpu_hardware()
+
+    def int8_weight_bits(self, layer: Layer) -> int:
+        """See ``Backend.int8_weight_bits``."""
+        return self._processor.int8_weight_bits
+
+    def kernel(
+        self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]], known: str | None = None
+    ) -> str | None:
+        """See ``Backend.kernel``; which kernel runs is ONNX Runtime's own matter."""
+        return None
+
+    def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
+        """See ``Backend.refuses``."""
+        if choice == FULL_PRECISION:
+            return None
+        if choice.precision in (Precision.BF16, Precision.FP16):
+            return (
+                f"ONNX Runtime's CPU provider widens {choice.precision} weights to fp32 when it loads them, so they "
+                "would save neither time nor memory"
+            )
+        return layer.frozen_reason or choices.refuses(layer, choice) or self._processor_refuses(choice)
+
+    def prepare(
+        self,
+        module: nn.Module,
+        choice: LayerChoice,
+        input_range: ActivationRange | None,
+        shapes: Sequence[tuple[int, ...]] = (),
+        kernel: str | None = None,
+    ) -> nn.Module:
+        """See ``Backend.prepare``.
+
+        Raises:
+            CalibrationError: if the choice is static and there is no range.
+        """
+        if choice == FULL_PRECISION:
+            return module
+        needed = range_of(choice, input_range)
+        with optional_libraries(_USER, "export"):
+            from workers.backends.onnx.layer import OnnxLayer
+
+            return OnnxLayer(corrected(module, choice, input_range), choice, needed).eval()
+
+    def weight_bytes(self, prepared: nn.Module) -> int:
+        """See ``Backend.weight_bytes``."""
+        return weight_bytes(prepared)
+
+    def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
+        """See ``Backend.layer_bytes``."""
+        return layer_bytes.layer_bytes(layer, choice)
+
+    def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
+        """See ``Backend.deploy``."""
+        with optional_libraries(_USER, "export"):
+            from workers.backends.onnx.deployed import OnnxDeployed
+
+            return OnnxDeployed(task, prepared, batch_sizes)
+
+    def _processor_refuses(self, choice: LayerChoice) -> str | None:
+        reason = self._processor.saturates(choice.weight_bits) if choice.needs_int8_products else None
+        return reason and f"{reason}, so run a new job here, whose weights have 7 bits"

@@ -1,0 +1,165 @@
+"""A whole model in ONNX Runtime: every map is a session of its own, made of parts that are made once."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from search_spaces.choice import FULL_PRECISION
+from search_spaces.layer import Layer
+from workers.backends.onnx import profiling
+from workers.backends.onnx.choices import has_place
+from workers.backends.onnx.fragments import Fragment, fragment
+from workers.backends.onnx.graph import Traced, constant_bytes, serialized, trace
+from workers.backends.onnx.layer import OnnxLayer
+from workers.backends.onnx.session import OnnxModule, open_session
+from workers.errors import BackendError
+from workers.model.prepared import PreparedModel
+from workers.task import Task
+from workers.timing.layer_latency import by_shape
+
+#: Passes of each profiled session, and those of them that are not counted.
+_PASSES, _COLD = 12, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A session and the map it is of."""
+
+    names: Mapping[str, str]
+    session: onnxruntime.InferenceSession
+    #: Seconds it took to make.
+    seconds: float
+
+
+class OnnxDeployed:
+    """See ``Deployed``. Sessions are kept of full precision and of the map applied last before or after it."""
+
+    def __init__(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> None:
+        """Trace the model and make the session of full precision.
+
+        Raises:
+            BackendError: if the model cannot be brought into a graph, or ONNX Runtime refuses it.
+        """
+        self._prepared = prepared
+        prepared.reset()
+        self._traced: Traced = trace(task, prepared.model, prepared.layers, batch_sizes)
+        graph, nodes = self._traced.filled(self._fragments())
+        missing = [layer for layer, names in nodes.items() if not names]
+        if missing:
+            raise BackendError(
+                f"the traced graph lacks the layers {', '.join(missing)}: the model does not use their outputs, or "
+                "takes another way for other inputs; take them out of the model, or use the backend cpu"
+            )
+        self._other_bytes = constant_bytes(graph) - prepared.weight_bytes() + prepared.other_bytes()
+        self._full = self._candidate = self._current = self._open(serialized(graph))
+        #: See ``Deployed.model``.
+        self.model = OnnxModule(self._full.session, self._traced.arguments, self._traced.form)
+
+    @property
+    def session_seconds(self) -> float | None:
+        """See ``Deployed.session_seconds``."""
+        return self._current.seconds
+
+    def apply(self, names: Mapping[str, str]) -> None:
+        """See ``Deployed.apply``."""
+        before = self._prepared.installed
+        self._prepared.apply(names)
+        try:
+            self._current = self._opened()
+        except BaseException:
+            self._prepared.apply(before)
+            raise
+        self.model.session = self._current.session
+
+    def reset(self) -> None:
+        """See ``Deployed.reset``."""
+        self.apply({})
+
+    def other_bytes(self) -> int:
+        """See ``Deployed.other_bytes``."""
+        return self._other_bytes
+
+    def weight_bytes(self) -> int:
+        """See ``Deployed.weight_bytes``."""
+        return self._prepared.weight_bytes() - self._prepared.other_bytes() + self._other_bytes
+
+    def working_bytes(self, run: Callable[[], object]) -> int:
+        """See ``Deployed.working_bytes``."""
+        return profiling.working_bytes(self._profiled(run, passes=1)[0])
+
+    def layer_latencies(
+        self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
+    ) -> tuple[dict[tuple[str, str], float], float]:
+        """See ``Deployed.layer_latencies``.
+
+        The uniform map of each choice has one session, which ONNX Runtime profiles, so that all layers of a choice
+        are timed at once, fused as they are with their neighbours.
+        """
+        latencies_ms: dict[tuple[str, str], list[float]] = {}
+        try:
+            for choice in dict.fromkeys(name for of_layer in choices.values() for name in of_layer):
+                taking = [layer for layer, legal in choices.items() if choice in legal]
+                self._prepared.apply(dict.fromkeys(taking, choice))
+                found = [profiling.layer_ms(events, taking) for events in self._profiled(run, passes=_PASSES)[_COLD:]]
+                latencies_ms |= {(layer, choice): [of_pass[layer] for of_pass in found] for layer in taking}
+        finally:
+            self.reset()
+        return by_shape(latencies_ms, layers, choices), statistics.median(_time_ms(run) for _ in range(_PASSES))
+
+    def _opened(self) -> _Opened:
+        """Return the session of the installed map, made now if need be."""
+        installed = self._prepared.installed
+        for opened in (self._full, self._candidate):
+            if opened.names == installed:
+                return opened
+        self._candidate = self._open(self._graph())
+        return self._candidate
+
+    def _open(self, graph: bytes) -> _Opened:
+        start = time.perf_counter()
+        session = open_session(graph)
+        return _Opened(names=self._prepared.installed, session=session, seconds=time.perf_counter() - start)
+
+    def _graph(self) -> bytes:
+        return serialized(self._traced.filled(self._fragments())[0])
+
+    def _fragments(self) -> dict[str, Fragment]:
+        """Return what computes each layer of the installed map that has a place in the graph."""
+        installed = self._prepared.installed
+        modules = {
+            layer.name: self._prepared.module(layer.name, installed[layer.name])
+            for layer in self._prepared.layers
+            if has_place(layer)
+        }
+        return {
+            name: module.fragment if isinstance(module, OnnxLayer) else fragment(module, FULL_PRECISION, None)
+            for name, module in modules.items()
+        }
+
+    def _profiled(self, run: Callable[[], object], *, passes: int) -> list[profiling.Events]:
+        """Return the profile of passes through a fresh session of the installed map."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = open_session(self._graph(), profile=Path(folder, "profile"))
+            self.model.session, usual = session, self.model.session
+            try:
+                for _ in range(passes):
+                    run()
+            finally:
+                self.model.session = usual
+                written = Path(session.end_profiling())
+            calls = profiling.read_calls(written)
+        # A task may call its model more than once a pass.
+        each = len(calls) // passes
+        starts = range(0, len(calls), each)
+        return [[event for call in calls[start : start + each] for event in call] for start in starts]
+
+
+def _time_ms(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3

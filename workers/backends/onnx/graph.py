@@ -1,0 +1,133 @@
+"""Trace a model into an ONNX graph, and put each layer's own nodes where it was."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnx import helper
+from torch import nn
+
+from search_spaces.layer import Layer
+from workers.backends.onnx.fragments import MICROSOFT, Fragment
+from workers.backends.onnx.placeholders import DOMAIN, Flat, places_held
+from workers.backends.onnx.signature import signature, task_batches
+from workers.errors import BackendError
+from workers.task import Task
+
+#: The first operator set with everything the graph uses; ONNX Runtime reads it from 1.20 on.
+_OPSET = 21
+#: Protobuf, in which ONNX is written, holds no more.
+_MAX_BYTES = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """A model as a graph with a place for each call of a layer that may be quantized."""
+
+    graph: onnx.ModelProto
+    #: Positions and names of the model's arguments that are the graph's inputs, in order.
+    arguments: tuple[int | str, ...]
+    #: Form of the model's result; see ``workers.backends.onnx.signature.in_form``.
+    form: str
+
+    def filled(self, fragments: Mapping[str, Fragment]) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
+        """Return the graph with a fragment in each layer's places, and layer name -> names of its nodes.
+
+        Layers that the graph does not have, because nothing depends on them, have none.
+        """
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self.graph)
+        return graph, _fill(graph, fragments)
+
+
+def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Sequence[int]) -> Traced:
+    """Return the graph of ``model`` as ``task`` calls it; the model is as it was when the call returns.
+
+    Args:
+        task: runs the model.
+        model: in full precision.
+        layers: its layers; those that must stay as they are become part of the graph.
+        batch_sizes: sizes that latency is measured at.
+
+    Raises:
+        BackendError: if PyTorch cannot trace the model, or its inputs or outputs are no tensors.
+    """
+    calls = signature(task, model, task_batches(task, batch_sizes))
+    flat = Flat(model, calls).eval()
+    inputs = [f"input_{key}" if isinstance(key, int) else key for key in calls.varying]
+    dynamic = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in calls.varying.values())
+    try:
+        with places_held(model, layers):
+            program = torch.onnx.export(
+                flat, calls.tensors, dynamo=True, opset_version=_OPSET, input_names=inputs,
+                output_names=flat.output_names, dynamic_shapes=(dynamic,), verbose=False,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise BackendError(
+            "PyTorch cannot trace this model into ONNX; its forward must not depend on the values of its inputs: "
+            f"{str(cause).strip().splitlines()[0]}"
+        ) from error
+    except Exception as error:  # what optimizes a traced graph raises as it likes
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise BackendError(
+            "PyTorch traced this model, but onnxscript cannot optimize the graph; take another format or backend: "
+            f"{type(cause).__name__}: {cause}"
+        ) from error
+    assert program is not None
+    graph = program.model_proto
+    _clean(graph)
+    return Traced(graph=graph, arguments=tuple(calls.varying), form=flat.form)
+
+
+def _fill(graph: onnx.ModelProto, fragments: Mapping[str, Fragment]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {layer: [] for layer in fragments}
+    calls = dict.fromkeys(fragments, 0)
+    filled: list[onnx.NodeProto] = []
+    for node in graph.graph.node:
+        if node.domain != DOMAIN:
+            filled.append(node)
+            continue
+        layer = node.attribute[0].s.decode()
+        calls[layer] += 1
+        call = layer if calls[layer] == 1 else f"{layer}#{calls[layer]}"
+        added = fragments[layer].place(layer=layer, call=call, reads=node.input[0], writes=node.output[0])
+        names[layer] += [node.name for node in added]
+        filled += added
+    del graph.graph.node[:]
+    graph.graph.node.extend(filled)
+    for layer in (layer for layer, count in calls.items() if count):
+        graph.graph.initializer.extend(fragments[layer].placed_constants(layer))
+    return names
+
+
+def serialized(graph: onnx.ModelProto) -> bytes:
+    """Return the bytes of a file with ``graph``.
+
+    Raises:
+        BackendError: if they are more than ONNX files may hold.
+    """
+    if graph.ByteSize() > _MAX_BYTES:
+        raise BackendError(
+            "an ONNX graph holds at most 2 GiB; choose narrower precisions, or another format or backend"
+        )
+    content: bytes = graph.SerializeToString(deterministic=True)
+    return content
+
+
+def constant_bytes(graph: onnx.ModelProto) -> int:
+    """Return the bytes of all constants of ``graph``."""
+    return sum(len(constant.raw_data) for constant in graph.graph.initializer)
+
+
+def _clean(graph: onnx.ModelProto) -> None:
+    """Take away what says where the graph was made, and the placeholders' domain."""
+    for described in (graph, graph.graph, *graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
+        # PyTorch notes stack traces there: paths of this machine, which differ from run to run.
+        del described.metadata_props[:]
+    kept = [entry for entry in graph.opset_import if entry.domain != DOMAIN]
+    del graph.opset_import[:]
+    graph.opset_import.extend([*kept, helper.make_opsetid(MICROSOFT, 1)])

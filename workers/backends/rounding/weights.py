@@ -1,0 +1,162 @@
+"""Weights to few bits: per-channel symmetric int8 and fp8, per-group asymmetric int4, per-row affine embeddings."""
+
+from collections.abc import Iterator
+
+import torch
+
+from search_spaces.choice import LayerChoice, Precision
+from search_spaces.quantization_map import SecondMoments
+from workers.backends.rounding import gptq
+
+#: Input features that share one int4 scale; the size PyTorch's int4 kernel and most runtimes use.
+INT4_GROUP = 32
+
+#: Largest integer of symmetric int8, which leaves out -128.
+INT8_LARGEST = 127.0
+
+#: Largest number of fp16, to which larger weights are clamped, as FBGEMM does.
+FP16_LARGEST = 65504.0
+
+#: Largest number of fp8 as activations and weights have it: four bits of exponent, three of fraction (e4m3).
+FP8_LARGEST = 448.0
+
+#: Bytes of weights rounded at once.
+_BYTES_AT_ONCE = 16 << 20
+
+
+def int8_per_channel(
+    weight: torch.Tensor, scale_dtype: torch.dtype = torch.float32, *, bits: int = 8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return symmetric int8 values and one scale for each output channel.
+
+    Args:
+        weight: shape ``(out, ...)``.
+        scale_dtype: the kernel's type for scales; values are rounded with the scale it will really use.
+        bits: that the values take, 8 or 7; see ``LayerChoice.weight_bits``.
+
+    Returns:
+        int8 values of the same shape in [-127, 127] or [-63, 63], and scales of shape ``(out,)``; ``weight`` is
+        about ``values * scales``.
+    """
+    largest = 2.0 ** (bits - 1) - 1.0
+    low, high = weight.flatten(1).aminmax(dim=1)
+    scales = _usable(torch.maximum(-low, high) / largest).to(scale_dtype)
+    # Contiguous, because the kernels refuse a transposed layout or misread it.
+    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for some, scale, into in in_parts(weight, scales.float().view(-1, *[1] * (weight.dim() - 1)), values):
+        into.copy_((some / scale).round_().clamp_(-largest, largest))
+    return values, scales
+
+
+def fp16(weight: torch.Tensor) -> torch.Tensor:
+    """Return ``weight`` in fp16; what is too large becomes the largest number that there is."""
+    # In place, which keeps the strides of a 1 x 1 kernel in channels_last.
+    return weight.detach().to(torch.float16, copy=True).clamp_(-FP16_LARGEST, FP16_LARGEST)
+
+
+def fp8_per_channel(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return fp8 values of the same shape as ``weight``, ``(out, in)``, and fp32 scales of shape ``(out, 1)``."""
+    return _fp8(weight, weight.abs().amax(dim=1, keepdim=True))
+
+
+def fp8_per_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return fp8 values of the same shape as ``weight``, ``(out, in)``, and one fp32 scale of shape ``(1, 1)``."""
+    return _fp8(weight, weight.abs().amax().view(1, 1))
+
+
+def int4_per_group(
+    weight: torch.Tensor, moments: SecondMoments | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return asymmetric int4 values with one scale and zero for each group of input features.
+
+    Each group's range is widened to hold 0, which bounds its zero to 8 scales and so the error of
+    rounding it to bf16. Values are rounded with the bf16 scale and zero the kernel will really use.
+
+    Args:
+        weight: shape ``(out, in)``, ``in`` divisible by ``INT4_GROUP``.
+        moments: of the layer's inputs, to round by GPTQ; None rounds to the nearest.
+
+    Returns:
+        int32 values of shape ``(out, in)`` in [0, 15], and bf16 scales and zeros of shape
+        ``(out, in / INT4_GROUP)``; ``weight`` is about ``(values - 8) * scale + zero``.
+    """
+    groups = weight.reshape(len(weight), -1, INT4_GROUP)  # (out, in / group, group)
+    low, high = groups.amin(dim=-1).clamp(max=0.0), groups.amax(dim=-1).clamp(min=0.0)
+    scales = _usable((high - low) / 15.0).to(torch.bfloat16)
+    zeros = (low + 8.0 * scales.float()).to(torch.bfloat16)
+    if moments is not None:
+        return gptq.rounded_steps(weight, scales.float(), zeros.float(), INT4_GROUP, moments) + 8, scales, zeros
+    values = torch.empty(groups.shape, dtype=torch.int32, device=weight.device)
+    for some, scale, zero, into in in_parts(groups, scales[..., None].float(), zeros[..., None].float(), values):
+        into.copy_((some - zero).div_(scale).round_().add_(8).clamp_(0, 15))
+    return values.flatten(1), scales, zeros
+
+
+def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the rows of an embedding as asymmetric integers, with one scale and offset for each row.
+
+    The formula is that of PyTorch's ``torch.per_channel_affine_float_qparams``.
+
+    Args:
+        weight: shape ``(rows, features)``.
+        bits: 8 or 4.
+
+    Returns:
+        a PyTorch quantized tensor of the same shape, whose bytes hold one or two integers, and fp32 scales and
+        offsets of shape ``(rows,)``; ``weight`` is about ``integers * scale + offset``.
+    """
+    low, high = weight.amin(dim=1), weight.amax(dim=1)
+    scales = torch.clamp((high - low) / (2**bits - 1), min=1e-8)
+    storage = torch.quint8 if bits == 8 else torch.quint4x2
+    return torch.quantize_per_channel(weight, scales, -low / scales, 0, storage), scales, low
+
+
+def rounded(
+    weight: torch.Tensor, choice: LayerChoice, moments: SecondMoments | None = None, *, by_row: bool
+) -> torch.Tensor:
+    """Return the fp32 weights that the stored ones of a choice stand for.
+
+    Args:
+        weight: shape ``(out, ...)``.
+        choice: how they are stored.
+        moments: of the layer's inputs, for GPTQ.
+        by_row: whether they are an embedding's, whose rows have scales and offsets of their own.
+    """
+    match choice.precision:
+        case Precision.BF16:
+            return weight.to(torch.bfloat16).float()
+        case Precision.FP16:
+            return fp16(weight).float()
+        case Precision.INT8 | Precision.INT4 if by_row:
+            quantized, *affine = affine_per_row(weight, choice.precision.bits)
+            scales, offsets = (part[:, None] for part in affine)
+            integers = torch.round((quantized.dequantize() - offsets) / scales)
+            # Both runtimes hold them in fp16 beside 4-bit rows.
+            kept = torch.float16 if choice.precision is Precision.INT4 else torch.float32
+            return integers * scales.to(kept).float() + offsets.to(kept).float()
+        case Precision.INT8:
+            scale_dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
+            integers, scales = int8_per_channel(weight, scale_dtype, bits=choice.weight_bits)
+            return integers * scales.float().view(-1, *[1] * (weight.dim() - 1))
+        case Precision.INT4:
+            values, scales, zeros = (part.float() for part in int4_per_group(weight, moments))
+            groups = (values.view(len(weight), -1, INT4_GROUP) - 8.0) * scales[..., None] + zeros[..., None]
+            return groups.flatten(1)
+    return weight
+
+
+def _fp8(weight: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scales = _usable(largest / FP8_LARGEST)
+    # Beyond its largest number the type has nothing but nan.
+    return (weight / scales).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scales
+
+
+def in_parts(weight: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield some rows of each at a time, so that what is computed of large weights is never there whole in fp32."""
+    rows = max(1, _BYTES_AT_ONCE * len(weight) // max(1, weight.nbytes))
+    return zip(*(torch.split(tensor, rows) for tensor in (weight, *others)), strict=True)
+
+
+def _usable(scales: torch.Tensor) -> torch.Tensor:
+    """Return ``scales`` without zeros, by which weights that are all zero would be divided."""
+    return scales.clamp(min=torch.finfo(torch.float32).tiny)

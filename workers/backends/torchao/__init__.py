@@ -1,0 +1,1 @@
+"""Layers by torchao's tensors, on CUDA and CPUs."""

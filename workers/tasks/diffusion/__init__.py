@@ -1,0 +1,1 @@
+"""Denoisers and text-to-image pipelines."""

@@ -1,0 +1,1 @@
+"""Language: causal models, multiple choice, sentence encoders."""

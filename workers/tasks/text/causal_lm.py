@@ -1,0 +1,198 @@
+"""Causal language models on a text: perplexity, time to first token, time per output token."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from workers.device.placement import beside
+from workers.errors import TaskError
+from workers.measurement import Workload
+from workers.task import OutputKind, Split, Timed, splits
+from workers.tasks.checks import extra_packages, read_text, require_integer, require_text
+from workers.tasks.text.decoding import Answer, decode, respond
+from workers.tasks.text.lee_corpus import background_documents
+from workers.tasks.text.models import build_causal_model, encode, encode_first
+from workers.tasks.text.multiple_choice import Windows, read_questions, windows_of
+
+#: Token numbers, shape ``(windows, tokens)``.
+Tokens = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM:
+    """A causal language model on a text; accuracy is the probability of the next token, 1 / perplexity.
+
+    It is the geometric mean over all tokens of the text's windows, so a drop of 1 % is a perplexity 1 % higher.
+    Windows of the text take turns to calibrate, to be evaluated on and to be held out. With questions, accuracy is the
+    share of them whose right ending is found likeliest, and they take turns to be evaluated on and held out.
+    """
+
+    #: A folder of safetensors, the name of one on the hub, a GGUF file in either, or ``tiny-llama``,
+    #: ``tiny-tied-llama``, ``tiny-mixtral``.
+    checkpoint: str = "tiny-llama"
+    #: A file of UTF-8 text; empty for the news of the Lee corpus.
+    text: str = ""
+    #: A file of text unlike the first, as production's may become; empty for none.
+    shifted_text: str = ""
+    #: A jsonl file of multiple-choice questions with the fields ``ctx``, ``endings`` and ``label``; empty for none.
+    questions: str = ""
+    #: The same for the shifted text: with questions and a shifted text, both are judged by questions.
+    shifted_questions: str = ""
+    #: Tokens of a window of text, and of the prompts that latency is measured on.
+    prompt_tokens: int = 64
+    #: Tokens written after a prompt.
+    output_tokens: int = 16
+    #: Windows that calibrate, are evaluated on, and are held out, each.
+    windows: int = 64
+    #: Windows in one forward pass of evaluation and calibration.
+    batch_size: int = 16
+
+    output_kind = OutputKind.LOGITS
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "text", "shifted_text", "questions", "shifted_questions"):
+            require_text(name, getattr(self, name))
+        for name, low in (("prompt_tokens", 2), ("output_tokens", 1), ("windows", 1), ("batch_size", 1)):
+            require_integer(name, getattr(self, name), low=low, high=1 << 20)
+        if bool(self.shifted_questions) != bool(self.questions and self.shifted_text):
+            raise TaskError(
+                "task parameter 'shifted_questions' goes with both 'questions' and 'shifted_text', but got "
+                f"{self.shifted_questions!r} with {self.questions!r} and {self.shifted_text!r}; give all three, or "
+                "take one of them out"
+            )
+
+    @property
+    def has_shifted(self) -> bool:
+        """Return whether there is a shifted text."""
+        return bool(self.shifted_text)
+
+    def build_model(self) -> nn.Module:
+        """Return the checkpoint's model in fp32."""
+        for split in splits(self) if self.questions else ():
+            self._asked(split)  # which tells what is wrong with them before anything takes time
+        return build_causal_model(self.checkpoint)
+
+    def calibration(self) -> Sequence[Tokens]:
+        """Return every third window of the text."""
+        return torch.split(self._windows(self.text)[0::3], self.batch_size)
+
+    def evaluation(self, split: Split) -> Sequence[Tokens]:
+        """Return every third window of the text, from another one on for each split; those of the shifted text."""
+        if split is Split.SHIFTED:
+            return torch.split(self._windows(self.shifted_text)[1::3], self.batch_size)
+        return torch.split(self._windows(self.text)[1 if split is Split.EVALUATION else 2 :: 3], self.batch_size)
+
+    def forward(self, model: nn.Module, batch: Tokens) -> torch.Tensor:
+        """Return logits, shape ``(windows, tokens, vocabulary)``."""
+        logits: torch.Tensor = model(input_ids=batch, use_cache=False).logits
+        return logits
+
+    @property
+    def generate(self) -> Callable[[nn.Module, Split], torch.Tensor] | None:
+        """Return what scores the endings of questions, in windows like the text's; None if there are no questions."""
+        if not self.questions:
+            return None
+        return lambda model, split: self._asked(split).scores(
+            lambda few: self.forward(model, beside(model, few)), self.batch_size
+        )
+
+    def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
+        """Return the share of questions answered rightly, if there are questions.
+
+        Otherwise it is the geometric mean of the probabilities of the tokens that follow; 0 for nan logits.
+        """
+        if self.questions:
+            return self._asked(split).share_right(outputs)
+        tokens = torch.cat(list(self.evaluation(split)))
+        losses = [  # window by window: the float64 of all would be twice the outputs
+            F.cross_entropy(logits[:-1].double(), window[1:]) for logits, window in zip(outputs, tokens, strict=True)
+        ]
+        return float(torch.stack(losses).mean().neg().exp().nan_to_num(nan=0.0))
+
+    def latency_batch(self, batch_size: int) -> Tokens:
+        """Return windows that calibrate, from the first again if there are too few, as prompts."""
+        windows = self._windows(self.text)[0::3]
+        return windows[torch.arange(batch_size) % len(windows)]
+
+    def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
+        """Return prefill, up to the first token, decode, one more token with the cache, and request, a whole answer.
+
+        Decoding begins behind the prompt, and begins there again after ``output_tokens``.
+        """
+        prompts = self.latency_batch(batch_size)
+        return {
+            Workload.PREFILL: Timed(prepare=lambda model: beside(model, prompts), run=_begin),
+            Workload.DECODE: Timed(
+                prepare=lambda model: _begin(model, beside(model, prompts)),
+                run=functools.partial(decode, most=self.prompt_tokens + self.output_tokens),
+            ),
+            Workload.REQUEST: Timed(
+                prepare=lambda model: beside(model, prompts),
+                run=functools.partial(respond, begin=_begin, tokens=self.output_tokens),
+            ),
+        }
+
+    def _windows(self, text: str) -> Tokens:
+        return _windows(self.checkpoint, text, self.prompt_tokens, 3 * self.windows)
+
+    def _asked(self, split: Split) -> Windows:
+        if split is Split.SHIFTED:
+            return _asked("shifted_questions", self.shifted_questions, 0, 1, self.checkpoint, self.prompt_tokens)
+        begin = 0 if split is Split.EVALUATION else 1
+        return _asked("questions", self.questions, begin, 2, self.checkpoint, self.prompt_tokens)
+
+
+def _begin(model: nn.Module, prompts: Tokens) -> Answer:
+    """Return the first tokens of the answers, with the cache of the prompts."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    first = _step(model, prompts, cache).argmax(dim=-1)
+    return Answer(step=_step, cache=cache, token=first, first=first, begin=prompts.shape[1])
+
+
+def _step(model: nn.Module, tokens: Tokens, cache: Any) -> torch.Tensor:
+    """Return the logits behind the last of ``tokens``, shape ``(prompts, 1, vocabulary)``."""
+    logits: torch.Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return logits
+
+
+@functools.cache
+def _windows(checkpoint: str, text: str, length: int, count: int) -> Tokens:
+    """Return the first ``count`` windows of a text, shape ``(count, length)``.
+
+    Raises:
+        TaskError: if the file cannot be read, or is too short.
+    """
+    tokens = encode_first(checkpoint, _read(text), count * length)
+    if len(tokens) < count * length:
+        raise TaskError(
+            f"the text has {len(tokens)} tokens, but {count} windows of {length} take {count * length}; "
+            "give a longer text, or lower windows or prompt_tokens"
+        )
+    return tokens.reshape(count, length)
+
+
+@functools.cache
+def _asked(name: str, path: str, begin: int, step: int, checkpoint: str, length: int) -> Windows:
+    """Return every ``step``-th question of a file as windows of ``length`` tokens.
+
+    Raises:
+        TaskError: if the file cannot be read, has too few questions, or too long ones.
+    """
+    questions = read_questions(name, path)
+    if len(questions) < step:
+        raise TaskError(f"the {name} {path!r} must be at least {step}, but are {len(questions)}; give more")
+    return windows_of(questions[begin::step], functools.partial(encode, checkpoint), length)
+
+
+def _read(text: str) -> str:
+    if not text:
+        with extra_packages():
+            return "\n\n".join(background_documents())
+    return read_text("text", text)

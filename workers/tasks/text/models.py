@@ -1,0 +1,114 @@
+"""Causal language models with their tokens: checkpoints of transformers, and tiny ones of random weights."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.errors import TaskError
+from workers.tasks.checkpoints import explained, quiet_transformers, source
+from workers.tasks.text.experts import separate_experts
+from workers.tasks.text.transposed import straighten
+
+#: Sizes of the tiny models; their tokens are the bytes of UTF-8.
+_SIZES = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+#: Checkpoints that need no file: name -> architecture and what its configuration sets.
+TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "tiny-llama": ("llama", _SIZES),
+    "tiny-tied-llama": ("llama", {**_SIZES, "tie_word_embeddings": True}),
+    "tiny-mixtral": ("mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+#: Checkpoints beside folders and names, for messages.
+_OTHERS = ("a GGUF file in either", *TINY)
+#: Largest difference of logits, relative to the largest one, that the order of sums may make.
+_TOLERANCE = 1e-4
+
+
+def build_causal_model(checkpoint: str) -> nn.Module:
+    """Return a causal language model in fp32 and evaluation mode, its experts and projections as linear layers.
+
+    Args:
+        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub, or a GGUF file
+            in either, whose weights are dequantized.
+
+    Raises:
+        TaskError: if it cannot be loaded, or linear layers in place of its own change what it says.
+    """
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if checkpoint in TINY:
+            torch.manual_seed(0)
+            architecture, sizes = TINY[checkpoint]
+            config = AutoConfig.for_model(architecture, **sizes)
+            model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        else:
+            with explained("model", checkpoint, _OTHERS):
+                model = AutoModelForCausalLM.from_pretrained(
+                    **_source(checkpoint), dtype=torch.float32, use_safetensors=True
+                )
+    model.eval()
+    tokens = torch.arange(16)[None]
+    with torch.inference_mode():
+        before = model(input_ids=tokens, use_cache=False).logits
+    separate_experts(model)
+    straighten(model)
+    with torch.inference_mode():
+        after = model(input_ids=tokens, use_cache=False).logits
+    if not torch.allclose(after, before, rtol=0.0, atol=_TOLERANCE * float(before.abs().max())):
+        raise TaskError(
+            f"checkpoint {checkpoint!r} says something else once its experts and projections are linear layers, so "
+            "they cannot be quantized; report the architecture"
+        )
+    return model
+
+
+def encode(checkpoint: str, text: str) -> torch.Tensor:
+    """Return the tokens of a text, shape ``(tokens,)``: bytes for a tiny model, else its own tokenizer's.
+
+    Raises:
+        TaskError: if the checkpoint has no tokenizer.
+    """
+    if checkpoint in TINY:
+        return torch.tensor(list(text.encode()))
+    return torch.tensor(_tokenizer(checkpoint)(text, verbose=False)["input_ids"])
+
+
+def encode_first(checkpoint: str, text: str, count: int) -> torch.Tensor:
+    """Return the first ``count`` tokens of a text, or all if there are fewer; see ``encode``.
+
+    A tokenizer takes hundreds of bytes for each token, so a long text is not encoded to its end. Where it is cut, its
+    tokens may be others; those wanted are at least as many tokens away.
+    """
+    length = 16 * count  # characters: four times as many as most tokens have
+    while True:
+        tokens = encode(checkpoint, text[:length])
+        if length >= len(text) or len(tokens) >= 2 * count:
+            return tokens[:count]
+        length *= 2
+
+
+@functools.cache
+def _tokenizer(checkpoint: str) -> Any:
+    with quiet_transformers():
+        from transformers import AutoTokenizer
+
+        with explained("tokenizer", checkpoint, _OTHERS):
+            return AutoTokenizer.from_pretrained(**_source(checkpoint))
+
+
+def _source(checkpoint: str) -> dict[str, str]:
+    """Return where transformers finds a checkpoint: a folder, else a name on the hub, and the GGUF file in it."""
+    place, _, file = checkpoint.rpartition("/") if checkpoint.endswith(".gguf") else (checkpoint, "", "")
+    found = {"pretrained_model_name_or_path": source(place)}
+    return found | {"gguf_file": file} if file else found

@@ -1,0 +1,92 @@
+"""Percentiles and ratios of latency samples, with distribution-free confidence intervals; numpy only."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.measurement import LatencySamples, Samples
+
+#: Share of intervals that cover the true value.
+CONFIDENCE = 0.95
+
+#: Timed passes of the full-precision model in each round; see ``workers.timing.latency``.
+REFERENCE_PER_ROUND = 2
+
+_RESAMPLES = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A sampled value with its confidence interval; an open side is None."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def percentile(samples: Samples, percent: float) -> Estimate:
+    """Return a percentile of ``samples``, shape ``(n,)``, with its order-statistics interval.
+
+    The interval needs no assumption about the distribution: its bounds are the samples whose ranks
+    enclose the percentile with binomial probability ``CONFIDENCE`` (David and Nagaraja, Order
+    Statistics, 3rd edition, section 7.1). It is open where no sample is extreme enough.
+    """
+    ordered = np.sort(samples)
+    low, high = _ranks(len(ordered), percent / 100.0)
+    value = float(np.quantile(ordered, percent / 100.0))
+    # Interpolation between the last samples can fall short of a bound that is itself a sample.
+    return Estimate(
+        value=value,
+        low=None if low is None else min(value, float(ordered[low - 1])),
+        high=None if high is None else max(value, float(ordered[high - 1])),
+    )
+
+
+def latency_ratio(latency: LatencySamples) -> Estimate:
+    """Return the median candidate latency over the median reference latency, with a bootstrap interval.
+
+    Whole rounds are resampled, because neighbouring samples share the machine's momentary state.
+    """
+    drawn = _draws(len(latency.reference_ms) // REFERENCE_PER_ROUND)
+    ratios = _medians(latency.candidate_ms, drawn) / _medians(latency.reference_ms, drawn)
+    tail = 100.0 * (1.0 - CONFIDENCE) / 2.0
+    low, high = np.percentile(ratios, [tail, 100.0 - tail])
+    value = float(np.median(latency.candidate_ms) / np.median(latency.reference_ms))
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
+@functools.lru_cache(maxsize=16)
+def _draws(rounds: int) -> npt.NDArray[np.intp]:
+    """Return how often each round is in each resample, shape ``(resamples, rounds)``."""
+    picks = np.random.default_rng(0).integers(rounds, size=(_RESAMPLES, rounds))
+    return np.asarray((picks[:, :, None] == np.arange(rounds)).sum(axis=1))
+
+
+def _medians(samples: Samples, drawn: npt.NDArray[np.intp]) -> Samples:
+    """Return the median of each resample of whole rounds, shape ``(resamples,)``.
+
+    One sort serves all resamples: a sample's rank in one is the number of draws of the samples up to it.
+    """
+    order = np.argsort(samples)
+    ranks = np.cumsum(drawn[:, order * drawn.shape[1] // len(samples)], axis=1)
+    middle = ((len(samples) - 1) // 2, len(samples) // 2)
+    lower, upper = (samples[order][(ranks <= rank).sum(axis=1)] for rank in middle)
+    return np.asarray((lower + upper) / 2.0)
+
+
+@functools.cache
+def _ranks(n: int, p: float) -> tuple[int | None, int | None]:
+    """Return the 1-based ranks of the interval's bounds; None where even an extreme sample is not enough."""
+    tail = (1.0 - CONFIDENCE) / 2.0
+    cumulative = np.cumsum([_binomial(n, k, p) for k in range(n + 1)])  # P(at most k samples below)
+    low = int(np.searchsorted(cumulative, tail, side="right"))
+    high = int(np.searchsorted(cumulative, 1.0 - tail)) + 1
+    return (low or None), (high if high <= n else None)
+
+
+def _binomial(n: int, k: int, p: float) -> float:
+    log_ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(log_ways + k * math.log(p) + (n - k) * math.log1p(-p))
