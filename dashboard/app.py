@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from dashboard.parts import guarded
 from dashboard.views import candidate, compare, diff, front, jobs, layers, submit, system
+from dashboard.widgets.page_parts import guarded
 
 st.set_page_config(page_title="Quantization auto-tuner", layout="wide")
 

@@ -11,8 +11,8 @@ from autotune.errors import JobSpecError
 from autotune.jobs.spec import MAX_BYTES, ConstraintSection, JobSpec
 from autotune.jobs.strict_yaml import load_yaml
 from autotune.metrics.catalog import METRICS, QUEUED, SHIFTED, WORKLOADS, prefix_of
-from dashboard.frames import full_precision_row
-from dashboard.text import value_text
+from dashboard.formatting import value_text
+from dashboard.tables.trials import full_precision_row
 
 #: Beginning of the names of metrics that only some tasks have -> what these have in common.
 SPECIAL = {
@@ -116,7 +116,7 @@ def baselines_text(frame: pd.DataFrame | None, metric: str) -> str:
     """Return what full precision and the best other baseline measured, empty if nothing is known.
 
     Args:
-        frame: ``dashboard.frames.trial_frame`` of a job of the same task; None if there is none.
+        frame: ``dashboard.tables.trials.trial_frame`` of a job of the same task; None if there is none.
         metric: what is to be limited.
     """
     if frame is None or frame[metric].isna().all():

@@ -13,15 +13,15 @@ from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord, TrialRecord, TrialState
 from autotune.maps.map_file import dump, map_document
 from autotune.metrics.catalog import METRICS, Figure, prefix_of
-from dashboard import reading
-from dashboard.figures.aligned import aligned_figure
-from dashboard.figures.latency import hidden_samples, latency_figure
-from dashboard.figures.layout import CONFIG
-from dashboard.figures.strip import blocks, strip_figure
-from dashboard.frames import Limit, full_precision, misses_text, spec_of
-from dashboard.layer_frames import layer_frame
-from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
-from dashboard.text import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
+from dashboard import queries
+from dashboard.charts.aligned import aligned_figure
+from dashboard.charts.latency import hidden_samples, latency_figure
+from dashboard.charts.layout import CONFIG
+from dashboard.charts.strip import blocks, strip_figure
+from dashboard.formatting import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
+from dashboard.tables.layers import layer_frame
+from dashboard.tables.trials import Limit, full_precision, misses_text, spec_of
+from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, choose_job
 from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
 
@@ -69,7 +69,7 @@ def show(front: Page, diff: Page) -> None:
     job = choose_job()
     if job is None:
         return
-    progress = reading.progress(job)
+    progress = queries.progress(job)
     if not progress.trials:
         st.info("This job has no candidates yet." if job.state.is_live else "This job ended without a candidate.")
         return
@@ -84,7 +84,7 @@ def show(front: Page, diff: Page) -> None:
     _download(job, trial)
 
 
-def _choose_trial(progress: reading.Progress) -> TrialRecord:
+def _choose_trial(progress: queries.Progress) -> TrialRecord:
     trials = {str(trial.number): trial for trial in progress.trials}
     asked = st.query_params.get("trial")
     if asked is not None and asked not in trials:
@@ -142,7 +142,7 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     st.header("Layers")
     # A trial is written once, so what is drawn of it can be kept.
     of_trial = job.id, trial.number, probes is not None
-    frame, strip = reading.kept(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
+    frame, strip = queries.kept(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
     st.plotly_chart(
         strip,
         key="strip",
@@ -176,7 +176,7 @@ def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
     block = choose("Layers shown", list(names), parameter="block", default=_EVERYTHING, names=names)
     shown = frame if block == _EVERYTHING else frame.iloc[starts[int(block) - 1] : starts[int(block)]]
     st.plotly_chart(
-        reading.kept(lambda: aligned_figure(shown, f"{of_trial} {block}"), "costs", *of_trial, block),
+        queries.kept(lambda: aligned_figure(shown, f"{of_trial} {block}"), "costs", *of_trial, block),
         key="costs",
         config=CONFIG,
         alt=f"Time, memory, expected divergence and input range of {len(shown)} layers; the table has the same figures",
@@ -223,7 +223,7 @@ def _table(frame: pd.DataFrame) -> None:
 
 def _latency(job: JobRecord, trial: TrialRecord) -> None:
     """Show the raw latencies beside the interleaved full-precision model's."""
-    runs = reading.latency(job, trial.number)
+    runs = queries.latency(job, trial.number)
     if not runs:
         return
     st.header("Latency")
@@ -242,7 +242,7 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     ]
     of_run = job.id, trial.number, size
     st.plotly_chart(
-        reading.kept(lambda: latency_figure(run, str(of_run), drift=drift, limits=limits), "latency", *of_run),
+        queries.kept(lambda: latency_figure(run, str(of_run), drift=drift, limits=limits), "latency", *of_run),
         key="latencies",
         config=CONFIG,
         alt=f"Histogram of {run.candidate_ms.size} passes of this map and {run.reference_ms.size} of full precision",

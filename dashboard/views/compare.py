@@ -8,13 +8,21 @@ import streamlit as st
 
 from autotune.jobs.records import JobRecord
 from autotune.metrics.catalog import METRICS
-from dashboard import reading
-from dashboard.comparing import differences, protocol, relative_front, warning
-from dashboard.figures.compare import MOST_JOBS, compare_figure
-from dashboard.figures.layout import ZOOM_CONFIG
-from dashboard.frames import judged, spec_of
-from dashboard.parts import LATENCIES, QUALITIES, choose_axes, choose_many, how_to_begin, job_names, measured
-from dashboard.text import in_markdown
+from dashboard import queries
+from dashboard.charts.compare import MOST_JOBS, compare_figure
+from dashboard.charts.layout import ZOOM_CONFIG
+from dashboard.formatting import in_markdown
+from dashboard.tables.job_comparison import differences, protocol, relative_front, warning
+from dashboard.tables.trials import judged, spec_of
+from dashboard.widgets.page_parts import (
+    LATENCIES,
+    QUALITIES,
+    choose_axes,
+    choose_many,
+    how_to_begin,
+    job_names,
+    measured,
+)
 
 #: Newest jobs that can be chosen; a link can name others.
 _OFFERED = 30
@@ -23,7 +31,7 @@ _OFFERED = 30
 def show() -> None:
     """Show the page."""
     st.title("Compare")
-    everything = reading.jobs()
+    everything = queries.jobs()
     if not everything:
         st.info("There are no jobs yet.")
         how_to_begin()
@@ -57,18 +65,18 @@ def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
 
 
 def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
-    read = [(job, reading.progress(job)) for job in jobs]
+    read = [(job, queries.progress(job)) for job in jobs]
     frames = [progress.frame for _, progress in read]
     x, y = choose_axes(*(measured(metrics, frames) or metrics[:1] for metrics in (LATENCIES, QUALITIES)))
     fronts = {
-        names[job.id]: reading.kept(partial(_front, job, progress, x, y), "relative", job.id, progress.version, x, y)
+        names[job.id]: queries.kept(partial(_front, job, progress, x, y), "relative", job.id, progress.version, x, y)
         for job, progress in read
     }
     empty = [name for name, front in fronts.items() if front.empty]
     if len(empty) < len(fronts):
         shown = tuple((job.id, progress.version) for job, progress in read)
         st.plotly_chart(
-            reading.kept(lambda: compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"), "compare", shown, x, y),
+            queries.kept(lambda: compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"), "compare", shown, x, y),
             key="compare",
             config=ZOOM_CONFIG,
             alt=f"Fronts of {len(fronts)} jobs relative to full precision; the table below has what each front reaches",
@@ -93,7 +101,7 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
     )
 
 
-def _front(job: JobRecord, progress: reading.Progress, x: str, y: str) -> pd.DataFrame:
+def _front(job: JobRecord, progress: queries.Progress, x: str, y: str) -> pd.DataFrame:
     spec = spec_of(job)
     return relative_front(judged(progress.frame, spec.constraints.constraints(), spec.objectives), x, y)
 

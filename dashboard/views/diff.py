@@ -10,13 +10,13 @@ from streamlit import Page
 from autotune.errors import NoFeasibleMapError
 from autotune.jobs.front import pick
 from autotune.jobs.records import JobRecord, TrialRecord
-from dashboard import reading
-from dashboard.figures.gap import gap_figure
-from dashboard.figures.layout import CONFIG
-from dashboard.frames import metrics_frame, spec_of
-from dashboard.layer_frames import Gap, accuracy_drops, diff_frame, divergence_gap, latency_gap
-from dashboard.parts import choose, choose_job
-from dashboard.text import in_markdown, value_text
+from dashboard import queries
+from dashboard.charts.gap import gap_figure
+from dashboard.charts.layout import CONFIG
+from dashboard.formatting import in_markdown, value_text
+from dashboard.tables.layers import Gap, accuracy_drops, diff_frame, divergence_gap, latency_gap
+from dashboard.tables.trials import metrics_frame, spec_of
+from dashboard.widgets.page_parts import choose, choose_job
 from workers.setup import Probes
 
 Pair = tuple[TrialRecord, TrialRecord]
@@ -28,7 +28,7 @@ def show(map_page: Page) -> None:
     job = choose_job()
     if job is None:
         return
-    progress = reading.progress(job)
+    progress = queries.progress(job)
     if len(progress.trials) < 2 or job.description is None:
         st.info("This job has no two candidates to compare" + (" yet." if job.state.is_live else "."))
         return
@@ -39,7 +39,7 @@ def show(map_page: Page) -> None:
                 map_page, label=f"Open the {word} map", query_params={"job": job.id, "trial": str(trial.number)}
             )
     description, numbers = job.description, (pair[0].number, pair[1].number)
-    diff = reading.kept(
+    diff = queries.kept(
         lambda: diff_frame(description, pair[0].choices, pair[1].choices, progress.probes),
         "diff", job.id, *numbers, progress.probes is not None,
     )  # fmt: skip
@@ -49,10 +49,10 @@ def show(map_page: Page) -> None:
         _explained(progress, diff, pair)
 
 
-def _choose_pair(job: JobRecord, progress: reading.Progress) -> Pair:
+def _choose_pair(job: JobRecord, progress: queries.Progress) -> Pair:
     """Return the maps in the URL: without any full precision, and the one people would take."""
     trials = {str(trial.number): trial for trial in progress.trials}
-    best = reading.kept(lambda: _best(progress, spec_of(job).objectives), "knee", job.id, progress.version)
+    best = queries.kept(lambda: _best(progress, spec_of(job).objectives), "knee", job.id, progress.version)
     defaults = {"first": str(progress.trials[0].number), "second": str(best)}
     chosen = []
     for column, (parameter, default) in zip(st.columns(2), defaults.items(), strict=True):
@@ -67,7 +67,7 @@ def _choose_pair(job: JobRecord, progress: reading.Progress) -> Pair:
     return chosen[0], chosen[1]
 
 
-def _best(progress: reading.Progress, objectives: Sequence[str]) -> int:
+def _best(progress: queries.Progress, objectives: Sequence[str]) -> int:
     try:
         return pick(progress.trials, "knee", objectives).number
     except NoFeasibleMapError:
@@ -121,7 +121,7 @@ def _layers(diff: pd.DataFrame, layers: int) -> None:
     )
 
 
-def _explained(progress: reading.Progress, diff: pd.DataFrame, pair: Pair) -> None:
+def _explained(progress: queries.Progress, diff: pd.DataFrame, pair: Pair) -> None:
     """Show which layers explain the gaps, as expected and as measured."""
     probes = progress.probes
     if probes is None:
@@ -135,7 +135,7 @@ def _explained(progress: reading.Progress, diff: pd.DataFrame, pair: Pair) -> No
         ("divergence", divergence, "Divergence", "divergence"),
     )
     for place, (column, gap, title, metric) in zip(st.columns(2), parts, strict=True):
-        figure = reading.kept(partial(gap_figure, diff, column, gap, title=title, revision=revision), column, revision)
+        figure = queries.kept(partial(gap_figure, diff, column, gap, title=title, revision=revision), column, revision)
         with place:
             st.markdown(in_markdown(_sentence(title, gap, metric), longest=300))
             st.plotly_chart(
@@ -160,8 +160,8 @@ def _sentence(title: str, gap: Gap, metric: str) -> str:
     return f"{title}: {_signed(metric, gap.measured)} as measured; {expected}, {said}."
 
 
-def _accuracy(progress: reading.Progress, probes: Probes, pair: Pair) -> None:
-    drops = reading.kept(
+def _accuracy(progress: queries.Progress, probes: Probes, pair: Pair) -> None:
+    drops = queries.kept(
         lambda: accuracy_drops(progress.trials, (pair[0].choices, pair[1].choices), probes),
         "drops", pair[0].job_id, pair[0].number, pair[1].number, progress.version,
     )  # fmt: skip

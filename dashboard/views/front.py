@@ -12,10 +12,13 @@ from autotune.jobs.budget import searched
 from autotune.jobs.front import nearest_trial, standing
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
-from dashboard import reading
-from dashboard.figures.front import front_figure, hypervolume_figure
-from dashboard.figures.layout import BOX_CONFIG, CONFIG
-from dashboard.frames import (
+from dashboard import queries
+from dashboard.charts.front import front_figure, hypervolume_figure
+from dashboard.charts.layout import BOX_CONFIG, CONFIG
+from dashboard.charts.zoom import Zoom
+from dashboard.formatting import in_markdown
+from dashboard.tables.picks import Pick, picks
+from dashboard.tables.trials import (
     candidate_name,
     drawn,
     judged,
@@ -25,11 +28,8 @@ from dashboard.frames import (
     spec_of,
     with_misses,
 )
-from dashboard.limits import limit_sliders
-from dashboard.parts import LATENCIES, QUALITIES, choose_axes, choose_job, job_facts, live, measured
-from dashboard.picks import Pick, picks
-from dashboard.text import in_markdown
-from dashboard.zoom import Zoom
+from dashboard.widgets.limit_sliders import limit_sliders
+from dashboard.widgets.page_parts import LATENCIES, QUALITIES, choose_axes, choose_job, job_facts, live, measured
 
 #: Metrics of the table: heading and digits.
 _COLUMNS = {
@@ -68,7 +68,7 @@ def show(map_page: Page) -> None:
 
 
 def _front(job: JobRecord, map_page: Page) -> None:
-    progress, spec = reading.progress(job), spec_of(job)
+    progress, spec = queries.progress(job), spec_of(job)
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = standing(progress.trials)
     _verdict(job, trials)
@@ -80,7 +80,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
     x, y = choose_axes(latencies, qualities, spec.objectives)
     limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
     zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
-    drawing = reading.kept(
+    drawing = queries.kept(
         lambda: _drawing(progress, trials, spec.objectives, x, y, limits, zoom),
         "front", job.id, progress.version, x, y, limits, zoom,
     )  # fmt: skip
@@ -107,7 +107,7 @@ def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
 
 
 def _drawing(
-    progress: reading.Progress,
+    progress: queries.Progress,
     trials: Sequence[TrialRecord],
     objectives: Sequence[str],
     x: str,
@@ -241,12 +241,12 @@ def _not_drawn(missing: pd.DataFrame) -> None:
             )
 
 
-def _history(job: JobRecord, progress: reading.Progress) -> None:
+def _history(job: JobRecord, progress: queries.Progress) -> None:
     if len(progress.fronts) < 2:
         return
     st.header("Progress of the search")
     st.plotly_chart(
-        reading.kept(
+        queries.kept(
             lambda: hypervolume_figure(progress.fronts, len(progress.trials), job.id),
             "hypervolume",
             job.id,

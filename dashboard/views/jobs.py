@@ -10,12 +10,12 @@ from autotune.client import actions as service
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.timestamps import now
 from autotune.store.base import Store
-from dashboard import reading
-from dashboard.acting import act, tell_outcome
-from dashboard.frames import spec_of
-from dashboard.job_frames import jobs_frame, selected
-from dashboard.parts import REFRESH_S, guarded, how_to_begin, job_names
-from dashboard.text import in_markdown, state_text
+from dashboard import queries
+from dashboard.formatting import in_markdown, state_text
+from dashboard.tables.jobs import jobs_frame, selected
+from dashboard.tables.trials import spec_of
+from dashboard.widgets.actions import act, tell_outcome
+from dashboard.widgets.page_parts import REFRESH_S, guarded, how_to_begin, job_names
 
 #: Older jobs are read only when asked for.
 _NEWEST = 50
@@ -29,7 +29,7 @@ def show(front: Page) -> None:
     """Show the page; ``front`` is where a chosen job leads."""
     st.title("Jobs")
     tell_outcome()
-    jobs = reading.jobs()
+    jobs = queries.jobs()
     if not jobs:
         st.info("There are no jobs yet.")
         how_to_begin()
@@ -40,7 +40,7 @@ def show(front: Page) -> None:
 
     @guarded
     def look() -> None:
-        current = reading.jobs()
+        current = queries.jobs()
         if alive and not any(job.state.is_live for job in current):
             st.rerun()
         shown = selected(current, states=states, task=task, text=text)
@@ -71,7 +71,7 @@ def _table(jobs: list[JobRecord], front: Page) -> None:
     if not jobs:
         st.info("No job is like that; change the filters above.")
         return
-    frame = jobs_frame([reading.summary(job) for job in jobs], now())
+    frame = jobs_frame([queries.summary(job) for job in jobs], now())
     event = st.dataframe(
         frame,
         hide_index=True,

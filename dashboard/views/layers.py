@@ -7,13 +7,13 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from autotune.jobs.records import JobRecord
-from dashboard import reading
-from dashboard.figures.histogram import histogram_figure
-from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
-from dashboard.figures.layout import CONFIG
-from dashboard.layer_frames import choice_frame, most_disputed, role_frame, sensitivity_frame
-from dashboard.parts import NO_HISTOGRAMS, choose, choose_job
-from dashboard.text import clipped_text, one_line
+from dashboard import queries
+from dashboard.charts.histogram import histogram_figure
+from dashboard.charts.layers import choices_figure, roles_figure, sensitivity_figure
+from dashboard.charts.layout import CONFIG
+from dashboard.formatting import clipped_text, one_line
+from dashboard.tables.layers import choice_frame, most_disputed, role_frame, sensitivity_frame
+from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, choose_job
 from workers.setup import Calibration, Estimator, ModelDescription, Probes
 
 _METHODS = {
@@ -33,7 +33,7 @@ def show() -> None:
     if job.description is None:
         st.info("The workers have not described this job's model" + (" yet." if job.state.is_live else "."))
         return
-    progress, layers = reading.progress(job), len(job.description.layers)
+    progress, layers = queries.progress(job), len(job.description.layers)
     everything = layers > _MOST_DRAWN and st.toggle(
         f"Draw all {layers} layers, not only {_MOST_DRAWN}", key="all_layers", bind="query-params"
     )
@@ -48,7 +48,7 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
     if probes is None:
         st.info("This job's layers were not probed, so how sensitive each is, is not known.")
         return
-    frame, figure, drawn = reading.kept(partial(_ranked, job.id, description, probes, most), "ranked", job.id, most)
+    frame, figure, drawn = queries.kept(partial(_ranked, job.id, description, probes, most), "ranked", job.id, most)
     st.plotly_chart(
         figure,
         key="sensitivity",
@@ -86,7 +86,7 @@ def _activations(job: JobRecord, calibration: Calibration) -> None:
     layer = choose("Layer", layers, parameter="layer", default=layers[0], names=names)
     histogram, calibrated = calibration.histograms[layer], calibration.ranges[layer]
     st.plotly_chart(
-        reading.kept(partial(histogram_figure, histogram, calibrated, f"{job.id} {layer}"), "inputs", job.id, layer),
+        queries.kept(partial(histogram_figure, histogram, calibrated, f"{job.id} {layer}"), "inputs", job.id, layer),
         key="inputs",
         config=CONFIG,
         alt=f"Histogram of the inputs of {one_line(layer)}; the text below has the range and what it clips",
@@ -106,14 +106,14 @@ def _ranked(
     return frame, sensitivity_figure(frame[frame["layer"].isin(ranked)], job_id), len(ranked)
 
 
-def _front(job: JobRecord, description: ModelDescription, progress: reading.Progress, most: int) -> None:
+def _front(job: JobRecord, description: ModelDescription, progress: queries.Progress, most: int) -> None:
     st.header("Choices on the front")
     if not progress.members:
         st.info("No map is on the front" + (" yet." if job.state.is_live else ": none meets every limit."))
         return
     count = "1 map" if len(progress.members) == 1 else f"{len(progress.members)} maps"
     of_front = job.id, progress.version, most
-    roles, figures = reading.kept(lambda: _chosen(job.id, description, progress, most), "chosen", *of_front)
+    roles, figures = queries.kept(lambda: _chosen(job.id, description, progress, most), "chosen", *of_front)
     st.caption(
         f"What {count} on the front choose for each layer"
         + (f", for the {most} on which they agree least" if most < len(description.layers) else "")
@@ -136,7 +136,7 @@ def _front(job: JobRecord, description: ModelDescription, progress: reading.Prog
 
 
 def _chosen(
-    job_id: str, description: ModelDescription, progress: reading.Progress, most: int
+    job_id: str, description: ModelDescription, progress: queries.Progress, most: int
 ) -> tuple[pd.DataFrame, tuple[go.Figure, go.Figure]]:
     """Return the shares by type of layer, and the figures of layers and of types."""
     choices = choice_frame(description, [t.choices for t in progress.trials if t.number in progress.members])

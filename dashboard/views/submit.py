@@ -12,10 +12,10 @@ from autotune.client import actions as service
 from autotune.jobs.records import JobRecord
 from autotune.jobs.spec import JobSpec, SamplerName
 from autotune.metrics.catalog import METRICS, QUEUED
-from dashboard import job_form, reading
-from dashboard.acting import act, tell_outcome
+from dashboard import job_form, queries
+from dashboard.formatting import in_markdown
 from dashboard.job_form import LIMITED, OBJECTIVES, SPECIAL, JobForm, as_text, document, read_job
-from dashboard.text import in_markdown
+from dashboard.widgets.actions import act, tell_outcome
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError
 from workers.tasks import task_names
@@ -187,7 +187,7 @@ def _submit(spec: JobSpec | None, jobs_page: Page) -> None:
 def _known_jobs() -> Sequence[JobRecord]:
     """Return the jobs recorded so far; none if there is no database yet, which submitting makes."""
     try:
-        return reading.jobs()
+        return queries.jobs()
     except AutotuneError:
         return ()
 
@@ -196,7 +196,7 @@ def _measured(jobs: Sequence[JobRecord], task: str | None) -> pd.DataFrame | Non
     """Return the trials of the newest job of a task that has its baselines, as a frame."""
     for job in jobs:
         if job.task == task and job.description is not None:
-            frame = reading.progress(job).frame
+            frame = queries.progress(job).frame
             if frame["latency_p50_ms"].notna().any():
                 return frame
     return None

@@ -8,10 +8,10 @@ import streamlit as st
 
 from autotune.jobs.records import EventRecord, JobRecord, JobState
 from autotune.jobs.timestamps import now
-from dashboard import reading
-from dashboard.job_frames import events_frame, queue_frame
-from dashboard.parts import REFRESH_S, guarded
-from dashboard.text import in_markdown, moment, one_line
+from dashboard import queries
+from dashboard.formatting import in_markdown, moment, one_line
+from dashboard.tables.jobs import events_frame, queue_frame
+from dashboard.widgets.page_parts import REFRESH_S, guarded
 
 _PACKAGES = ("quant-autotune", "streamlit", "plotly", "sqlalchemy")
 #: Jobs whose events are looked at, and events shown.
@@ -25,8 +25,8 @@ def show() -> None:
 
 
 def _look() -> None:
-    jobs = reading.jobs()
-    _queue(reading.waiting())
+    jobs = queries.jobs()
+    _queue(queries.waiting())
     _errors(jobs)
     _events(jobs)
     _versions()
@@ -74,7 +74,7 @@ def _errors(jobs: Sequence[JobRecord]) -> None:
 def _events(jobs: Sequence[JobRecord]) -> None:
     st.header("Last events")
     recent = sorted(jobs, key=lambda job: job.updated_at, reverse=True)[:_RECENT_JOBS]
-    found: list[tuple[JobRecord, EventRecord]] = [(job, event) for job in recent for event in reading.events(job)]
+    found: list[tuple[JobRecord, EventRecord]] = [(job, event) for job in recent for event in queries.events(job)]
     found.sort(key=lambda pair: pair[1].at, reverse=True)
     if not found:
         st.info("Nothing has happened yet.")
@@ -97,4 +97,4 @@ def _versions() -> None:
     st.header("Versions")
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
     st.text(" · ".join(f"{name} {version}" for name, version in versions.items()))
-    st.text(f"Database: {one_line(reading.place(), 300)}")
+    st.text(f"Database: {one_line(queries.place(), 300)}")

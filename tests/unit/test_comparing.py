@@ -10,9 +10,9 @@ import pytest
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
-from dashboard import comparing
-from dashboard.figures.compare import compare_figure
-from dashboard.frames import judged, trial_frame
+from dashboard.charts.compare import compare_figure
+from dashboard.tables import job_comparison
+from dashboard.tables.trials import judged, trial_frame
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -36,7 +36,7 @@ def frame() -> pd.DataFrame:
 
 
 def test_fronts_are_relative_to_full_precision(frame: pd.DataFrame) -> None:
-    front = comparing.relative_front(frame, "latency_p50_ms", "accuracy")
+    front = job_comparison.relative_front(frame, "latency_p50_ms", "accuracy")
     full = frame.iloc[0]
     row = frame[frame["number"] == front["number"][0]].iloc[0]
     assert front["x"][0] == row["latency_p50_ms"] / full["latency_p50_ms"]
@@ -47,13 +47,13 @@ def test_fronts_are_relative_to_full_precision(frame: pd.DataFrame) -> None:
 
 
 def test_divergence_is_relative_already(frame: pd.DataFrame) -> None:
-    front = comparing.relative_front(frame, "latency_p50_ms", "divergence")
+    front = job_comparison.relative_front(frame, "latency_p50_ms", "divergence")
     assert set(front["y"]) <= set(frame["divergence"])
     assert front["y"].is_monotonic_decreasing
 
 
 def test_without_full_precision_nothing_is_relative(frame: pd.DataFrame) -> None:
-    assert comparing.relative_front(frame.iloc[1:], "latency_p50_ms", "accuracy").empty
+    assert job_comparison.relative_front(frame.iloc[1:], "latency_p50_ms", "accuracy").empty
 
 
 def test_settings_that_differ_are_listed() -> None:
@@ -61,7 +61,7 @@ def test_settings_that_differ_are_listed() -> None:
     spec = JobSpec.parse({**SPEC.dump(), **changes})
     environment = replace(JOB.description.environment, threads=4, versions={"torch": "2.14.0"})
     other = replace(JOB, spec=spec.dump(), description=replace(JOB.description, environment=environment))
-    found = comparing.differences({"one": comparing.protocol(JOB), "other": comparing.protocol(other)})
+    found = job_comparison.differences({"one": job_comparison.protocol(JOB), "other": job_comparison.protocol(other)})
     assert found.to_dict("records") == [
         {"setting": "Batch sizes", "one": "1", "other": "8, 1"},
         {"setting": "Repeats", "one": "100", "other": "300"},
@@ -69,12 +69,12 @@ def test_settings_that_differ_are_listed() -> None:
         {"setting": "Threads", "one": "2", "other": "4"},
         {"setting": "Version of torch", "one": "2.13.0", "other": "2.14.0"},
     ]
-    assert comparing.differences({"one": comparing.protocol(JOB), "two": comparing.protocol(JOB)}).empty
-    assert "batch sizes, repeats" in comparing.warning(found["setting"].tolist())
+    assert job_comparison.differences({"one": job_comparison.protocol(JOB), "two": job_comparison.protocol(JOB)}).empty
+    assert "batch sizes, repeats" in job_comparison.warning(found["setting"].tolist())
 
 
 def test_every_job_has_a_colour_a_dash_and_a_symbol(frame: pd.DataFrame) -> None:
-    front = comparing.relative_front(frame, "latency_p50_ms", "accuracy")
+    front = job_comparison.relative_front(frame, "latency_p50_ms", "accuracy")
     fronts = {f"<b>job</b> {n}": front for n in range(6)} | {}
     figure = compare_figure(fronts, x="latency_p50_ms", y="accuracy", revision="r")
     styles = {(trace.line.color, trace.line.dash, trace.marker.symbol) for trace in figure.data}

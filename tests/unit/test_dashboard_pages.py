@@ -27,7 +27,7 @@ APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 PAGE = """
 import streamlit as st
 import yaml
-from dashboard.parts import guarded
+from dashboard.widgets.page_parts import guarded
 from dashboard.views import {page}
 here = st.Page(lambda: {page}.show(*[there] * {pages}), title="Here", default=True)
 there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), title="There", url_path="there")
@@ -228,7 +228,7 @@ def test_a_stopped_job_says_how_to_go_on(page, database, shape: str) -> None:  #
 
 def test_a_job_that_fell_silent_says_so(page, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     assert "No news" not in _texts(page("front", "running"))
-    monkeypatch.setattr("dashboard.parts.now", lambda: datetime.now(UTC) + timedelta(hours=5))
+    monkeypatch.setattr("dashboard.widgets.page_parts.now", lambda: datetime.now(UTC) + timedelta(hours=5))
     app = page("front", "running")
     assert app.warning[0].value.startswith("No news for 5 h")
     assert app.code[0].value.startswith("autotune resume")

@@ -17,9 +17,9 @@ from autotune.jobs.timestamps import now
 from autotune.store.base import ReadStore, Store
 from autotune.store.memory import MemoryStore
 from autotune.store.open import open_store
-from dashboard import reading
-from dashboard.frames import trial_frame
-from dashboard.reading import _Jobs, _Watched
+from dashboard import queries
+from dashboard.queries import _Jobs, _Watched
+from dashboard.tables.trials import trial_frame
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -85,7 +85,7 @@ def test_a_running_job_is_not_read_all_the_time(
 ) -> None:
     clock = [100.0]
     ticking = SimpleNamespace(monotonic=lambda: clock.__setitem__(0, clock[0] + 0.5) or clock[0])
-    monkeypatch.setattr("dashboard.reading.time", ticking)  # of this module alone: other threads ask for the time too
+    monkeypatch.setattr("dashboard.queries.time", ticking)  # of this module alone: other threads ask for the time too
     job = store.job("0001")
     first = watched.progress(job)  # takes half a second of this clock
     assert watched.progress(_moved(job)) is first
@@ -142,7 +142,7 @@ def test_only_jobs_that_moved_are_read_again(store: MemoryStore) -> None:
 def test_a_summary_counts_what_a_whole_read_counts(database: Store) -> None:
     seed.record_job(database, "0001", seed.SCENARIOS["finished"], now())
     job = database.job("0001")
-    progress, summary = reading.progress(job), reading.summary(job)
+    progress, summary = queries.progress(job), queries.summary(job)
     assert summary.searched == searched(progress.trials)
     assert [trial.number for trial in summary.front] == sorted(progress.members)
 

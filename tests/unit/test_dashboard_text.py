@@ -4,7 +4,7 @@ import pytest
 
 from autotune.jobs.records import JobState
 from autotune.metrics.catalog import METRICS, Constraint, Figure
-from dashboard import text
+from dashboard import formatting
 
 
 @pytest.mark.parametrize(
@@ -24,31 +24,31 @@ from dashboard import text
     ],
 )
 def test_values_have_the_digits_that_mean_something(metric: str, value: float, shown: str) -> None:
-    assert text.value_text(metric, value) == shown
+    assert formatting.value_text(metric, value) == shown
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_can_be_shown(metric: str) -> None:
-    assert text.figure_text(metric, Figure(value=1.5)).startswith("1")
-    assert text.figure_text(metric, None) == text.ABSENT
-    assert METRICS[metric].label in text.axis_title(metric)
+    assert formatting.figure_text(metric, Figure(value=1.5)).startswith("1")
+    assert formatting.figure_text(metric, None) == formatting.ABSENT
+    assert METRICS[metric].label in formatting.axis_title(metric)
 
 
 def test_an_interval_names_both_ends_and_its_unit_once() -> None:
-    assert text.interval_text("latency_p50_ms", Figure(value=8.2, low=8.1, high=8.35)) == "8.10 to 8.35 ms"
-    assert text.interval_text("accuracy", Figure(value=0.7)) == ""
+    assert formatting.interval_text("latency_p50_ms", Figure(value=8.2, low=8.1, high=8.35)) == "8.10 to 8.35 ms"
+    assert formatting.interval_text("accuracy", Figure(value=0.7)) == ""
 
 
 def test_a_limit_is_a_phrase() -> None:
     limit = Constraint(metric="latency_p95_ms", limit=12.0, at_most=True)
-    assert text.constraint_text(limit) == "latency p95 at most 12.0 ms"
+    assert formatting.constraint_text(limit) == "latency p95 at most 12.0 ms"
     drop = Constraint(metric="accuracy_drop", limit=0.01, at_most=True)
-    assert text.constraint_text(drop) == "accuracy drop at most 1.00 %"
+    assert formatting.constraint_text(drop) == "accuracy drop at most 1.00 %"
 
 
 def test_a_change_has_its_sign() -> None:
-    assert text.change_text(10.0, 27.0) == "-63.0 %"
-    assert text.change_text(1.0, 0.0) == text.ABSENT
+    assert formatting.change_text(10.0, 27.0) == "-63.0 %"
+    assert formatting.change_text(1.0, 0.0) == formatting.ABSENT
 
 
 @pytest.mark.parametrize(
@@ -56,31 +56,31 @@ def test_a_change_has_its_sign() -> None:
     [(-3, "0 s"), (59, "59 s"), (125, "2 min"), (3600, "1 h 00 min"), (7500, "2 h 05 min"), (200_000, "2 days")],
 )
 def test_durations_take_their_largest_unit(seconds: float, shown: str) -> None:
-    assert text.duration(seconds) == shown
+    assert formatting.duration(seconds) == shown
 
 
 def test_times_carry_their_zone() -> None:
     at = datetime(2026, 1, 5, 23, 30, tzinfo=UTC)
-    assert text.moment(at, "Europe/Berlin") == "6 Jan 2026, 00:30 CET"
-    assert text.moment(at, None) == "5 Jan 2026, 23:30 UTC"
-    assert text.moment(at, "Not/AZone") == "5 Jan 2026, 23:30 UTC"
+    assert formatting.moment(at, "Europe/Berlin") == "6 Jan 2026, 00:30 CET"
+    assert formatting.moment(at, None) == "5 Jan 2026, 23:30 UTC"
+    assert formatting.moment(at, "Not/AZone") == "5 Jan 2026, 23:30 UTC"
 
 
 def test_markdown_is_shown_literally() -> None:
-    assert text.in_markdown("![x](u) $a$ :red[b] <i>") == r"\!\[x\]\(u\) \$a\$ \:red\[b\] \<i\>"
+    assert formatting.in_markdown("![x](u) $a$ :red[b] <i>") == r"\!\[x\]\(u\) \$a\$ \:red\[b\] \<i\>"
 
 
 def test_charts_show_html_literally() -> None:
-    assert text.in_chart('<a href="x">& b</a>') == '&lt;a href="x"&gt;&amp; b&lt;/a&gt;'
+    assert formatting.in_chart('<a href="x">& b</a>') == '&lt;a href="x"&gt;&amp; b&lt;/a&gt;'
 
 
 def test_labels_are_one_line_of_bounded_length() -> None:
-    assert text.one_line("a\n\tb\x00c\u202ed") == "a b c d"
-    assert len(text.one_line("x" * 500)) == 120
+    assert formatting.one_line("a\n\tb\x00c\u202ed") == "a b c d"
+    assert len(formatting.one_line("x" * 500)) == 120
 
 
 @pytest.mark.parametrize("state", JobState)
 def test_a_state_is_a_symbol_and_a_word(state: JobState) -> None:
-    symbol, word = text.state_text(state).split()
+    symbol, word = formatting.state_text(state).split()
     assert len(symbol) == 1
     assert word == state.value

@@ -13,19 +13,19 @@ import pytest
 
 from autotune.jobs.records import FrontRecord, TrialRecord
 from autotune.jobs.spec import JobSpec
-from dashboard import frames
-from dashboard.figures.aligned import aligned_figure
-from dashboard.figures.front import front_figure, hypervolume_figure
-from dashboard.figures.gap import gap_figure
-from dashboard.figures.histogram import histogram_figure
-from dashboard.figures.labels import short_names, sides
-from dashboard.figures.latency import hidden_samples, latency_figure
-from dashboard.figures.layers import choices_figure, roles_figure, sensitivity_figure
-from dashboard.figures.layout import Drawing
-from dashboard.figures.palette import PRECISIONS, static_color
-from dashboard.figures.strip import blocks, strip_figure
-from dashboard.frames import Limit
-from dashboard.layer_frames import (
+from dashboard.charts.aligned import aligned_figure
+from dashboard.charts.front import front_figure, hypervolume_figure
+from dashboard.charts.gap import gap_figure
+from dashboard.charts.histogram import histogram_figure
+from dashboard.charts.labels import short_names, sides
+from dashboard.charts.latency import hidden_samples, latency_figure
+from dashboard.charts.layers import choices_figure, roles_figure, sensitivity_figure
+from dashboard.charts.layout import Drawing
+from dashboard.charts.palette import PRECISIONS, static_color
+from dashboard.charts.strip import blocks, strip_figure
+from dashboard.charts.zoom import Zoom
+from dashboard.tables import trials as trial_tables
+from dashboard.tables.layers import (
     choice_frame,
     diff_frame,
     latency_gap,
@@ -33,7 +33,7 @@ from dashboard.layer_frames import (
     role_frame,
     sensitivity_frame,
 )
-from dashboard.zoom import Zoom
+from dashboard.tables.trials import Limit
 from search_spaces.choice import Precision
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import LatencySamples
@@ -54,15 +54,15 @@ def results() -> list[SimpleNamespace]:
 
 
 def _points(trials: Sequence[TrialRecord], members: Sequence[int], x: str = "latency_p50_ms", y: str = "accuracy"):  # type: ignore[no-untyped-def]
-    frame = frames.judged(frames.trial_frame(trials), LIMITS, SPEC.objectives)
+    frame = trial_tables.judged(trial_tables.trial_frame(trials), LIMITS, SPEC.objectives)
     frame["on_front"] = frame["number"].isin(members)
-    return frames.with_misses(frames.drawn(frame, x, y), LIMITS)
+    return trial_tables.with_misses(trial_tables.drawn(frame, x, y), LIMITS)
 
 
 def _front(results: Sequence[SimpleNamespace], x: str = "latency_p50_ms", y: str = "accuracy") -> go.Figure:
     trials = [result.trial for result in results]
     members = [result.front for result in results if result.front][-1].members
-    limits = frames.limits_on(x, LIMITS)
+    limits = trial_tables.limits_on(x, LIMITS)
     return front_figure(_points(trials, members, x, y), x=x, y=y, revision="r", x_limits=limits)
 
 
@@ -150,7 +150,7 @@ def test_limits_are_lines_with_the_broken_side_shaded(results: list[SimpleNamesp
 
 
 def test_an_accuracy_floor_is_shaded_below(results: list[SimpleNamespace]) -> None:
-    floor = frames.Limit(value=0.71, at_most=False, label="limit")
+    floor = trial_tables.Limit(value=0.71, at_most=False, label="limit")
     points = _points([r.trial for r in results], ())
     figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", y_limits=[floor])
     assert figure.layout.shapes[1].y0 == 0.71
@@ -158,7 +158,7 @@ def test_an_accuracy_floor_is_shaded_below(results: list[SimpleNamespace]) -> No
 
 
 def test_a_limit_on_a_logarithmic_axis_is_where_it_belongs(results: list[SimpleNamespace]) -> None:
-    limit = frames.Limit(value=1e-3, at_most=True, label="limit")
+    limit = trial_tables.Limit(value=1e-3, at_most=True, label="limit")
     points = _points([r.trial for r in results], (), y="divergence")
     figure = front_figure(points, x="latency_p50_ms", y="divergence", revision="r", y_limits=[limit])
     line, shade = figure.layout.shapes

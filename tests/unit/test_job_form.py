@@ -10,7 +10,7 @@ import yaml
 from autotune.errors import JobSpecError
 from autotune.jobs.spec import MAX_BYTES, JobSpec
 from dashboard import job_form
-from dashboard.frames import trial_frame
+from dashboard.tables.trials import trial_frame
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 

@@ -8,7 +8,7 @@ import pytest
 
 from autotune.jobs.records import TrialRecord
 from autotune.jobs.spec import JobSpec
-from dashboard import layer_frames as frames
+from dashboard.tables import layers as frames
 from search_spaces.choice import CHOICES
 from search_spaces.layer import LayerKind
 

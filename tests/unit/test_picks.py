@@ -10,9 +10,9 @@ from autotune.jobs.front import pick
 from autotune.jobs.records import TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import OVERLOADED_MS, Constraint
-from dashboard import limits
-from dashboard.frames import drawn, judged, trial_frame
-from dashboard.picks import Pick, picks
+from dashboard.tables.picks import Pick, picks
+from dashboard.tables.trials import drawn, judged, trial_frame
+from dashboard.widgets import limit_sliders
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))
 
@@ -73,25 +73,25 @@ def test_a_single_map_is_picked_for_everything(frame: pd.DataFrame) -> None:
 
 
 def test_the_scale_of_a_limit_holds_the_baselines_and_the_limit(frame: pd.DataFrame) -> None:
-    scale = limits.scale_of("latency_p50_ms", frame, None)
+    scale = limit_sliders.scale_of("latency_p50_ms", frame, None)
     assert scale.low == 0.0
     assert scale.high == scale.loose == scale.start > frame["latency_p50_ms"][:6].max()
-    assert limits.scale_of("latency_p50_ms", frame, 99.0).high > 99.0
-    assert limits.scale_of("latency_p50_ms", frame.iloc[:20], None) == scale  # it stays put while trials come in
+    assert limit_sliders.scale_of("latency_p50_ms", frame, 99.0).high > 99.0
+    assert limit_sliders.scale_of("latency_p50_ms", frame.iloc[:20], None) == scale  # it stays put while trials come in
 
 
 def test_what_is_overloaded_is_on_no_scale_and_not_drawn(frame: pd.DataFrame) -> None:
     metric = "queued_latency_p95_ms"
     loaded = frame.assign(**{metric: [1.1 * OVERLOADED_MS, *[40.0] * (len(frame) - 1)]})
-    assert limits.scale_of(metric, loaded, None).high < 50.0
-    assert limits.scale_of(metric, loaded.iloc[:1], 30.0).high > 30.0
+    assert limit_sliders.scale_of(metric, loaded, None).high < 50.0
+    assert limit_sliders.scale_of(metric, loaded.iloc[:1], 30.0).high > 30.0
     points = drawn(judged(loaded, (), (metric, "divergence")), metric, "divergence")
     assert 0 not in set(points["number"])
     assert len(points)
 
 
 def test_the_scale_of_a_floor_ends_below_and_holds_the_floor(frame: pd.DataFrame) -> None:
-    scale = limits.scale_of("accuracy", frame, None)
+    scale = limit_sliders.scale_of("accuracy", frame, None)
     assert scale.low == scale.loose == pytest.approx(0.9 * 0.7213, abs=scale.step)
-    assert limits.scale_of("accuracy", frame, 0.3).low <= 0.3
-    assert limits.scale_of("accuracy", frame, 0.9).high > 0.9
+    assert limit_sliders.scale_of("accuracy", frame, 0.3).low <= 0.3
+    assert limit_sliders.scale_of("accuracy", frame, 0.9).high > 0.9

@@ -9,7 +9,7 @@ from autotune.cli.output import with_unit
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure
 from autotune.metrics.queueing import ARRIVALS, _load, response_ms, response_percentiles
 from autotune.planner.queueing_curve import QueueLink
-from dashboard.text import value_text
+from dashboard.formatting import value_text
 from workers.measurement import LatencySamples, Samples, Workload
 
 SERVICES = st.lists(st.floats(0.5, 50.0), min_size=1, max_size=30).map(np.array)

@@ -15,7 +15,7 @@ from autotune.metrics.catalog import Figure
 from autotune.reports.markup import html, tag
 from autotune.reports.page import Review, build
 from autotune.store.memory import MemoryStore
-from dashboard.figures.palette import PRECISIONS
+from dashboard.charts.palette import PRECISIONS
 from workers.measurement import LatencySamples
 
 SEED = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "browser" / "seed.py")))

@@ -11,12 +11,12 @@ import plotly.graph_objects as go
 
 from autotune.jobs.records import FrontRecord
 from autotune.metrics.catalog import METRICS, Figure
-from dashboard.figures.labels import sides
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
-from dashboard.frames import Limit
-from dashboard.text import axis_title, figure_text, in_chart, interval_text
-from dashboard.zoom import Zoom
+from dashboard.charts.labels import sides
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
+from dashboard.charts.zoom import Zoom
+from dashboard.formatting import axis_title, figure_text, in_chart, interval_text
+from dashboard.tables.trials import Limit
 
 #: Diameter in pixels of the candidate with the most weight memory, and of the smallest marker drawn.
 _LARGEST, _SMALLEST = 22.0, 8.0
@@ -68,7 +68,7 @@ def front_figure(
     of static activations, squares quantize no activations, hollow points break a limit.
 
     Args:
-        points: rows of ``dashboard.frames.with_misses`` that have both metrics.
+        points: rows of ``dashboard.tables.trials.with_misses`` that have both metrics.
         x: metric across, on a linear axis.
         y: metric up, on a logarithmic axis if its differences are ratios.
         revision: see ``layout.finish``.

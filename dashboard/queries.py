@@ -16,8 +16,8 @@ from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState,
 from autotune.search.probing import probes_of
 from autotune.store.base import WatchStore
 from autotune.store.open import default_url, open_store
-from dashboard.frames import candidate_name, trial_frame
-from dashboard.job_frames import JobSummary
+from dashboard.tables.jobs import JobSummary
+from dashboard.tables.trials import candidate_name, trial_frame
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
@@ -37,7 +37,7 @@ class Progress:
     trials: Sequence[TrialRecord]
     #: Every revision of the front, oldest first.
     fronts: Sequence[FrontRecord]
-    #: ``dashboard.frames.trial_frame`` of the trials that count.
+    #: ``dashboard.tables.trials.trial_frame`` of the trials that count.
     frame: pd.DataFrame
     #: Number of each trial, as the URL has it -> name.
     names: Mapping[str, str]

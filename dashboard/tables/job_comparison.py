@@ -6,8 +6,8 @@ import pandas as pd
 
 from autotune.jobs.records import JobRecord
 from autotune.metrics.catalog import METRICS
-from dashboard.frames import full_precision_row, spec_of
-from dashboard.text import ABSENT, one_line
+from dashboard.formatting import ABSENT, one_line
+from dashboard.tables.trials import full_precision_row, spec_of
 
 
 def relative_front(judged: pd.DataFrame, x: str, y: str) -> pd.DataFrame:

@@ -6,9 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from autotune.metrics.catalog import METRICS
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import GUIDE, QUIET, SERIES
-from dashboard.text import in_chart, label_in_sentence
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import GUIDE, QUIET, SERIES
+from dashboard.formatting import in_chart, label_in_sentence
 
 #: Told apart without colour.
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
@@ -22,7 +22,7 @@ def compare_figure(fronts: Mapping[str, pd.DataFrame], *, x: str, y: str, revisi
     """Return one staircase a job; area is weight memory relative to full precision.
 
     Args:
-        fronts: job -> ``dashboard.comparing.relative_front``, at most ``MOST_JOBS``.
+        fronts: job -> ``dashboard.tables.job_comparison.relative_front``, at most ``MOST_JOBS``.
         x: the latency across.
         y: the quality up.
         revision: see ``layout.finish``.

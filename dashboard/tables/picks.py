@@ -9,8 +9,8 @@ import pandas as pd
 from autotune.metrics.catalog import METRICS
 from autotune.metrics.objectives import minimised
 from autotune.metrics.pareto import knee, ways
-from dashboard.frames import full_precision_row
-from dashboard.text import label_in_sentence, value_text
+from dashboard.formatting import label_in_sentence, value_text
+from dashboard.tables.trials import full_precision_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ def picks(frame: pd.DataFrame, x: str, y: str, objectives: Sequence[str]) -> lis
     """Return the fastest, the smallest and the most balanced map within the limits; empty if none is.
 
     Args:
-        frame: rows of ``dashboard.frames.judged``.
+        frame: rows of ``dashboard.tables.trials.judged``.
         x: latency that decides who is the fastest.
         y: quality that decides between equals.
         objectives: of the job; the knee balances them.

@@ -7,7 +7,7 @@ import streamlit as st
 from autotune.jobs.records import JobRecord
 from autotune.store.base import Store
 from autotune.store.open import default_url, open_store
-from dashboard.text import in_markdown, one_line
+from dashboard.formatting import in_markdown, one_line
 from search_spaces.errors import AutotuneError
 
 #: Where the outcome waits for the page to tell it.

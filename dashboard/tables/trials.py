@@ -13,7 +13,7 @@ from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure
 from autotune.metrics.objectives import minimised
 from autotune.metrics.pareto import non_dominated
-from dashboard.text import (
+from dashboard.formatting import (
     ABSENT,
     cause_text,
     change_text,

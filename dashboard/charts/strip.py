@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import PRECISIONS
-from dashboard.text import clipped_text, in_chart
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import PRECISIONS
+from dashboard.formatting import clipped_text, in_chart
 from search_spaces.choice import Precision
 
 #: Most cells in a row, so that a letter fits into each on a phone.
@@ -19,7 +19,7 @@ _CELL_WIDTH = 0.95
 
 
 def strip_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
-    """Return the strip of ``dashboard.frames.layer_frame``, read like text: execution order goes right, then down."""
+    """Return the strip of ``tables.trials.layer_frame``, read like text: execution order goes right, then down."""
     rows = blocks(layers["layer"].tolist())
     cells = layers.assign(
         row=[row for row, (_, count) in enumerate(rows) for _ in range(count)],

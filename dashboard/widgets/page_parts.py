@@ -10,10 +10,10 @@ import streamlit as st
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS
-from dashboard import reading
-from dashboard.frames import spec_of
-from dashboard.job_frames import remaining_seconds
-from dashboard.text import constraint_text, duration, in_markdown, moment, one_line, state_text
+from dashboard import queries
+from dashboard.formatting import constraint_text, duration, in_markdown, moment, one_line, state_text
+from dashboard.tables.jobs import remaining_seconds
+from dashboard.tables.trials import spec_of
 from search_spaces.errors import AutotuneError
 
 #: Seconds between two looks at a job that may still change.
@@ -39,7 +39,7 @@ def guarded(page: Callable[P, None]) -> Callable[P, None]:
         except AutotuneError as error:
             st.warning("The jobs cannot be read.")
             st.text(str(error))
-            st.text(f"Database: {reading.place()}")
+            st.text(f"Database: {queries.place()}")
             how_to_begin()
 
     return shown
@@ -60,7 +60,7 @@ def live(body: Callable[[JobRecord], None], job: JobRecord) -> None:
 
     @guarded
     def look() -> None:
-        current = reading.job(job.id)
+        current = queries.job(job.id)
         if every is not None and not current.state.is_live:
             st.rerun()  # the whole page: it ends this timer
         body(current)
@@ -165,7 +165,7 @@ def choose_job() -> JobRecord | None:
     Raises:
         StoreError: if the database cannot be opened or read.
     """
-    jobs = reading.jobs()
+    jobs = queries.jobs()
     if not jobs:
         st.info("There are no jobs yet.")
         how_to_begin()

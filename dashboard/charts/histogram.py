@@ -4,8 +4,8 @@ import math
 
 import plotly.graph_objects as go
 
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import FAINT, LIMIT, QUIET, STRONG
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import FAINT, LIMIT, QUIET, STRONG
 from search_spaces.quantization_map import ActivationRange
 from workers.setup import ActivationHistogram
 

@@ -8,8 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
-from dashboard.frames import full_precision_row
-from dashboard.text import label_in_sentence, value_text
+from dashboard.formatting import label_in_sentence, value_text
+from dashboard.tables.trials import full_precision_row
 
 #: The slider of accuracy ends this much below the best baseline's; who accepts less sets no limit.
 _ACCURACY_SLACK = 0.1
@@ -38,7 +38,7 @@ def scale_of(metric: str, frame: pd.DataFrame, limit: float | None) -> Scale:
 
     Args:
         metric: what is limited.
-        frame: ``dashboard.frames.trial_frame``.
+        frame: ``dashboard.tables.trials.trial_frame``.
         limit: the job's own limit, which must be on the scale; None if it has none.
     """
     known = frame[frame[metric] < OVERLOADED_MS]
@@ -59,7 +59,7 @@ def limit_sliders(own: Sequence[Constraint], frame: pd.DataFrame, metrics: Seque
 
     Args:
         own: the job's limits, where the sliders stand at first.
-        frame: ``dashboard.frames.trial_frame``, with something measured.
+        frame: ``dashboard.tables.trials.trial_frame``, with something measured.
         metrics: what can be limited.
     """
     for accuracy in (metric for metric in metrics if metric.endswith("accuracy")):

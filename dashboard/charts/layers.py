@@ -3,11 +3,11 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.figures.labels import short_names
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import CHOICE_SYMBOLS, MODE_COLORS, PRECISIONS, QUIET
-from dashboard.layer_frames import MODES, mode_of
-from dashboard.text import in_chart
+from dashboard.charts.labels import short_names
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import CHOICE_SYMBOLS, MODE_COLORS, PRECISIONS, QUIET
+from dashboard.formatting import in_chart
+from dashboard.tables.layers import MODES, mode_of
 from search_spaces.choice import CHOICES, Method
 
 _ROW_PIXELS, _AROUND_PIXELS = 22, 110
@@ -22,7 +22,7 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
     """Return each layer's expected divergence by choice, the most sensitive layer on top.
 
     Args:
-        layers: rows of ``dashboard.layer_frames.sensitivity_frame``.
+        layers: rows of ``dashboard.tables.layers.sensitivity_frame``.
         revision: see ``layout.finish``.
     """
     names = list(dict.fromkeys(layers["layer"]))
@@ -71,7 +71,7 @@ def choices_figure(choices: pd.DataFrame, revision: str) -> go.Figure:
     """Return how often each layer takes each choice, one bar a layer in execution order.
 
     Args:
-        choices: ``dashboard.layer_frames.choice_frame``.
+        choices: ``dashboard.tables.layers.choice_frame``.
         revision: see ``layout.finish``.
     """
     names = list(dict.fromkeys(choices["layer"]))
@@ -91,7 +91,7 @@ def roles_figure(roles: pd.DataFrame, revision: str) -> go.Figure:
     """Return how each type of layer treats its input, one bar a type.
 
     Args:
-        roles: ``dashboard.layer_frames.role_frame``.
+        roles: ``dashboard.tables.layers.role_frame``.
         revision: see ``layout.finish``.
     """
     figure = Drawing()

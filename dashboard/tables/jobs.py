@@ -10,8 +10,8 @@ from autotune.jobs.budget import remaining_s
 from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
-from dashboard.frames import spec_of
-from dashboard.text import ABSENT, duration, figure_text, moment, one_line, state_text
+from dashboard.formatting import ABSENT, duration, figure_text, moment, one_line, state_text
+from dashboard.tables.trials import spec_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from autotune.jobs.records import TrialRecord, TrialState
 from autotune.planner.accuracy_curve import AccuracyLink
-from dashboard.text import ABSENT, bytes_text
+from dashboard.formatting import ABSENT, bytes_text
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, choice_named
 from search_spaces.layer import Layer
 from workers.setup import ModelDescription, Probes

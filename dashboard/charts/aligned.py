@@ -7,9 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import FAINT, PRECISIONS, QUIET, STRONG
-from dashboard.text import in_chart
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import FAINT, PRECISIONS, QUIET, STRONG
+from dashboard.formatting import in_chart
 from search_spaces.choice import Precision
 
 #: Most layers whose letters and names fit below one another.
@@ -41,7 +41,7 @@ def aligned_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
     Without probes multiplications stand for time, and divergence is left out; so is clipping if there is none.
 
     Args:
-        layers: rows of ``dashboard.layer_frames.layer_frame``, all or those of a block.
+        layers: rows of ``dashboard.tables.layers.layer_frame``, all or those of a block.
         revision: see ``layout.finish``.
     """
     cells = layers.assign(

@@ -3,11 +3,11 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.figures.labels import short_names
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import BASELINE, FAINT, QUIET, STRONG
-from dashboard.layer_frames import Gap
-from dashboard.text import in_chart
+from dashboard.charts.labels import short_names
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import BASELINE, FAINT, QUIET, STRONG
+from dashboard.formatting import in_chart
+from dashboard.tables.layers import Gap
 
 #: Layers named, those with the largest part; the rest is one bar.
 _MOST_NAMED = 12
@@ -19,7 +19,7 @@ def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revisio
     """Return one bar a layer that differs: what it adds, or below 0 saves; last what the measurement says besides.
 
     Args:
-        diff: ``dashboard.layer_frames.diff_frame``.
+        diff: ``dashboard.tables.layers.diff_frame``.
         column: of it, what is explained.
         gap: the same in sum.
         title: of the axis, with the unit.

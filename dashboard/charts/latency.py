@@ -6,10 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from autotune.metrics.catalog import METRICS
-from dashboard.figures.layout import Drawing, finish
-from dashboard.figures.palette import BASELINE, LIMIT, QUIET, STRONG
-from dashboard.frames import Limit
-from dashboard.text import in_chart
+from dashboard.charts.layout import Drawing, finish
+from dashboard.charts.palette import BASELINE, LIMIT, QUIET, STRONG
+from dashboard.formatting import in_chart
+from dashboard.tables.trials import Limit
 from workers.measurement import LatencySamples, Samples
 
 _BINS = 60

@@ -1,0 +1,1 @@
+"""Records as data frames and rows. Pure functions; imports formatting only."""
