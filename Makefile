@@ -12,17 +12,17 @@ PYTEST_FLAGS :=
 
 # Tests that drive browsers, services or Ray, or measure how long something takes: one at a time. All others run in
 # two processes, each file in one of them.
-ALONE := $(addprefix tests/,browser chaos e2e contracts/test_pools.py contracts/test_pool_kinds.py) $(addprefix tests/unit/,test_latency.py \
-	test_layer_latency.py test_lease.py test_sharing.py test_store_patience.py test_waiting.py)
+ALONE := $(addprefix tests/,browser chaos e2e contracts/test_pools.py contracts/test_pool_kinds.py) \
+	$(addprefix tests/unit/,timing search/test_lease.py search/test_worker_shares.py store/test_patience.py)
 
 # What depends on the processor runs twice: as it is, and with the features of AVX2 alone, as before VNNI. These are
 # workers.device.processor.AVX2_ALONE.
 AVX2_ALONE := AUTOTUNE_CPU_FEATURES=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 	FBGEMM_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 ON_EVERY_PROCESSOR := $(addprefix tests/,contracts/test_backends.py contracts/test_cpu_kernels.py \
-	contracts/test_exporters.py) \
-	$(wildcard $(addprefix tests/unit/test_,cpu_*.py onnx_*.py torchao_*.py)) $(addprefix tests/unit/test_,\
-	bias_correction.py gptq.py map_file.py prepared.py processor.py sensitivity.py smoothing.py)
+	contracts/test_exporters.py) $(addprefix tests/unit/,backends calibration/test_smoothing.py \
+	device/test_processor.py exporters/test_onnx.py exporters/test_torchao.py maps/test_map_file.py \
+	model/test_prepared.py sensitivity)
 
 VENV := .venv
 BIN := $(VENV)/bin

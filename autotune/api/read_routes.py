@@ -131,7 +131,7 @@ def export_map(
 ) -> Response:
     """Return the map file of one of a job's maps, as ``autotune export`` writes it."""
     job = caller.client.job(job_id)
-    trial = pick(caller.client.trials(job_id), choose, tuple(job.spec["objectives"]))
+    trial = pick(caller.client.trials(job_id), choose, job.spec.objectives)
     return Response(map_file.dump(map_file.map_document(job, trial)), media_type="application/json")
 
 

@@ -39,14 +39,14 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
             }
         )
         return
-    objectives = job.spec["objectives"]
+    objectives = job.spec.objectives
     on_front.sort(key=lambda trial: trial.figures[objectives[0]].value)
     out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives))
     out.print(front_table("Baselines", baselines, objectives))
-    known = legend(job.spec["search"]["choices"])
+    known = legend(job.spec.search.choices)
     out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
     if any(trial.kind is TrialKind.FINAL for trial in on_front):
-        passes = job.spec["measurement"]["final_repeats"]
+        passes = job.spec.measurement.final_repeats
         out.print(Text(f"* measured again in the end with {passes} passes", style="dim"))
     ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
     if any(ratio is not None and ratio.is_uncertain for ratio in ratios):

@@ -31,6 +31,9 @@ from autotune.metrics.catalog import METRICS
 from autotune.store.base import ReadStore, Store
 from autotune.store.open import open_store
 
+#: Keys of a job file that ``show`` says elsewhere.
+_SAID = ("schema", "name")
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -95,7 +98,7 @@ def jobs(database: Database, url: Url = None, token: Token = None, as_json: AsJs
     for job in found:
         tally = tallies[job.id]
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        budget = f"{tally.searched}/{job.spec['search']['trials']}"
+        budget = f"{tally.searched}/{job.spec.search.trials}"
         cells = (job.id, job.name, job.task, job.state.value, budget, str(len(tally.front)), created)
         table.add_row(*map(Text, cells))
     out.print(table)
@@ -140,7 +143,7 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
     # Imported here: it brings Optuna, which commands that only read do not need.
     from autotune.search.run import run_job
 
-    objective = job.spec["objectives"][0]
+    objective = job.spec.objectives[0]
     try:
         with ConsoleListener(objective) as listener:
             run_job(store, job.id, listener=listener, task_file=path_text(task_file))
@@ -154,17 +157,19 @@ def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) 
 def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> None:
     events = store.events(job.id)
     if as_json:
-        data: dict[str, Any] = {"job": job_json(job, tally.searched, tally.front), "spec": dict(job.spec)}
+        data: dict[str, Any] = {"job": job_json(job, tally.searched, tally.front), "spec": dict(job.document)}
         data["events"] = [{"at": e.at.isoformat(), "kind": e.kind, "message": e.message} for e in events]
         print_json(data)
         return
     facts = {
         "job": f"{job.id} ({job.name})",
         "state": job.state.value + (f": {job.error}" if job.error else ""),
-        "trials": f"{tally.searched} of {job.spec['search']['trials']} in {job.elapsed_s:.0f} s",
+        "trials": f"{tally.searched} of {job.spec.search.trials} in {job.elapsed_s:.0f} s",
         "front": f"{len(tally.front)} maps",
         "hardware": job.description.environment.hardware if job.description else "not known yet",
-        "spec": json.dumps(_without_empty({key: job.spec[key] for key in job.spec if key not in ("schema", "name")})),
+        "spec": json.dumps(
+            _without_empty({key: job.document[key] for key in job.document if key not in ("schema", "name")})
+        ),
     }
     _print_facts(facts)
     for event in events:

@@ -69,7 +69,7 @@ def export(
         if format_name == "csv":
             _export_csv(trials, front.members, output or Path("csv"), as_json)
             return
-        trial = pick(trials, choose, tuple(record.spec["objectives"]))
+        trial = pick(trials, choose, record.spec.objectives)
         latency = client.latency(record.id, trial.number) if format_name == "report" else ()
     document = map_file.map_document(record, trial)
     output = output or Path(_FROM_RECORDS.get(format_name, format_name))

@@ -171,7 +171,7 @@ def job_json(job: JobRecord, trials: int, front: Iterable[int] = ()) -> dict[str
         "updated_at": job.updated_at.isoformat(),
         "elapsed_s": round(job.elapsed_s, 3),
         "trials": trials,
-        "budget": job.spec["search"]["trials"],
+        "budget": job.spec.search.trials,
         "front": list(front),
         "error": job.error,
     }

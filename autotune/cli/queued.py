@@ -106,9 +106,9 @@ def plan(
 
 
 def _planned(job: JobRecord) -> str:
-    search = job.spec["search"]
-    limit = "" if search["time_limit_s"] is None else f" in {search['time_limit_s']:g} s"
-    return f"It may take {search['trials']} trials{limit}; its priority is {job.priority}."
+    search = job.spec.search
+    limit = "" if search.time_limit_s is None else f" in {search.time_limit_s:g} s"
+    return f"It may take {search.trials} trials{limit}; its priority is {job.priority}."
 
 
 def _tell(jobs: Client, job: JobRecord, as_json: bool) -> None:
@@ -125,7 +125,7 @@ def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
         if quiet:
             last = _follow(jobs, job, Silent())
         else:
-            with ConsoleListener(job.spec["objectives"][0]) as listener:
+            with ConsoleListener(job.spec.objectives[0]) as listener:
                 last = _follow(jobs, job, listener)
     except KeyboardInterrupt:
         say(f"The job goes on; watch it by: autotune watch {job.id}")

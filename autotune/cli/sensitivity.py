@@ -15,7 +15,7 @@ from autotune.cli.options import AsJson, Database, JobReference, Token, Url, rea
 from autotune.cli.output import job_json, legend, out, print_json, say, short_choice
 from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord
-from autotune.jobs.spec import JobSpec, SamplerName
+from autotune.jobs.spec import SamplerName
 from autotune.search.probing import probes_of
 from autotune.store.base import ReadStore
 from search_spaces.choice import FULL_PRECISION
@@ -47,7 +47,7 @@ def sensitivity(
             raise ConflictError(_why_not(client, record))
         tally = client.tallies([record.id])[record.id]
         about = job_json(record, tally.searched, tally.front)
-    choices = [name for name in JobSpec.parse(record.spec).search.choices if name != FULL_PRECISION.name]
+    choices = [name for name in record.spec.search.choices if name != FULL_PRECISION.name]
     layers = _ranked(probes, choices)
     if as_json:
         print_json({"job": about, **_probes_json(probes, layers)})
@@ -175,7 +175,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 def _why_not(store: ReadStore, job: JobRecord) -> str:
     """Return why a job has no probes, and the way out."""
-    sampler = JobSpec.parse(job.spec).search.sampler
+    sampler = job.spec.search.sampler
     if sampler is not SamplerName.SENSITIVITY:
         return (
             f"job {job.id} has no sensitivities: its sampler is {sampler}, which probes no layers; "

@@ -52,7 +52,7 @@ def submit(
         id=secrets.token_hex(4),
         name=spec.name,
         task=spec.task.name,
-        spec=spec.dump(),
+        document=spec.dump(),
         state=JobState.QUEUED,
         created_at=at,
         updated_at=at,
@@ -60,7 +60,7 @@ def submit(
         priority=priority,
         served=served,
     )
-    request = json.dumps([job.spec, priority], sort_keys=True)
+    request = json.dumps([job.document, priority], sort_keys=True)
     submission = Submission(key=key, request_hash=hashlib.sha256(request.encode()).hexdigest()) if key else None
     return store.create_job(job, submission, most_live=most_live)
 
@@ -69,8 +69,7 @@ def clone(
     store: Store, job: JobRecord, *, key: str | None = None, owner: str = "local", most_live: int | None = None
 ) -> JobRecord:
     """Submit the job again as a new one; see ``submit``."""
-    spec = JobSpec.parse(job.spec, source=f"job {job.id}")
-    return submit(store, spec, key=key, priority=job.priority, owner=owner, most_live=most_live)
+    return submit(store, job.spec, key=key, priority=job.priority, owner=owner, most_live=most_live)
 
 
 def pause(store: Store, job_id: str) -> JobRecord:

@@ -64,16 +64,16 @@ class Watcher:
     def _progress(self, job: JobRecord) -> Progress:
         tally = self._store.tallies([job.id])[job.id]
         if tally.front != self._front:
-            values = Objectives.named(job.spec["objectives"]).values
+            values = Objectives.named(job.spec.objectives).values
             members = self._store.trials(job.id, numbers=tally.front)
             self._best = min(members, key=lambda trial: values(trial.figures)[0], default=None)
             self._front = tally.front
-        budget, limit_s = job.spec["search"]["trials"], job.spec["search"].get("time_limit_s")
+        search = job.spec.search
         return Progress(
             done=tally.searched,
-            budget=budget,
+            budget=search.trials,
             elapsed_s=job.elapsed_s,
-            remaining_s=remaining_s(tally.searched, budget, job.elapsed_s, limit_s),
+            remaining_s=remaining_s(tally.searched, search.trials, job.elapsed_s, search.time_limit_s),
             best=self._best,
             front_size=len(tally.front),
         )

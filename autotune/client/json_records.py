@@ -118,7 +118,7 @@ def dump(kind: Any, value: object) -> bytes:
     """Return a value of type ``kind`` as JSON; numbers that JSON does not know are text, such as ``"Infinity"``."""
     # A dataclass takes this setting only from what holds it; here, a list of one.
     # A mapping that is no dict, such as a trial's packed choices, is sent as one; pydantic would warn of it.
-    return _holder(kind).dump_json((value,), fallback=dict, warnings=False)[1:-1]
+    return _holder(kind).dump_json((value,), by_alias=True, fallback=dict, warnings=False)[1:-1]
 
 
 def load(kind: type[T], text: str | bytes) -> T:

@@ -87,7 +87,7 @@ class LocalClient:
         """See ``Client.clone``."""
         job = self._store.job(job_id)
         self._check_task(job.task)
-        self._check_trials(job.spec["search"]["trials"])
+        self._check_trials(job.spec.search.trials)
         return actions.clone(self._store, job, key=key, owner=self._owner, most_live=self._limits.live_jobs)
 
     def pause(self, job_id: str) -> JobRecord:

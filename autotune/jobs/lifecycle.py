@@ -12,7 +12,6 @@ from typing import Any
 
 from autotune.errors import ConflictError, LeaseLostError
 from autotune.jobs.records import EventRecord, JobRecord, JobState, Order
-from autotune.jobs.spec import JobSpec
 from search_spaces.errors import AutotuneError
 
 #: Seconds a lease lasts, and how often in that time it is renewed.
@@ -140,8 +139,9 @@ def replanned(*, priority: int | None = None, **search: Any) -> Transition:
     """Change a job's priority or keys of its ``search`` section, such as ``trials``, also while it runs."""
 
     def plan(job: JobRecord, at: datetime) -> Change:
-        spec = JobSpec.parse({**job.spec, "search": {**job.spec["search"], **search}}, source=f"job {job.id}")
-        changed = dataclasses.replace(job, spec=spec.dump(), priority=job.priority if priority is None else priority)
+        spec = job.spec.with_search(f"job {job.id}", **search)
+        rank = job.priority if priority is None else priority
+        changed = dataclasses.replace(job, document=spec.dump(), priority=rank)
         if changed == job:
             return Change(job=job)
         limit = "" if spec.search.time_limit_s is None else f" in {spec.search.time_limit_s:g} s"

@@ -4,8 +4,12 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import cached_property
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import Figure
 from workers.measurement import FailureCause, LatencySamples
 from workers.setup import ModelDescription
@@ -88,7 +92,7 @@ class TrialState(enum.StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class JobRecord:
     """A tuning job."""
 
@@ -98,8 +102,8 @@ class JobRecord:
     name: str
     #: Registered task name.
     task: str
-    #: The job file as JSON-ready data.
-    spec: Mapping[str, Any]
+    #: The job file as it was recorded, JSON-ready; its key is ``spec`` in the API and the database.
+    document: Annotated[Mapping[str, Any], Field(alias="spec")]
     state: JobState
     #: Time it was submitted, in UTC.
     created_at: datetime
@@ -129,6 +133,15 @@ class JobRecord:
     elapsed_s: float = 0.0
     #: Counts every change of the job, its trials and its front; readers cache by it.
     version: int = 0
+
+    @cached_property
+    def spec(self) -> JobSpec:
+        """The job file, parsed when it is first needed: a job that this version cannot read stays in lists.
+
+        Raises:
+            JobSpecError: if another version recorded it, and this one cannot read it.
+        """
+        return JobSpec.recorded(self.document, self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

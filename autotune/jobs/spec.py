@@ -325,6 +325,16 @@ class JobSpec(_Section):
         return validated(cls, data, f"{source} is not a valid job")
 
     @classmethod
+    def recorded(cls, data: object, job_id: str) -> Self:
+        """Return the job that was recorded as ``data``; keys that only a later version knows are passed over.
+
+        Raises:
+            JobSpecError: if another version recorded it, and this one cannot read it.
+        """
+        complaint = f"job {job_id} was recorded by another version of quant-autotune, so use that one"
+        return validated(cls, data, complaint, extra="ignore")
+
+    @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """Return the JSON schema of job files."""
         return cls.model_json_schema(by_alias=True)
@@ -332,6 +342,15 @@ class JobSpec(_Section):
     def dump(self) -> dict[str, Any]:
         """Return the job as JSON-ready data that ``parse`` accepts."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def with_search(self, source: str, **changes: Any) -> Self:
+        """Return the job with other keys in its ``search`` section.
+
+        Raises:
+            JobSpecError: if it would not be valid with them.
+        """
+        document = self.dump()
+        return self.parse(document | {"search": document["search"] | changes}, source=source)
 
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics that the job goes by: its objectives, then what it limits."""
@@ -377,14 +396,14 @@ class JobSpec(_Section):
         return PoolSettings(**self.workers.model_dump(exclude={"pool", "cache_mib"}))
 
 
-def validated(model: type[M], data: object, complaint: str) -> M:
+def validated(model: type[M], data: object, complaint: str, *, extra: Literal["forbid", "ignore"] = "forbid") -> M:
     """Return data from outside as a model.
 
     Raises:
         JobSpecError: if it breaks the model; begins with ``complaint`` and names every error at once.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, extra=extra)
     except pydantic.ValidationError as error:
         errors = [item for item in error.errors() if not _counts_wrong_items(item)]
         lines = [f"  {_describe(model, item)}" for item in errors[:_MAX_ERRORS]]

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord, TrialRecord
-from autotune.jobs.spec import JobSpec
 from autotune.text_files import write_text
 from search_spaces.choice import choice_named
 from search_spaces.errors import AutotuneError, MapError
@@ -184,7 +183,7 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
     """
     if job.description is None or not trial.figures:
         raise ConflictError(f"trial {trial.number} of job {job.id} was never measured; pick one that was")
-    spec = JobSpec.parse(job.spec)
+    spec = job.spec
     described = job.description
     quantization = QuantizationMap.from_names(trial.choices, described.calibration.ranges, described.weight_bits)
     file = MapFile(

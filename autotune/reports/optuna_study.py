@@ -31,7 +31,7 @@ def export_study(job: JobRecord, trials: Sequence[TrialRecord], storage: str) ->
         StoreError: if the storage cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = tuple(job.spec["objectives"])
+    names = job.spec.objectives
     objectives = Objectives.named(names)
     choices = [name for name in CHOICES if any(name in trial.choices.values() for trial in trials)]
     name = f"{job.name} {job.id}"

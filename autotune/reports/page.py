@@ -53,7 +53,7 @@ class Review:
     @property
     def objectives(self) -> tuple[str, ...]:
         """Return the names of the job's objectives."""
-        return tuple(self.job.spec["objectives"])
+        return self.job.spec.objectives
 
 
 def build(review: Review) -> str:
@@ -156,7 +156,7 @@ def _change(review: Review, name: str) -> str:
 
 
 def _constraints(review: Review) -> Html:
-    constraints = JobSpec.parse(review.job.spec).constraints.constraints()
+    constraints = review.job.spec.constraints.constraints()
     if not constraints:
         return Html("")
     rows = []
@@ -199,7 +199,7 @@ def _range(job: JobRecord, layer: str) -> str:
 
 
 def _provenance(review: Review) -> Html:
-    spec = JobSpec.parse(review.job.spec)
+    spec = review.job.spec
     job, picked = review.job, review.picked
     rows: dict[str, str] = {
         "Job": f"{job.id} of {job.owner}, submitted {job.created_at.isoformat()}",

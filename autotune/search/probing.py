@@ -7,7 +7,6 @@ import json
 from autotune.jobs.lifecycle import held
 from autotune.jobs.progress import Listener
 from autotune.jobs.records import JobRecord
-from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import event
 from autotune.store.base import ReadStore, Store
 from workers.errors import PoolError
@@ -43,7 +42,7 @@ def obtain_probes(store: Store, job: JobRecord, pool: Pool, listener: Listener) 
 def _key(job: JobRecord) -> str:
     """Return what two jobs share if one's probes serve the other: model, data, kernels and hardware."""
     assert job.description is not None
-    spec, described = JobSpec.parse(job.spec), job.description
+    spec, described = job.spec, job.description
     calibration = spec.worker_setup().calibration
     # Only what is asked for and what is known has a place in the key, so that probes recorded before are found.
     asked = {name: True for name in ("smoothing", "moments", "bias_correction") if getattr(calibration, name)}

@@ -97,7 +97,7 @@ def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, place:
 
 
 def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, place: Place) -> str:
-    spec = JobSpec.parse(job.spec)
+    spec = job.spec
     setup = spec.worker_setup(place.task_file)
     if job.description is not None:
         setup = setup.continued(job.description)
@@ -127,7 +127,7 @@ def _workers(spec: JobSpec, before: ModelDescription | None, place: Place) -> Po
 
 def _describe(store: Store, job: JobRecord, description: ModelDescription) -> JobRecord:
     """Record what the workers say about the model, or check that it is still the same model on the same hardware."""
-    spec = JobSpec.parse(job.spec)
+    spec = job.spec
     _check_figures(spec, job.description or description)
     _check_space(space_of(spec, job.description or description))
     if job.description is None:

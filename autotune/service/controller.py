@@ -98,7 +98,7 @@ class Controller:
                 self._start(job)
 
     def _start(self, job: JobRecord) -> None:
-        on_cluster = job.spec["workers"]["pool"] == "ray"
+        on_cluster = job.spec.workers.pool == "ray"
         address = None
         if on_cluster:
             try:

@@ -146,7 +146,7 @@ class MemoryStore:
         """See ``Store.directions``."""
         job = self._job(job_id).record
         lifecycle.check_epoch(job, epoch)
-        return rows.directions(job.order, job.spec)
+        return rows.directions(job.order, job.document)
 
     def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
         """See ``Store.renew``."""
@@ -161,7 +161,8 @@ class MemoryStore:
         held = [job for job in self._served() if lifecycle.is_held(job, now())]
         kinds = [job.description.environment.kind if job.description else None for job in held]
         return [
-            rows.held_job(job.id, job.driver, job.epoch, job.spec, kind) for job, kind in zip(held, kinds, strict=True)
+            rows.held_job(job.id, job.driver, job.epoch, job.document, kind)
+            for job, kind in zip(held, kinds, strict=True)
         ]
 
     def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:

@@ -70,7 +70,7 @@ def job_row(job: JobRecord) -> dict[str, Any]:
     order = fields.pop("order")
     described = None if job.description is None else _DESCRIPTION.dump_python(job.description, mode="json")
     return fields | {
-        "spec": dict(job.spec),
+        "spec": dict(fields.pop("document")),
         "state": job.state.value,
         "description": described,
         "requested": order and order.value,
@@ -83,25 +83,26 @@ def job_record(row: Row) -> JobRecord:
     order = fields.pop("requested")
     if fields["description"] is not None:
         fields["description"] = _DESCRIPTION.validate_python(fields["description"])
-    return JobRecord(**fields | {"state": JobState(fields["state"]), "order": Order(order) if order else None})
+    state, document = JobState(fields.pop("state")), fields.pop("spec")
+    return JobRecord(**fields, document=document, state=state, order=Order(order) if order else None)
 
 
 def is_same_submission(found: JobRecord, job: JobRecord) -> bool:
     """Return whether a recorded job is the one to be recorded: a call whose answer was lost is made again."""
-    same = ("id", "name", "owner", "created_at", "spec")
+    same = ("id", "name", "owner", "created_at", "document")
     return all(getattr(found, name) == getattr(job, name) for name in same)
 
 
-def directions(requested: str | None, spec: Mapping[str, Any]) -> Directions:
+def directions(requested: str | None, document: Mapping[str, Any]) -> Directions:
     """Return the directions in columns of a job's row."""
-    search = spec["search"]
     order = Order(requested) if requested else None
+    search = document["search"]
     return Directions(order=order, trials=search["trials"], time_limit_s=search.get("time_limit_s"))
 
 
-def held_job(job_id: str, driver: str | None, epoch: int, spec: Mapping[str, Any], kind: str | None) -> HeldJob:
+def held_job(job_id: str, driver: str | None, epoch: int, document: Mapping[str, Any], kind: str | None) -> HeldJob:
     """Return the held job in columns of its row; ``kind`` is that of its description, if it has one."""
-    wanted = {name: spec["workers"][name] for name in ("count", "cpus", "gpus")}
+    wanted = {name: document["workers"][name] for name in ("count", "cpus", "gpus")}
     return HeldJob(job_id=job_id, driver=driver or "", epoch=epoch, kind=kind or "", **wanted)
 
 

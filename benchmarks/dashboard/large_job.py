@@ -53,7 +53,7 @@ def write_job(store: Store, *, trials: int, layers: int, state: JobState = JobSt
     )
     at = datetime.now(UTC)
     job = JobRecord(
-        id=f"{trials:x}", name=spec.name, task="large", spec=spec.dump(), state=state, created_at=at, updated_at=at
+        id=f"{trials:x}", name=spec.name, task="large", document=spec.dump(), state=state, created_at=at, updated_at=at
     )
     store.create_job(job)
     described = store.change_job(job.id, held(0, description=_description(layers)))

@@ -7,7 +7,7 @@ import pandas as pd
 from autotune.jobs.records import JobRecord
 from autotune.metrics.catalog import METRICS
 from dashboard.formatting import ABSENT, one_line
-from dashboard.tables.trials import full_precision_row, spec_of
+from dashboard.tables.trials import full_precision_row
 
 
 def relative_front(judged: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def relative_front(judged: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 def protocol(job: JobRecord) -> dict[str, str]:
     """Return everything about how a job measures that its figures depend on, in words."""
-    spec, described = spec_of(job), job.description
+    spec, described = job.spec, job.description
     biases = ", corrected biases" if spec.calibration.bias_correction else ""
     settings = {
         "Task": spec.task.name,

@@ -11,7 +11,6 @@ from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
 from dashboard.formatting import ABSENT, duration, figure_text, moment, one_line, state_text
-from dashboard.tables.trials import spec_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
 
 
 def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
-    job, spec, done = summary.job, spec_of(summary.job), summary.searched
+    job, spec, done = summary.job, summary.job.spec, summary.searched
     left = remaining_seconds(job, spec, done)
     return {
         "name": one_line(job.name),
@@ -99,7 +98,7 @@ def _best_text(summary: JobSummary, metric: str) -> str:
 
 
 def _queue_row(job: JobRecord, at: datetime) -> dict[str, object]:
-    workers, lease = spec_of(job).workers, ABSENT
+    workers, lease = job.spec.workers, ABSENT
     if job.leased_until is not None:
         left_s = (job.leased_until - at).total_seconds()
         lease = f"{duration(left_s)} left" if left_s > 0 else f"ran out {duration(-left_s)} ago"

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
-from autotune.jobs.spec import JobSpec
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure
 from autotune.metrics.objectives import minimised
 from autotune.metrics.pareto import non_dominated
@@ -41,15 +40,6 @@ class Limit:
     at_most: bool
     #: The limit in words.
     label: str
-
-
-def spec_of(job: JobRecord) -> JobSpec:
-    """Return the job's specification.
-
-    Raises:
-        JobSpecError: if another version wrote it and this one cannot read it.
-    """
-    return JobSpec.parse(dict(job.spec), source=f"job {job.id}")
 
 
 def candidate_name(trial: TrialRecord) -> str:

@@ -20,7 +20,7 @@ from dashboard.charts.layout import CONFIG
 from dashboard.charts.strip import blocks, strip_figure
 from dashboard.formatting import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
 from dashboard.tables.layers import layer_frame
-from dashboard.tables.trials import Limit, full_precision, misses_text, spec_of
+from dashboard.tables.trials import Limit, full_precision, misses_text
 from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, choose_job
 from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
@@ -99,7 +99,7 @@ def _standing(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
     hardware = trial.environment.get("hardware")
     facts += [str(hardware)] if hardware else []
     st.caption(" · ".join(in_markdown(fact) for fact in facts))
-    misses = misses_text(trial, spec_of(job).constraints.constraints())
+    misses = misses_text(trial, job.spec.constraints.constraints())
     if misses:
         st.warning(in_markdown(f"This map misses {misses}.", longest=400))
     if trial.state is TrialState.FAILED:
@@ -237,7 +237,7 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     drift = trial.figures[f"{prefix}latency_p50_ms"].value / float(np.median(run.candidate_ms)) if first else 1.0
     limits = [
         Limit(value=limit.limit, at_most=True, label=f"limit of {METRICS[limit.metric].label.split()[-1]}")
-        for limit in spec_of(job).constraints.constraints()
+        for limit in job.spec.constraints.constraints()
         if first and limit.metric.startswith(f"{prefix}latency")
     ]
     of_run = job.id, trial.number, size

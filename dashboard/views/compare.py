@@ -13,7 +13,7 @@ from dashboard.charts.compare import MOST_JOBS, compare_figure
 from dashboard.charts.layout import ZOOM_CONFIG
 from dashboard.formatting import in_markdown
 from dashboard.tables.job_comparison import differences, protocol, relative_front, warning
-from dashboard.tables.trials import judged, spec_of
+from dashboard.tables.trials import judged
 from dashboard.widgets.page_parts import (
     LATENCIES,
     QUALITIES,
@@ -102,7 +102,7 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
 
 
 def _front(job: JobRecord, progress: queries.Progress, x: str, y: str) -> pd.DataFrame:
-    spec = spec_of(job)
+    spec = job.spec
     return relative_front(judged(progress.frame, spec.constraints.constraints(), spec.objectives), x, y)
 
 

@@ -15,7 +15,7 @@ from dashboard.charts.gap import gap_figure
 from dashboard.charts.layout import CONFIG
 from dashboard.formatting import in_markdown, value_text
 from dashboard.tables.layers import Gap, accuracy_drops, diff_frame, divergence_gap, latency_gap
-from dashboard.tables.trials import metrics_frame, spec_of
+from dashboard.tables.trials import metrics_frame
 from dashboard.widgets.page_parts import choose, choose_job
 from workers.setup import Probes
 
@@ -52,7 +52,7 @@ def show(map_page: Page) -> None:
 def _choose_pair(job: JobRecord, progress: queries.Progress) -> Pair:
     """Return the maps in the URL: without any full precision, and the one people would take."""
     trials = {str(trial.number): trial for trial in progress.trials}
-    best = queries.kept(lambda: _best(progress, spec_of(job).objectives), "knee", job.id, progress.version)
+    best = queries.kept(lambda: _best(progress, job.spec.objectives), "knee", job.id, progress.version)
     defaults = {"first": str(progress.trials[0].number), "second": str(best)}
     chosen = []
     for column, (parameter, default) in zip(st.columns(2), defaults.items(), strict=True):

@@ -25,7 +25,6 @@ from dashboard.tables.trials import (
     left_out,
     limits_on,
     misses_text,
-    spec_of,
     with_misses,
 )
 from dashboard.widgets.limit_sliders import limit_sliders
@@ -68,7 +67,7 @@ def show(map_page: Page) -> None:
 
 
 def _front(job: JobRecord, map_page: Page) -> None:
-    progress, spec = queries.progress(job), spec_of(job)
+    progress, spec = queries.progress(job), job.spec
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = standing(progress.trials)
     _verdict(job, trials)
@@ -99,7 +98,7 @@ def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
         return
     closest = nearest_trial(trials)
     if closest is not None:
-        misses = misses_text(closest, spec_of(job).constraints.constraints())
+        misses = misses_text(closest, job.spec.constraints.constraints())
         st.warning(
             "No measured map meets every limit. "
             + in_markdown(f"Nearest is {candidate_name(closest)}, which misses {misses}.", longest=400)

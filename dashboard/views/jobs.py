@@ -13,7 +13,6 @@ from autotune.store.base import Store
 from dashboard import queries
 from dashboard.formatting import in_markdown, state_text
 from dashboard.tables.jobs import jobs_frame, selected
-from dashboard.tables.trials import spec_of
 from dashboard.widgets.actions import act, tell_outcome
 from dashboard.widgets.page_parts import REFRESH_S, guarded, how_to_begin, job_names
 
@@ -134,7 +133,7 @@ def _button(label: str, enabled: bool, deed: Callable[[Store], JobRecord], told:
 
 
 def _budget(job: JobRecord) -> None:
-    search = spec_of(job).search
+    search = job.spec.search
     with st.form(f"budget-{job.id}", border=False):
         trials = st.number_input("Trials", min_value=1, value=search.trials, step=10)
         limit_s = st.number_input(

@@ -13,7 +13,6 @@ from autotune.metrics.catalog import METRICS
 from dashboard import queries
 from dashboard.formatting import constraint_text, duration, in_markdown, moment, one_line, state_text
 from dashboard.tables.jobs import remaining_seconds
-from dashboard.tables.trials import spec_of
 from search_spaces.errors import AutotuneError
 
 #: Seconds between two looks at a job that may still change.
@@ -180,7 +179,7 @@ def choose_job() -> JobRecord | None:
 
 def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
     """Show in a few lines how a job stands, what limits it, and what went wrong."""
-    spec = spec_of(job)
+    spec = job.spec
     facts = [state_text(job.state), f"{trials} of {spec.search.trials} trials", f"{front_size} on the front"]
     left = remaining_seconds(job, spec, trials)
     if left is not None:

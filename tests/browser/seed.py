@@ -108,7 +108,7 @@ def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> s
         id=job_id,
         name=scenario.name,
         task="minilm-lee",
-        spec=spec.dump(),
+        document=spec.dump(),
         state=JobState.QUEUED,
         created_at=at,
         updated_at=at,
@@ -122,7 +122,7 @@ def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> s
 
 def drive(store: Store, job_id: str, scenario: Scenario) -> None:
     """Record what a driver would: the model, its probes, and trials."""
-    spec = JobSpec.parse(dict(store.job(job_id).spec))
+    spec = store.job(job_id).spec
     if scenario.described:
         description = describe(scenario.hardware, histograms=scenario.probed)
         driven = held(0, state=JobState.RUNNING, description=description, driver="host:1:2:")
@@ -135,7 +135,7 @@ def drive(store: Store, job_id: str, scenario: Scenario) -> None:
 def record_next(store: Store, job_id: str) -> TrialRecord:
     """Record one more trial of a job and return it."""
     done = len(store.trials(job_id))
-    spec = JobSpec.parse(dict(store.job(job_id).spec))
+    spec = store.job(job_id).spec
     *_, result = (result for result, _ in zip(results(spec, job_id), range(done + 1), strict=False))
     store.record([result], epoch=0)
     return result.trial

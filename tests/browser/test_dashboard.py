@@ -202,7 +202,7 @@ def test_a_job_is_submitted_watched_and_cancelled(visit: Visit, dashboard: "Dash
     page.get_by_role("button", name="Submit the job").click()
     expect(page.get_by_text("Submitted: from the browser")).to_be_visible()
     job = _newest(dashboard, "from the browser")
-    assert job.spec["constraints"]["latency_p95_ms"] == {"max": 14.0}
+    assert job.document["constraints"]["latency_p95_ms"] == {"max": 14.0}
 
     page.goto(f"{dashboard.address}/front?job={job.id}")
     expect(page.get_by_text("No candidate has been measured in full yet.")).to_be_visible()

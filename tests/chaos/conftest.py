@@ -85,7 +85,7 @@ class Witness:
         job, trials = self.job(), list(self.seen.values())
         assert (job.state, job.error, job.leased_until, job.order) == (state, None, None, None)
         if state is JobState.FINISHED:
-            assert searched(trials) == job.spec["search"]["trials"]
+            assert searched(trials) == job.spec.search.trials
         assert max(self.seen, default=-1) + 1 - len(trials) <= gaps, "trials are missing"
         maps = Counter((trial.key, trial.kind is TrialKind.FINAL) for trial in trials)
         assert [key for key, count in maps.items() if count > 1] == [], "a map was recorded twice"
@@ -97,7 +97,7 @@ class Witness:
 
     def _judge_fronts(self, trials: list[TrialRecord], job: JobRecord) -> None:
         in_time = sorted(trials, key=lambda trial: trial.finished_at)
-        objectives, fronts = job.spec["objectives"], self._store.fronts(self.job_id)
+        objectives, fronts = job.spec.objectives, self._store.fronts(self.job_id)
         live = LiveFront([], objectives)
         replayed = [front for front in map(live.add, in_time) if front]
         assert [(f.trials, f.members) for f in replayed] == [(f.trials, f.members) for f in fronts]

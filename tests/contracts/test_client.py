@@ -265,8 +265,8 @@ def test_jobs_are_steered(client: Client, store: Store) -> None:
 def test_plans_change(client: Client) -> None:
     job = client.submit(spec())
     changed = client.change_plan(job.id, priority=5, trials=20, time_limit_s=1.5)
-    assert (changed.priority, changed.spec["search"]["trials"], changed.spec["search"]["time_limit_s"]) == (5, 20, 1.5)
-    assert client.change_plan(job.id, time_limit_s=None).spec["search"]["time_limit_s"] is None
+    assert (changed.priority, changed.spec.search.trials, changed.spec.search.time_limit_s) == (5, 20, 1.5)
+    assert client.change_plan(job.id, time_limit_s=None).spec.search.time_limit_s is None
     with pytest.raises(JobSpecError, match=r"search\.trials: must be greater than or equal to 1, but got 0"):
         client.change_plan(job.id, trials=0)
     assert client.change_plan(job.id).version == 2

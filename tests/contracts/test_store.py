@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autotune.errors import ConflictError, NotFoundError
+from autotune.errors import ConflictError, JobSpecError, NotFoundError
 from autotune.jobs.lifecycle import held
 from autotune.jobs.records import FrontRecord, JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.timestamps import event
@@ -33,7 +33,7 @@ def job(job_id: str = "a1", **changes: Any) -> JobRecord:
         "id": job_id,
         "name": NASTY,
         "task": "digits-cnn",
-        "spec": {"search": {"trials": 9}, "name": NASTY},
+        "document": {"search": {"trials": 9}, "name": NASTY},
         "state": JobState.QUEUED,
         "created_at": AT,
         "updated_at": AT,
@@ -234,14 +234,25 @@ def test_two_jobs_may_measure_the_same_map(store: Store) -> None:
 def test_records_are_passed_by_value(store: Store) -> None:
     choices = {"fc": "fp32"}
     spec = {"search": {"trials": 9}}
-    store.create_job(job(spec=spec))
+    store.create_job(job(document=spec))
     store.record([TrialResult(trial=trial(choices=choices))], epoch=0)
     choices["fc"] = "bf16"
     spec["search"]["trials"] = 1
     with suppress(TypeError):  # choices need not be a dict that can be changed
         store.trials("a1")[0].choices["fc"] = "bf16"  # type: ignore[index]
     assert store.trials("a1")[0].choices == {"fc": "fp32"}
-    assert store.job("a1").spec["search"]["trials"] == 9
+    assert store.job("a1").document == {"search": {"trials": 9}}
+
+
+def test_a_job_of_another_version_is_listed_and_unreadable_only_where_its_file_is_needed(store: Store) -> None:
+    document = {"name": "x", "task": {"name": "t"}, "search": {"trials": 9, "later": 1}, "later": {}}
+    store.create_job(job("a1", document=document))
+    store.create_job(job("b2", document=document | {"objectives": ["joules", "accuracy"]}))
+    by_id = {found.id: found for found in store.jobs()}
+    assert by_id["a1"].spec.search.trials == 9
+    assert by_id["a1"].document == document, "what a later version recorded is kept"
+    with pytest.raises(JobSpecError, match="(?s)job b2 was recorded by another version of quant-autotune.*joules"):
+        _ = by_id["b2"].spec
 
 
 def test_writers_in_threads_lose_nothing(store: Store) -> None:

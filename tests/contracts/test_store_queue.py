@@ -44,7 +44,7 @@ def spec(**search: Any) -> JobSpec:
 
 def job(job_id: str = "a1", **changes: Any) -> JobRecord:
     record = JobRecord(
-        id=job_id, name="x", task="digits-cnn", spec=spec().dump(), state=JobState.QUEUED, created_at=AT,
+        id=job_id, name="x", task="digits-cnn", document=spec().dump(), state=JobState.QUEUED, created_at=AT,
         updated_at=AT, served=True,
     )  # fmt: skip
     return dataclasses.replace(record, **changes)
@@ -150,7 +150,7 @@ def test_a_clone_asks_for_the_same(store: Store) -> None:
     first = submit(store, spec(), priority=3, key="k")
     second = clone(store, store.job(first.id), owner="ann")
     assert second.id != first.id
-    assert (second.spec, second.priority, second.owner, second.state) == (first.spec, 3, "ann", JobState.QUEUED)
+    assert (second.document, second.priority, second.owner, second.state) == (first.document, 3, "ann", JobState.QUEUED)
 
 
 def test_a_change_that_fails_changes_nothing(store: Store) -> None:

@@ -28,7 +28,14 @@ AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 def add_job(store: Store, job_id: str, *, created_at: datetime = AT, state: JobState = JobState.QUEUED) -> JobRecord:
     spec = {"search": {"trials": 9}, "workers": {"count": 1, "cpus": None, "gpus": 0}}
     record = JobRecord(
-        id=job_id, name=job_id, task="t", spec=spec, state=state, created_at=created_at, updated_at=AT, served=True
+        id=job_id,
+        name=job_id,
+        task="t",
+        document=spec,
+        state=state,
+        created_at=created_at,
+        updated_at=AT,
+        served=True,
     )
     return store.create_job(record)
 

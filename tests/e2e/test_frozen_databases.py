@@ -98,7 +98,7 @@ def test_a_frozen_database_holds_the_same(store: Store, frozen: Tables) -> None:
     assert {job.id for job in store.jobs()} == {row["id"] for row in frozen["jobs"]}
     for row in frozen["jobs"]:
         job, job_id = store.job(row["id"]), row["id"]
-        assert (job.name, job.spec, job.state) == (row["name"], row["spec"], STATES[row["state"]])
+        assert (job.name, job.document, job.state) == (row["name"], row["spec"], STATES[row["state"]])
         assert (job.owner, job.priority, job.served, job.order, job.epoch) == ("local", 0, False, None, 0)
         assert job.description is not None
         assert job.description.fingerprint == row["description"]["fingerprint"]

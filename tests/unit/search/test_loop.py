@@ -1,0 +1,238 @@
+"""The search of one job on a pool that answers at once: how it ends, and what it promises."""
+
+import logging
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotune.client.actions import change_plan, submit
+from autotune.jobs.budget import MOST_FINAL, searched
+from autotune.jobs.front import compute_front, due, pick, standing
+from autotune.jobs.lifecycle import held
+from autotune.jobs.progress import Silent
+from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.search.lease import Lease
+from autotune.search.loop import Search
+from autotune.store.memory import MemoryStore
+from search_spaces.layer import Layer, LayerKind
+from workers.candidate import Candidate, Outcome
+from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement
+from workers.setup import Calibration, ModelDescription
+
+LAYERS = tuple(
+    Layer(
+        name=f"fc{i}", kind=LayerKind.LINEAR, weight_shape=(4, 3), has_bias=True, weight_bytes=64, input_shape=(2, 3),
+        flops=48, calls=1, order=i, group=f"fc{i}",
+    )
+    for i in range(6)
+)  # fmt: skip
+ENVIRONMENT = Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={})
+DESCRIPTION = ModelDescription(
+    fingerprint="f" * 64,
+    layers=LAYERS,
+    refusals={layer.name: {} for layer in LAYERS},
+    layer_bytes={layer.name: {"fp32": 64, "bf16": 32, "int8_dynamic": 16} for layer in LAYERS},
+    other_bytes=8,
+    calibration=Calibration(ranges={}, samples=64, seconds=0.5),
+    environment=ENVIRONMENT,
+)
+SEARCH = TrialKind.SEARCH
+FASTER = {"fp32": 0.0, "bf16": 0.05, "int8_dynamic": 0.1}
+LOSS = {"fp32": 0.0, "bf16": 1e-4, "int8_dynamic": 1e-2}
+
+
+class ScriptedPool:
+    """Measures a model whose layers' effects add up; a search's latencies are off by ``luck``, final ones are true."""
+
+    queues = True
+
+    def __init__(
+        self, slots: int = 1, luck: float = 0.05, fails: Callable[[Candidate], bool] = lambda _: False
+    ) -> None:
+        self.slots, self.luck, self.fails = slots, luck, fails
+        self.trial_s = 1.0
+        #: Candidates that were there at each wait.
+        self.waiting: list[int] = []
+        self.gives_up = False
+        self.candidates: list[Candidate] = []
+        self._done: list[Outcome] = []
+
+    def submit(self, candidate: Candidate) -> None:
+        self.candidates.append(candidate)
+        result = Failure(cause=FailureCause.CRASH, message="died", attempts=3) if self.fails(candidate) else None
+        self._done.append(
+            Outcome(candidate=candidate, result=result or self.measure(candidate), attempts=1, worker="here")
+        )
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        done, self._done = self._done, []
+        self.waiting.append(len(done))
+        return done
+
+    def measure(self, candidate: Candidate) -> Measurement:
+        choices = candidate.choices.values()
+        loss = sum(LOSS[choice] for choice in choices)
+        noise = 0.0 if candidate.final else self.luck * self._draw(candidate.choices)
+        repeats = 500 if candidate.final else 60
+        latency = LatencySamples(
+            batch_size=1,
+            candidate_ms=np.full(repeats, 10.0 * true_ratio(candidate.choices) * (1 + noise)),
+            reference_ms=np.full(repeats // 5, 10.0),
+        )
+        return Measurement(
+            accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
+            latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
+            gave_up=self.gives_up and candidate.rivals != (), seconds=self.trial_s, forward_seconds=0.9,
+            environment=ENVIRONMENT,
+        )  # fmt: skip
+
+    def _draw(self, choices: Mapping[str, str]) -> float:
+        """Return a number from -1 to 1 that belongs to the map."""
+        return zlib.crc32(repr(sorted(choices.items())).encode()) / 2**31 - 1
+
+
+def true_ratio(choices: Mapping[str, str]) -> float:
+    return 1.0 - sum(FASTER[choice] for choice in choices.values())
+
+
+def searched_job(
+    pool: ScriptedPool, constraints: Mapping[str, Any] | None = None, **search: Any
+) -> tuple[MemoryStore, JobRecord, str]:
+    spec = JobSpec.parse(
+        {
+            "name": "scripted",
+            "task": {"name": "digits-cnn"},
+            "objectives": ["latency_p50_ms", "divergence"],
+            "search": {"choices": list(FASTER), "sampler": "nsga2", "trials": 40} | search,
+            "measurement": {"repeats": 60},
+            "constraints": constraints or {},
+        }
+    )
+    store = MemoryStore()
+    job = store.change_job(submit(store, spec).id, held(0, description=DESCRIPTION))
+    return store, job, go_on(store, job, pool)
+
+
+def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: float = 0.0) -> str:
+    record = store.job(job.id)
+    lease = Lease(store, record)
+    spec = job.spec
+    return Search(store, record, spec, pool, Silent(), lease, probed_s=probed_s).run()  # type: ignore[arg-type]
+
+
+def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
+    return [trial for trial in trials if trial.kind is TrialKind.FINAL]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_picks_are_measured_again_and_promise_no_luck(slots: int) -> None:
+    pool = ScriptedPool(slots)
+    store, job, why = searched_job(pool)
+    trials, objectives = store.trials(job.id), job.spec.objectives
+    assert why == "all trials of the budget are measured"
+    assert searched(trials) == 40
+    assert 2 <= len(finals(trials)) <= MOST_FINAL
+    assert due(trials, objectives) == []
+    for how in ("knee", "fastest", "smallest", "most-accurate"):
+        picked = pick(trials, how, objectives)
+        assert picked.kind is TrialKind.FINAL
+        assert picked.figures["latency_ratio"].value == pytest.approx(true_ratio(picked.choices))
+        assert picked.figures["held_out_accuracy_drop"].value == pytest.approx(picked.figures["divergence"].value / 0.8)
+        assert "latency_p99_ms" in picked.figures
+    luckiest = min(trials[: searched(trials)], key=lambda trial: trial.figures["latency_ratio"].value)
+    assert luckiest.figures["latency_ratio"].value < true_ratio(luckiest.choices)
+
+
+def test_the_front_holds_each_map_once_with_the_figures_that_count() -> None:
+    store, job, _ = searched_job(ScriptedPool())
+    trials, front = store.trials(job.id), store.fronts(job.id)[-1]
+    members = [trial for trial in trials if trial.number in front.members]
+    assert len({trial.key for trial in members}) == len(members)
+    measured_again = {trial.key for trial in finals(trials)}
+    assert all(trial.kind is TrialKind.FINAL for trial in members if trial.key in measured_again)
+    first = next(trial for trial in trials if trial.key in measured_again)
+    assert pick(trials, str(first.number), job.spec.objectives).kind is TrialKind.FINAL
+
+
+def test_a_finished_job_has_nothing_to_measure_again() -> None:
+    store, job, _ = searched_job(ScriptedPool())
+    again = ScriptedPool()
+    go_on(store, job, again)
+    assert again.candidates == []
+
+
+def test_a_final_measurement_that_fails_leaves_the_first_one_standing() -> None:
+    pool = ScriptedPool(fails=lambda candidate: candidate.final)
+    store, job, _ = searched_job(pool)
+    trials = store.trials(job.id)
+    assert finals(trials)
+    assert all(trial.state is TrialState.FAILED for trial in finals(trials))
+    assert pick(trials, "fastest", job.spec.objectives).kind is not TrialKind.FINAL
+    assert {trial.key for trial in standing(trials)} == {trial.key for trial in trials}
+
+
+def test_time_is_kept_for_the_final_measurements() -> None:
+    # A trial takes a second by its own account: four finals of 500 passes would take 33 s.
+    store, job, why = searched_job(ScriptedPool(), time_limit_s=1e-6)
+    assert why == "the time limit is reached"
+    trials = store.trials(job.id)
+    assert searched(trials) == 1
+    assert finals(trials) == []
+
+
+def test_the_time_limit_holds_for_probing_too() -> None:
+    store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6)
+    change_plan(store, job.id, time_limit_s=100.0)
+    assert go_on(store, store.job(job.id), ScriptedPool(), probed_s=100.0) == "the time limit is reached"
+    assert searched(store.trials(job.id)) == 1
+
+
+def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> None:
+    pool = ScriptedPool()
+    pool.gives_up = True
+    store, job, _ = searched_job(pool)
+    trials = {trial.number: trial for trial in store.trials(job.id)}
+    assert all(not candidate.rivals for candidate in pool.candidates if trials[candidate.number].kind is not SEARCH)
+    given_up = [trials[candidate.number] for candidate in pool.candidates if candidate.rivals]
+    assert len(given_up) == 40 - 3
+    assert {trial.state for trial in given_up} == {TrialState.REJECTED}
+    assert {trial.message for trial in given_up} == {
+        "given up after 60 passes: slower than a limit, or than maps that are no worse"
+    }
+    assert "latency_ratio" in given_up[0].figures  # the sampler learns from what was seen
+    assert not {trial.number for trial in given_up} & set(store.fronts(job.id)[-1].members)
+
+
+def test_every_recorded_trial_is_logged_by_its_number(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="autotune")
+    store, job, _ = searched_job(ScriptedPool(fails=lambda candidate: candidate.final))
+    told = [(record.__dict__["trial"], record.getMessage()) for record in caplog.records]
+    assert [number for number, _ in told] == [trial.number for trial in store.trials(job.id)]
+    assert {message for _, message in told} == {"complete", "failed: died"}
+
+
+@pytest.mark.parametrize("constraints", [{}, {"accuracy_drop": {"max": 0.02}}])
+def test_fronts_kept_up_to_date_are_the_fronts_of_all_trials(constraints: dict[str, Any]) -> None:
+    store, job, _ = searched_job(ScriptedPool(slots=2), constraints=constraints)
+    trials = store.trials(job.id)
+    for front in store.fronts(job.id):
+        assert front == compute_front(trials[: front.trials], ("latency_p50_ms", "divergence"))
+
+
+@pytest.mark.parametrize(("trial_s", "most"), [(1000.0, 4), (1e-9, 8)])
+def test_candidates_are_kept_ready_if_workers_would_wait_for_the_driver(trial_s: float, most: int) -> None:
+    pool = ScriptedPool(slots=4)
+    pool.trial_s = trial_s
+    searched_job(pool, sampler="random", trials=60)
+    assert max(pool.waiting) == most
+
+
+def test_no_candidate_is_kept_ready_where_the_driver_would_wait_for_it() -> None:
+    pool = ScriptedPool(slots=1)
+    pool.trial_s, pool.queues = 1e-9, False
+    searched_job(pool, sampler="random", trials=20)
+    assert max(pool.waiting) == 1
