@@ -251,7 +251,7 @@ def test_a_job_of_another_version_is_listed_and_unreadable_only_where_its_file_i
     by_id = {found.id: found for found in store.jobs()}
     assert by_id["a1"].spec.search.trials == 9
     assert by_id["a1"].document == document, "what a later version recorded is kept"
-    with pytest.raises(JobSpecError, match="(?s)job b2 was recorded by another version of quant-autotune.*joules"):
+    with pytest.raises(JobSpecError, match=r"(?s)job b2 was recorded by another version of quant-autotune.*joules"):
         _ = by_id["b2"].spec
 
 
