@@ -26,7 +26,6 @@ class Clock(Silent):
         self.commits: list[float] = []
 
     def trial(self, progress: Progress) -> None:
-        """See ``Listener.trial``."""
         self.commits.append(time.perf_counter())
 
 

@@ -42,7 +42,6 @@ class ConsoleListener:
             self._bar.stop()
 
     def stage(self, text: str) -> None:
-        """See ``Listener.stage``."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=text)
         elif text != self._stage:
@@ -50,7 +49,6 @@ class ConsoleListener:
         self._stage = text
 
     def trial(self, progress: Progress) -> None:
-        """See ``Listener.trial``."""
         facts = self._facts(progress)
         if self._bar and self._task is not None:
             self._bar.update(

@@ -37,98 +37,77 @@ class LocalClient:
         self._store, self._owner, self._limits = store, owner, limits or Limits()
 
     def find(self, reference: str) -> JobRecord:
-        """See ``Client.find``."""
         return actions.find_job(self._store, reference)
 
     def jobs(
         self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
     ) -> list[JobRecord]:
-        """See ``ReadStore.jobs``."""
         return self._store.jobs(state=state, after=after, limit=limit)
 
     def job(self, job_id: str) -> JobRecord:
-        """See ``ReadStore.job``."""
         return self._store.job(job_id)
 
     def trials(
         self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
     ) -> list[TrialRecord]:
-        """See ``ReadStore.trials``."""
         return self._store.trials(job_id, numbers=numbers, after=after, limit=limit)
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
-        """See ``ReadStore.tallies``."""
         return self._store.tallies(job_ids)
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        """See ``ReadStore.latency``."""
         return self._store.latency(job_id, number)
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
-        """See ``ReadStore.fronts``."""
         return self._store.fronts(job_id)
 
     def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
-        """See ``ReadStore.events``."""
         return self._store.events(job_id, start=start)
 
     def probes(self, key: str) -> Probes | None:
-        """See ``ReadStore.probes``."""
         return self._store.probes(key)
 
     def submit(self, spec: JobSpec, *, key: str | None = None, priority: int = 0) -> JobRecord:
-        """See ``Client.submit``."""
         self._check_task(spec.task.name)
         self._check_trials(spec.search.trials)
         most_live = self._limits.live_jobs
         return actions.submit(self._store, spec, key=key, priority=priority, owner=self._owner, most_live=most_live)
 
     def clone(self, job_id: str, *, key: str | None = None) -> JobRecord:
-        """See ``Client.clone``."""
         job = self._store.job(job_id)
         self._check_task(job.task)
         self._check_trials(job.spec.search.trials)
         return actions.clone(self._store, job, key=key, owner=self._owner, most_live=self._limits.live_jobs)
 
     def pause(self, job_id: str) -> JobRecord:
-        """See ``Client.pause``."""
         return actions.pause(self._store, job_id)
 
     def cancel(self, job_id: str) -> JobRecord:
-        """See ``Client.cancel``."""
         return actions.cancel(self._store, job_id)
 
     def resume(self, job_id: str) -> JobRecord:
-        """See ``Client.resume``."""
         return actions.resume(self._store, job_id, most_live=self._limits.live_jobs)
 
     def change_plan(self, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
-        """See ``Client.change_plan``."""
         self._check_trials(search.get("trials", 0))
         return actions.change_plan(self._store, job_id, priority=priority, **search)
 
     def follow(self, job_id: str, *, position: int = 0) -> Iterator[Update]:
-        """See ``Client.follow``."""
         return follow.follow(self._store, job_id, position=position)
 
     def tasks(self) -> list[TaskInfo]:
-        """See ``Client.tasks``."""
         return list_tasks()
 
     def add_token(self, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
-        """See ``Client.add_token``."""
         return tokens.add_token(self._store, name, scope=scope, days=days)
 
     def tokens(self) -> list[TokenRecord]:
-        """See ``Client.tokens``."""
         return self._store.tokens()
 
     def revoke_token(self, token_id: str) -> TokenRecord:
-        """See ``Client.revoke_token``."""
         return self._store.revoke_token(token_id)
 
     def close(self) -> None:
-        """See ``ReadStore.close``."""
         self._store.close()
 
     def _check_task(self, name: str) -> None:

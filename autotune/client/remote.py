@@ -58,13 +58,11 @@ class RemoteClient:
         self._http = httpx2.Client(base_url=f"{url.rstrip('/')}/v1/", headers=headers, timeout=_TIMEOUT_S)
 
     def find(self, reference: str) -> JobRecord:
-        """See ``Client.find``."""
         return self._get(JobRecord, "find-job", reference=reference)
 
     def jobs(
         self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
     ) -> list[JobRecord]:
-        """See ``ReadStore.jobs``."""
         found: list[JobRecord] = []
         while limit is None or len(found) < limit:
             page = self._get(json_records.JobPage, "jobs", state=state, after=after)
@@ -75,13 +73,11 @@ class RemoteClient:
         return found[:limit]
 
     def job(self, job_id: str) -> JobRecord:
-        """See ``ReadStore.job``."""
         return self._get(JobRecord, _path("jobs", job_id))
 
     def trials(
         self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
     ) -> list[TrialRecord]:
-        """See ``ReadStore.trials``."""
         found: list[TrialRecord] = []
         groups = [None] if numbers is None else _groups(sorted(numbers))
         for group in groups:
@@ -95,52 +91,41 @@ class RemoteClient:
         return found[:limit]
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
-        """See ``ReadStore.tallies``."""
         pages = [self._get(json_records.Tallies, "tallies", job=group) for group in _groups(job_ids)]
         return {job_id: tally for page in pages for job_id, tally in page.tallies.items()}
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        """See ``ReadStore.latency``."""
         path = _path("jobs", job_id, "trials", str(number), "latency")
         return tuple(latency.samples() for latency in self._get(tuple[json_records.Latency, ...], path))
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
-        """See ``ReadStore.fronts``."""
         return self._get(list[FrontRecord], _path("jobs", job_id, "fronts"))
 
     def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
-        """See ``ReadStore.events``."""
         return self._get(list[EventRecord], _path("jobs", job_id, "events"), start=start)
 
     def probes(self, key: str) -> Probes | None:
-        """See ``ReadStore.probes``."""
         try:
             return self._get(Probes, _path("probes", key))
         except NotFoundError:
             return None
 
     def submit(self, spec: JobSpec, *, key: str | None = None, priority: int = 0) -> JobRecord:
-        """See ``Client.submit``."""
         return self._submit("jobs", key, content=json.dumps(spec.dump()), params={"priority": priority})
 
     def clone(self, job_id: str, *, key: str | None = None) -> JobRecord:
-        """See ``Client.clone``."""
         return self._submit(_path("jobs", job_id, "clone"), key)
 
     def pause(self, job_id: str) -> JobRecord:
-        """See ``Client.pause``."""
         return self._ask(JobRecord, "POST", _path("jobs", job_id, "pause"))
 
     def cancel(self, job_id: str) -> JobRecord:
-        """See ``Client.cancel``."""
         return self._ask(JobRecord, "POST", _path("jobs", job_id, "cancel"))
 
     def resume(self, job_id: str) -> JobRecord:
-        """See ``Client.resume``."""
         return self._ask(JobRecord, "POST", _path("jobs", job_id, "resume"))
 
     def change_plan(self, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
-        """See ``Client.change_plan``."""
         changes = search if priority is None else {"priority": priority, **search}
         return self._ask(JobRecord, "PATCH", _path("jobs", job_id), json=changes)
 
@@ -158,7 +143,6 @@ class RemoteClient:
                 patience.wait(self._away(error))
 
     def tasks(self) -> list[TaskInfo]:
-        """See ``Client.tasks``."""
         return self._get(list[TaskInfo], "tasks")
 
     def add_token(self, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
@@ -170,15 +154,12 @@ class RemoteClient:
             raise self._away(error) from None
 
     def tokens(self) -> list[TokenRecord]:
-        """See ``Client.tokens``."""
         return self._get(list[TokenRecord], "tokens")
 
     def revoke_token(self, token_id: str) -> TokenRecord:
-        """See ``Client.revoke_token``."""
         return self._ask(TokenRecord, "DELETE", _path("tokens", token_id))
 
     def close(self) -> None:
-        """See ``ReadStore.close``."""
         self._http.close()
 
     def _submit(self, path: str, key: str | None, **request: Any) -> JobRecord:

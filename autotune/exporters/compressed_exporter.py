@@ -27,15 +27,12 @@ class CompressedTensorsExporter:
     as_built = True
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
         return compressed_schemes.refusal(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See ``Exporter.refuses_model``."""
         return pretrained.refusal(model)
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
-        """See ``Exporter.write``."""
         with libraries():
             from autotune.exporters import compressed_layers
 
@@ -50,6 +47,5 @@ class CompressedTensorsExporter:
         return details
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
-        """See ``Exporter.load``."""
         with libraries():
             return pretrained.load(folder, details)

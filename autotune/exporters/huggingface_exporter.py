@@ -24,7 +24,6 @@ class HuggingFaceExporter:
     as_built = True
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
         if choice.activation is ActivationMode.STATIC:
             return "transformers drops static ranges when it loads torchao weights; the format torchao keeps them"
         if choice.precision in COMPUTED_IN:
@@ -34,11 +33,9 @@ class HuggingFaceExporter:
         return None if choice == FULL_PRECISION else refusal(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See ``Exporter.refuses_model``."""
         return pretrained.refusal(model)
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
-        """See ``Exporter.write``."""
         with libraries():
             from transformers import PreTrainedModel, TorchAoConfig
             from transformers.quantizers.auto import AutoHfQuantizer
@@ -55,6 +52,5 @@ class HuggingFaceExporter:
             return pretrained.save(model, folder)
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
-        """See ``Exporter.load``."""
         with libraries():
             return pretrained.load(folder, details)

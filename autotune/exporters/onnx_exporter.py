@@ -35,15 +35,12 @@ class OnnxExporter:
     as_built = False
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
         return choices.refuses(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See ``Exporter.refuses_model``."""
         return None
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
-        """See ``Exporter.write``."""
         with libraries():
             from workers.backends.onnx.fragments import fragment
             from workers.backends.onnx.graph import serialized, trace
@@ -66,7 +63,6 @@ class OnnxExporter:
         return {"arguments": list(traced.arguments), "form": traced.form}
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
-        """See ``Exporter.load``."""
         with libraries():
             from workers.backends.onnx.session import OnnxModule, open_session
 

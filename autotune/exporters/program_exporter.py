@@ -36,15 +36,12 @@ class ProgramExporter:
         self._torchao = TorchAoExporter()
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
         return self._torchao.refuses(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See ``Exporter.refuses_model``."""
         return self._torchao.refuses_model(model)
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
-        """See ``Exporter.write``."""
         with libraries():
             from autotune.exporters import torchao_layers
 
@@ -60,7 +57,6 @@ class ProgramExporter:
         return {}
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
-        """See ``Exporter.load``."""
         with libraries():
             build_model()  # brings the types of the model's results, which the program only names
             loaded: nn.Module = torch.export.load(Path(folder, PROGRAM)).module()

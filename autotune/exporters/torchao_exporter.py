@@ -30,15 +30,12 @@ class TorchAoExporter:
     as_built = False
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
         return None if choice == FULL_PRECISION else refusal(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See ``Exporter.refuses_model``."""
         return None
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
-        """See ``Exporter.write``."""
         with libraries():
             from autotune.exporters import torchao_layers
 
@@ -47,7 +44,6 @@ class TorchAoExporter:
         return {"computed_in": computed_in(source)}
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
-        """See ``Exporter.load``."""
         with libraries():
             from autotune.exporters import torchao_layers
 

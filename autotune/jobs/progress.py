@@ -38,7 +38,7 @@ class Silent:
     """A listener that says nothing."""
 
     def stage(self, text: str) -> None:
-        """See ``Listener.stage``."""
+        pass
 
     def trial(self, progress: Progress) -> None:
-        """See ``Listener.trial``."""
+        pass

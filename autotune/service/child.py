@@ -107,11 +107,9 @@ class _LogListener:
         self._stage = ""
 
     def stage(self, text: str) -> None:
-        """See ``Listener.stage``."""
         if text != self._stage:
             _log.info("%s", text)
         self._stage = text
 
     def trial(self, progress: Progress) -> None:
-        """See ``Listener.trial``."""
         _log.info("%d of %d trials, %d on the front", progress.done, progress.budget, progress.front_size)

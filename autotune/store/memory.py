@@ -52,7 +52,6 @@ class MemoryStore:
     def jobs(
         self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
     ) -> list[JobRecord]:
-        """See ``ReadStore.jobs``."""
         found = sorted(self._records(), key=_age, reverse=True)
         if after is not None:
             newer = _age(self._job(after).record)
@@ -60,50 +59,40 @@ class MemoryStore:
         return copy.deepcopy([job for job in found if state in (None, job.state)][:limit])
 
     def job(self, job_id: str) -> JobRecord:
-        """See ``ReadStore.job``."""
         return copy.deepcopy(self._job(job_id).record)
 
     def versions(self) -> Mapping[str, int]:
-        """See ``WatchStore.versions``."""
         return {job.id: job.version for job in self.jobs()}
 
     def numbers(self, job_id: str) -> list[int]:
-        """See ``WatchStore.numbers``."""
         return sorted(self._job(job_id).results)
 
     def trials(
         self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
     ) -> list[TrialRecord]:
-        """See ``ReadStore.trials``."""
         results = self._job(job_id).results
         wanted = [number for number in sorted(results) if number > after and (numbers is None or number in numbers)]
         return [copy.deepcopy(results[number].trial) for number in wanted[:limit]]
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
-        """See ``ReadStore.tallies``."""
         return {job_id: _tally(self._jobs.get(job_id)) for job_id in job_ids}
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        """See ``ReadStore.latency``."""
         result = self._job(job_id).results.get(number)
         return copy.deepcopy(result.latency) if result else ()
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
-        """See ``ReadStore.fronts``."""
         return list(self._job(job_id).fronts)
 
     def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
-        """See ``ReadStore.events``."""
         return self._job(job_id).events[start:]
 
     def probes(self, key: str) -> Probes | None:
-        """See ``ReadStore.probes``."""
         return self._probes.get(key)
 
     def create_job(
         self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
     ) -> JobRecord:
-        """See ``Store.create_job``."""
         with self._lock:
             if submission and (job.owner, submission.key) in self._submissions:
                 earlier, job_id = self._submissions[job.owner, submission.key]
@@ -124,7 +113,6 @@ class MemoryStore:
             return job
 
     def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
-        """See ``Store.change_job``."""
         with self._lock:
             job = self._job(job_id)
             if not job.record.state.is_live:
@@ -136,20 +124,17 @@ class MemoryStore:
             return copy.deepcopy(job.record)
 
     def claim_next(self, transition: Transition) -> JobRecord | None:
-        """See ``Store.claim_next``."""
         with self._lock:
             at = now()
             waiting = [job for job in self._served() if job.state is JobState.QUEUED or _is_expired(job, at)]
             return self.change_job(waiting[0].id, transition) if waiting else None
 
     def directions(self, job_id: str, *, epoch: int) -> Directions:
-        """See ``Store.directions``."""
         job = self._job(job_id).record
         lifecycle.check_epoch(job, epoch)
         return rows.directions(job.order, job.document)
 
     def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
-        """See ``Store.renew``."""
         with self._lock:
             job = self._job(job_id)
             lifecycle.check_epoch(job.record, epoch)
@@ -157,7 +142,6 @@ class MemoryStore:
                 job.record = dataclasses.replace(job.record, leased_until=now() + timedelta(seconds=lease_s))
 
     def held_jobs(self) -> list[HeldJob]:
-        """See ``Store.held_jobs``."""
         held = [job for job in self._served() if lifecycle.is_held(job, now())]
         kinds = [job.description.environment.kind if job.description else None for job in held]
         return [
@@ -166,7 +150,6 @@ class MemoryStore:
         ]
 
     def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
-        """See ``Store.record``."""
         with self._lock:
             for result in results:
                 lifecycle.check_epoch(self._job(result.trial.job_id).record, epoch)
@@ -177,11 +160,9 @@ class MemoryStore:
                 self._add(new)
 
     def record_probes(self, key: str, probes: Probes) -> None:
-        """See ``Store.record_probes``."""
         self._probes.setdefault(key, probes)
 
     def statistics(self) -> Statistics:
-        """See ``Store.statistics``."""
         jobs = list(self._jobs.values())
         waiting = [job.record.created_at for job in jobs if job.record.state is JobState.QUEUED]
         return Statistics(
@@ -192,21 +173,17 @@ class MemoryStore:
         )
 
     def add_token(self, token: TokenRecord, secret_hash: str) -> None:
-        """See ``Store.add_token``."""
         if token.id in self._tokens:
             raise ConflictError(f"there is a token {token.id!r} already; add another one")
         self._tokens[token.id] = token, secret_hash
 
     def tokens(self) -> list[TokenRecord]:
-        """See ``Store.tokens``."""
         return sorted((token for token, _ in self._tokens.values()), key=lambda token: (token.created_at, token.id))
 
     def token(self, token_id: str) -> tuple[TokenRecord, str] | None:
-        """See ``Store.token``."""
         return self._tokens.get(token_id)
 
     def revoke_token(self, token_id: str) -> TokenRecord:
-        """See ``Store.revoke_token``."""
         if token_id not in self._tokens:
             raise NotFoundError(f"no token {token_id!r}; 'autotune token list' has them all")
         token, secret_hash = self._tokens[token_id]
@@ -215,7 +192,7 @@ class MemoryStore:
         return revoked
 
     def close(self) -> None:
-        """See ``ReadStore.close``."""
+        pass
 
     def _records(self) -> list[JobRecord]:
         return [job.record for job in list(self._jobs.values())]

@@ -53,19 +53,15 @@ class SqlStore:
     def jobs(
         self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
     ) -> list[JobRecord]:
-        """See ``ReadStore.jobs``."""
         return self._read(lambda connection: statements.jobs(connection, state, after, limit))
 
     def job(self, job_id: str) -> JobRecord:
-        """See ``ReadStore.job``."""
         return self._read(lambda connection: statements.job(connection, job_id))
 
     def versions(self) -> Mapping[str, int]:
-        """See ``WatchStore.versions``."""
         return self._read(statements.versions)
 
     def numbers(self, job_id: str) -> list[int]:
-        """See ``WatchStore.numbers``."""
         return self._read(lambda connection: statements.numbers(connection, job_id))
 
     def trials(
@@ -75,30 +71,23 @@ class SqlStore:
         return self._read(lambda connection: statements.trials(connection, job_id, numbers, after, limit))
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
-        """See ``ReadStore.tallies``."""
         return self._read(lambda connection: summaries.tallies(connection, job_ids))
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        """See ``ReadStore.latency``."""
         return self._read(lambda connection: statements.latency(connection, job_id, number))
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
-        """See ``ReadStore.fronts``."""
         return self._read(lambda connection: statements.fronts(connection, job_id))
 
     def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
-        """See ``ReadStore.events``."""
         return self._read(lambda connection: statements.events(connection, job_id, start))
 
     def probes(self, key: str) -> Probes | None:
-        """See ``ReadStore.probes``."""
         return self._read(lambda connection: statements.probes(connection, key))
 
     def create_job(
         self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
     ) -> JobRecord:
-        """See ``Store.create_job``."""
-
         def create(connection: Connection) -> JobRecord:
             return statements.create_job(connection, job, submission, most_live)
 
@@ -109,27 +98,21 @@ class SqlStore:
         raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
 
     def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
-        """See ``Store.change_job``."""
         return self._run(lambda connection: statements.change_job(connection, job_id, transition, most_live))
 
     def claim_next(self, transition: Transition) -> JobRecord | None:
-        """See ``Store.claim_next``."""
         return self._run(lambda connection: statements.claim_next(connection, transition))
 
     def directions(self, job_id: str, *, epoch: int) -> Directions:
-        """See ``Store.directions``."""
         return self._read(lambda connection: statements.directions(connection, job_id, epoch))
 
     def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
-        """See ``Store.renew``."""
         self._run(lambda connection: statements.renew(connection, job_id, epoch, lease_s))
 
     def held_jobs(self) -> list[HeldJob]:
-        """See ``Store.held_jobs``."""
         return self._read(statements.held_jobs)
 
     def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
-        """See ``Store.record``."""
         if not results:
             return
         job_id = results[0].trial.job_id
@@ -149,35 +132,28 @@ class SqlStore:
         self._layer_lists |= unknown.keys()
 
     def record_probes(self, key: str, probes: Probes) -> None:
-        """See ``Store.record_probes``."""
         with suppress(_Duplicate):
             self._run(lambda connection: statements.add_probes(connection, key, probes))
 
     def statistics(self) -> Statistics:
-        """See ``Store.statistics``."""
         return self._read(summaries.statistics)
 
     def add_token(self, token: TokenRecord, secret_hash: str) -> None:
-        """See ``Store.add_token``."""
         try:
             self._run(lambda connection: summaries.add_token(connection, token, secret_hash))
         except _Duplicate:
             raise ConflictError(f"there is a token {token.id!r} already; add another one") from None
 
     def tokens(self) -> list[TokenRecord]:
-        """See ``Store.tokens``."""
         return self._read(summaries.tokens)
 
     def token(self, token_id: str) -> tuple[TokenRecord, str] | None:
-        """See ``Store.token``."""
         return self._read(lambda connection: summaries.token(connection, token_id))
 
     def revoke_token(self, token_id: str) -> TokenRecord:
-        """See ``Store.revoke_token``."""
         return self._run(lambda connection: summaries.revoke_token(connection, token_id))
 
     def close(self) -> None:
-        """See ``Store.close``."""
         self._engine.dispose()
 
     def _read(self, work: Callable[[Connection], T]) -> T:

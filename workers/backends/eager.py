@@ -22,21 +22,17 @@ class EagerBackend:
     runs_modules = True
 
     def int8_weight_bits(self, layer: Layer) -> int:
-        """See ``Backend.int8_weight_bits``."""
         return 8
 
     def kernel(
         self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]], known: str | None = None
     ) -> str | None:
-        """See ``Backend.kernel``."""
         return None
 
     def weight_bytes(self, prepared: nn.Module) -> int:
-        """See ``Backend.weight_bytes``."""
         return weight_bytes(prepared)
 
     def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
-        """See ``Backend.deploy``."""
         return Eager(prepared, self.device)
 
 
@@ -52,27 +48,21 @@ class Eager:
         self._device = device
 
     def apply(self, names: Mapping[str, str]) -> None:
-        """See ``Deployed.apply``."""
         self._prepared.apply(names)
 
     def reset(self) -> None:
-        """See ``Deployed.reset``."""
         self._prepared.reset()
 
     def other_bytes(self) -> int:
-        """See ``Deployed.other_bytes``."""
         return self._prepared.other_bytes()
 
     def weight_bytes(self) -> int:
-        """See ``Deployed.weight_bytes``."""
         return self._prepared.weight_bytes()
 
     def working_bytes(self, run: Callable[[], object]) -> int:
-        """See ``Deployed.working_bytes``."""
         return memory.working_bytes(run, self._device)
 
     def layer_latencies(
         self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
     ) -> tuple[dict[tuple[str, str], float], float]:
-        """See ``Deployed.layer_latencies``."""
         return layer_latency.measure(self._prepared, layers, choices, run, clock_of(self._device))

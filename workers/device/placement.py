@@ -58,24 +58,19 @@ class PlacedTask:
         return self._task.build_model().to(self._device)
 
     def calibration(self) -> Sequence[Batch]:
-        """See ``Task.calibration``."""
         return [moved(batch, self._device) for batch in self._task.calibration()]
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
-        """See ``Task.evaluation``."""
         batches: Sequence[Batch] = self._evaluation(split)
         return batches
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """See ``Task.forward``."""
         return self._task.forward(model, batch)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """See ``Task.accuracy``."""
         return self._task.accuracy(outputs, split)
 
     def latency_batch(self, batch_size: int) -> Batch:
-        """See ``Task.latency_batch``."""
         return moved(self._task.latency_batch(batch_size), self._device)
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:

@@ -48,7 +48,6 @@ class UnrolledAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See ``nn.MultiheadAttention.forward``."""
         if is_causal and attn_mask is None:
             raise RuntimeError("attention needs attn_mask beside the hint is_causal, as nn.MultiheadAttention does")
         sequence = 1 if self.batch_first and query.dim() == 3 else 0

@@ -34,24 +34,21 @@ class InlinePool:
         self._outcomes: list[Outcome] = []
 
     def capacity(self) -> None:
-        """See ``Pool.capacity``."""
+        pass
 
     def resize(self, count: int) -> None:
         """See ``Pool.resize``; this process stays the only worker."""
 
     def describe(self) -> ModelDescription:
-        """See ``Pool.describe``."""
         return self._evaluator.description
 
     def probe(self) -> Probes:
-        """See ``Pool.probe``."""
         try:
             return self._evaluator.probe()
         except Exception as error:
             raise PoolError(f"the model cannot be probed: {failure_of(error).message}") from error
 
     def submit(self, candidate: Candidate) -> None:
-        """See ``Pool.submit``."""
         try:
             result: Measurement | Failure = self._evaluator.measure(candidate)
         except Exception as error:
@@ -65,5 +62,4 @@ class InlinePool:
         return outcomes
 
     def close(self) -> None:
-        """See ``Pool.close``."""
         self._outcomes.clear()

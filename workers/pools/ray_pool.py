@@ -129,11 +129,9 @@ class RayPool:
             raise
 
     def capacity(self) -> Capacity | None:
-        """See ``Pool.capacity``."""
         return self._nodes.capacity() if self._settings.shared else None
 
     def resize(self, count: int) -> None:
-        """See ``Pool.resize``."""
         self.slots = count
         for slot in range(count):
             if slot not in self._hired:
@@ -142,7 +140,6 @@ class RayPool:
         self._dispatch()
 
     def describe(self) -> ModelDescription:
-        """See ``Pool.describe``."""
         return self._description
 
     def probe(self) -> Probes:
@@ -157,12 +154,10 @@ class RayPool:
         return probes
 
     def submit(self, candidate: Candidate) -> None:
-        """See ``Pool.submit``."""
         self._queue.append((candidate, 1))
         self._dispatch()
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """See ``Pool.wait``."""
         give_up = time.monotonic() + timeout_s
         outcomes: list[Outcome] = []
         if not self._running and not self.slots:
@@ -180,7 +175,6 @@ class RayPool:
         return outcomes
 
     def close(self) -> None:
-        """See ``Pool.close``."""
         if not ray.is_initialized():
             return
         for hired in self._hired.values():

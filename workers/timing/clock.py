@@ -23,11 +23,9 @@ class HostClock:
     """The processor's own clock, for work that is done when its call returns."""
 
     def mark(self) -> int:
-        """See ``Clock.mark``."""
         return time.perf_counter_ns()
 
     def between_ms(self, start: int, end: int) -> float:
-        """See ``Clock.between_ms``."""
         return (end - start) / 1e6
 
 
@@ -39,13 +37,11 @@ class CudaClock:
     """
 
     def mark(self) -> torch.cuda.Event:
-        """See ``Clock.mark``."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def between_ms(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """See ``Clock.between_ms``."""
         end.synchronize()
         return float(start.elapsed_time(end))
 

@@ -44,7 +44,6 @@ class Configuration(ABC):
         return f"not run; {self.differs}"
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Exporter.refuses``."""
         if choice == FULL_PRECISION:
             return None
         if choice.name not in self.choices:
@@ -56,7 +55,6 @@ class Configuration(ABC):
         """Return why ``layer`` cannot take one of ``choices``, or None if it can."""
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See ``Exporter.refuses_model``."""
         return None
 
     @abstractmethod
@@ -68,7 +66,6 @@ class Configuration(ABC):
         """Parse ``text`` with the library, which raises an exception of its own if that is not a configuration."""
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
-        """See ``Exporter.write``."""
         text = self.text(source.file.quantization_map())
         version = self._validated(text)
         Path(folder, self.file).write_text(text, encoding="utf-8")

@@ -30,15 +30,12 @@ class LlmCompressorConfiguration(Configuration):
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Configuration.refuses_layer``."""
         return compressed_schemes.refusal(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See ``Exporter.refuses_model``."""
         return pretrained.refusal(model)
 
     def text(self, quantization: QuantizationMap) -> str:
-        """See ``Configuration.text``."""
         by_modifier: dict[str, dict[str, Any]] = {}
         for name, group in compressed_schemes.groups(quantization.choices).items():
             modifier = "GPTQModifier" if CHOICES[name].is_gptq else "QuantizationModifier"
@@ -47,7 +44,6 @@ class LlmCompressorConfiguration(Configuration):
         return header(self) + yaml.dump(recipe, Dumper=_NoAliases, sort_keys=False)
 
     def validate(self, text: str) -> None:
-        """See ``Configuration.validate``."""
         from llmcompressor.recipe import Recipe
 
         for modifier in Recipe.create_instance(text).modifiers:

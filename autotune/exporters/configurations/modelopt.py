@@ -30,7 +30,6 @@ class ModelOptConfiguration(Configuration):
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Configuration.refuses_layer``."""
         if not layer.kind.is_product:
             return f"is written for linear layers and convolutions, but this is an {layer.kind} layer"
         if choice.precision is Precision.INT4 and (
@@ -40,7 +39,6 @@ class ModelOptConfiguration(Configuration):
         return None
 
     def text(self, quantization: QuantizationMap) -> str:
-        """See ``Configuration.text``."""
         entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
         for name, choice in quantization.choices.items():
             if choice != FULL_PRECISION:
@@ -58,7 +56,6 @@ class ModelOptConfiguration(Configuration):
         return header(self) + yaml.safe_dump({"quant_cfg": entries, "algorithm": "max"}, sort_keys=False)
 
     def validate(self, text: str) -> None:
-        """See ``Configuration.validate``."""
         from modelopt.torch.quantization.config import QuantizeConfig
 
         QuantizeConfig.model_validate(yaml.safe_load(text))

@@ -52,13 +52,11 @@ class NeuralCompressorConfiguration(Configuration):
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Configuration.refuses_layer``."""
         if layer.kind is not LayerKind.LINEAR:
             return f"is written for linear layers only, but this is an {layer.kind} layer"
         return None
 
     def text(self, quantization: QuantizationMap) -> str:
-        """See ``Configuration.text``."""
         document: dict[str, Any] = {}
         for name, choice in quantization.choices.items():
             if choice != FULL_PRECISION:
@@ -69,7 +67,6 @@ class NeuralCompressorConfiguration(Configuration):
         return json.dumps(document, indent=2) + "\n"
 
     def validate(self, text: str) -> None:
-        """See ``Configuration.validate``."""
         import neural_compressor.torch.quantization  # noqa: F401 - registers the algorithms of PyTorch
         from neural_compressor.common.base_config import config_registry
 

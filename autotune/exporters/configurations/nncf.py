@@ -52,7 +52,6 @@ class NncfConfiguration(Configuration):
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Configuration.refuses_layer``."""
         if layer.kind not in _KINDS:
             return f"is written for linear layers, convolutions and embeddings, but this is an {layer.kind} layer"
         if choice.needs_calibration and layer.kind is LayerKind.EMBEDDING:
@@ -64,7 +63,6 @@ class NncfConfiguration(Configuration):
         return None
 
     def text(self, quantization: QuantizationMap) -> str:
-        """See ``Configuration.text``."""
         calls: dict[str, list[dict[str, Any]]] = {function: [] for function, _ in _CALLS.values()}
         for name, (function, arguments) in _CALLS.items():
             layers = [layer for layer, choice in quantization.choices.items() if choice.name == name]
@@ -73,7 +71,6 @@ class NncfConfiguration(Configuration):
         return json.dumps(calls, indent=2) + "\n"
 
     def validate(self, text: str) -> None:
-        """See ``Configuration.validate``."""
         import nncf
 
         values = {"mode": nncf.CompressWeightsMode, "preset": nncf.QuantizationPreset}

@@ -39,7 +39,6 @@ class SensitivitySampler(BaseSampler):
         return self._planner is not None and self._planner.spent
 
     def reseed_rng(self) -> None:
-        """See ``BaseSampler.reseed_rng``."""
         self._random.reseed_rng()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

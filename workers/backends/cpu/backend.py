@@ -45,15 +45,12 @@ class CpuBackend(EagerBackend):
             torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
     def unavailable(self) -> str | None:
-        """See ``Backend.unavailable``."""
         return None
 
     def hardware(self) -> str:
-        """See ``Backend.hardware``."""
         return environment.cpu_hardware()
 
     def int8_weight_bits(self, layer: Layer) -> int:
-        """See ``Backend.int8_weight_bits``."""
         products = [kernel for kernel in _computing(layer.kind, _W8A8) if kernel.lacks is not nothing]
         exact = (
             bits
@@ -63,7 +60,6 @@ class CpuBackend(EagerBackend):
         return next(exact, 8)
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Backend.refuses``."""
         if choice == FULL_PRECISION:
             return None
         return layer.frozen_reason or _layer_refuses(layer, choice) or self._processor_refuses(layer, choice)
@@ -93,11 +89,9 @@ class CpuBackend(EagerBackend):
     def kernel(
         self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape], known: str | None = None
     ) -> str | None:
-        """See ``Backend.kernel``."""
         return None if choice == FULL_PRECISION else self._pick(module, choice, shapes, known).name
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
-        """See ``Backend.layer_bytes``."""
         return layer_bytes.layer_bytes(layer, choice)
 
     def _pick(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape], known: str | None) -> Pick:

@@ -42,7 +42,6 @@ class OneDnnProduct:
         self._zero_points = torch.zeros(len(scales), dtype=torch.int32)
 
     def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        """See ``Int8Product``."""
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             to_uint8(rows, scale, zero_point), scale, zero_point, self._packed, self._scales, self._zero_points,
             self._bias, 1.0, 0, torch.float32, "none", [], "",
@@ -60,7 +59,6 @@ class FbgemmProduct:
             self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
 
     def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        """See ``Int8Product``."""
         product: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             rows, scale, zero_point, self._packed
         )
@@ -74,7 +72,6 @@ class WidenedProduct:
         self._values, self._scales, self._bias = values, scales, bias
 
     def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        """See ``Int8Product``."""
         product = F.linear(to_steps(rows, scale, zero_point), self._values.float()).mul_(self._scales * scale)
         return product if self._bias is None else product.add_(self._bias)
 

@@ -32,15 +32,12 @@ class OnnxRuntimeBackend:
         self._processor = this_processor()
 
     def unavailable(self) -> str | None:
-        """See ``Backend.unavailable``."""
         return missing(("onnx", "onnxruntime", "onnxscript"), "export")
 
     def hardware(self) -> str:
-        """See ``Backend.hardware``."""
         return environment.cpu_hardware()
 
     def int8_weight_bits(self, layer: Layer) -> int:
-        """See ``Backend.int8_weight_bits``."""
         return self._processor.int8_weight_bits
 
     def kernel(
@@ -50,7 +47,6 @@ class OnnxRuntimeBackend:
         return None
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Backend.refuses``."""
         if choice == FULL_PRECISION:
             return None
         if choice.precision in (Precision.BF16, Precision.FP16):
@@ -82,15 +78,12 @@ class OnnxRuntimeBackend:
             return OnnxLayer(corrected(module, choice, input_range), choice, needed).eval()
 
     def weight_bytes(self, prepared: nn.Module) -> int:
-        """See ``Backend.weight_bytes``."""
         return weight_bytes(prepared)
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
-        """See ``Backend.layer_bytes``."""
         return layer_bytes.layer_bytes(layer, choice)
 
     def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
-        """See ``Backend.deploy``."""
         with optional_libraries(_USER, "export"):
             from workers.backends.onnx.deployed import OnnxDeployed
 

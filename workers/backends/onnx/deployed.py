@@ -62,11 +62,9 @@ class OnnxDeployed:
 
     @property
     def session_seconds(self) -> float | None:
-        """See ``Deployed.session_seconds``."""
         return self._current.seconds
 
     def apply(self, names: Mapping[str, str]) -> None:
-        """See ``Deployed.apply``."""
         before = self._prepared.installed
         self._prepared.apply(names)
         try:
@@ -77,19 +75,15 @@ class OnnxDeployed:
         self.model.session = self._current.session
 
     def reset(self) -> None:
-        """See ``Deployed.reset``."""
         self.apply({})
 
     def other_bytes(self) -> int:
-        """See ``Deployed.other_bytes``."""
         return self._other_bytes
 
     def weight_bytes(self) -> int:
-        """See ``Deployed.weight_bytes``."""
         return self._prepared.weight_bytes() - self._prepared.other_bytes() + self._other_bytes
 
     def working_bytes(self, run: Callable[[], object]) -> int:
-        """See ``Deployed.working_bytes``."""
         return profiling.working_bytes(self._profiled(run, passes=1)[0])
 
     def layer_latencies(

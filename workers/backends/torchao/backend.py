@@ -39,7 +39,6 @@ class TorchAoBackend(EagerBackend):
         self._compiler = compiler
 
     def unavailable(self) -> str | None:
-        """See ``Backend.unavailable``."""
         absent = missing(("torchao",), "export")
         if absent or self.device == "cpu":
             return absent
@@ -50,17 +49,14 @@ class TorchAoBackend(EagerBackend):
         return None
 
     def hardware(self) -> str:
-        """See ``Backend.hardware``."""
         if self.device == "cpu":
             return environment.cpu_hardware()
         return gpu.hardware()
 
     def int8_weight_bits(self, layer: Layer) -> int:
-        """See ``Backend.int8_weight_bits``."""
         return this_processor().int8_weight_bits if self.device == "cpu" else 8
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """See ``Backend.refuses``."""
         if self.device != "cpu":
             return support.refuses(gpu.capability(), layer, choice)
         reason = support.refuses(None, layer, choice)
@@ -86,7 +82,6 @@ class TorchAoBackend(EagerBackend):
             return self._prepare(corrected(module, choice, input_range), choice, needed).eval()
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
-        """See ``Backend.layer_bytes``."""
         return support.layer_bytes(layer, choice)
 
     def _prepare(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> PackedLayer:
