@@ -7,8 +7,9 @@ from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from autotune.jobs.records import JobState
-from autotune.metrics.catalog import METRICS, Constraint, Figure, is_overloaded
+from autotune.metrics.catalog import METRICS, Constraint
 from workers.measurement import FailureCause
+from workers.timing.estimates import Figure
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _LONGEST = 120
@@ -62,19 +63,7 @@ def cause_text(cause: FailureCause) -> str:
 
 def value_text(metric: str, value: float) -> str:
     """Return a metric's value with its unit, to the digits that mean something."""
-    if not math.isfinite(value):
-        return "unknown"
-    if is_overloaded(metric, value):
-        return "overloaded"
-    if metric.endswith("accuracy"):
-        return f"{value:.4f}"
-    if metric.endswith("accuracy_drop"):
-        return f"{100 * value:.2f} %"
-    if metric == "latency_ratio":
-        return f"{value:.2f} x"
-    if METRICS[metric].unit == "MiB":
-        return f"{value:.1f} MiB"
-    return f"{_three_digits(value)} {METRICS[metric].unit}".rstrip()
+    return METRICS[metric].text_with_unit(value)
 
 
 def change_text(value: float, reference: float) -> str:
@@ -97,8 +86,9 @@ def interval_text(metric: str, figure: Figure) -> str:
 
 def constraint_text(constraint: Constraint) -> str:
     """Return a limit in words, such as ``latency p95 at most 12 ms``."""
-    bound = "at most" if constraint.at_most else "at least"
-    return f"{label_in_sentence(constraint.metric)} {bound} {value_text(constraint.metric, constraint.limit)}"
+    return (
+        f"{label_in_sentence(constraint.metric)} {constraint.bound} {value_text(constraint.metric, constraint.limit)}"
+    )
 
 
 def label_in_sentence(metric: str) -> str:
@@ -138,14 +128,6 @@ def moment(at: datetime, zone: str | None) -> str:
     except (ZoneInfoNotFoundError, ValueError):
         local = at.astimezone(ZoneInfo("UTC"))
     return f"{local.day} {local:%b %Y, %H:%M %Z}"
-
-
-def _three_digits(value: float) -> str:
-    """Return ``value`` to three significant digits, without an exponent where it stays readable."""
-    if value == 0 or not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}"
 
 
 def clipped_text(share: float) -> str:

@@ -8,22 +8,23 @@ import pandas as pd
 import yaml
 
 from autotune.errors import JobSpecError
-from autotune.jobs.spec import MAX_BYTES, ConstraintSection, JobSpec
+from autotune.jobs.spec import MAX_BYTES, JobSpec
 from autotune.jobs.strict_yaml import load_yaml
-from autotune.metrics.catalog import METRICS, QUEUED, SHIFTED, WORKLOADS, prefix_of
+from autotune.metrics.catalog import METRICS, UNDER_LOAD, WORKLOADS, Metric
 from dashboard.formatting import value_text
 from dashboard.tables.trials import full_precision_row
+from workers.measurement import Split, Workload
 
-#: Beginning of the names of metrics that only some tasks have -> what these have in common.
+#: Group of metrics that only some tasks have -> its name for people.
 SPECIAL = {
-    SHIFTED: "Shifted data",
-    **{prefix: label for workload, label in WORKLOADS.items() if (prefix := prefix_of(workload))},
-    QUEUED: "Response time under load",
+    "shifted": "Shifted data",
+    **{workload.value: label for workload, label in WORKLOADS.items() if workload is not Workload.FORWARD},
+    "queued": UNDER_LOAD,
 }
 #: Metrics that a job can limit, in reading order.
-LIMITED = tuple(name for name in METRICS if name in ConstraintSection.model_fields)
+LIMITED = tuple(name for name, metric in METRICS.items() if metric.can_be_limited)
 #: Metrics that a job can trade off.
-OBJECTIVES = tuple(name for name, metric in METRICS.items() if not metric.told)
+OBJECTIVES = tuple(name for name, metric in METRICS.items() if not metric.reported_only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,15 +102,23 @@ def read_job(raw: bytes) -> JobSpec:
 
 
 def offered(metrics: Sequence[str], special: Collection[str]) -> list[str]:
-    """Return the metrics that a task has which has those of these ``SPECIAL`` beginnings."""
-    missing = tuple(prefix for prefix in SPECIAL if prefix not in special)
-    return [metric for metric in metrics if not metric.startswith(missing)]
+    """Return the metrics of a task that has these ``SPECIAL`` groups."""
+    return [name for name in metrics if (group := _group(METRICS[name])) is None or group in special]
 
 
 def special_in(frame: pd.DataFrame | None) -> list[str]:
-    """Return the beginnings of ``SPECIAL`` metrics that were measured, for a frame as ``baselines_text`` takes it."""
+    """Return the ``SPECIAL`` groups of metrics that were measured, for a frame as ``baselines_text`` takes it."""
     measured = () if frame is None else frame.columns[frame.notna().any()]
-    return [prefix for prefix in SPECIAL if any(name.startswith(prefix) for name in measured)]
+    groups = {_group(metric) for name, metric in METRICS.items() if name in measured}
+    return [group for group in SPECIAL if group in groups]
+
+
+def _group(metric: Metric) -> str | None:
+    if metric.split is Split.SHIFTED:
+        return "shifted"
+    if metric.queued:
+        return "queued"
+    return None if metric.workload is Workload.FORWARD else metric.workload.value
 
 
 def baselines_text(frame: pd.DataFrame | None, metric: str) -> str:

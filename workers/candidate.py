@@ -8,7 +8,7 @@ from workers.measurement import Failure, Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rival:
+class Incumbent:
     """Something that candidates must be faster than, unless they are better than it."""
 
     #: Latency relative to full precision.
@@ -34,15 +34,15 @@ class Candidate:
     #: Measured at full fidelity: more passes, and the accuracy on held-out data too.
     final: bool = False
     #: A candidate slower than one of them, and no better, is hopeless; its latency need not be measured to the end.
-    rivals: tuple[Rival, ...] = ()
+    incumbents: tuple[Incumbent, ...] = ()
 
     def slowest_hopeful(self, accuracy: float, divergence: float) -> float:
         """Return the latency ratio from which on the candidate is hopeless, given its quality; infinity if none."""
         beating = (
-            rival.latency_ratio
-            for rival in self.rivals
-            if (rival.accuracy is None or accuracy <= rival.accuracy)
-            and (rival.divergence is None or divergence >= rival.divergence)
+            incumbent.latency_ratio
+            for incumbent in self.incumbents
+            if (incumbent.accuracy is None or accuracy <= incumbent.accuracy)
+            and (incumbent.divergence is None or divergence >= incumbent.divergence)
         )
         return min(beating, default=math.inf)
 

@@ -25,6 +25,17 @@ class Workload(enum.StrEnum):
     SAMPLING = "sampling"
 
 
+class Split(enum.StrEnum):
+    """Data the accuracy is computed on."""
+
+    #: Seen by the search.
+    EVALUATION = "evaluation"
+    #: Kept from the search; only verification looks at it.
+    HELD_OUT = "held_out"
+    #: Unlike what calibrated, as production's inputs may become; only tasks with ``has_shifted`` have it.
+    SHIFTED = "shifted"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LatencySamples:
     """Raw latencies of one candidate in one workload at one batch size, interleaved with full precision."""

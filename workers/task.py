@@ -8,21 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from workers.measurement import Split as Split
 from workers.measurement import Workload
 
 #: One batch of inputs, in whatever form the task's own ``forward`` takes.
 Batch = Any
-
-
-class Split(enum.StrEnum):
-    """Data the accuracy is computed on."""
-
-    #: Seen by the search.
-    EVALUATION = "evaluation"
-    #: Kept from the search; only verification looks at it.
-    HELD_OUT = "held_out"
-    #: Unlike what calibrated, as production's inputs may become; only tasks with ``has_shifted`` have it.
-    SHIFTED = "shifted"
 
 
 class OutputKind(enum.StrEnum):

@@ -38,7 +38,7 @@ def list_jobs(
     limit: Limit = 50,
 ) -> Response:
     """Return a page of jobs; all of them by asking on until ``next`` is null."""
-    jobs = caller.client.jobs(state=state, after=after, limit=limit + 1)
+    jobs = caller.client.records.jobs(state=state, after=after, limit=limit + 1)
     following = jobs[limit - 1].id if len(jobs) > limit else None
     return answer(json_records.JobPage, json_records.JobPage(jobs=tuple(jobs[:limit]), next=following))
 
@@ -52,13 +52,13 @@ def find_job(caller: Caller, reference: Annotated[str, Query(max_length=100)]) -
 @router.get("/jobs/{job_id}", summary="Show a job", response_model=JobRecord, openapi_extra=_VIEW)
 def show_job(caller: Caller, job_id: JobId) -> Response:
     """Return one job."""
-    return answer(JobRecord, caller.client.job(job_id))
+    return answer(JobRecord, caller.client.records.job(job_id))
 
 
 @router.get("/tallies", summary="Count jobs' trials", response_model=json_records.Tallies, openapi_extra=_VIEW)
 def show_tallies(caller: Caller, job: Names) -> Response:
     """Return how far jobs have come, by id."""
-    return answer(json_records.Tallies, json_records.Tallies(tallies=dict(caller.client.tallies(job))))
+    return answer(json_records.Tallies, json_records.Tallies(tallies=dict(caller.client.records.tallies(job))))
 
 
 @router.get("/jobs/{job_id}/trials", summary="List trials", response_model=json_records.TrialPage, openapi_extra=_VIEW)
@@ -70,7 +70,7 @@ def list_trials(
     number: Numbers = None,
 ) -> Response:
     """Return a page of a job's trials by ascending number; with ``number``, only these."""
-    trials = caller.client.trials(job_id, numbers=number, after=after, limit=limit + 1)
+    trials = caller.client.records.trials(job_id, numbers=number, after=after, limit=limit + 1)
     following = trials[limit - 1].number if len(trials) > limit else None
     return answer(json_records.TrialPage, json_records.TrialPage(trials=tuple(trials[:limit]), next=following))
 
@@ -78,7 +78,7 @@ def list_trials(
 @router.get("/jobs/{job_id}/trials/{number}", summary="Show a trial", response_model=TrialRecord, openapi_extra=_VIEW)
 def show_trial(caller: Caller, job_id: JobId, number: Number) -> Response:
     """Return one trial."""
-    return answer(TrialRecord, find_trial(caller.client.trials(job_id, numbers=[number]), number))
+    return answer(TrialRecord, find_trial(caller.client.records.trials(job_id, numbers=[number]), number))
 
 
 @router.get(
@@ -89,26 +89,26 @@ def show_trial(caller: Caller, job_id: JobId, number: Number) -> Response:
 )
 def show_latency(caller: Caller, job_id: JobId, number: Number) -> Response:
     """Return a trial's raw latencies, by batch size; empty if it was not timed."""
-    samples = caller.client.latency(job_id, number)
+    samples = caller.client.records.latency(job_id, number)
     return answer(tuple[json_records.Latency, ...], tuple(map(json_records.Latency.of, samples)))
 
 
 @router.get("/jobs/{job_id}/fronts", summary="Show fronts", response_model=list[FrontRecord], openapi_extra=_VIEW)
 def list_fronts(caller: Caller, job_id: JobId) -> Response:
     """Return every revision of a job's front, oldest first; the last one is current."""
-    return answer(list[FrontRecord], caller.client.fronts(job_id))
+    return answer(list[FrontRecord], caller.client.records.fronts(job_id))
 
 
 @router.get("/jobs/{job_id}/events", summary="List events", response_model=list[EventRecord], openapi_extra=_VIEW)
 def list_events(caller: Caller, job_id: JobId, start: Annotated[int, Query(ge=0, le=_LARGEST)] = 0) -> Response:
     """Return a job's events, oldest first, without the first ``start`` ones."""
-    return answer(list[EventRecord], caller.client.events(job_id, start=start))
+    return answer(list[EventRecord], caller.client.records.events(job_id, start=start))
 
 
 @router.get("/jobs/{job_id}/probes", summary="Show sensitivities", response_model=Probes, openapi_extra=_VIEW)
 def show_job_probes(caller: Caller, job_id: JobId) -> Response:
     """Return what was expected of a job's layers before any map was measured."""
-    found = probes_of(caller.store, caller.client.job(job_id))
+    found = probes_of(caller.store, caller.client.records.job(job_id))
     if found is None:
         raise NotFoundError(f"job {job_id} has no sensitivities: none yet, or its sampler probes no layers")
     return answer(Probes, found)
@@ -117,7 +117,7 @@ def show_job_probes(caller: Caller, job_id: JobId) -> Response:
 @router.get("/probes/{key}", summary="Show probes by key", response_model=Probes, openapi_extra=_VIEW)
 def show_probes(caller: Caller, key: Annotated[str, Path(max_length=64)]) -> Response:
     """Return the probes recorded under a key."""
-    found = caller.client.probes(key)
+    found = caller.client.records.probes(key)
     if found is None:
         raise NotFoundError(f"no probes {key!r} in this database")
     return answer(Probes, found)
@@ -130,8 +130,8 @@ def export_map(
     choose: Annotated[str, Query(alias="pick", max_length=20, description="See ``autotune export``.")] = "knee",
 ) -> Response:
     """Return the map file of one of a job's maps, as ``autotune export`` writes it."""
-    job = caller.client.job(job_id)
-    trial = pick(caller.client.trials(job_id), choose, job.spec.objectives)
+    job = caller.client.records.job(job_id)
+    trial = pick(caller.client.records.trials(job_id), choose, job.spec.objectives)
     return Response(map_file.dump(map_file.map_document(job, trial)), media_type="application/json")
 
 

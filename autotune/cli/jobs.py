@@ -84,8 +84,8 @@ def resume(
 def jobs(database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """List all jobs, newest first."""
     with closing(reader(database, url, token)) as client:
-        found = client.jobs()
-        tallies = client.tallies([job.id for job in found])
+        found = client.records.jobs()
+        tallies = client.records.tallies([job.id for job in found])
     if as_json:
         print_json({"jobs": [job_json(job, tallies[job.id].searched, tallies[job.id].front) for job in found]})
         return
@@ -115,18 +115,18 @@ def show(
     """Show one job, or one trial of it layer by layer."""
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
-        tally = client.tallies([record.id])[record.id]
+        tally = client.records.tallies([record.id])[record.id]
         if trial is not None:
-            found = find_trial(client.trials(record.id, numbers=[trial]), trial)
+            found = find_trial(client.records.trials(record.id, numbers=[trial]), trial)
             _show_trial(record, found, tally.front, as_json)
         else:
-            _show_job(client, record, tally, as_json)
+            _show_job(client.records, record, tally, as_json)
 
 
 def front(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """Print the Pareto front beside full precision and the uniform maps."""
     with closing(reader(database, url, token)) as client:
-        print_front(client, client.find(job), as_json)
+        print_front(client.records, client.find(job), as_json)
 
 
 def _override(spec: JobSpec, trials: int | None, ray_address: str | None) -> JobSpec:

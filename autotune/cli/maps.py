@@ -64,13 +64,13 @@ def export(
         raise ExportError(unknown("format", format_name, FORMATS))
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
-        trials = client.trials(record.id)
-        front = [*client.fronts(record.id)[-1:], _NO_FRONT][0]
+        trials = client.records.trials(record.id)
+        front = [*client.records.fronts(record.id)[-1:], _NO_FRONT][0]
         if format_name == "csv":
             _export_csv(trials, front.members, output or Path("csv"), as_json)
             return
         trial = pick(trials, choose, record.spec.objectives)
-        latency = client.latency(record.id, trial.number) if format_name == "report" else ()
+        latency = client.records.latency(record.id, trial.number) if format_name == "report" else ()
     document = map_file.map_document(record, trial)
     output = output or Path(_FROM_RECORDS.get(format_name, format_name))
     result = {"path": str(output), "trial": trial.number, "format": format_name, "map": document}
@@ -225,7 +225,7 @@ def _recorded(
     """Return a job with its trials and the numbers of those on its front."""
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
-        return record, client.trials(record.id), client.tallies([record.id])[record.id].front
+        return record, client.records.trials(record.id), client.records.tallies([record.id])[record.id].front
 
 
 def mlflow_export(

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, Figure, is_overloaded
+from autotune.metrics.catalog import METRICS, Kind
+from workers.timing.estimates import Figure
 
 #: Version of everything ``--json`` prints.
 JSON_SCHEMA = "autotune.cli/v1"
@@ -33,21 +34,6 @@ _SHORT = {
     "fp8_static": "sf8",
     "fp8_dynamic": "df8",
     "fp8_weight_only": "wf8",
-}
-#: Metric -> heading of the columns of a front, where any trial has them.
-_COLUMNS = {
-    "latency_p50_ms": "p50 ms",
-    "latency_p95_ms": "p95 ms",
-    "latency_ratio": "speedup",
-    "prefill_latency_p50_ms": "first ms",
-    "decode_latency_p50_ms": "token ms",
-    "request_latency_p50_ms": "req. ms",
-    "queued_latency_p95_ms": "load p95",
-    "sampling_latency_p50_ms": "sample ms",
-    "accuracy": "accuracy",
-    "shifted_accuracy": "shifted",
-    "divergence": "diverg.",
-    "weight_memory_mib": "MiB",
 }
 #: Columns that fit 80 characters beside the map, and those left out first where there are more.
 _MOST_COLUMNS = 6
@@ -94,21 +80,12 @@ def mix(choices: Mapping[str, str]) -> str:
 
 def figure_text(name: str, figure: Figure | None) -> str:
     """Return a metric's value for people, without its unit; empty if it was not measured."""
-    if figure is None:
-        return ""
-    if is_overloaded(name, figure.value):
-        return "overloaded"
-    if METRICS[name].logarithmic:
-        return f"{figure.value:.1e}"
-    if name.endswith("accuracy_drop"):
-        return f"{100 * figure.value:+.2f} %"
-    return f"{figure.value:.4f}" if name.endswith(("accuracy", "latency_ratio")) else f"{figure.value:.2f}"
+    return "" if figure is None else METRICS[name].text(figure.value)
 
 
 def with_unit(name: str, figure: Figure | None) -> str:
     """Return a metric's value for people, with its unit if it is a number."""
-    text = figure_text(name, figure)
-    return f"{text} {METRICS[name].unit}".rstrip() if text[-1:].isdigit() else text
+    return "" if figure is None else METRICS[name].text_with_unit(figure.value)
 
 
 def front_table(title: str, trials: Sequence[TrialRecord], objectives: Sequence[str] = ()) -> Table:
@@ -116,15 +93,15 @@ def front_table(title: str, trials: Sequence[TrialRecord], objectives: Sequence[
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
-    names = [name for name in _COLUMNS if any(name in trial.figures for trial in trials)]
+    able = [name for name, metric in METRICS.items() if metric.heading]
+    names = [name for name in sorted(able, key=_place) if any(name in trial.figures for trial in trials)]
     spare = sorted((name for name in _SPARE if name in names), key=lambda name: name in objectives)
     spare = spare[: max(0, len(names) - _MOST_COLUMNS)]
     names = [name for name in names if name not in spare]
-    columns = {name: _COLUMNS[name] for name in names}
-    for heading in columns.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(METRICS[name].heading, justify="right", no_wrap=True)
     for trial in trials:
-        cells = [_cell(name, trial.figures.get(name)) for name in columns]
+        cells = [_cell(name, trial.figures.get(name)) for name in names]
         number = f"{trial.number}*" if trial.kind is TrialKind.FINAL else str(trial.number)
         # With spaces, for long names of metrics to be wrapped between words.
         name = escape(trial_name(trial)).replace("_", " ")
@@ -132,8 +109,14 @@ def front_table(title: str, trials: Sequence[TrialRecord], objectives: Sequence[
     return table
 
 
+def _place(name: str) -> int:
+    """Return where a metric stands in a row: time, then quality, then memory."""
+    metric = METRICS[name]
+    return 0 if metric.is_latency else 1 if metric.is_quality else 2
+
+
 def _cell(name: str, figure: Figure | None) -> str:
-    if figure is not None and name == "latency_ratio":
+    if figure is not None and METRICS[name].kind is Kind.LATENCY_RATIO:
         return f"{'~' if figure.is_uncertain else ''}{1 / figure.value:.2f}x"
     return figure_text(name, figure)
 

@@ -112,7 +112,7 @@ def _planned(job: JobRecord) -> str:
 
 
 def _tell(jobs: Client, job: JobRecord, as_json: bool) -> None:
-    tell(job, as_json, jobs.tallies([job.id])[job.id] if as_json else None)
+    tell(job, as_json, jobs.records.tallies([job.id])[job.id] if as_json else None)
 
 
 def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
@@ -131,7 +131,7 @@ def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
         say(f"The job goes on; watch it by: autotune watch {job.id}")
         raise
     if last.progress.done:
-        print_front(jobs, jobs.job(job.id), as_json)
+        print_front(jobs.records, jobs.records.job(job.id), as_json)
     check_outcome(last)
 
 

@@ -42,10 +42,10 @@ def sensitivity(
     """Print what every layer is expected to lose and save by each choice, most sensitive first."""
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
-        probes = probes_of(client, record)
+        probes = probes_of(client.records, record)
         if probes is None:
-            raise ConflictError(_why_not(client, record))
-        tally = client.tallies([record.id])[record.id]
+            raise ConflictError(_why_not(client.records, record))
+        tally = client.records.tallies([record.id])[record.id]
         about = job_json(record, tally.searched, tally.front)
     choices = [name for name in record.spec.search.choices if name != FULL_PRECISION.name]
     layers = _ranked(probes, choices)

@@ -11,11 +11,16 @@ from autotune.store.base import ReadStore
 from workers.tasks import TaskInfo
 
 
-class Client(ReadStore, Protocol):
-    """What users do with jobs. Reading is that of a store; records are equal wherever they come from.
+class Client(Protocol):
+    """What users do with jobs; records are equal wherever they come from.
 
     Every method may raise ``StoreError``; a remote one also ``AccessError``, if the token does not allow the call.
     """
+
+    @property
+    def records(self) -> ReadStore:
+        """Everything that is recorded."""
+        ...
 
     def find(self, reference: str) -> JobRecord:
         """Return the job with that id, start of an id, or name; ``last`` is the newest. See ``jobs.find_job``."""
@@ -63,4 +68,8 @@ class Client(ReadStore, Protocol):
 
     def revoke_token(self, token_id: str) -> TokenRecord:
         """Make an access token invalid from now on."""
+        ...
+
+    def close(self) -> None:
+        """Release connections. Safe to call twice."""
         ...

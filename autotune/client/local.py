@@ -1,6 +1,6 @@
 """The client on a database that this process opens itself."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,10 @@ from autotune.client import actions, follow, tokens
 from autotune.client.follow import Update
 from autotune.client.tokens import NewToken
 from autotune.errors import JobSpecError
-from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
+from autotune.jobs.records import JobRecord, Scope, TokenRecord
 from autotune.jobs.spec import JobSpec
-from autotune.store.base import Store
+from autotune.store.base import ReadStore, Store
 from search_spaces.errors import unknown
-from workers.measurement import LatencySamples
-from workers.setup import Probes
 from workers.tasks import TaskInfo, list_tasks, task_names
 
 
@@ -36,36 +34,12 @@ class LocalClient:
         """Use ``store`` in the name of ``owner``."""
         self._store, self._owner, self._limits = store, owner, limits or Limits()
 
+    @property
+    def records(self) -> ReadStore:
+        return self._store
+
     def find(self, reference: str) -> JobRecord:
         return actions.find_job(self._store, reference)
-
-    def jobs(
-        self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
-    ) -> list[JobRecord]:
-        return self._store.jobs(state=state, after=after, limit=limit)
-
-    def job(self, job_id: str) -> JobRecord:
-        return self._store.job(job_id)
-
-    def trials(
-        self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
-    ) -> list[TrialRecord]:
-        return self._store.trials(job_id, numbers=numbers, after=after, limit=limit)
-
-    def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
-        return self._store.tallies(job_ids)
-
-    def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        return self._store.latency(job_id, number)
-
-    def fronts(self, job_id: str) -> list[FrontRecord]:
-        return self._store.fronts(job_id)
-
-    def events(self, job_id: str, *, start: int = 0) -> list[EventRecord]:
-        return self._store.events(job_id, start=start)
-
-    def probes(self, key: str) -> Probes | None:
-        return self._store.probes(key)
 
     def submit(self, spec: JobSpec, *, key: str | None = None, priority: int = 0) -> JobRecord:
         self._check_task(spec.task.name)

@@ -6,10 +6,11 @@ import numpy as np
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure, is_overloaded
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import hypervolume, knee, non_dominated
 from search_spaces.errors import unknown
+from workers.timing.estimates import Figure
 
 #: Pick by name -> the metrics that decide, the first one first.
 _PICKS: dict[str, tuple[str, ...]] = {
@@ -155,8 +156,8 @@ def nearest(trials: Sequence[TrialRecord]) -> str:
 
 
 def _miss(name: str, value: float, violation: float) -> str:
-    if is_overloaded(name, value):
-        return f"{name}, as it is asked for {value / OVERLOADED_MS:.2f} times what it can serve"
+    if METRICS[name].is_overloaded(value):
+        return f"{name}: requests arrive {value / OVERLOADED_MS:.2f} times as fast as it can serve them"
     return f"{name} = {value:.4g} (by {100 * violation:.2g} % of the limit)"
 
 

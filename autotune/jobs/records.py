@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import Figure
 from workers.measurement import FailureCause, LatencySamples
 from workers.setup import ModelDescription
+from workers.timing.estimates import Figure
 
 
 class JobState(enum.StrEnum):

@@ -5,20 +5,20 @@ import enum
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from autotune.errors import JobSpecError, TooLargeError
 from autotune.jobs.strict_yaml import load_json, load_yaml
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, QUEUED, Constraint, prefix_of
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, metric_of
 from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers import secret_values
-from workers.measurement import Workload
+from workers.measurement import Split, Workload
 from workers.setup import CACHE_BYTES, CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
 #: Larger job files are refused before they are parsed, which takes a second for so many.
@@ -59,10 +59,10 @@ def _not_blank(name: str) -> str:
 
 
 def _searchable(name: str) -> str:
-    if METRICS[name].told:
-        searched = name.removeprefix("held_out_")
-        instead = "take another metric" if searched == name else f"take {searched}"
-        raise ValueError(f"{name} is only told of what was measured, so no search can go by it; {instead}")
+    metric = METRICS[name]
+    if metric.reported_only:
+        instead = metric_of(metric.kind, Split.EVALUATION).name if metric.is_quality else "another metric"
+        raise ValueError(f"{name} is reported only, so it cannot be an objective or a constraint; take {instead}")
     return name
 
 
@@ -116,43 +116,39 @@ class DropLimit(_Section):
     max: Annotated[float, Field(ge=0, lt=1)]
 
 
-class ConstraintSection(_Section):
-    """The service-level objective."""
+#: Kind of metric -> what limits it, if it is no upper limit.
+_LIMITS: dict[Kind, type[_Section]] = {Kind.ACCURACY: AccuracyFloor, Kind.ACCURACY_DROP: DropLimit}
 
-    latency_p50_ms: UpperLimit | None = None
-    latency_p95_ms: UpperLimit | None = None
-    latency_p99_ms: UpperLimit | None = None
-    prefill_latency_p50_ms: UpperLimit | None = None
-    prefill_latency_p95_ms: UpperLimit | None = None
-    prefill_latency_p99_ms: UpperLimit | None = None
-    decode_latency_p50_ms: UpperLimit | None = None
-    decode_latency_p95_ms: UpperLimit | None = None
-    decode_latency_p99_ms: UpperLimit | None = None
-    request_latency_p50_ms: UpperLimit | None = None
-    request_latency_p95_ms: UpperLimit | None = None
-    request_latency_p99_ms: UpperLimit | None = None
-    queued_latency_p50_ms: UpperLimit | None = None
-    queued_latency_p95_ms: UpperLimit | None = None
-    queued_latency_p99_ms: UpperLimit | None = None
-    sampling_latency_p50_ms: UpperLimit | None = None
-    sampling_latency_p95_ms: UpperLimit | None = None
-    sampling_latency_p99_ms: UpperLimit | None = None
-    weight_memory_mib: UpperLimit | None = None
-    peak_memory_mib: UpperLimit | None = None
-    accuracy: AccuracyFloor | None = None
-    accuracy_drop: DropLimit | None = None
-    shifted_accuracy: AccuracyFloor | None = None
-    shifted_accuracy_drop: DropLimit | None = None
+
+class _Constraints(_Section):
+    """The service-level objective."""
 
     def constraints(self) -> tuple[Constraint, ...]:
         """Return the limits that are set, by metric name in alphabetical order."""
         limits = []
         for name in sorted(type(self).model_fields):
-            section = getattr(self, name)
-            if section is not None:
-                at_most = not isinstance(section, AccuracyFloor)
-                limits.append(Constraint(metric=name, limit=section.max if at_most else section.min, at_most=at_most))
+            match getattr(self, name):
+                case AccuracyFloor(min=least):
+                    limits.append(Constraint(metric=name, limit=least, at_most=False))
+                case DropLimit(max=most) | UpperLimit(max=most):
+                    limits.append(Constraint(metric=name, limit=most, at_most=True))
         return tuple(limits)
+
+
+if TYPE_CHECKING:
+    ConstraintSection = _Constraints
+else:
+    #: It has a limit, or None, for every metric that can be limited.
+    ConstraintSection = create_model(
+        "ConstraintSection",
+        __base__=_Constraints,
+        __doc__=_Constraints.__doc__,
+        **{
+            name: (_LIMITS.get(metric.kind, UpperLimit) | None, None)
+            for name, metric in METRICS.items()
+            if metric.can_be_limited
+        },
+    )
 
 
 class LayerRuleSection(_Section):
@@ -281,7 +277,7 @@ class JobSpec(_Section):
 
     @model_validator(mode="after")
     def _has_a_load(self) -> Self:
-        queued = [name for name in self.metrics() if name.startswith(QUEUED)]
+        queued = [name for name in self.metrics() if METRICS[name].queued]
         if queued and self.measurement.requests_per_second is None:
             raise ValueError(f"{queued[0]} needs measurement.requests_per_second, how fast requests come on average")
         return self
@@ -359,12 +355,10 @@ class JobSpec(_Section):
     def workloads(self) -> tuple[Workload, ...]:
         """Return the workloads that are timed beside the forward pass: those asked for, and those the job goes by."""
         others = [workload for workload in Workload if workload is not Workload.FORWARD]
-        named = [
-            workload for workload in others if any(name.startswith(prefix_of(workload)) for name in self.metrics())
-        ]
+        named = {METRICS[name].workload for name in self.metrics()} | set(self.measurement.workloads)
         if self.measurement.requests_per_second is not None:
-            named.append(Workload.REQUEST)
-        return tuple(workload for workload in others if workload in (*self.measurement.workloads, *named))
+            named.add(Workload.REQUEST)
+        return tuple(workload for workload in others if workload in named)
 
     def rules(self) -> tuple[LayerRule, ...]:
         """Return the user's layer rules."""

@@ -19,6 +19,7 @@ from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing
 from workers.setup import CalibrationSettings, MeasurementSettings
+from workers.timing.estimates import Figure
 
 
 class _Part(BaseModel):
@@ -114,14 +115,6 @@ class MappedLayer(_Part):
         return ActivationRange(low=low, high=high, smoothing=smoothing, moments=moments, means=self.input_means)
 
 
-class PromisedFigure(_Part):
-    """A figure measured during the search, with its 95 % confidence interval if it was sampled."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
 class Provenance(_Part):
     """Where the map comes from."""
 
@@ -148,7 +141,7 @@ class MapFile(_Part):
     #: Layer name -> layer, in execution order.
     layers: dict[str, MappedLayer]
     measurement: MeasurementSettings
-    promised: dict[str, PromisedFigure]
+    promised: dict[str, Figure]
     provenance: Provenance
 
     def quantization_map(self) -> QuantizationMap:
@@ -193,10 +186,7 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
         model_fingerprint=job.description.fingerprint,
         layers={layer.name: _mapped(layer, quantization, described.kernels) for layer in described.layers},
         measurement=spec.worker_setup().measurement,
-        promised={
-            name: PromisedFigure(value=figure.value, low=figure.low, high=figure.high)
-            for name, figure in trial.figures.items()
-        },
+        promised=dict(trial.figures),
         provenance=Provenance(
             job=job.id,
             job_name=job.name,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autotune.maps.map_file import MapFile
-from autotune.metrics.catalog import Figure, prefix_of
+from autotune.metrics.catalog import METRICS, Kind, metric_of, ratio_of
 from autotune.metrics.from_measurement import Reference, figures_of
 from search_spaces.errors import MapError
 from workers.backends import build_backend
@@ -16,6 +16,7 @@ from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Measurement, Workload
 from workers.setup import WorkerSetup
 from workers.task import Split
+from workers.timing.estimates import Figure
 
 #: Times the latency is measured at most, and seconds between them.
 _TRIES, _PAUSE_S = 5, 5.0
@@ -106,33 +107,37 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
 
 
 def _checks(file: MapFile, measurement: Measurement, reference: Reference, tolerance: float) -> tuple[Check, ...]:
-    promised = {name: Figure(**figure.model_dump()) for name, figure in file.promised.items()}
     measured = figures_of(measurement, reference)
     tolerances = {
-        "accuracy": ACCURACY_TOLERANCE,
-        "shifted_accuracy": ACCURACY_TOLERANCE,
+        **{metric_of(Kind.ACCURACY, split).name: ACCURACY_TOLERANCE for split in (Split.EVALUATION, Split.SHIFTED)},
         "weight_memory_mib": 0.0,
-        **{f"{prefix_of(workload)}latency_ratio": tolerance for workload in Workload},
+        **{ratio_of(workload).name: tolerance for workload in Workload},
     }
     return tuple(
         Check(
             metric=name,
-            promised=promised[name],
+            promised=file.promised[name],
             measured=measured[name],
-            difference=_relative(measured[name].value, promised[name].value),
+            difference=_relative(measured[name].value, file.promised[name].value),
             tolerance=allowed,
         )
         for name, allowed in tolerances.items()
-        if name in promised
+        if name in file.promised
     )
 
 
 def _ratio_difference(checks: Sequence[Check]) -> float:
-    return max((abs(check.difference) for check in checks if check.metric.endswith("latency_ratio")), default=0.0)
+    return max(
+        (abs(check.difference) for check in checks if METRICS[check.metric].kind is Kind.LATENCY_RATIO), default=0.0
+    )
 
 
 def _ratio_is_off(checks: Sequence[Check]) -> bool:
-    return not all(check.holds for check in checks if check.metric.endswith("latency_ratio"))
+    return not all(check.holds for check in _ratios(checks))
+
+
+def _ratios(checks: Sequence[Check]) -> list[Check]:
+    return [check for check in checks if METRICS[check.metric].kind is Kind.LATENCY_RATIO]
 
 
 def _relative(measured: float, promised: float) -> float:

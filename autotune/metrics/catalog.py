@@ -1,16 +1,40 @@
-"""The metrics a job can optimise, constrain and show: one entry says all there is to know about each."""
+"""The metrics that a job can optimise, limit and show: one entry says all there is to know about each."""
 
-from collections.abc import Iterator
+import enum
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from workers.measurement import Workload
+from workers.measurement import Split, Workload
 
 #: One value or an array of values.
 Number = TypeVar("Number", float, npt.NDArray[np.float64])
+
+#: A queued latency from here on says that requests arrive faster than they are served: they wait without end.
+OVERLOADED_MS = 1e9
+
+
+class Kind(enum.StrEnum):
+    """What a metric measures, which decides how it is compared, limited and written."""
+
+    #: The task's own metric; larger is better.
+    ACCURACY = "accuracy"
+    #: Loss of accuracy relative to full precision.
+    ACCURACY_DROP = "accuracy_drop"
+    #: Divergence of the outputs from full precision's.
+    DIVERGENCE = "divergence"
+    #: A percentile of a latency.
+    LATENCY = "latency"
+    #: Median latency relative to full precision.
+    LATENCY_RATIO = "latency_ratio"
+    #: Bytes of weights, or of everything.
+    MEMORY = "memory"
+    #: What a runtime does once, before the first pass.
+    PREPARATION = "preparation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,26 +43,89 @@ class Metric:
 
     #: Name in job files, the database and ``--json`` output; ends in the unit if there is one.
     name: str
-    #: Name for people.
+    kind: Kind
+    #: Name for people, and as the heading of a narrow column.
     label: str
+    heading: str = ""
     #: Unit for people, empty for a pure number.
     unit: str = ""
-    #: Whether larger is better.
-    maximise: bool = False
-    #: Whether differences are ratios, so that plots, knees and hypervolumes use log10.
-    logarithmic: bool = False
+    #: Data that it is about, for metrics of quality.
+    split: Split = Split.EVALUATION
+    #: What is timed, for latencies.
+    workload: Workload = Workload.FORWARD
+    #: Percentile of a latency.
+    percent: int | None = None
+    #: Whether requests wait in line before they are served.
+    queued: bool = False
     #: Latency samples needed before the metric means anything; 0 for metrics that are no percentile.
     min_repeats: int = 0
-    #: Whether it is only told, so that no search can go by it: final measurements alone have it, or only some backends.
-    told: bool = False
+    #: Whether a job can limit it.
+    can_be_limited: bool = False
+    #: Whether it is reported but no search can go by it: final measurements alone have it, or only some backends.
+    reported_only: bool = False
+
+    @property
+    def maximise(self) -> bool:
+        """Whether larger is better."""
+        return self.kind is Kind.ACCURACY
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether differences are ratios, so that plots, knees and hypervolumes use log10."""
+        return self.kind is Kind.DIVERGENCE
+
+    @property
+    def is_quality(self) -> bool:
+        """Whether it is about outputs."""
+        return self.kind in (Kind.ACCURACY, Kind.ACCURACY_DROP, Kind.DIVERGENCE)
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether it is about time in production."""
+        return self.kind in (Kind.LATENCY, Kind.LATENCY_RATIO)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether it compares with full precision already."""
+        return self.kind in (Kind.ACCURACY_DROP, Kind.DIVERGENCE, Kind.LATENCY_RATIO)
+
+    @property
+    def title(self) -> str:
+        """The label with the unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def is_overloaded(self, value: float) -> bool:
+        """Return whether a value says that requests arrive faster than they are served."""
+        return self.queued and value >= OVERLOADED_MS
+
+    def text(self, value: float) -> str:
+        """Return a value for people, to the digits that mean something, without its unit."""
+        if not math.isfinite(value):
+            return "unknown"
+        if self.is_overloaded(value):
+            return "overloaded"
+        match self.kind:
+            case Kind.DIVERGENCE:
+                return f"{value:.1e}" if value else "0"
+            case Kind.ACCURACY_DROP:
+                return f"{100 * value:.2f} %"
+            case Kind.ACCURACY:
+                return f"{value:.4f}"
+        return _three_digits(value)
+
+    def text_with_unit(self, value: float) -> str:
+        """Return a value for people, with its unit if it is a number."""
+        text = self.text(value)
+        return f"{text} {self.unit}" if self.unit and text[-1].isdigit() else text
 
 
-#: Beginning of the names of metrics on shifted data.
-SHIFTED = "shifted_"
-#: Beginning of the names of metrics of requests that wait in line before they are served.
-QUEUED = "queued_"
-#: A queued latency from here on says that requests come faster than they are served: they wait without end.
-OVERLOADED_MS = 1e9
+def _three_digits(value: float) -> str:
+    """Return ``value`` to three significant digits, without an exponent where it stays readable."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
 
 #: Workload -> its name for people.
 WORKLOADS = {
@@ -48,34 +135,65 @@ WORKLOADS = {
     Workload.REQUEST: "Time of a whole request",
     Workload.SAMPLING: "Time of a whole sample",
 }
+#: What a latency under load is called for people.
+UNDER_LOAD = "Response time under load"
+#: Latency -> heading of its column.
+_HEADINGS = {
+    "latency_p50_ms": "p50 ms",
+    "latency_p95_ms": "p95 ms",
+    "latency_ratio": "speedup",
+    "prefill_latency_p50_ms": "first ms",
+    "decode_latency_p50_ms": "token ms",
+    "request_latency_p50_ms": "req. ms",
+    "queued_latency_p95_ms": "load p95",
+    "sampling_latency_p50_ms": "sample ms",
+}
 
 
-def prefix_of(workload: Workload) -> str:
-    """Return how the names of a workload's metrics begin; those of the forward pass are plain."""
-    return "" if workload is Workload.FORWARD else f"{workload}_"
+def _of_workload(workload: Workload) -> Iterator[Metric]:
+    prefix, label = "" if workload is Workload.FORWARD else f"{workload}_", WORKLOADS[workload]
+    yield from _percentiles(prefix, label, workload)
+    name = f"{prefix}latency_ratio"
+    label = f"{label} p50 relative to full precision"
+    yield Metric(name=name, kind=Kind.LATENCY_RATIO, label=label, heading=_HEADINGS.get(name, ""), workload=workload)
 
 
-def latency_behind(metric: str) -> str:
-    """Return how the names of the measured latencies begin that a latency follows from; a queued one from requests."""
-    prefix = metric.partition("latency")[0]
-    return prefix_of(Workload.REQUEST) if prefix == QUEUED else prefix
-
-
-def is_overloaded(metric: str, value: float) -> bool:
-    """Return whether a value says that requests come faster than they are served."""
-    return metric.startswith(QUEUED) and value >= OVERLOADED_MS
-
-
-def _latencies(workload: Workload) -> tuple[Metric, ...]:
-    prefix, label = prefix_of(workload), WORKLOADS[workload]
-    ratio = Metric(name=f"{prefix}latency_ratio", label=f"{label} p50 relative to full precision")
-    return *_percentiles(prefix, label), ratio
-
-
-def _percentiles(prefix: str, label: str) -> Iterator[Metric]:
+def _percentiles(prefix: str, label: str, workload: Workload, *, queued: bool = False) -> Iterator[Metric]:
     for percent, repeats in {50: 0, 90: 30, 95: 60, 99: 500}.items():
         name = f"{prefix}latency_p{percent}_ms"
-        yield Metric(name=name, label=f"{label} p{percent}", unit="ms", min_repeats=repeats)
+        yield Metric(
+            name=name,
+            kind=Kind.LATENCY,
+            label=f"{label} p{percent}",
+            heading=_HEADINGS.get(name, ""),
+            unit="ms",
+            workload=workload,
+            percent=percent,
+            queued=queued,
+            min_repeats=repeats,
+            can_be_limited=percent != 90,
+        )
+
+
+def _of_split(split: Split) -> Iterator[Metric]:
+    prefix = "" if split is Split.EVALUATION else f"{split}_"
+    data = {Split.EVALUATION: "", Split.HELD_OUT: " on held-out data", Split.SHIFTED: " on shifted data"}[split]
+    heading = {Split.EVALUATION: "accuracy", Split.SHIFTED: "shifted"}.get(split, "")
+    # Only final measurements look at held-out data.
+    searched = split is not Split.HELD_OUT
+    yield Metric(
+        name=f"{prefix}accuracy", kind=Kind.ACCURACY, label=f"Accuracy{data}", heading=heading, split=split,
+        can_be_limited=searched, reported_only=not searched,
+    )  # fmt: skip
+    yield Metric(
+        name=f"{prefix}accuracy_drop", kind=Kind.ACCURACY_DROP, label=f"Accuracy drop{data}, relative", split=split,
+        can_be_limited=searched, reported_only=not searched,
+    )  # fmt: skip
+    if searched:
+        yield Metric(
+            name=f"{prefix}divergence", kind=Kind.DIVERGENCE, label=f"Divergence{data or ' from full precision'}",
+            heading="" if prefix else "diverg.", split=split,
+        )  # fmt: skip
 
 
 #: Every metric by name. Sample counts: from n samples on, the two-sided 95 % order-statistic
@@ -84,37 +202,43 @@ def _percentiles(prefix: str, label: str) -> Iterator[Metric]:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="accuracy", label="Accuracy", maximise=True),
-        Metric(name="accuracy_drop", label="Accuracy drop, relative"),
-        Metric(name="held_out_accuracy", label="Accuracy on held-out data", maximise=True, told=True),
-        Metric(name="held_out_accuracy_drop", label="Accuracy drop on held-out data, relative", told=True),
-        Metric(name="divergence", label="Divergence from full precision", logarithmic=True),
-        Metric(name=f"{SHIFTED}accuracy", label="Accuracy on shifted data", maximise=True),
-        Metric(name=f"{SHIFTED}accuracy_drop", label="Accuracy drop on shifted data, relative"),
-        Metric(name=f"{SHIFTED}divergence", label="Divergence on shifted data", logarithmic=True),
-        *(metric for workload in Workload for metric in _latencies(workload)),
-        *_percentiles(QUEUED, "Response time under load"),
-        Metric(name="weight_memory_mib", label="Weight memory", unit="MiB"),
-        Metric(name="peak_memory_mib", label="Peak memory", unit="MiB"),
-        Metric(name="session_ms", label="Making the runtime's session", unit="ms", told=True),
+        *(metric for split in Split for metric in _of_split(split)),
+        *(metric for workload in Workload for metric in _of_workload(workload)),
+        *_percentiles("queued_", UNDER_LOAD, Workload.REQUEST, queued=True),
+        Metric(
+            name="weight_memory_mib", kind=Kind.MEMORY, label="Weight memory", heading="MiB", unit="MiB",
+            can_be_limited=True,
+        ),
+        Metric(name="peak_memory_mib", kind=Kind.MEMORY, label="Peak memory", unit="MiB", can_be_limited=True),
+        Metric(
+            name="session_ms", kind=Kind.PREPARATION, label="Making the runtime's session", unit="ms",
+            reported_only=True,
+        ),
     )
-}
+}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A metric's value, with its 95 % confidence interval if it was sampled."""
+def metric_of(kind: Kind, split: Split) -> Metric:
+    """Return the metric of quality on one split.
 
-    value: float
-    low: float | None = None
-    high: float | None = None
+    Raises:
+        StopIteration: if there is none.
+    """
+    return next(metric for metric in METRICS.values() if metric.kind is kind and metric.split is split)
 
-    @property
-    def is_uncertain(self) -> bool:
-        """Return whether the interval of a positive value reaches further than a quarter of it to one side."""
-        if self.low is None or self.high is None:
-            return False
-        return self.low * 1.25 < self.value or self.high > 1.25 * self.value
+
+def percentiles_of(workload: Workload, *, queued: bool = False) -> Mapping[int, Metric]:
+    """Return percent -> metric of a workload's latencies."""
+    return {
+        metric.percent: metric
+        for metric in METRICS.values()
+        if metric.percent is not None and metric.workload is workload and metric.queued is queued
+    }
+
+
+def ratio_of(workload: Workload) -> Metric:
+    """Return the metric of a workload's median latency relative to full precision."""
+    return next(m for m in METRICS.values() if m.kind is Kind.LATENCY_RATIO and m.workload is workload)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +251,11 @@ class Constraint:
     limit: float
     #: Whether the metric must not exceed the limit (True) or not fall below it (False).
     at_most: bool
+
+    @property
+    def bound(self) -> str:
+        """The kind of limit in words."""
+        return "at most" if self.at_most else "at least"
 
     def violation(self, value: Number) -> Number:
         """Return how far ``value``, or each of an array, breaks the limit, relative to it; at most 0 if it holds."""

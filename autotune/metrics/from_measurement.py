@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.metrics.catalog import METRICS, QUEUED, Figure, prefix_of
+from autotune.metrics.catalog import Kind, Metric, metric_of, percentiles_of, ratio_of
 from autotune.metrics.queueing import response_percentiles
-from workers.measurement import LatencySamples, Measurement, Workload
-from workers.timing.estimates import Estimate, latency_ratio, percentile
+from workers.measurement import LatencySamples, Measurement, Split, Workload
+from workers.timing.estimates import Figure, latency_ratio, percentile
 
 MIB = float(1 << 20)
-
-_PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ class Reference:
     def of_figures(cls, figures: Mapping[str, Figure]) -> "Reference":
         """Return the reference from full precision's recorded figures."""
         shifted = figures.get("shifted_accuracy")
-        names = {workload: f"{prefix_of(workload)}latency_p50_ms" for workload in Workload}
+        names = {workload: percentiles_of(workload)[50].name for workload in Workload}
         medians = {workload: figures[name].value for workload, name in names.items() if name in figures}
         return cls(
             accuracy=figures["accuracy"].value,
@@ -63,9 +61,7 @@ def figures_of(
     machine happened to be and makes trials of one job comparable.
     """
     figures = {
-        "accuracy": Figure(value=measurement.accuracy),
-        "accuracy_drop": Figure(value=_drop(measurement.accuracy, reference.accuracy)),
-        "divergence": Figure(value=measurement.divergence),
+        **_quality(Split.EVALUATION, measurement.accuracy, reference.accuracy, measurement.divergence),
         "weight_memory_mib": Figure(value=measurement.weight_bytes / MIB),
     }
     if measurement.working_bytes is not None:
@@ -73,14 +69,11 @@ def figures_of(
         figures["peak_memory_mib"] = Figure(value=peak / MIB)
     if measurement.shifted is not None and reference.shifted_accuracy is not None:
         accuracy, divergence = measurement.shifted
-        figures["shifted_accuracy"] = Figure(value=accuracy)
-        figures["shifted_accuracy_drop"] = Figure(value=_drop(accuracy, reference.shifted_accuracy))
-        figures["shifted_divergence"] = Figure(value=divergence)
+        figures |= _quality(Split.SHIFTED, accuracy, reference.shifted_accuracy, divergence)
     if measurement.session_seconds is not None:
         figures["session_ms"] = Figure(value=measurement.session_seconds * 1e3)
     if measurement.held_out is not None:
-        figures["held_out_accuracy"] = Figure(value=measurement.held_out[0])
-        figures["held_out_accuracy_drop"] = Figure(value=_drop(*measurement.held_out))
+        figures |= _quality(Split.HELD_OUT, *measurement.held_out)
     for workload, samples in _first(measurement).items():
         full = {Workload.FORWARD: reference.latency_p50_ms, **reference.workloads_p50_ms}.get(workload)
         if full is not None:
@@ -95,33 +88,33 @@ def _first(measurement: Measurement) -> dict[Workload, LatencySamples]:
     return {samples.workload: samples for samples in reversed(measurement.latency)}
 
 
-def _drop(accuracy: float, reference: float) -> float:
-    return (reference - accuracy) / max(abs(reference), 1e-12)
+def _quality(split: Split, accuracy: float, reference: float, divergence: float | None = None) -> dict[str, Figure]:
+    values = {
+        Kind.ACCURACY: accuracy,
+        Kind.ACCURACY_DROP: (reference - accuracy) / max(abs(reference), 1e-12),
+        Kind.DIVERGENCE: divergence,
+    }
+    return {metric_of(kind, split).name: Figure(value=value) for kind, value in values.items() if value is not None}
 
 
 def _latency_figures(latency: LatencySamples, full_precision_ms: float) -> dict[str, Figure]:
-    prefix, corrected_ms = prefix_of(latency.workload), latency.candidate_ms * _drift(latency, full_precision_ms)
-    told = _told(prefix, len(corrected_ms))
-    figures = {name: _figure(percentile(corrected_ms, percent)) for percent, name in told.items()}
-    figures[f"{prefix}latency_ratio"] = _figure(latency_ratio(latency))
-    return figures
+    corrected_ms = latency.candidate_ms * _drift(latency, full_precision_ms)
+    meaningful = _meaningful(percentiles_of(latency.workload), len(corrected_ms))
+    figures = {metric.name: percentile(corrected_ms, percent) for percent, metric in meaningful.items()}
+    return figures | {ratio_of(latency.workload).name: latency_ratio(latency)}
 
 
 def _queued_figures(latency: LatencySamples, full_precision_ms: float, requests_per_second: float) -> dict[str, Figure]:
-    names, drift = _told(QUEUED, len(latency.candidate_ms)), _drift(latency, full_precision_ms)
-    found = response_percentiles(latency, list(names), drift=drift, requests_per_second=requests_per_second)
-    return {name: _figure(found[percent]) for percent, name in names.items()}
+    meaningful = _meaningful(percentiles_of(latency.workload, queued=True), len(latency.candidate_ms))
+    drift = _drift(latency, full_precision_ms)
+    found = response_percentiles(latency, list(meaningful), drift=drift, requests_per_second=requests_per_second)
+    return {metric.name: found[percent] for percent, metric in meaningful.items()}
 
 
 def _drift(latency: LatencySamples, full_precision_ms: float) -> float:
     return full_precision_ms / float(np.median(latency.reference_ms))
 
 
-def _told(prefix: str, count: int) -> dict[int, str]:
-    """Return percent -> metric of the percentiles that so many samples tell."""
-    names = {percent: f"{prefix}latency_p{percent}_ms" for percent in _PERCENTILES}
-    return {percent: name for percent, name in names.items() if count >= METRICS[name].min_repeats}
-
-
-def _figure(estimate: Estimate) -> Figure:
-    return Figure(value=estimate.value, low=estimate.low, high=estimate.high)
+def _meaningful(metrics: Mapping[int, Metric], count: int) -> dict[int, Metric]:
+    """Return the percentiles that ``count`` samples are enough for."""
+    return {percent: metric for percent, metric in metrics.items() if count >= metric.min_repeats}

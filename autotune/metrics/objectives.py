@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.metrics.catalog import METRICS, Figure, Metric, Number, is_overloaded, prefix_of
+from autotune.metrics.catalog import METRICS, Kind, Metric, Number, percentiles_of
 from autotune.metrics.pareto import Points
-from workers.measurement import Workload
+from workers.timing.estimates import Figure
 
 #: Smallest value of a logarithmic metric: nobody tells less from equal outputs, whose 0 has no logarithm.
 _FLOOR = 1e-5
@@ -67,7 +67,7 @@ def minimised(metric: Metric, values: Number) -> Number:
 def _unit(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
     if metric.logarithmic:
         return 1.0
-    if metric.name.endswith("accuracy_drop"):
+    if metric.kind is Kind.ACCURACY_DROP:
         return 0.1
     value = abs(_cost(metric, full_precision)) or 1.0
     return 0.1 * value if metric.maximise else value
@@ -76,15 +76,15 @@ def _unit(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
 def _cost(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
     """Return full precision's value; if it is overloaded, what a server would have that is nearly so."""
     value = full_precision[metric.name].value
-    if is_overloaded(metric.name, value):
-        return _NEARLY_OVERLOADED * full_precision[f"{prefix_of(Workload.REQUEST)}latency_p50_ms"].value
+    if metric.is_overloaded(value):
+        return _NEARLY_OVERLOADED * full_precision[percentiles_of(metric.workload)[50].name].value
     return value
 
 
 def _worthless(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
     if metric.logarithmic:
         return 0.0
-    if metric.name.endswith("accuracy_drop"):
+    if metric.kind is Kind.ACCURACY_DROP:
         return 0.1
     value = _cost(metric, full_precision)
     return -value + 0.1 * abs(value) if metric.maximise else _SLACK * value

@@ -12,7 +12,7 @@ import numpy as np
 
 from autotune.metrics.catalog import OVERLOADED_MS
 from workers.measurement import LatencySamples, Samples
-from workers.timing.estimates import CONFIDENCE, REFERENCE_PER_ROUND, Estimate
+from workers.timing.estimates import CONFIDENCE, REFERENCE_PER_ROUND, Figure
 
 #: Requests that arrive, the first one at an idle server.
 ARRIVALS = 10_000
@@ -22,7 +22,7 @@ _RESAMPLES = 100
 
 def response_percentiles(
     latency: LatencySamples, percents: Sequence[int], *, drift: float, requests_per_second: float
-) -> Mapping[int, Estimate]:
+) -> Mapping[int, Figure]:
     """Return percent -> that percentile of response times in ms, the wait included, with a bootstrap interval.
 
     Whole rounds are resampled, because neighbouring samples share the machine's momentary state.
@@ -41,7 +41,7 @@ def response_percentiles(
     tail = 100.0 * (1.0 - CONFIDENCE) / 2.0
     low, high = np.percentile(others, [tail, 100.0 - tail], axis=0)
     return {
-        percent: Estimate(value=float(value[number]), low=float(low[number]), high=float(high[number]))
+        percent: Figure(value=float(value[number]), low=float(low[number]), high=float(high[number]))
         for number, percent in enumerate(percents)
     }
 

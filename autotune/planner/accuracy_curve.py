@@ -15,7 +15,7 @@ _LEAST_SCATTER = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracyLink:
+class AccuracyCurve:
     """``drop = slope * divergence ** exponent``, with scatter around it."""
 
     slope: float = 0.0
@@ -24,7 +24,7 @@ class AccuracyLink:
     scatter: float = 0.01
 
     @classmethod
-    def fitted(cls, divergence: Vector, drop: Vector) -> "AccuracyLink":
+    def fitted(cls, divergence: Vector, drop: Vector) -> "AccuracyCurve":
         """Return the curve of least squares.
 
         Args:

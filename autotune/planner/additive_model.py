@@ -1,7 +1,7 @@
 """A Bayesian additive model: a value is the sum of one effect for each group's choice.
 
-Beliefs about the effects are Gaussian, so observations update them in closed form (Rasmussen and
-Williams, 2006, chapter 2). Effects are wrong in common as well as one by one: a prior that
+Posterior about the effects are Gaussian, so observations update them in closed form (Rasmussen and
+Williams, 2006, chapter 2). EffectIndex are wrong in common as well as one by one: a prior that
 underestimates int8 in one layer does so in others. Shared factors say so, and let a handful of
 observations correct hundreds of effects.
 """
@@ -24,7 +24,7 @@ _BLOCK = 64
 
 
 class AdditiveModel:
-    """Beliefs about the effects, and predictions of their sums."""
+    """Posterior about the effects, and predictions of their sums."""
 
     def __init__(self, mean: Vector, spread: Vector, shared: Matrix) -> None:
         """Start from a prior.
@@ -42,7 +42,7 @@ class AdditiveModel:
         self._spreads = self._gains = np.empty((0, len(mean)))
 
     def observe(self, columns: Columns, values: Vector, noise: Vector, features: Matrix | None = None) -> None:
-        """Update the beliefs by measured sums.
+        """Update the posterior by measured sums.
 
         Args:
             columns: the maps, shape ``(n, groups)``.
@@ -70,7 +70,7 @@ class AdditiveModel:
         self._spreads = self._gains = self._gains[:0]
 
     def scale(self, effects: npt.NDArray[np.bool_], factor: float) -> None:
-        """Multiply the beliefs about some effects, marked in a mask of shape ``(effects,)``, by a factor."""
+        """Multiply the posterior about some effects, marked in a mask of shape ``(effects,)``, by a factor."""
         factors = np.where(effects, factor, 1.0)
         self.mean *= factors
         self._covariance *= np.outer(factors, factors)

@@ -1,14 +1,14 @@
-"""The effects of every group's choices: their numbers, and prior beliefs about them."""
+"""The effects of every group's choices: their numbers, and prior posterior about them."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from autotune.metrics.catalog import Figure
 from autotune.planner.additive_model import AdditiveModel, Vector
 from autotune.planner.knapsack import Costs, Maps
 from search_spaces.choice import FULL_PRECISION
+from workers.timing.estimates import Figure
 
 #: Spread of effects that were not probed around their guess: each by itself, and all of one choice together.
 GUESS_SPREAD = (1.0, 1.0)
@@ -19,7 +19,7 @@ _ALIKE_SPREAD = (0.1, 0.5)
 _INTERVAL = 3.92
 
 
-class Effects:
+class EffectIndex:
     """Numbers the effects: 0 is what all maps have in common, then come each group's choices."""
 
     def __init__(self, legal: npt.NDArray[np.bool_], choices: Sequence[Sequence[str]]) -> None:
@@ -46,7 +46,7 @@ class Effects:
         fixed: float,
         turns: tuple[float, float] | None = None,
     ) -> AdditiveModel:
-        """Return beliefs about effects before anything was measured.
+        """Return posterior about effects before anything was measured.
 
         Args:
             prior: expected effects, shape ``(groups, choices)``.

@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import METRICS, Constraint, Kind
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import Points, hypervolume, improvements
 from autotune.planner.additive_model import Vector
 from autotune.planner.knapsack import Costs, Maps, cheapest_for_each_budget, weighted, with_few_changes
-from autotune.planner.posterior import Beliefs
-from autotune.planner.prior import Expectations
+from autotune.planner.posterior import Posterior
+from autotune.planner.prior import Prior
+from workers.timing.estimates import Figure
 
-#: Every so many maps one is planned with costs drawn from the beliefs.
+#: Every so many maps one is planned with costs drawn from the posterior.
 _EXPLORE = 8
 #: The search is spent after so many maps in a row that promised less than this share of the hypervolume.
 _PATIENCE, _LEAST_GAIN = 16, 2e-4
@@ -41,7 +42,7 @@ class Planner:
 
     def __init__(
         self,
-        expectations: Expectations,
+        prior: Prior,
         choices: Sequence[Sequence[str]],
         objectives: Objectives,
         constraints: Sequence[Constraint],
@@ -51,7 +52,7 @@ class Planner:
         """Start from what is expected.
 
         Args:
-            expectations: of every choice of every group.
+            prior: of every choice of every group.
             choices: names of each group's choices.
             objectives: what is traded off.
             constraints: what must hold.
@@ -60,8 +61,8 @@ class Planner:
         self._objectives = objectives
         self._constraints = constraints
         counted = [metric.name for metric in objectives.metrics] + [constraint.metric for constraint in constraints]
-        self._beliefs = Beliefs(expectations, choices, counted)
-        self._memory_counts = any("memory" in name for name in counted)
+        self._posterior = Posterior(prior, choices, counted)
+        self._memory_counts = any(METRICS[name].kind is Kind.MEMORY for name in counted)
         self._generator = np.random.default_rng(seed)
         self._points: list[tuple[float, ...]] = []
         self._known: set[bytes] = set()
@@ -74,7 +75,7 @@ class Planner:
 
     def set_full_precision(self, figures: Mapping[str, Figure]) -> None:
         """Tell the figures that everything is relative to; needed before the first proposal."""
-        self._beliefs.full_precision = figures
+        self._posterior.full_precision = figures
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]], feasible: Sequence[bool]) -> None:
         """Learn from measured maps.
@@ -85,7 +86,7 @@ class Planner:
             feasible: whether each map was measured in full and keeps every constraint.
         """
         self._known.update(row.tobytes() for row in maps)
-        self._beliefs.observe(maps, figures)
+        self._posterior.observe(maps, figures)
         self._points += [self._objectives.values(each) for each, kept in zip(figures, feasible, strict=True) if kept]
 
     def propose(self, pending: Maps) -> npt.NDArray[np.intp] | None:
@@ -100,7 +101,7 @@ class Planner:
         candidates = self._unknown(np.concatenate([along, self._neighbours(along)]), pending)
         if not len(candidates):
             return None
-        predicted = self._beliefs.predict(candidates)
+        predicted = self._posterior.predict(candidates)
         values = self._values(predicted)
         gains = self._gains(values, pending)
         wanted = self._nearness(values, gains) if self._seeks_answer else gains
@@ -122,13 +123,13 @@ class Planner:
 
     def _along_fronts(self, generator: np.random.Generator | None) -> Maps:
         """Return maps along the fronts of every divergence and every latency that count."""
-        beliefs = self._beliefs
+        posterior = self._posterior
         return np.concatenate(
             [
                 self._along_front(
-                    beliefs.costs(generator, quality=quality, latency=latency), beliefs.change_prices(latency)
+                    posterior.costs(generator, split=split, workload=workload), posterior.change_prices(workload)
                 )
-                for quality, latency in itertools.product(beliefs.qualities, beliefs.latencies)
+                for split, workload in itertools.product(posterior.splits, posterior.workloads)
             ]
         )
 
@@ -140,21 +141,21 @@ class Planner:
 
     def _with_few_changes(self, costs: Costs, prices: Sequence[float]) -> Maps:
         """Return maps along the front for which changes of precision between neighbours have a price."""
-        legal = self._beliefs.legal
+        legal = self._posterior.legal
         scale = np.ptp(costs[0][legal]) / (np.ptp(costs[1][legal]) or 1.0)
         price, speed = np.array(list(itertools.product(prices, scale * _SPEEDS))).reshape(-1, 2).T
         weighed = costs[0] + speed[:, None, None] * np.where(legal, costs[1], 0.0)
-        return with_few_changes(weighed, self._beliefs.precisions, price * speed)
+        return with_few_changes(weighed, self._posterior.precisions, price * speed)
 
     def _weightings(self, costs: Costs) -> Costs:
-        ranges = [np.ptp(cost[self._beliefs.legal]) or 1.0 for cost in costs]
+        ranges = [np.ptp(cost[self._posterior.legal]) or 1.0 for cost in costs]
         speed, size = (np.geomspace(1e-4, 1e4, count) for count in _WEIGHTINGS)
         grid = np.array([(1.0, one, other) for one in speed for other in (0.0, *size)])
         return np.asarray(grid / ranges)
 
     def _neighbours(self, along: Maps) -> Maps:
         """Return maps that differ in one group from some along the front."""
-        sizes = self._beliefs.legal.sum(axis=1)
+        sizes = self._posterior.legal.sum(axis=1)
         near = along[self._generator.integers(len(along), size=2 * len(sizes))]
         changed = self._generator.integers(len(sizes), size=len(near))
         near[np.arange(len(near)), changed] = self._generator.integers(sizes[changed])
@@ -170,8 +171,8 @@ class Planner:
 
     def _gains(self, values: Points, pending: Maps) -> Vector:
         """Return what candidates of these values would add to the hypervolume, as a share of it."""
-        full = self._beliefs.full_precision
-        measured_soon = self._values(self._beliefs.predict(pending))
+        full = self._posterior.full_precision
+        measured_soon = self._values(self._posterior.predict(pending))
         front = np.array([*self._points, *measured_soon]).reshape(-1, len(self._objectives.metrics))
         reference = self._objectives.reference_point(full)
         front = self._objectives.normalise(front, full)
@@ -203,7 +204,7 @@ class Planner:
         for constraint in self._constraints:
             above = predicted[constraint.metric] - constraint.limit
             excess = above if constraint.at_most else -above
-            deviation = np.maximum(self._beliefs.deviation(constraint.metric, maps), 1e-9)
+            deviation = np.maximum(self._posterior.deviation(constraint.metric, maps), 1e-9)
             likely *= _normal_below(-excess / deviation)
         return likely
 

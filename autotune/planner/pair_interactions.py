@@ -22,7 +22,7 @@ _LEAST, _MEMORY = 8, 64
 _FORGET, _WORST = 0.95, 0.3
 
 
-class Interactions:
+class PairInteractions:
     """Corrects the sums of an additive model by pairs of its effects."""
 
     def __init__(self, model: AdditiveModel) -> None:

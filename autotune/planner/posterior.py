@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autotune.metrics.catalog import METRICS, QUEUED, SHIFTED, Figure, latency_behind, prefix_of
+from autotune.metrics.catalog import METRICS, Kind, percentiles_of, ratio_of
 from autotune.planner.additive_model import AdditiveModel, Vector
-from autotune.planner.effect_index import GUESS_SPREAD, Effects, observe
+from autotune.planner.effect_index import GUESS_SPREAD, EffectIndex, observe
 from autotune.planner.knapsack import Costs, Maps
-from autotune.planner.prior import Expectations
-from autotune.planner.quality_posterior import QualityBeliefs
-from autotune.planner.queueing_curve import QueueLink
+from autotune.planner.prior import Prior
+from autotune.planner.quality_posterior import QualityPosterior
+from autotune.planner.queueing_curve import QueueingCurve
 from search_spaces.choice import Precision, choice_named
-from workers.measurement import Workload
+from workers.measurement import Split, Workload
+from workers.timing.estimates import Figure
 
 #: Spread of probed latencies around their prior: each by itself, and all of one choice together.
 _SPREAD = (0.15, 0.25)
@@ -31,28 +32,28 @@ _LEAST_TURNS = 0.002
 _TAIL_DEVIATION = 0.01
 
 
-class Beliefs:
+class Posterior:
     """Learns from measured maps and predicts all others."""
 
-    def __init__(
-        self, expectations: Expectations, choices: Sequence[Sequence[str]], metrics: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, prior: Prior, choices: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> None:
         """Start from what is expected.
 
         Args:
-            expectations: of every choice of every group.
+            prior: of every choice of every group.
             choices: names of each group's choices.
             metrics: what will be asked for beside the metrics of the evaluation split and the forward pass.
         """
-        self._expected = expectations
-        #: Beginnings of the names of the metrics of quality and of latency that are predicted; see ``kinds``.
-        self.qualities, self.latencies = kinds(metrics)
+        self._expected = prior
+        #: The splits whose quality, and the workloads whose latency, are traded off.
+        self.splits, self.workloads = traded_off(metrics)
         #: Which choices each group has, shape ``(groups, choices)``.
-        self.legal = np.isfinite(expectations.memory_mib)
-        self._effects = Effects(self.legal, choices)
+        self.legal = np.isfinite(prior.memory_mib)
+        self._effects = EffectIndex(self.legal, choices)
         # Of shifted data nothing is probed; how sensitive layers are beside each other carries over.
-        self._qualities = {prefix: self._quality(prefix) for prefix in dict.fromkeys(("", *self.qualities))}
-        self._latencies = {prefix: self._latency(prefix) for prefix in dict.fromkeys(("", *self.latencies))}
+        splits = dict.fromkeys((Split.EVALUATION, *self.splits))
+        self._qualities = {split: self._quality(split) for split in splits}
+        workloads = dict.fromkeys((Workload.FORWARD, *self.workloads))
+        self._latencies = {workload: self._latency(workload) for workload in workloads}
         precisions = [
             [list(Precision).index(choice_named(name).precision) for name in of_group] for of_group in choices
         ]
@@ -69,29 +70,34 @@ class Beliefs:
         for quality in self._qualities.values():
             quality.observe(maps, figures)
         columns, turns = self._effects.of(maps), self._turns(maps)
-        for prefix, latency in self._latencies.items():
-            observe(latency, columns, figures, f"{prefix}latency_ratio", _MISFIT, turns)
-        ratio = f"{prefix_of(Workload.REQUEST)}latency_ratio"
+        for workload, latency in self._latencies.items():
+            observe(latency, columns, figures, ratio_of(workload).name, _MISFIT, turns)
         for each in figures:
-            for name in (name for name in each if name.startswith(QUEUED)):
-                self._queued.setdefault(name, []).append((each[ratio].value, each[name].value))
+            for metric in (METRICS[name] for name in each if METRICS[name].queued):
+                ratio = each[ratio_of(metric.workload).name].value
+                self._queued.setdefault(metric.name, []).append((ratio, each[metric.name].value))
 
-    def costs(self, generator: np.random.Generator | None = None, *, quality: str = "", latency: str = "") -> Costs:
+    def costs(
+        self,
+        generator: np.random.Generator | None = None,
+        *,
+        split: Split = Split.EVALUATION,
+        workload: Workload = Workload.FORWARD,
+    ) -> Costs:
         """Return divergence, latency and memory of every choice, shape ``(3, groups, choices)``.
 
-        They are the expected ones, or drawn from the beliefs if there is a ``generator``. ``quality`` and
-        ``latency`` are how the names of the wanted metrics begin.
+        They are the expected ones, or drawn from the posterior if there is a ``generator``.
         """
-        divergence, model = self._qualities[quality].costs(generator), self._latencies[latency]
+        divergence, model = self._qualities[split].costs(generator), self._latencies[workload]
         latencies = model.mean if generator is None else model.draw(generator)
         return np.stack([divergence, self._effects.spread_out(latencies), self._expected.memory_mib])
 
-    def change_prices(self, latency: str = "") -> list[float]:
+    def change_prices(self, workload: Workload = Workload.FORWARD) -> list[float]:
         """Return what one change of precision more costs in a latency ratio, where there are few and many.
 
         Empty if changes are believed to cost next to nothing.
         """
-        effect, pairs = float(self._latencies[latency].mean[-1]), max(1, len(self.legal) - 1)
+        effect, pairs = float(self._latencies[workload].mean[-1]), max(1, len(self.legal) - 1)
         each = [effect * _TURNS_EXPONENT * share ** (_TURNS_EXPONENT - 1.0) / pairs for share in _TURNS]
         return each if effect > _LEAST_TURNS else []
 
@@ -102,45 +108,44 @@ class Beliefs:
         memory = expected.memory_mib[groups, maps].sum(axis=1) + expected.fixed_memory_mib
         full = {name: figure.value for name, figure in self.full_precision.items()}
         predicted = {"weight_memory_mib": memory}
-        for prefix, latency in self._latencies.items():
-            ratio = predicted[f"{prefix}latency_ratio"] = np.maximum(latency.predict(columns, turns), 1e-3)
-            known = [name for name in METRICS if name.startswith(f"{prefix}latency_p") and name in full]
-            predicted |= {name: ratio * full[name] for name in known}
-            if prefix == prefix_of(Workload.REQUEST):
-                predicted |= {name: self._queue(name).predict(ratio) for name in full if name.startswith(QUEUED)}
+        for workload, latency in self._latencies.items():
+            ratio = predicted[ratio_of(workload).name] = np.maximum(latency.predict(columns, turns), 1e-3)
+            served = [metric.name for metric in percentiles_of(workload).values() if metric.name in full]
+            predicted |= {name: ratio * full[name] for name in served}
+            waiting = [metric.name for metric in percentiles_of(workload, queued=True).values() if metric.name in full]
+            predicted |= {name: self._queue(name).predict(ratio) for name in waiting}
         for quality in self._qualities.values():
             predicted |= quality.predict(maps, self.full_precision)
         if "peak_memory_mib" in full:
             predicted["peak_memory_mib"] = memory + full["peak_memory_mib"] - full["weight_memory_mib"]
         return predicted
 
-    def deviation(self, metric: str, maps: Maps) -> Vector:
+    def deviation(self, name: str, maps: Maps) -> Vector:
         """Return the standard deviation of a metric a constraint may limit, shape ``(n,)``."""
-        _, is_latency, of = metric.partition("latency")
-        if is_latency:
-            model, columns, turns = self._latencies[latency_behind(metric)], self._effects.of(maps), self._turns(maps)
-            relative = model.deviation(columns, turns) + _TAIL_DEVIATION
-            if metric.startswith(QUEUED):
-                return self._queue(metric).deviation(np.maximum(model.predict(columns, turns), 1e-3), relative)
-            return np.asarray(relative * (self.full_precision[metric].value if of != "_ratio" else 1.0))
-        quality = self._qualities[SHIFTED if metric.startswith(SHIFTED) else ""]
-        return np.full(len(maps), quality.deviation(metric, self.full_precision))
+        metric = METRICS[name]
+        if not metric.is_latency:
+            return np.full(len(maps), self._qualities[metric.split].deviation(metric, self.full_precision))
+        model, columns, turns = self._latencies[metric.workload], self._effects.of(maps), self._turns(maps)
+        relative = model.deviation(columns, turns) + _TAIL_DEVIATION
+        if metric.queued:
+            return self._queue(name).deviation(np.maximum(model.predict(columns, turns), 1e-3), relative)
+        return np.asarray(relative * (1.0 if metric.kind is Kind.LATENCY_RATIO else self.full_precision[name].value))
 
-    def _queue(self, metric: str) -> QueueLink:
-        return QueueLink([(1.0, self.full_precision[metric].value), *self._queued.get(metric, ())])
+    def _queue(self, metric: str) -> QueueingCurve:
+        return QueueingCurve([(1.0, self.full_precision[metric].value), *self._queued.get(metric, ())])
 
-    def _quality(self, prefix: str) -> QualityBeliefs:
+    def _quality(self, split: Split) -> QualityPosterior:
         expected = self._expected
-        probed = expected.probed and not prefix
-        return QualityBeliefs(
-            self._effects, expected.divergence, expected.fixed_divergence, probed=probed, prefix=prefix
+        probed = expected.probed and split is Split.EVALUATION
+        return QualityPosterior(
+            self._effects, expected.divergence, expected.fixed_divergence, probed=probed, split=split
         )
 
-    def _latency(self, prefix: str) -> AdditiveModel:
+    def _latency(self, workload: Workload) -> AdditiveModel:
         expected = self._expected
         # Reading a prompt is a forward pass. Decoding, which is most of a request, moves all weights for a token or a
         # few, whatever was probed.
-        decodes = prefix in (prefix_of(Workload.DECODE), prefix_of(Workload.REQUEST))
+        decodes = workload in (Workload.DECODE, Workload.REQUEST)
         prior = _by_bytes(expected.memory_mib, self.legal) if decodes else expected.latency
         spread = _SPREAD if expected.probed and not decodes else GUESS_SPREAD
         fixed = 0.0 if decodes else expected.fixed_latency
@@ -159,14 +164,15 @@ def _by_bytes(memory_mib: Costs, legal: npt.NDArray[np.bool_]) -> Costs:
     return np.asarray(0.5 * (memory_mib - most) / (most.sum() or 1.0))
 
 
-def kinds(metrics: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return how the names of the quality metrics and of the latencies among ``metrics`` begin; plain ones if none.
+def traded_off(metrics: Sequence[str]) -> tuple[tuple[Split, ...], tuple[Workload, ...]]:
+    """Return the splits whose quality, and the workloads whose latency, ``metrics`` are about; the plain ones if none.
 
-    >>> kinds(["decode_latency_p50_ms", "accuracy", "shifted_accuracy_drop"])
-    (('', 'shifted_'), ('decode_',))
-    >>> kinds(["queued_latency_p95_ms"])
-    (('',), ('request_',))
+    >>> traded_off(["decode_latency_p50_ms", "accuracy", "shifted_accuracy_drop"])
+    ((<Split.EVALUATION: 'evaluation'>, <Split.SHIFTED: 'shifted'>), (<Workload.DECODE: 'decode'>,))
+    >>> traded_off(["queued_latency_p95_ms"])
+    ((<Split.EVALUATION: 'evaluation'>,), (<Workload.REQUEST: 'request'>,))
     """
-    qualities = [SHIFTED if name.startswith(SHIFTED) else "" for name in metrics if "accuracy" in name or "div" in name]
-    latencies = [latency_behind(name) for name in metrics if "latency" in name]
-    return tuple(dict.fromkeys(qualities)) or ("",), tuple(dict.fromkeys(latencies)) or ("",)
+    known = [METRICS[name] for name in metrics]
+    splits = dict.fromkeys(metric.split for metric in known if metric.is_quality)
+    workloads = dict.fromkeys(metric.workload for metric in known if metric.is_latency)
+    return tuple(splits) or (Split.EVALUATION,), tuple(workloads) or (Workload.FORWARD,)

@@ -14,7 +14,7 @@ from workers.setup import ModelDescription, Probes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expectations:
+class Prior:
     """Additive costs of the free groups' choices, and of everything that is fixed.
 
     Arrays have shape ``(groups, choices)``; choices a group does not have cost infinity.
@@ -35,7 +35,7 @@ class Expectations:
 
 def expect(
     space: SearchSpace, description: ModelDescription, probes: Probes | None, rules: Sequence[LayerRule] = ()
-) -> Expectations:
+) -> Prior:
     """Return what probes say about a space, or without probes what the sizes of its layers suggest.
 
     What the user's ``rules`` say of sensitivities multiplies that; measured maps may still prove it wrong.
@@ -51,7 +51,7 @@ def expect(
         for choice, size in sizes.items()
     }
     fixed = {layer: group.choices[0] for group in space.groups if len(group.choices) == 1 for layer in group.layers}
-    return Expectations(
+    return Prior(
         divergence=_by_group(space, divergence),
         latency=_by_group(space, latency),
         memory_mib=_by_group(space, memory),

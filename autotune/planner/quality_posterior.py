@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autotune.metrics.catalog import Figure
-from autotune.planner.accuracy_curve import AccuracyLink
+from autotune.metrics.catalog import Kind, Metric, metric_of
+from autotune.planner.accuracy_curve import AccuracyCurve
 from autotune.planner.additive_model import Vector
-from autotune.planner.effect_index import GUESS_SPREAD, Effects, observe
+from autotune.planner.effect_index import GUESS_SPREAD, EffectIndex, observe
 from autotune.planner.knapsack import Costs, Maps
-from autotune.planner.pair_interactions import Interactions
+from autotune.planner.pair_interactions import PairInteractions
 from search_spaces.choice import FULL_PRECISION
+from workers.measurement import Split
+from workers.timing.estimates import Figure
 
 #: Spread of probed effects around their prior: each by itself, and all of one choice together.
 _SPREAD = (0.3, 0.3)
@@ -27,10 +29,10 @@ _LEAST_DIVERGENCE = 1e-6
 _TRUST = 5.0
 
 
-class QualityBeliefs:
+class QualityPosterior:
     """Learns divergences and accuracies of measured maps and predicts those of all others."""
 
-    def __init__(self, effects: Effects, prior: Costs, fixed: float, *, probed: bool, prefix: str = "") -> None:
+    def __init__(self, effects: EffectIndex, prior: Costs, fixed: float, *, probed: bool, split: Split) -> None:
         """Start from what is expected.
 
         Args:
@@ -39,15 +41,19 @@ class QualityBeliefs:
             fixed: divergence that layers without a choice cause.
             probed: whether the prior was probed on this data; otherwise it tells layers apart, but its scale is
                 that of the first map that takes a choice.
-            prefix: of the names of this data's metrics.
+            split: the data.
         """
-        self._effects, self._probed, self._prefix = effects, probed, prefix
+        self._effects, self._probed = effects, probed
+        #: Names of the metrics of quality on the split.
+        self._names = {
+            kind: metric_of(kind, split).name for kind in (Kind.ACCURACY, Kind.ACCURACY_DROP, Kind.DIVERGENCE)
+        }
         self._model = effects.model(prior, _SPREAD if probed else GUESS_SPREAD, certain=0.0, fixed=fixed)
-        self._interactions = Interactions(self._model)
+        self._interactions = PairInteractions(self._model)
         # What the divergences of choices are at least: none turns negative by chance.
         self._least = _LEAST_EFFECT * self._model.mean
         self._scaled: set[str] = set()
-        self._link = AccuracyLink()
+        self._curve = AccuracyCurve()
         self._drops: list[tuple[float, float]] = []
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
@@ -55,7 +61,7 @@ class QualityBeliefs:
         start = 0
         for row, each in enumerate(figures):
             taken = self._unscaled(maps[row])
-            measured = each.get(f"{self._prefix}divergence")
+            measured = each.get(self._names[Kind.DIVERGENCE])
             if taken and measured is not None and (measured.value > 0.0 or not self._probed):
                 if self._probed:  # what was learned until here says which part of the divergence is that of others
                     self._learn(maps[start:row], figures[start:row])
@@ -64,7 +70,7 @@ class QualityBeliefs:
         self._learn(maps[start:], figures[start:])
 
     def costs(self, generator: np.random.Generator | None = None) -> Costs:
-        """Return the divergence of every choice, expected or drawn from the beliefs; shape ``(groups, choices)``."""
+        """Return the divergence of every choice, expected or drawn from the posterior; shape ``(groups, choices)``."""
         divergence = self._model.mean if generator is None else self._model.draw(generator)
         return self._effects.spread_out(np.maximum(divergence, self._least))
 
@@ -74,21 +80,22 @@ class QualityBeliefs:
         least = self._least[0] + self._least[columns].sum(axis=1)
         sums = self._model.predict(columns) + self._interactions.correction(columns)
         divergence = np.maximum(sums, least)
-        drop = self._link.drop(divergence)
-        predicted = {f"{self._prefix}divergence": divergence, f"{self._prefix}accuracy_drop": drop}
-        full = full_precision.get(f"{self._prefix}accuracy")
+        drop = self._curve.drop(divergence)
+        predicted = {self._names[Kind.DIVERGENCE]: divergence, self._names[Kind.ACCURACY_DROP]: drop}
+        accuracy = self._names[Kind.ACCURACY]
+        full = full_precision.get(accuracy)
         if full is not None:
-            predicted[f"{self._prefix}accuracy"] = full.value - drop * abs(full.value)
+            predicted[accuracy] = full.value - drop * abs(full.value)
         return predicted
 
-    def deviation(self, metric: str, full_precision: Mapping[str, Figure]) -> float:
+    def deviation(self, metric: Metric, full_precision: Mapping[str, Figure]) -> float:
         """Return the standard deviation of a metric a constraint may limit."""
-        if metric.endswith("accuracy"):
-            return self._link.scatter * abs(full_precision[metric].value)
-        return self._link.scatter if metric.endswith("accuracy_drop") else 0.0
+        if metric.kind is Kind.ACCURACY:
+            return self._curve.scatter * abs(full_precision[metric.name].value)
+        return self._curve.scatter if metric.kind is Kind.ACCURACY_DROP else 0.0
 
     def _learn(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
-        divergence, drop = f"{self._prefix}divergence", f"{self._prefix}accuracy_drop"
+        divergence, drop = self._names[Kind.DIVERGENCE], self._names[Kind.ACCURACY_DROP]
         columns = self._effects.of(maps)
         # Guesses are so far off that pairs would explain what single effects have yet to learn.
         rows = [row for row, each in enumerate(figures) if self._probed and _positive(each.get(divergence))]
@@ -98,7 +105,7 @@ class QualityBeliefs:
         self._interactions.learn(columns[rows], values)
         self._drops += [(each[divergence].value, each[drop].value) for each in figures if drop in each]
         if self._drops:
-            self._link = AccuracyLink.fitted(*np.array(self._drops).T)
+            self._curve = AccuracyCurve.fitted(*np.array(self._drops).T)
 
     def _unscaled(self, choices: Maps) -> set[str]:
         """Return the choices that one map, shape ``(groups,)``, is the first to take."""

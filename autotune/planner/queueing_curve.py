@@ -7,7 +7,7 @@ import numpy as np
 from autotune.planner.additive_model import Vector
 
 
-class QueueLink:
+class QueueingCurve:
     """Response times as a rising function of the ratio of a request's latency to full precision's.
 
     Between measured maps logarithms are interpolated, beyond them the two are proportional.

@@ -9,11 +9,12 @@ from importlib import resources
 from autotune.jobs.front import standing
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Figure, Metric
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, percentiles_of
 from autotune.reports.charts import front_chart, latency_chart
 from autotune.reports.markup import Html, html, join, table, tag
 from search_spaces.choice import ActivationMode, choice_named
 from workers.measurement import LatencySamples
+from workers.timing.estimates import Figure
 
 #: Activation mode -> its letter in the strip.
 _LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: ""}
@@ -107,7 +108,7 @@ def _latency(review: Review) -> Html:
         return tag("p", "No latencies were recorded for this map.", class_="soft")
     samples = review.latency[0]
     count = len(samples.candidate_ms)
-    percents = [p for p in (50, 90, 95, 99) if count >= METRICS[f"latency_p{p}_ms"].min_repeats]
+    percents = [p for p, metric in percentiles_of(samples.workload).items() if count >= metric.min_repeats]
     caption = (
         f"Blue: {count} passes of the pick at batch size {samples.batch_size}; outline: full precision, interleaved "
         "with it. The slowest hundredth is counted in the last bar. Milliseconds are those of that series; the figures "
@@ -120,7 +121,12 @@ def _figures(review: Review) -> Html:
     baseline = review.full_precision.figures
     names = [name for name in METRICS if name in review.picked.figures]
     rows = [
-        (_title(METRICS[name]), _cell(review.picked.figures[name]), _cell(baseline.get(name)), _change(review, name))
+        (
+            METRICS[name].title,
+            _cell(name, review.picked.figures[name]),
+            _cell(name, baseline.get(name)),
+            _change(review, name),
+        )
         for name in names
     ]
     note = tag("p", "Below what was sampled: its 95 % confidence interval.", class_="soft")
@@ -128,27 +134,19 @@ def _figures(review: Review) -> Html:
     return join([tag("h2", "Figures"), table(headings, rows, numbers=True), note])
 
 
-def _title(metric: Metric) -> str:
-    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
-
-
-def _cell(figure: Figure | None) -> Html:
+def _cell(name: str, figure: Figure | None) -> Html:
     if figure is None:
         return Html("")
+    text = METRICS[name].text
     if figure.low is None and figure.high is None:
-        return html(_number(figure.value))
-    low, high = ("open" if bound is None else _number(bound) for bound in (figure.low, figure.high))
-    return join([_number(figure.value), tag("span", f"{low} to {high}", class_="interval")])
-
-
-def _number(value: float) -> str:
-    return "overloaded" if value >= OVERLOADED_MS else f"{value:.4g}"
+        return html(text(figure.value))
+    low, high = ("open" if bound is None else text(bound) for bound in (figure.low, figure.high))
+    return join([text(figure.value), tag("span", f"{low} to {high}", class_="interval")])
 
 
 def _change(review: Review, name: str) -> str:
     before = review.full_precision.figures.get(name)
-    # Drops, divergence and ratio are differences from full precision themselves.
-    if before is None or name.endswith("_drop") or name in ("divergence", "latency_ratio"):
+    if before is None or METRICS[name].is_relative:
         return ""
     if not 0.0 < abs(before.value) < OVERLOADED_MS:
         return ""
@@ -166,9 +164,9 @@ def _constraints(review: Review) -> Html:
         verdict = _NOT_RECORDED if violation is None else "holds" if violation <= 0.0 else "broken"
         rows.append(
             (
-                _title(METRICS[constraint.metric]),
-                f"{'at most' if constraint.at_most else 'at least'} {_number(constraint.limit)}",
-                _cell(figure),
+                METRICS[constraint.metric].title,
+                f"{constraint.bound} {METRICS[constraint.metric].text(constraint.limit)}",
+                _cell(constraint.metric, figure),
                 tag("span", verdict, class_=verdict.replace(" ", "-")),
             )
         )
@@ -195,7 +193,7 @@ def _map(review: Review) -> Html:
 
 def _range(job: JobRecord, layer: str) -> str:
     found = job.description.calibration.ranges.get(layer) if job.description else None
-    return f"{_number(found.low)} to {_number(found.high)}" if found else ""
+    return f"{found.low:.4g} to {found.high:.4g}" if found else ""
 
 
 def _provenance(review: Review) -> Html:

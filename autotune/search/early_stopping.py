@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from autotune.jobs.records import TrialRecord
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from autotune.metrics.from_measurement import Reference
-from workers.candidate import Rival
+from workers.candidate import Incumbent
+from workers.timing.estimates import Figure
 
 _LATENCIES = ("latency_p50_ms", "latency_ratio")
 #: Objectives that are known before the latency is measured.
@@ -13,13 +14,13 @@ _QUALITIES = ("accuracy", "accuracy_drop", "divergence")
 _KNOWN_FIRST = (*_QUALITIES, "weight_memory_mib")
 
 
-def rivals(
+def incumbents(
     front: Sequence[TrialRecord],
     known: Mapping[str, Figure],
     objectives: Sequence[str],
     constraints: Sequence[Constraint],
     reference: Reference,
-) -> tuple[Rival, ...]:
+) -> tuple[Incumbent, ...]:
     """Return the maps that a candidate must be faster than unless it loses less.
 
     Only limits are, if something else than the latency is still to be measured; nothing is before the first
@@ -29,14 +30,14 @@ def rivals(
         front: the trials on the front.
         known: figures of the candidate that need no measurement.
         objectives: the job's.
-        constraints: the job's; one on the median latency is a rival that no loss excuses.
+        constraints: the job's; one on the median latency is a incumbent that no loss excuses.
         reference: full precision's figures.
     """
     if not front:
         return ()
     others = [name for name in objectives if name not in _LATENCIES]
     found = [
-        Rival(latency_ratio=constraint.limit / reference.latency_p50_ms)
+        Incumbent(latency_ratio=constraint.limit / reference.latency_p50_ms)
         for constraint in constraints
         if constraint.metric == "latency_p50_ms"
     ]
@@ -48,7 +49,7 @@ def rivals(
             continue
         ratio = trial.figures["latency_ratio"]
         found.append(
-            Rival(
+            Incumbent(
                 # Its own figure is uncertain too, and one of the lucky ones.
                 latency_ratio=ratio.value if ratio.high is None else ratio.high,
                 accuracy=trial.figures["accuracy"].value if {"accuracy", "accuracy_drop"} & set(others) else None,

@@ -1,46 +1,38 @@
 """The search of one job: ask, submit, wait, record, tell."""
 
-import dataclasses
 import itertools
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from autotune.jobs.budget import Budget
-from autotune.jobs.front import LiveFront, due, violations
-from autotune.jobs.progress import Listener, Progress
+from autotune.jobs.front import due, violations
+from autotune.jobs.progress import Listener
 from autotune.jobs.records import (
     EventRecord,
-    FrontRecord,
     HeldJob,
     JobRecord,
     TrialKind,
-    TrialRecord,
     TrialResult,
     TrialState,
 )
 from autotune.jobs.spec import JobSpec, SamplerName
 from autotune.jobs.timestamps import event
-from autotune.metrics.catalog import Figure
 from autotune.metrics.from_measurement import MIB, Reference
-from autotune.metrics.objectives import Objectives
 from autotune.planner.prior import expect
-from autotune.search.early_stopping import accuracy_floor, rivals
+from autotune.search.early_stopping import accuracy_floor, incumbents
 from autotune.search.initial_design import mixtures
 from autotune.search.lease import Lease
+from autotune.search.ledger import Ledger
 from autotune.search.study import Proposal, Study
 from autotune.search.trials import Planned
 from autotune.search.worker_shares import fair_shares
-from autotune.store.base import Store
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.space import SearchSpace, build_space
-from workers.candidate import Candidate, Outcome, Rival
+from workers.candidate import Candidate, Outcome
 from workers.errors import TaskError
 from workers.measurement import Measurement
 from workers.pools.base import Pool
 from workers.setup import ModelDescription, Probes
-
-_log = logging.getLogger(__name__)
+from workers.timing.estimates import Figure
 
 #: Seconds the driver waits for an outcome before it looks at the clock and the user's orders again.
 _TICK_S = 0.5
@@ -50,32 +42,27 @@ class Search:
     """The search of one job, from its last recorded trial to the end of its budget."""
 
     def __init__(
-        self,
-        store: Store,
-        job: JobRecord,
-        spec: JobSpec,
-        pool: Pool,
-        listener: Listener,
-        lease: Lease,
-        probes: Probes | None = None,
-        probed_s: float = 0.0,
+        self, job: JobRecord, pool: Pool, listener: Listener, lease: Lease, ledger: Ledger, probes: Probes | None = None
     ) -> None:
+        """Take over a job.
+
+        Args:
+            job: as this driver claimed it, with its model's description.
+            pool: measures candidates.
+            listener: hears of each stage.
+            lease: must be held.
+            ledger: of the job.
+            probes: what is expected of every layer and choice; None if nothing was probed.
+        """
         assert job.description is not None
-        self._store, self._job, self._spec, self._pool, self._listener = store, job, spec, pool, listener
-        self._lease = lease
+        self._job, self._spec, self._pool, self._listener, self._lease = job, job.spec, pool, listener, lease
+        self._ledger, self._front = ledger, ledger.front
         self._sharers: Sequence[HeldJob] = ()
         self._description = job.description
-        self._space = space_of(spec, job.description)
-        self._expectations = expect(self._space, job.description, probes, spec.rules())
-        self._constraints = spec.constraints.constraints()
-        trials, fronts = store.trials(job.id), store.fronts(job.id)
-        self._front = LiveFront(trials, spec.objectives, fronts[-1] if fronts else None)
+        self._space = space_of(job.spec, job.description)
+        self._prior = expect(self._space, job.description, probes, job.spec.rules())
+        self._constraints = job.spec.constraints.constraints()
         self._pending: dict[int, tuple[Planned, Proposal | None]] = {}
-        self._number = max((trial.number for trial in trials), default=-1)
-        self._budget = Budget(spec, trials)
-        self._elapsed_s, self._clock = job.elapsed_s, time.monotonic()
-        #: Seconds that probing took: part of the time limit, but not of the pace of trials.
-        self._probed_s = probed_s
         self._reference: Reference | None = None
         #: When outcomes last arrived, and the seconds it took from there to be ready for more.
         self._heard_at, self._driver_s = time.monotonic(), 0.0
@@ -90,17 +77,15 @@ class Search:
         self._measure_full_precision(study)
         first = itertools.chain(self._baselines(study), self._mixtures(study))
         while True:
-            dry = False
-            while not dry and len(self._pending) < self._places() and self._budget_left():
-                dry = not self._submit_next(next(first, None) or self._sampled(study), study)
-            if not self._pending and (dry or not self._budget_left()):
+            exhausted = False
+            while not exhausted and len(self._pending) < self._most_pending() and self._budget_left():
+                exhausted = not self._submit_next(next(first, None) or self._sampled(study), study)
+            if not self._pending and (exhausted or not self._budget_left()):
                 break
             self._collect(study)
         why = self._why_ended(study)
         self._measure_picks_again(study)
         return why
-
-    # The loop above is the job; below is what each of its words means.
 
     def _start(self) -> Study:
         search = self._spec.search
@@ -112,7 +97,7 @@ class Search:
             seed=search.seed,
             trials=search.trials,
             slots=self._pool.slots,
-            expectations=self._expectations,
+            prior=self._prior,
             history=self._front.trials,
         )
 
@@ -136,7 +121,7 @@ class Search:
         for choice in self._space.uniform_choices():
             proposal = study.propose(self._space.uniform(choice))
             if proposal is not None:
-                yield self._plan_of(proposal, TrialKind.BASELINE, f"uniform {choice}"), proposal
+                yield self._plan(proposal.choices, TrialKind.BASELINE, f"uniform {choice}"), proposal
 
     def _mixtures(self, study: Study) -> Iterator[tuple[Planned, Proposal]]:
         """Yield mixtures of the baselines on the front that were not measured yet."""
@@ -146,12 +131,12 @@ class Search:
         for assignment in mixtures(self._space, self._front.trials, self._spec.objectives, seed=search.seed):
             proposal = study.propose(assignment)
             if proposal is not None:
-                yield self._plan_of(proposal, TrialKind.SEARCH, None), proposal
+                yield self._plan(proposal.choices, TrialKind.SEARCH, None), proposal
 
     def _sampled(self, study: Study) -> tuple[Planned, Proposal] | None:
         """Return the sampler's next map, or None when the whole space was measured."""
         proposal = study.ask()
-        return None if proposal is None else (self._plan_of(proposal, TrialKind.SEARCH, None), proposal)
+        return None if proposal is None else (self._plan(proposal.choices, TrialKind.SEARCH, None), proposal)
 
     def _measure_picks_again(self, study: Study) -> None:
         """Measure the maps people will pick at full fidelity, until every pick is one that was."""
@@ -159,10 +144,10 @@ class Search:
             submitted = {planned.key for planned, _ in self._pending.values()}
             waiting = [trial for trial in due(self._front.trials, self._spec.objectives) if trial.key not in submitted]
             for trial in waiting:
-                if len(self._pending) < self._pool.slots and self._final_left():
+                if len(self._pending) < self._pool.slots and self._ledger.allows_final(len(self._pending)):
                     self._listener.stage("Measuring the best maps again")
                     self._submit(self._plan(trial.choices, TrialKind.FINAL, trial.label), None)
-            if not self._pending and not (waiting and self._final_left()):
+            if not self._pending and not (waiting and self._ledger.allows_final(len(self._pending))):
                 return
             self._collect(study)
 
@@ -176,18 +161,15 @@ class Search:
         if broken and planned.kind is TrialKind.SEARCH:
             self._lease.check()  # there may be many of these between two outcomes
             trial = planned.ruled_out(known, self._constraints)
-            self._record([TrialResult(trial=trial)])
+            self._ledger.commit([TrialResult(trial=trial)])
             study.tell(proposal, trial)
         else:
             self._submit(planned, proposal)
         return True
 
-    def _plan_of(self, proposal: Proposal, kind: TrialKind, label: str | None) -> Planned:
-        return self._plan(proposal.choices, kind, label)
-
     def _plan(self, choices: Mapping[str, str], kind: TrialKind, label: str | None) -> Planned:
-        self._number += 1
-        return Planned(job_id=self._job.id, number=self._number, kind=kind, label=label, choices=choices)
+        number = self._ledger.next_number()
+        return Planned(job_id=self._job.id, number=number, kind=kind, label=label, choices=choices)
 
     def _submit(self, planned: Planned, proposal: Proposal | None) -> None:
         self._pending[planned.number] = planned, proposal
@@ -199,7 +181,15 @@ class Search:
                 accuracy_floor=accuracy_floor(self._constraints, reference) if reference else None,
                 shifted_floor=accuracy_floor(self._constraints, reference, shifted=True) if reference else None,
                 final=planned.kind is TrialKind.FINAL,
-                rivals=self._rivals(planned, reference) if reference else (),
+                incumbents=incumbents(
+                    self._front.members,
+                    self._known_figures(planned.choices),
+                    self._spec.objectives,
+                    self._constraints,
+                    reference,
+                )
+                if reference
+                else (),
             )
         )
 
@@ -218,7 +208,7 @@ class Search:
             latency = outcome.result.latency if isinstance(outcome.result, Measurement) else ()
             results.append(TrialResult(trial=trial, latency=latency, events=_events(outcome)))
             proposals.append(proposal)
-        self._record(results)
+        self._ledger.commit(results)
         for proposal, result in zip(proposals, results, strict=True):
             if proposal is not None:
                 study.tell(proposal, result.trial)
@@ -228,73 +218,35 @@ class Search:
         self._lease.check()
         directions = self._lease.directions
         if directions:
-            self._budget.limit(directions.trials, directions.time_limit_s)
+            self._ledger.budget.limit(directions.trials, directions.time_limit_s)
         if self._lease.held_jobs is not self._sharers:
             self._sharers = self._lease.held_jobs
             capacity = self._pool.capacity()
             if capacity:
                 self._pool.resize(fair_shares(self._sharers, capacity).get(self._job.id, 0))
 
-    def _record(self, results: Sequence[TrialResult]) -> None:
-        """Commit trials, each with the front as it then is: the one point where a trial becomes real."""
-        if not results:
-            return
-        complete = [dataclasses.replace(result, front=self._add(result.trial)) for result in results]
-        now_s = time.monotonic()
-        complete[-1] = dataclasses.replace(complete[-1], elapsed_s=now_s - self._clock)
-        self._store.record(complete, epoch=self._job.epoch)
-        for result in complete:
-            _log_trial(result.trial)
-        self._elapsed_s, self._clock = self._elapsed_s + now_s - self._clock, now_s
-        self._listener.trial(self._progress())
-
-    def _add(self, trial: TrialRecord) -> FrontRecord | None:
-        self._budget.spend(trial)
-        return self._front.add(trial)
-
     def _known_figures(self, choices: Mapping[str, str]) -> dict[str, Figure]:
         """Return the figures that need no measurement: weight bytes are exact beforehand."""
         return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
 
-    def _rivals(self, planned: Planned, reference: Reference) -> tuple[Rival, ...]:
-        known = self._known_figures(planned.choices)
-        return rivals(self._front.members, known, self._spec.objectives, self._constraints, reference)
-
-    def _places(self) -> int:
+    def _most_pending(self) -> int:
         """Return how many candidates may be submitted: more than there are workers if they would wait for the driver.
 
         One worker that takes its time gets none ahead: the sampler had better know the last result first.
         """
         slots = self._pool.slots
-        ready = min(slots, round(slots * self._driver_s / self._budget.trial_s)) if self._pool.queues else 0
+        ready = min(slots, round(slots * self._driver_s / self._ledger.budget.trial_s)) if self._pool.queues else 0
         return slots + ready
 
     def _budget_left(self) -> bool:
-        return self._budget.allows_search(len(self._pending), self._searched_s())
-
-    def _final_left(self) -> bool:
-        return self._budget.allows_final(len(self._pending), self._searched_s())
+        return self._ledger.allows_search(len(self._pending))
 
     def _why_ended(self, study: Study) -> str:
-        if self._budget.is_spent:
+        if self._ledger.budget.is_spent:
             return "all trials of the budget are measured"
         if not self._budget_left():
             return "the time limit is reached"
         return "no other map promises a gain" if study.spent else "all maps of the search space are measured"
-
-    def _searched_s(self) -> float:
-        return self._probed_s + self._elapsed_s + time.monotonic() - self._clock
-
-    def _progress(self) -> Progress:
-        objectives = Objectives.named(self._spec.objectives)
-        return Progress(
-            done=self._budget.searched,
-            budget=self._budget.trials,
-            elapsed_s=self._elapsed_s,
-            remaining_s=self._budget.remaining_s(self._elapsed_s),
-            best=min(self._front.members, key=lambda trial: objectives.values(trial.figures)[0], default=None),
-            front_size=len(self._front.members),
-        )
 
 
 def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
@@ -305,11 +257,6 @@ def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
         supports=lambda layer, choice: description.refusals[layer.name].get(choice.name),
         rules=spec.rules(),
     )
-
-
-def _log_trial(trial: TrialRecord) -> None:
-    message = f": {trial.message}" if trial.message else ""
-    _log.info("%s%s", trial.state, message, extra={"trial": trial.number})
 
 
 def _events(outcome: Outcome) -> tuple[EventRecord, ...]:

@@ -10,9 +10,10 @@ from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState, Order
 from autotune.jobs.spec import JobSpec, SamplerName
-from autotune.metrics.catalog import SHIFTED
+from autotune.metrics.catalog import METRICS, metric_of
 from autotune.search import process_identity
 from autotune.search.lease import Lease
+from autotune.search.ledger import Ledger
 from autotune.search.loop import Search, space_of
 from autotune.search.probing import obtain_probes
 from autotune.store.base import Store
@@ -20,12 +21,13 @@ from search_spaces.choice import FULL_PRECISION
 from search_spaces.errors import AutotuneError, SpaceError
 from search_spaces.space import SearchSpace
 from workers.errors import ClusterLostError
+from workers.measurement import Split
 from workers.pools.build import build_pool
 from workers.setup import ModelDescription, PoolSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class DriverOptions:
     """Where a driver finds workers, and code that the job file must not name."""
 
     #: A Python file that registers the job's task; workers run it.
@@ -59,13 +61,13 @@ def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task
         raise OrderedError(Order.CANCEL if job.state is JobState.CANCELLED else Order.PAUSE)
     try:
         with Lease(store, job) as lease:
-            return drive(store, job, lease, listener or Silent(), Place(task_file=task_file))
+            return drive(store, job, lease, listener or Silent(), DriverOptions(task_file=task_file))
     except ClusterLostError as error:
         store.change_job(job_id, lifecycle.settled(job.epoch, JobState.FAILED, str(error), error=str(error)))
         raise
 
 
-def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, place: Place) -> JobRecord:
+def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> JobRecord:
     """Search for a job that this process holds, and record how it ended.
 
     Raises:
@@ -79,7 +81,7 @@ def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, place:
         return store.change_job(job.id, lifecycle.settled(job.epoch, state, message, error=error))
 
     try:
-        reason = _search(store, job, lease, listener, place)
+        reason = _search(store, job, lease, listener, options)
     except (LeaseLostError, ClusterLostError, Stopped):
         raise
     except OrderedError:
@@ -96,33 +98,34 @@ def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, place:
     return settle(JobState.FINISHED, f"Search finished: {reason}")
 
 
-def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, place: Place) -> str:
+def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> str:
     spec = job.spec
-    setup = spec.worker_setup(place.task_file)
+    setup = spec.worker_setup(options.task_file)
     if job.description is not None:
         setup = setup.continued(job.description)
     listener.stage("Starting workers")
-    pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, place))
+    pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, options))
     try:
         job = _describe(store, job, pool.describe())
         lease.check()
         started_at = time.monotonic()
         probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
         probed_s = time.monotonic() - started_at
-        reason = Search(store, job, spec, pool, listener, lease, probes, probed_s).run()
+        ledger = Ledger(store, job, listener, probed_s=probed_s)
+        reason = Search(job, pool, listener, lease, ledger, probes).run()
         listener.stage(f"Search finished: {reason}")
         return reason
     finally:
         pool.close()
 
 
-def _workers(spec: JobSpec, before: ModelDescription | None, place: Place) -> PoolSettings:
+def _workers(spec: JobSpec, before: ModelDescription | None, options: DriverOptions) -> PoolSettings:
     settings = spec.pool_settings()
     if before is not None:
         settings = dataclasses.replace(settings, kind=before.environment.kind)
-    if place.ray_address is None:
+    if options.ray_address is None:
         return settings
-    return dataclasses.replace(settings, ray_address=place.ray_address, shared=True)
+    return dataclasses.replace(settings, ray_address=options.ray_address, shared=True)
 
 
 def _describe(store: Store, job: JobRecord, description: ModelDescription) -> JobRecord:
@@ -166,11 +169,11 @@ def _check_figures(spec: JobSpec, description: ModelDescription) -> None:
                 f"workload {workload} is wanted, but task {spec.task.name!r} on {description.environment.backend} has "
                 f"{', '.join(description.workloads) or 'none but the forward pass'}; take latency_p50_ms"
             )
-    wanted = [name for name in spec.metrics() if name.startswith(SHIFTED)]
+    wanted = [METRICS[name] for name in spec.metrics() if METRICS[name].split is Split.SHIFTED]
     if wanted and description.calibration.clipped is None:
         raise JobSpecError(
-            f"{wanted[0]} needs a task with shifted data, but task {spec.task.name!r} has none; "
-            f"take {wanted[0].removeprefix(SHIFTED)}"
+            f"{wanted[0].name} needs a task with shifted data, but task {spec.task.name!r} has none; "
+            f"take {metric_of(wanted[0].kind, Split.EVALUATION).name}"
         )
 
 

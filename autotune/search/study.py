@@ -20,7 +20,7 @@ from autotune.jobs.spec import SamplerName
 from autotune.metrics.catalog import Constraint
 from autotune.metrics.objectives import Objectives
 from autotune.planner.next_map import Planner
-from autotune.planner.prior import Expectations
+from autotune.planner.prior import Prior
 from autotune.search.samplers import build_plain_sampler
 from autotune.search.samplers.sensitivity import FIGURES, FULL_PRECISION_FIGURES, SensitivitySampler, figures_attribute
 from search_spaces.choice import FULL_PRECISION
@@ -66,7 +66,7 @@ class Study:
         seed: int,
         trials: int,
         slots: int,
-        expectations: Expectations,
+        prior: Prior,
         history: Sequence[TrialRecord] = (),
     ) -> None:
         """Start a study, or continue one whose trials are ``history``."""
@@ -85,7 +85,7 @@ class Study:
         self._storage = _Storage()
         self._study = optuna.create_study(
             storage=self._storage,
-            sampler=self._sampler(sampler, constraints, expectations, trials, slots),
+            sampler=self._sampler(sampler, constraints, prior, trials, slots),
             directions=["minimize"] * len(objectives),
         )
         for trial in history:
@@ -148,7 +148,7 @@ class Study:
         return isinstance(self._study.sampler, SensitivitySampler) and self._study.sampler.spent
 
     def _sampler(
-        self, name: SamplerName, constraints: Sequence[Constraint], expectations: Expectations, trials: int, slots: int
+        self, name: SamplerName, constraints: Sequence[Constraint], prior: Prior, trials: int, slots: int
     ) -> BaseSampler:
         if name is not SamplerName.SENSITIVITY:
             return build_plain_sampler(name, seed=self._seed, trials=trials, slots=slots)
@@ -156,7 +156,7 @@ class Study:
         choices = [group.choices for group in groups]
         planner = None
         if groups:  # else one map is left, which needs no plan
-            planner = Planner(expectations, choices, self._objectives, constraints, seed=self._seed)
+            planner = Planner(prior, choices, self._objectives, constraints, seed=self._seed)
         return SensitivitySampler(planner, [group.name for group in groups], seed=self._seed)
 
     def _key(self, assignment: Mapping[str, str]) -> str:

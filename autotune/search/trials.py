@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from autotune.jobs.front import violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from autotune.metrics.from_measurement import Reference, figures_of
 from search_spaces.quantization_map import map_key
 from workers.candidate import Outcome
 from workers.measurement import Failure, FailureCause, Measurement
+from workers.timing.estimates import Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

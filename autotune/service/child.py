@@ -16,7 +16,7 @@ from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Progress
 from autotune.jobs.records import JobRecord
 from autotune.search.lease import Lease
-from autotune.search.run import Place, drive
+from autotune.search.run import DriverOptions, drive
 from autotune.service import logs
 from autotune.service.settings import ServiceSettings
 from autotune.store.base import Store
@@ -67,7 +67,8 @@ def _drive(store: Store, settings: ServiceSettings, job_id: str, epoch: int, ray
         signal.signal(STOP, _stop)
         job = store.change_job(job_id, lifecycle.held(epoch))
         with Lease(store, job, lease_s=settings.lease_s, give_up=lambda: _give_up(store, job)) as lease:
-            drive(store, job, lease, _LogListener(), Place(task_file=settings.task_file, ray_address=ray_address))
+            options = DriverOptions(task_file=settings.task_file, ray_address=ray_address)
+            drive(store, job, lease, _LogListener(), options)
     except Stopped:
         return Ended.STOPPED
     except LeaseLostError as error:

@@ -22,9 +22,9 @@ from autotune.jobs.records import (
     TrialState,
 )
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Figure
 from workers.measurement import FailureCause, LatencySamples, Samples, Workload
 from workers.setup import Estimator, LayerProbe, ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 Row = Mapping[Any, Any]
 

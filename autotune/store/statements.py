@@ -24,10 +24,10 @@ from autotune.jobs.records import (
     TrialResult,
 )
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Figure
 from autotune.store import rows, tables
 from workers.measurement import LatencySamples
 from workers.setup import Probes
+from workers.timing.estimates import Figure
 
 #: First key of the advisory locks of PostgreSQL under which an owner's jobs are counted.
 _ROOM_LOCK = 716_305

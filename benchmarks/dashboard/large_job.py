@@ -10,7 +10,6 @@ from autotune.jobs.lifecycle import held
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import Figure
 from autotune.search.probing import obtain_probes
 from autotune.store.base import Store
 from autotune.store.open import open_store
@@ -18,6 +17,7 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
 from workers.measurement import Environment, LatencySamples
 from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
 _TIME = np.array([1.0, 0.55, 0.27, 0.33, 0.84, 0.9])

@@ -15,7 +15,7 @@ from autotune.jobs.front import violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import SamplerName
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from autotune.planner.prior import expect
 from autotune.search.study import Study
 from search_spaces.choice import CHOICES
@@ -24,6 +24,7 @@ from search_spaces.quantization_map import map_key
 from search_spaces.space import SearchSpace, build_space
 from workers.measurement import Environment
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 _BYTES = 1 << 22
 
@@ -46,7 +47,7 @@ def main() -> None:
     ]
     study = Study(
         model.space, ("latency_ratio", "divergence"), limits, SamplerName.SENSITIVITY, seed=0,
-        trials=arguments.trials + arguments.asked, slots=1, expectations=model.expectations, history=history,
+        trials=arguments.trials + arguments.asked, slots=1, prior=model.prior, history=history,
     )  # fmt: skip
     asking, telling = [], []
     study.ask()  # takes in all that came before
@@ -104,7 +105,7 @@ class MadeUp:
             ),
             pass_ms=float(groups), estimator=Estimator.GRADIENT, samples=64, seconds=1.0,
         )  # fmt: skip
-        self.expectations = expect(self.space, description, probes)
+        self.prior = expect(self.space, description, probes)
 
     def maps(self, count: int, rng: np.random.Generator) -> list[dict[str, str]]:
         """Return full precision and random maps, some nearly uniform and some not."""

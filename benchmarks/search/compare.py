@@ -21,7 +21,7 @@ from autotune.jobs.front import violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import SamplerName
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from autotune.metrics.objectives import Objectives
 from autotune.metrics.pareto import hypervolume
 from autotune.planner.knapsack import Maps, cheapest_for_each_budget, with_few_changes
@@ -30,6 +30,7 @@ from autotune.planner.prior import expect
 from autotune.search.study import Study
 from search_spaces.choice import FULL_PRECISION, Precision, choice_named
 from search_spaces.quantization_map import map_key
+from workers.timing.estimates import Figure
 
 MARKS = (20, 40, 80, 150, 300)
 RESULTS = Path(__file__).parents[1] / "results" / "search.json"
@@ -70,11 +71,9 @@ def by_study(name: SamplerName, *, start: str = "uniform", limited: bool = False
     def search(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
         noise, space = np.random.default_rng(seed), recording.space
         probed = name is SamplerName.SENSITIVITY
-        expectations = expect(space, recording.description, recording.probes if probed else None)
+        prior = expect(space, recording.description, recording.probes if probed else None)
         limits = (limit_of(recording),) if limited else ()
-        study = Study(
-            space, recording.objectives, limits, name, seed=seed, trials=units, slots=1, expectations=expectations
-        )
+        study = Study(space, recording.objectives, limits, name, seed=seed, trials=units, slots=1, prior=prior)
         first = measured(recording, 0, full_precision(recording), noise, limits)
         study.add(first)
         yield first.choices
@@ -131,8 +130,8 @@ def predicted_front(recording: Recording, count: int) -> Iterator[list[str]]:
 
 def maps_along_front(recording: Recording) -> Maps:
     groups = recording.space.free_groups
-    expectations = expect(recording.space, recording.description, recording.probes)
-    planner = Planner(expectations, [g.choices for g in groups], Objectives.named(recording.objectives), (), seed=0)
+    prior = expect(recording.space, recording.description, recording.probes)
+    planner = Planner(prior, [g.choices for g in groups], Objectives.named(recording.objectives), (), seed=0)
     return planner.predicted_front()
 
 
@@ -165,12 +164,12 @@ def greedy_fallback(recording: Recording, seed: int, units: int) -> Iterator[Map
 def effective_bits(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
     """Minimise the probed divergence for each budget of bits: a knapsack on size, blind to time."""
     groups = recording.space.free_groups
-    expectations = expect(recording.space, recording.description, recording.probes)
-    bits = np.full(expectations.divergence.shape, np.inf)
+    prior = expect(recording.space, recording.description, recording.probes)
+    bits = np.full(prior.divergence.shape, np.inf)
     for row, group in enumerate(groups):
         for column, choice in enumerate(group.choices):
             bits[row, column] = choice_named(choice).precision.bits * len(group.layers)
-    maps = cheapest_for_each_budget(expectations.divergence, bits)
+    maps = cheapest_for_each_budget(prior.divergence, bits)
     for row in maps[np.unique(np.linspace(0, len(maps) - 1, units).round().astype(int))]:
         yield recording.space.layer_choices({g.name: g.choices[c] for g, c in zip(groups, row, strict=True)})
 

@@ -20,7 +20,7 @@ from workers.sensitivity.estimate import Sensitivity, _by_gradient, _by_local_er
 from workers.setup import WorkerSetup
 from workers.tasks import load_task_file
 
-Effects = dict[tuple[str, str], float]
+EffectIndex = dict[tuple[str, str], float]
 
 
 def main() -> None:
@@ -36,14 +36,14 @@ def main() -> None:
             print(f"| {task} | {name} | {' | '.join(agreement(truth, sensitivity.divergence))} |", flush=True)
 
 
-def recorded(recording: Recording) -> Effects:
+def recorded(recording: Recording) -> EffectIndex:
     alone = {
         key: float(np.mean(recording.products[row].astype(np.float64) ** 2) / 2) for key, row in recording.rows.items()
     }
     return {key: value for key, value in alone.items() if key[1] != FULL_PRECISION.name and value > 0}
 
 
-def estimated(task: str, truth: Effects) -> dict[str, Sensitivity]:
+def estimated(task: str, truth: EffectIndex) -> dict[str, Sensitivity]:
     evaluator = Evaluator(WorkerSetup(task=task))
     prepared, built = evaluator._prepared, evaluator._task
     choices: dict[str, list[str]] = {}
@@ -58,7 +58,7 @@ def estimated(task: str, truth: Effects) -> dict[str, Sensitivity]:
     }
 
 
-def agreement(truth: Effects, found: Effects) -> list[str]:
+def agreement(truth: EffectIndex, found: EffectIndex) -> list[str]:
     true, guessed = (np.array([values[key] for key in truth]) for values in (truth, found))
     names = np.array([choice for _, choice in truth])
     within = [rank_correlation(true[names == name], guessed[names == name]) for name in dict.fromkeys(names)]

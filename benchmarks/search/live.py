@@ -19,13 +19,12 @@ from autotune.jobs.budget import searched
 from autotune.jobs.front import compute_front
 from autotune.jobs.records import TrialRecord
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import Figure
 from autotune.metrics.from_measurement import Reference, figures_of
 from autotune.metrics.objectives import Objectives
 from autotune.metrics.pareto import hypervolume
 from autotune.planner.knapsack import Maps
 from autotune.planner.next_map import Planner
-from autotune.planner.posterior import Beliefs
+from autotune.planner.posterior import Posterior
 from autotune.planner.prior import expect
 from autotune.search.loop import space_of
 from autotune.search.probing import probes_of
@@ -34,6 +33,7 @@ from autotune.store.open import open_store
 from search_spaces.space import SearchSpace
 from workers.candidate import Candidate
 from workers.evaluation.evaluator import Evaluator
+from workers.timing.estimates import Figure
 
 #: Maps of the predicted front that are measured.
 PREDICTED = 24
@@ -52,11 +52,11 @@ def main() -> None:
         store.close()
     assert job.description is not None
     space = space_of(spec, job.description)
-    expectations = expect(space, job.description, probes)
+    prior = expect(space, job.description, probes)
     names = [group.choices for group in space.free_groups]
     objectives, full = Objectives.named(spec.objectives), trials[0].figures
 
-    planner = Planner(expectations, names, objectives, spec.constraints.constraints(), seed=0)
+    planner = Planner(prior, names, objectives, spec.constraints.constraints(), seed=0)
     along = planner.predicted_front()
     chosen = along[np.unique(np.linspace(0, len(along) - 1, PREDICTED).round().astype(int))]
     reference = Reference.of_figures(full)
@@ -76,15 +76,15 @@ def main() -> None:
     print(f"predicted front, {len(chosen)} maps measured: {100 * volume(predicted) / best:.1f} % of the hypervolume")
     print(f"front of the search: {100 * volume([trial.figures for trial in members]) / best:.1f} %")
 
-    beliefs, errors, front_maps = Beliefs(expectations, names), [], {}
-    beliefs.full_precision = full
+    posterior, errors, front_maps = Posterior(prior, names), [], {}
+    posterior.full_precision = full
     for trial in trials:
         if space.holds(trial.choices) and "latency_ratio" in trial.figures:
             row = map_of(space, trial)
-            errors.append(miss(beliefs, row, trial))
-            beliefs.observe(row, [trial.figures])
+            errors.append(miss(posterior, row, trial))
+            posterior.observe(row, [trial.figures])
             front_maps[trial.number] = row
-    on_front = [miss(beliefs, front_maps[trial.number], trial) for trial in members if trial.number in front_maps]
+    on_front = [miss(posterior, front_maps[trial.number], trial) for trial in members if trial.number in front_maps]
     told("latency predicted before each trial", errors)
     told("latency of the front after the last trial", on_front)
 
@@ -99,8 +99,8 @@ def map_of(space: SearchSpace, trial: TrialRecord) -> Maps:
     return np.array([[group.choices.index(assignment[group.name]) for group in space.free_groups]])
 
 
-def miss(beliefs: Beliefs, row: Maps, trial: TrialRecord) -> float:
-    return float(beliefs.predict(row)["latency_ratio"][0] / trial.figures["latency_ratio"].value - 1.0)
+def miss(posterior: Posterior, row: Maps, trial: TrialRecord) -> float:
+    return float(posterior.predict(row)["latency_ratio"][0] / trial.figures["latency_ratio"].value - 1.0)
 
 
 def told(what: str, errors: Sequence[float]) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from autotune.client.actions import submit
 from autotune.jobs.front import compute_front
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import Figure
 from autotune.metrics.objectives import Objectives
 from autotune.metrics.pareto import hypervolume
 from autotune.search.run import run_job
 from autotune.store.open import open_store
+from workers.timing.estimates import Figure
 
 #: Bytes of the weights as shares of full precision's.
 SHARES = (0.5, 0.3, 0.25, 0.2, 0.17, 0.15)

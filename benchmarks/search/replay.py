@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from autotune.metrics.catalog import Figure
 from autotune.metrics.from_measurement import MIB
 from search_spaces.choice import FULL_PRECISION, choice_named
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import SearchSpace, build_space
 from workers.measurement import Environment
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 FOLDER = Path(__file__).parent / "recordings"
 #: Relative standard deviation of a measured latency ratio.

@@ -3,7 +3,7 @@
     python benchmarks/search/surrogate.py [--seeds 5] [--units 100]
 
 The first ten maps are left out: they are full precision, the uniform maps and what teaches the sizes of their
-effects. The same beliefs without interactions of layers stand beside.
+effects. The same posterior without interactions of layers stand beside.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from compare import by_study
 from replay import FOLDER, Recording, full_precision
 
 from autotune.jobs.spec import SamplerName
-from autotune.planner.posterior import Beliefs
+from autotune.planner.posterior import Posterior
 from autotune.planner.prior import expect
 
 #: Maps that are not judged.
@@ -44,19 +44,19 @@ def main() -> None:
 def errors(recording: Recording, maps: Iterator[Mapping[str, str]]) -> Iterator[tuple[float, float]]:
     """Yield the relative error of each map's divergence, predicted by the sums alone and with interactions."""
     groups = recording.space.free_groups
-    expectations = expect(recording.space, recording.description, recording.probes)
-    beliefs = Beliefs(expectations, [group.choices for group in groups])
-    beliefs.full_precision = recording.figures(full_precision(recording))
+    prior = expect(recording.space, recording.description, recording.probes)
+    posterior = Posterior(prior, [group.choices for group in groups])
+    posterior.full_precision = recording.figures(full_precision(recording))
     for choices in maps:
         assignment = recording.space.assignment(choices)
         row = np.array([[group.choices.index(assignment[group.name]) for group in groups]])
         figures = recording.figures(choices)
         divergence = figures["divergence"].value
         if divergence > 0.0:
-            predicted = beliefs.predict(row)["divergence"][0]
-            correction = beliefs._qualities[""]._interactions.correction(beliefs._effects.of(row))[0]
+            predicted = posterior.predict(row)["divergence"][0]
+            correction = posterior._qualities[""]._interactions.correction(posterior._effects.of(row))[0]
             yield (predicted - correction) / divergence - 1.0, predicted / divergence - 1.0
-        beliefs.observe(row, [figures])
+        posterior.observe(row, [figures])
 
 
 if __name__ == "__main__":

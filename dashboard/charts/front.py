@@ -10,13 +10,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from autotune.jobs.records import FrontRecord
-from autotune.metrics.catalog import METRICS, Figure
+from autotune.metrics.catalog import METRICS
 from dashboard.charts.labels import sides
 from dashboard.charts.layout import Drawing, finish
 from dashboard.charts.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
 from dashboard.charts.zoom import Zoom
 from dashboard.formatting import axis_title, figure_text, in_chart, interval_text
 from dashboard.tables.trials import Limit
+from workers.timing.estimates import Figure
 
 #: Diameter in pixels of the candidate with the most weight memory, and of the smallest marker drawn.
 _LARGEST, _SMALLEST = 22.0, 8.0

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from autotune.jobs.records import TrialRecord, TrialState
-from autotune.planner.accuracy_curve import AccuracyLink
+from autotune.planner.accuracy_curve import AccuracyCurve
 from dashboard.formatting import ABSENT, bytes_text
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, choice_named
 from search_spaces.layer import Layer
@@ -98,9 +98,9 @@ def accuracy_drops(
     if not known:
         return None
     measured = (np.array([trial.figures[name].value for trial in known]) for name in ("divergence", "accuracy_drop"))
-    link = AccuracyLink.fitted(*measured)
+    curve = AccuracyCurve.fitted(*measured)
     sums = np.array([sum(_expected(probes, choices)[1].values()) for choices in pair])
-    first, second = link.drop(sums)
+    first, second = curve.drop(sums)
     return float(first), float(second)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from autotune.metrics.objectives import minimised
 from autotune.metrics.pareto import non_dominated
 from dashboard.formatting import (
@@ -23,6 +23,7 @@ from dashboard.formatting import (
     value_text,
 )
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
+from workers.timing.estimates import Figure
 
 #: More points than this make pages and clicks slow; the front and the baselines are always among them.
 MOST_POINTS = 500

@@ -12,7 +12,7 @@ from streamlit import Page
 from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord, TrialRecord, TrialState
 from autotune.maps.map_file import dump, map_document
-from autotune.metrics.catalog import METRICS, Figure, prefix_of
+from autotune.metrics.catalog import METRICS, percentiles_of
 from dashboard import queries
 from dashboard.charts.aligned import aligned_figure
 from dashboard.charts.latency import hidden_samples, latency_figure
@@ -24,6 +24,7 @@ from dashboard.tables.trials import Limit, full_precision, misses_text
 from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, choose_job
 from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 #: Metrics in the header, in reading order, by their short names.
 _HEADLINES = {
@@ -231,14 +232,16 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     size = next(iter(sizes))
     if len(sizes) > 1:
         size = st.segmented_control("Batch size", list(sizes), default=size, required=True, key="batch") or size
-    run, prefix = sizes[size], prefix_of(sizes[size].workload)
+    run = sizes[size]
+    metrics = percentiles_of(run.workload)
+    median = metrics[50].name
     # The figures above are of the first batch size, and corrected; so are the limits.
-    first = run.batch_size == runs[0].batch_size and f"{prefix}latency_p50_ms" in trial.figures
-    drift = trial.figures[f"{prefix}latency_p50_ms"].value / float(np.median(run.candidate_ms)) if first else 1.0
+    first = run.batch_size == runs[0].batch_size and median in trial.figures
+    drift = trial.figures[median].value / float(np.median(run.candidate_ms)) if first else 1.0
     limits = [
-        Limit(value=limit.limit, at_most=True, label=f"limit of {METRICS[limit.metric].label.split()[-1]}")
+        Limit(value=limit.limit, at_most=True, label=f"limit of p{METRICS[limit.metric].percent}")
         for limit in job.spec.constraints.constraints()
-        if first and limit.metric.startswith(f"{prefix}latency")
+        if first and METRICS[limit.metric] in metrics.values()
     ]
     of_run = job.id, trial.number, size
     st.plotly_chart(

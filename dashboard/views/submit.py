@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from autotune.client import actions as service
 from autotune.jobs.records import JobRecord
 from autotune.jobs.spec import JobSpec, SamplerName
-from autotune.metrics.catalog import METRICS, QUEUED
+from autotune.metrics.catalog import METRICS, Kind
 from dashboard import job_form, queries
 from dashboard.formatting import in_markdown
 from dashboard.job_form import LIMITED, OBJECTIVES, SPECIAL, JobForm, as_text, document, read_job
@@ -25,7 +25,7 @@ _FORM, _FILE = "by a form", "by a job file"
 _KEY = "submission"
 _DEFAULTS = JobSpec.parse({"name": "default", "task": {"name": "default"}})
 #: Smallest change of a limit by the field's buttons.
-_STEPS = {name: 0.005 for name in LIMITED if "accuracy" in name}
+_STEPS = {name: 0.005 for name in LIMITED if METRICS[name].is_quality}
 
 
 def show(jobs_page: Page) -> None:
@@ -85,7 +85,7 @@ def _fields() -> JobForm:
         job_form.offered(OBJECTIVES, special),
         default=_DEFAULTS.objectives,
         selection_mode="multi",
-        format_func=_label,
+        format_func=lambda metric: METRICS[metric].title,
         wrap=True,
         key="objectives",
     )
@@ -98,7 +98,7 @@ def _fields() -> JobForm:
     sampler, trials, time_limit_s = _budget()
     repeats, batch_sizes = _measurement()
     rate = None
-    if QUEUED in special:
+    if "queued" in special:
         rate = st.number_input("Requests a second", min_value=0.0, value=1.0, help="How fast they come, on average.")
     return JobForm(
         name=name,
@@ -143,13 +143,13 @@ def _limits(frame: pd.DataFrame | None, metrics: Sequence[str]) -> dict[str, flo
 def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> float | None:
     bound = "at least" if METRICS[metric].maximise else "at most"
     limit = column.number_input(
-        f"{_label(metric)} {bound}",
+        f"{METRICS[metric].title} {bound}",
         value=None,
         placeholder="no limit",
         step=_STEPS.get(metric, 1.0),
         format="%.4g",
         key=f"limit-{metric}",
-        help="0.01 is one percent of full precision's." if metric.endswith("accuracy_drop") else None,
+        help="0.01 is one percent of full precision's." if METRICS[metric].kind is Kind.ACCURACY_DROP else None,
     )
     known = job_form.baselines_text(frame, metric)
     if known:
@@ -200,8 +200,3 @@ def _measured(jobs: Sequence[JobRecord], task: str | None) -> pd.DataFrame | Non
             if frame["latency_p50_ms"].notna().any():
                 return frame
     return None
-
-
-def _label(metric: str) -> str:
-    unit = METRICS[metric].unit
-    return f"{METRICS[metric].label} ({unit})" if unit else METRICS[metric].label

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, metric_of
 from dashboard.formatting import label_in_sentence, value_text
 from dashboard.tables.trials import full_precision_row
 
@@ -62,7 +62,7 @@ def limit_sliders(own: Sequence[Constraint], frame: pd.DataFrame, metrics: Seque
         frame: ``dashboard.tables.trials.trial_frame``, with something measured.
         metrics: what can be limited.
     """
-    for accuracy in (metric for metric in metrics if metric.endswith("accuracy")):
+    for accuracy in (metric for metric in metrics if METRICS[metric].kind is Kind.ACCURACY):
         own = _absolute(own, frame, accuracy)
     limits = [limit for limit in own if limit.metric not in metrics]
     starts = {limit.metric: limit.limit for limit in own}
@@ -80,7 +80,8 @@ def _absolute(own: Sequence[Constraint], frame: pd.DataFrame, accuracy: str) -> 
     reference = full_precision_row(frame)
     if reference is None:
         return own
-    full, drop = float(reference[accuracy]), f"{accuracy}_drop"
+    full = float(reference[accuracy])
+    drop = metric_of(Kind.ACCURACY_DROP, METRICS[accuracy].split).name
     others = [limit for limit in own if limit.metric not in (accuracy, drop)]
     floors = [limit.limit for limit in own if limit.metric == accuracy]
     floors += [full - limit.limit * abs(full) for limit in own if limit.metric == drop]

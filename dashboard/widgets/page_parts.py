@@ -9,7 +9,7 @@ import streamlit as st
 
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import METRICS
+from autotune.metrics.catalog import METRICS, Kind
 from dashboard import queries
 from dashboard.formatting import constraint_text, duration, in_markdown, moment, one_line, state_text
 from dashboard.tables.jobs import remaining_seconds
@@ -19,8 +19,12 @@ from search_spaces.errors import AutotuneError
 REFRESH_S = 2.0
 
 #: What can stand across, and up.
-LATENCIES = tuple(name for name in METRICS if "latency_p" in name)
-QUALITIES = ("accuracy", "divergence", "shifted_accuracy", "shifted_divergence")
+LATENCIES = tuple(name for name, metric in METRICS.items() if metric.kind is Kind.LATENCY)
+QUALITIES = tuple(
+    name
+    for name, metric in METRICS.items()
+    if metric.kind in (Kind.ACCURACY, Kind.DIVERGENCE) and not metric.reported_only
+)
 
 #: Said of jobs of earlier versions.
 NO_HISTOGRAMS = "This job was calibrated before histograms were kept; a new job on the same task records them."

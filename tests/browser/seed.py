@@ -24,7 +24,7 @@ from autotune.jobs.records import (
     TrialState,
 )
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import METRICS, Figure
+from autotune.metrics.catalog import METRICS
 from autotune.search.probing import obtain_probes
 from autotune.store.base import Store
 from search_spaces.fusion import fusion_group
@@ -32,6 +32,7 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
 from workers.measurement import Environment, FailureCause, LatencySamples
 from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
 #: Choice -> time, loss and bytes relative to fp32, on layers that dominate.

@@ -32,13 +32,13 @@ from autotune.jobs.records import (
 )
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import event
-from autotune.metrics.catalog import Figure
 from autotune.store.base import Store
 from autotune.store.open import open_store
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>; DROP TABLE jobs; -- / \U0001f600"
@@ -149,22 +149,22 @@ def test_records_are_the_stored_ones(client: Client, store: Store) -> None:
         failure=FailureCause.CRASH, message=NASTY,
     )  # fmt: skip
     store.record([TrialResult(trial=failed)], epoch=job.epoch)
-    assert client.job(job.id) == store.job(job.id)
-    assert client.jobs() == store.jobs()
-    assert client.trials(job.id) == store.trials(job.id)
-    assert client.trials(job.id)[-1] == failed
-    assert client.fronts(job.id) == store.fronts(job.id)
-    assert client.events(job.id) == store.events(job.id)
-    assert client.tallies([job.id, "gone"]) == {job.id: Tally(searched=4, front=(0, 1, 2)), "gone": Tally()}
+    assert client.records.job(job.id) == store.job(job.id)
+    assert client.records.jobs() == store.jobs()
+    assert client.records.trials(job.id) == store.trials(job.id)
+    assert client.records.trials(job.id)[-1] == failed
+    assert client.records.fronts(job.id) == store.fronts(job.id)
+    assert client.records.events(job.id) == store.events(job.id)
+    assert client.records.tallies([job.id, "gone"]) == {job.id: Tally(searched=4, front=(0, 1, 2)), "gone": Tally()}
 
 
 def test_latencies_keep_every_bit(client: Client, store: Store) -> None:
     job = running_job(client, store)
-    for found, expected in zip(client.latency(job.id, 0), samples(), strict=True):
+    for found, expected in zip(client.records.latency(job.id, 0), samples(), strict=True):
         assert (found.batch_size, found.workload) == (expected.batch_size, expected.workload)
         np.testing.assert_array_equal(found.candidate_ms, expected.candidate_ms)
         np.testing.assert_array_equal(found.reference_ms, expected.reference_ms)
-    assert client.latency(job.id, 1) == ()
+    assert client.records.latency(job.id, 1) == ()
 
 
 def test_probes_come_by_key(client: Client, store: Store) -> None:
@@ -179,39 +179,45 @@ def test_probes_come_by_key(client: Client, store: Store) -> None:
         seconds=1 / 3,
     )
     store.record_probes("key", probes)
-    assert client.probes("key") == probes
-    assert client.probes("other") is None
+    assert client.records.probes("key") == probes
+    assert client.records.probes("other") is None
 
 
 def test_jobs_are_paged_and_filtered(client: Client) -> None:
     ids = [client.submit(spec(name=f"job {number}")).id for number in range(52)][::-1]
     client.cancel(ids[3])
-    assert [job.id for job in client.jobs()] == ids
-    assert [job.id for job in client.jobs(limit=2)] == ids[:2]
-    assert [job.id for job in client.jobs(after=ids[1], limit=3)] == ids[2:5]
-    assert [job.id for job in client.jobs(state=JobState.CANCELLED)] == [ids[3]]
+    assert [job.id for job in client.records.jobs()] == ids
+    assert [job.id for job in client.records.jobs(limit=2)] == ids[:2]
+    assert [job.id for job in client.records.jobs(after=ids[1], limit=3)] == ids[2:5]
+    assert [job.id for job in client.records.jobs(state=JobState.CANCELLED)] == [ids[3]]
     with pytest.raises(NotFoundError):
-        client.jobs(after="gone")
+        client.records.jobs(after="gone")
 
 
 def test_trials_are_paged_and_chosen(client: Client, store: Store) -> None:
     job = running_job(client, store, trials=230)
 
     def numbers(**choice: Any) -> list[int]:
-        return [trial.number for trial in client.trials(job.id, **choice)]
+        return [trial.number for trial in client.records.trials(job.id, **choice)]
 
     assert numbers() == list(range(230))
     assert numbers(after=100, limit=3) == [101, 102, 103]
     assert numbers(numbers=[5, 2, 999]) == [2, 5]
     assert numbers(numbers=range(229, -1, -1)) == list(range(230))
     assert numbers(numbers=[]) == []
-    assert [event.kind for event in client.events(job.id, start=1)] == ["probed"]
+    assert [event.kind for event in client.records.events(job.id, start=1)] == ["probed"]
 
 
-@pytest.mark.parametrize("call", ["job", "trials", "fronts", "events", "pause", "cancel", "resume", "clone", "find"])
+@pytest.mark.parametrize("call", ["pause", "cancel", "resume", "clone", "find"])
 def test_unknown_job_is_not_found(client: Client, call: str) -> None:
     with pytest.raises(NotFoundError, match="'gone'"):
         getattr(client, call)("gone")
+
+
+@pytest.mark.parametrize("read", ["job", "trials", "fronts", "events"])
+def test_records_of_an_unknown_job_are_not_found(client: Client, read: str) -> None:
+    with pytest.raises(NotFoundError, match="'gone'"):
+        getattr(client.records, read)("gone")
 
 
 def test_jobs_are_found_by_name(client: Client) -> None:
@@ -240,7 +246,7 @@ def test_a_key_from_32_threads_is_one_job(client: Client) -> None:
 
     with ThreadPoolExecutor(32) as threads:
         ids = set(threads.map(submit, range(32)))
-    assert ids == {job.id for job in client.jobs()}
+    assert ids == {job.id for job in client.records.jobs()}
     assert len(ids) == 1
 
 
@@ -248,7 +254,7 @@ def test_a_key_from_32_threads_is_one_job(client: Client) -> None:
 def test_wrong_submission_is_refused(client: Client, wrong: dict[str, Any]) -> None:
     with pytest.raises(JobSpecError):
         client.submit(spec(), **wrong)
-    assert client.jobs() == []
+    assert client.records.jobs() == []
 
 
 def test_jobs_are_steered(client: Client, store: Store) -> None:

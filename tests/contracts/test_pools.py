@@ -14,7 +14,7 @@ import ray
 
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.errors import AutotuneError
-from workers.candidate import Candidate, Outcome, Rival
+from workers.candidate import Candidate, Incumbent, Outcome
 from workers.device.processor import this_processor
 from workers.errors import PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
@@ -165,8 +165,8 @@ def test_accuracy_below_the_floor_saves_the_latency(start: Start) -> None:
 
 def test_a_hopeless_candidate_is_given_up_and_a_final_one_is_measured_longer(start: Start) -> None:
     pool = start(setup(repeats=100))
-    unbeatable = Rival(latency_ratio=1e-3)
-    pool.submit(Candidate(number=0, choices=MIXED, rivals=(unbeatable,)))
+    unbeatable = Incumbent(latency_ratio=1e-3)
+    pool.submit(Candidate(number=0, choices=MIXED, incumbents=(unbeatable,)))
     pool.submit(Candidate(number=1, choices=MIXED, final=True))
     hopeless, final = (outcome.result for _, outcome in sorted(drain(pool, 2).items()))
     assert isinstance(hopeless, Measurement)

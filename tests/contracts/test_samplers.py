@@ -11,14 +11,15 @@ from autotune.jobs.front import violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import SamplerName
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint, Figure
-from autotune.planner.prior import Expectations, expect
+from autotune.metrics.catalog import Constraint
+from autotune.planner.prior import Prior, expect
 from autotune.search.study import Proposal, Study
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import map_key
 from search_spaces.space import SearchSpace, build_space
 from workers.measurement import Environment
 from workers.setup import Calibration, ModelDescription
+from workers.timing.estimates import Figure
 
 CHOICES = ("fp32", "bf16", "int8_static")
 LIMIT = Constraint(metric="latency_p50_ms", limit=7.0, at_most=True)
@@ -44,13 +45,13 @@ def make_space(layers: int) -> SearchSpace:
 
 
 def make_study(space: SearchSpace, sampler: SamplerName, **changes: Any) -> Study:
-    settings: dict[str, Any] = {"seed": 1, "trials": 40, "slots": 1, "expectations": expectations(space)} | changes
+    settings: dict[str, Any] = {"seed": 1, "trials": 40, "slots": 1, "prior": prior(space)} | changes
     study = Study(space, ("latency_p50_ms", "divergence"), (LIMIT,), sampler, **settings)
     study.add(measured(-1, {layer.name: "fp32" for layer in space.layers}))
     return study
 
 
-def expectations(space: SearchSpace) -> Expectations:
+def prior(space: SearchSpace) -> Prior:
     """Expect nothing in particular: no layer was probed."""
     return expect(
         space,

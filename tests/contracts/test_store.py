@@ -17,12 +17,13 @@ from autotune.errors import ConflictError, JobSpecError, NotFoundError
 from autotune.jobs.lifecycle import held
 from autotune.jobs.records import FrontRecord, JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.timestamps import event
-from autotune.metrics.catalog import METRICS, Figure
+from autotune.metrics.catalog import METRICS
 from autotune.store.base import Store
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
 from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NASTY = "<script>alert('é')</script>\n\"; DROP TABLE jobs; -- \U0001f600"

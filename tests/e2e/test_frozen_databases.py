@@ -16,11 +16,11 @@ from alembic import command
 from autotune.client.actions import change_plan
 from autotune.jobs.budget import searched
 from autotune.jobs.records import FrontRecord, JobState, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import Figure
 from autotune.search.run import run_job
 from autotune.store.base import Store
 from autotune.store.engine import make_engine, parse_url
 from autotune.store.open import alembic_config, migrating, open_store
+from workers.timing.estimates import Figure
 
 DATA = Path(__file__).parents[1] / "data"
 TASK_FILE = str(DATA / "fragile_task.py")

@@ -19,15 +19,22 @@ _RESAMPLES = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A sampled value with its confidence interval; an open side is None."""
+class Figure:
+    """A metric's value, with its 95 % confidence interval if it was sampled; an open side is None."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the interval of a positive value reaches further than a quarter of it to one side."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low * 1.25 < self.value or self.high > 1.25 * self.value
 
 
-def percentile(samples: Samples, percent: float) -> Estimate:
+def percentile(samples: Samples, percent: float) -> Figure:
     """Return a percentile of ``samples``, shape ``(n,)``, with its order-statistics interval.
 
     The interval needs no assumption about the distribution: its bounds are the samples whose ranks
@@ -38,14 +45,14 @@ def percentile(samples: Samples, percent: float) -> Estimate:
     low, high = _ranks(len(ordered), percent / 100.0)
     value = float(np.quantile(ordered, percent / 100.0))
     # Interpolation between the last samples can fall short of a bound that is itself a sample.
-    return Estimate(
+    return Figure(
         value=value,
         low=None if low is None else min(value, float(ordered[low - 1])),
         high=None if high is None else max(value, float(ordered[high - 1])),
     )
 
 
-def latency_ratio(latency: LatencySamples) -> Estimate:
+def latency_ratio(latency: LatencySamples) -> Figure:
     """Return the median candidate latency over the median reference latency, with a bootstrap interval.
 
     Whole rounds are resampled, because neighbouring samples share the machine's momentary state.
@@ -55,7 +62,7 @@ def latency_ratio(latency: LatencySamples) -> Estimate:
     tail = 100.0 * (1.0 - CONFIDENCE) / 2.0
     low, high = np.percentile(ratios, [tail, 100.0 - tail])
     value = float(np.median(latency.candidate_ms) / np.median(latency.reference_ms))
-    return Estimate(value=value, low=float(low), high=float(high))
+    return Figure(value=value, low=float(low), high=float(high))
 
 
 @functools.lru_cache(maxsize=16)

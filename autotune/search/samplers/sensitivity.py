@@ -9,9 +9,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.metrics.catalog import Figure
 from autotune.planner.knapsack import Maps
 from autotune.planner.next_map import Planner
+from workers.timing.estimates import Figure
 
 #: User attributes it reads: a trial's figures, and in the study those of full precision.
 FIGURES, FULL_PRECISION_FIGURES = "figures", "full_precision_figures"

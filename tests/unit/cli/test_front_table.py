@@ -9,7 +9,8 @@ from rich.console import Console
 from autotune.cli.output import front_table
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import METRICS, Figure
+from autotune.metrics.catalog import METRICS
+from workers.timing.estimates import Figure
 
 
 def shown(

@@ -10,12 +10,12 @@ from torch import nn
 
 from autotune.errors import JobSpecError
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import SHIFTED, Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from autotune.metrics.from_measurement import Reference, figures_of
 from autotune.metrics.objectives import Objectives
 from autotune.planner.next_map import Planner
-from autotune.planner.posterior import Beliefs
-from autotune.planner.prior import Expectations
+from autotune.planner.posterior import Posterior
+from autotune.planner.prior import Prior
 from autotune.search.early_stopping import accuracy_floor
 from autotune.search.run import _check_figures
 from search_spaces.quantization_map import ActivationRange
@@ -25,6 +25,7 @@ from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import OutputKind, Split
 from workers.tasks import register
+from workers.timing.estimates import Figure
 
 
 @register("shifting")
@@ -129,7 +130,7 @@ CHOICES = [("fp32", "int8_static", "int8_dynamic")] * 6
 CLEAN = np.tile([0.0, 1e-4, 1e-4], (6, 1))
 TRUE_SHIFTED = np.tile([0.0, 1e-1, 1e-4], (6, 1)) * np.arange(1, 7)[:, None]
 LATENCY = np.tile([0.0, -0.10, -0.09], (6, 1))
-EXPECTED = Expectations(
+EXPECTED = Prior(
     divergence=CLEAN * np.arange(1, 7)[:, None], latency=LATENCY, memory_mib=np.ones((6, 3)),
     fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=0.0, probed=True,
 )  # fmt: skip
@@ -156,17 +157,17 @@ def measured(maps: np.ndarray) -> list[dict[str, Figure]]:
 
 
 def test_uniform_maps_tell_what_shifted_data_do_to_all_others() -> None:
-    beliefs = Beliefs(EXPECTED, CHOICES, ["shifted_accuracy", "accuracy"])
-    beliefs.full_precision = FULL
-    beliefs.observe(UNIFORM, measured(UNIFORM))
+    posterior = Posterior(EXPECTED, CHOICES, ["shifted_accuracy", "accuracy"])
+    posterior.full_precision = FULL
+    posterior.observe(UNIFORM, measured(UNIFORM))
     others = np.random.default_rng(0).integers(3, size=(40, 6))
-    found, truth = beliefs.predict(others), measured(others)
+    found, truth = posterior.predict(others), measured(others)
     np.testing.assert_allclose(
         found["shifted_divergence"], [each["shifted_divergence"].value for each in truth], rtol=0.05, atol=1e-4
     )
     np.testing.assert_allclose(found["shifted_accuracy"], [each["shifted_accuracy"].value for each in truth], rtol=0.01)
     assert (found["divergence"] < 1e-2).all()
-    assert beliefs.costs(quality=SHIFTED)[0][:, 1].min() > 50 * beliefs.costs()[0][:, 1].max()
+    assert posterior.costs(split=Split.SHIFTED)[0][:, 1].min() > 50 * posterior.costs()[0][:, 1].max()
 
 
 def test_the_planner_turns_to_dynamic_where_shifted_accuracy_counts() -> None:

@@ -6,7 +6,8 @@ from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.front import compute_front, nearest, nearest_trial, pick, violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import OVERLOADED_MS, Constraint, Figure
+from autotune.metrics.catalog import OVERLOADED_MS, Constraint
+from workers.timing.estimates import Figure
 
 OBJECTIVES = ("latency_p50_ms", "divergence")
 LIMITS = (
@@ -95,7 +96,8 @@ def test_the_nearest_of_overloaded_maps_is_asked_for_least() -> None:
         for number, value in values.items()
     ]
     assert nearest(overloaded) == (
-        "Nearest is trial 2, which misses queued_latency_p95_ms, as it is asked for 1.25 times what it can serve"
+        "Nearest is trial 2, which misses queued_latency_p95_ms: "
+        "requests arrive 1.25 times as fast as it can serve them"
     )
 
 

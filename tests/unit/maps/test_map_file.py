@@ -22,7 +22,6 @@ from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, T
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.maps.map_file import MapFile, dump, map_document, read, write
-from autotune.metrics.catalog import Figure
 from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
@@ -34,6 +33,7 @@ from workers.measurement import Environment
 from workers.model.fingerprint import fingerprint
 from workers.model.prepared import PreparedModel
 from workers.setup import Calibration, ModelDescription
+from workers.timing.estimates import Figure
 
 X = torch.tensor([[1, 2], [3, 4]])
 #: Choices every x86 processor with AVX2 runs.

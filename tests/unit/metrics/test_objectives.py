@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure, Metric
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Metric
 from autotune.metrics.objectives import Objectives, minimised
+from workers.timing.estimates import Figure
 
 FULL = {
     "accuracy": 0.8, "accuracy_drop": 0.0, "divergence": 0.0, "latency_p50_ms": 10.0, "latency_p90_ms": 11.0,
@@ -29,7 +30,7 @@ WORTHLESS = {name: 1.1 * value for name, value in FULL.items()} | {
 for values in (FULL, WORTHLESS):
     values |= {f"shifted_{key}": values[key] for key in ("accuracy", "accuracy_drop", "divergence")}
 #: Metrics that a search can go by.
-SEARCHABLE = {name: metric for name, metric in METRICS.items() if not metric.told}
+SEARCHABLE = {name: metric for name, metric in METRICS.items() if not metric.reported_only}
 ALL = Objectives.named(tuple(SEARCHABLE))
 
 

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.cli.output import with_unit
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Figure
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from autotune.metrics.queueing import ARRIVALS, _load, response_ms, response_percentiles
-from autotune.planner.queueing_curve import QueueLink
+from autotune.planner.queueing_curve import QueueingCurve
 from dashboard.formatting import value_text
 from workers.measurement import LatencySamples, Samples, Workload
+from workers.timing.estimates import Figure
 
 SERVICES = st.lists(st.floats(0.5, 50.0), min_size=1, max_size=30).map(np.array)
 RATES = st.floats(0.1, 60.0)
@@ -81,7 +82,7 @@ def test_a_server_that_is_asked_for_too_much_breaks_every_limit_and_says_so() ->
     assert (once, twice) == (OVERLOADED_MS, 2.0 * OVERLOADED_MS)
     assert Constraint(metric=NAME, limit=1e6, at_most=True).violation(once) > 0
     assert with_unit(NAME, Figure(value=twice)) == value_text(NAME, twice) == "overloaded"
-    assert with_unit(NAME, Figure(value=12.0)) == "12.00 ms"
+    assert with_unit(NAME, Figure(value=12.0)) == "12.0 ms"
     assert with_unit("accuracy_drop", Figure(value=0.5)) == "+50.00 %"
 
 
@@ -94,12 +95,12 @@ def test_response_times_have_percentiles_like_latencies() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.05, 2.0), st.floats(1.0, 1e9)), min_size=1), SERVICES)
 def test_slower_requests_are_expected_to_take_longer(pairs: list[tuple[float, float]], ratios: Samples) -> None:
-    link = QueueLink(pairs)
+    link = QueueingCurve(pairs)
     assert (np.diff(link.predict(np.sort(ratios))) >= 0).all()
     assert (link.deviation(ratios, np.full(len(ratios), 0.1)) > 0).all()
 
 
 def test_measured_response_times_are_expected_again_and_beyond_them_proportional_ones() -> None:
-    link = QueueLink([(1.0, 400.0), (0.5, 100.0)])
+    link = QueueingCurve([(1.0, 400.0), (0.5, 100.0)])
     found = link.predict(np.array([0.25, 0.5, 0.5**0.5, 1.0, 2.0]))
     np.testing.assert_allclose(found, [50.0, 100.0, 200.0, 400.0, 800.0])

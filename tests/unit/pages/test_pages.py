@@ -564,7 +564,7 @@ def test_metrics_that_not_every_task_has_are_offered_on_demand(own) -> None:  # 
     objectives = _field(app, "button_group", "Objectives, two or three")
     assert "Time per output token p50 (ms)" not in objectives.options
     objectives.set_value(["latency_p95_ms", "divergence"]).run()
-    app = _field(app, "button_group", "The task also measures").set_value(["decode_"]).run()
+    app = _field(app, "button_group", "The task also measures").set_value(["decode"]).run()
     objectives = _field(app, "button_group", "Objectives, two or three")
     assert "Time per output token p50 (ms)" in objectives.options
     assert objectives.value == ["latency_p95_ms", "divergence"]
@@ -575,7 +575,7 @@ def test_metrics_that_not_every_task_has_are_offered_on_demand(own) -> None:  # 
 def test_a_load_is_asked_for_with_response_times(own) -> None:  # type: ignore[no-untyped-def]
     app = _submit_page()
     assert "Requests a second" not in [field.label for field in app.number_input]
-    app = _field(app, "button_group", "The task also measures").set_value(["queued_"]).run()
+    app = _field(app, "button_group", "The task also measures").set_value(["queued"]).run()
     app = _field(app, "number_input", "Response time under load p95 (ms) at most").set_value(30.0).run()
     app = _field(app, "number_input", "Requests a second").set_value(2.5).run()
     assert not app.error

@@ -13,9 +13,10 @@ from autotune.jobs.front import compute_front
 from autotune.jobs.records import EventRecord, JobRecord, JobState, Order, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from dashboard.tables import jobs as job_tables
 from dashboard.tables import trials as trial_tables
+from workers.timing.estimates import Figure
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "browser" / "seed.py")))
 

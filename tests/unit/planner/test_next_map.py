@@ -8,12 +8,13 @@ from functools import cached_property
 import numpy as np
 import pytest
 
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from autotune.metrics.objectives import Objectives
 from autotune.metrics.pareto import hypervolume
 from autotune.planner.knapsack import Costs, Maps, cheapest_for_each_budget
 from autotune.planner.next_map import Planner
-from autotune.planner.prior import Expectations
+from autotune.planner.prior import Prior
+from workers.timing.estimates import Figure
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic")
 TWO, THREE = ("latency_ratio", "divergence"), ("latency_ratio", "divergence", "weight_memory_mib")
@@ -60,7 +61,7 @@ class World:
         if not probed:
             divergence = np.where(np.arange(4) > 0, 1.0 / self.groups, 0.0) * np.ones((self.groups, 1))
             latency = np.tile([0, -0.25, -0.375, -0.375], (self.groups, 1)) / self.groups
-        expected = Expectations(
+        expected = Prior(
             divergence=divergence * prior, latency=latency, memory_mib=memory,
             fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=0.0, probed=probed,
         )  # fmt: skip

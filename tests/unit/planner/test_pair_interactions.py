@@ -1,4 +1,4 @@
-"""Interactions against an oracle that writes every pair down, and their reluctance."""
+"""PairInteractions against an oracle that writes every pair down, and their reluctance."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autotune.planner.additive_model import AdditiveModel, Columns, Vector
-from autotune.planner.pair_interactions import Interactions, _covariance
+from autotune.planner.pair_interactions import PairInteractions, _covariance
 
 GROUPS, CHOICES = 6, 3
 EFFECTS = 1 + GROUPS * CHOICES
@@ -41,15 +41,15 @@ class Truth:
         )  # fmt: skip
 
 
-def taught(truth: Truth, maps: int, seed: int = 1) -> Interactions:
-    interactions = Interactions(model_of(truth.effects))
+def taught(truth: Truth, maps: int, seed: int = 1) -> PairInteractions:
+    interactions = PairInteractions(model_of(truth.effects))
     for row in random_maps(np.random.default_rng(seed), maps):
         interactions.judge(row[None], truth.values(row[None]))
         interactions.learn(row[None], truth.values(row[None]))
     return interactions
 
 
-def misses(truth: Truth, interactions: Interactions | None) -> float:
+def misses(truth: Truth, interactions: PairInteractions | None) -> float:
     columns = random_maps(np.random.default_rng(2), 200)
     predicted = model_of(truth.effects).predict(columns)
     if interactions:

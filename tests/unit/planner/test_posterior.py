@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autotune.metrics.catalog import Figure
 from autotune.planner.additive_model import Vector
 from autotune.planner.knapsack import Costs, Maps
-from autotune.planner.posterior import Beliefs
-from autotune.planner.prior import Expectations
+from autotune.planner.posterior import Posterior
+from autotune.planner.prior import Prior
+from workers.timing.estimates import Figure
 
 #: The last group has two of the four choices, so its second is not that of the others.
 CHOICES = [("fp32", "bf16", "int8_static", "int8_dynamic")] * 5 + [("fp32", "int8_dynamic")]
@@ -30,7 +30,7 @@ def of_choices(*values: float) -> Costs:
 
 
 #: The truth: what each choice costs if all groups take it.
-TRUTH = Expectations(
+TRUTH = Prior(
     divergence=of_choices(0.0, 1e-5, 1e-3, 3e-3), latency=of_choices(0.0, -0.2, -0.6, -0.4),
     memory_mib=of_choices(20.0, 10.0, 5.0, 5.0), fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=10.0,
     probed=True,
@@ -63,7 +63,7 @@ def mixing(maps: Maps) -> Vector:
     return np.asarray(0.03 * ((np.diff(precisions, axis=1) != 0).mean(axis=1)) ** 0.4)
 
 
-def measure(maps: Maps, truth: Expectations = TRUTH) -> list[Mapping[str, Figure]]:
+def measure(maps: Maps, truth: Prior = TRUTH) -> list[Mapping[str, Figure]]:
     divergence = sums(truth.divergence, maps) + truth.fixed_divergence
     ratio = sums(truth.latency, maps) + 1 + truth.fixed_latency
     return [
@@ -72,12 +72,12 @@ def measure(maps: Maps, truth: Expectations = TRUTH) -> list[Mapping[str, Figure
     ]
 
 
-def believe(expectations: Expectations, maps: Maps = UNIFORM[:0], truth: Expectations = TRUTH) -> Beliefs:
-    beliefs = Beliefs(expectations, CHOICES)
-    beliefs.full_precision = FULL
+def believe(prior: Prior, maps: Maps = UNIFORM[:0], truth: Prior = TRUTH) -> Posterior:
+    posterior = Posterior(prior, CHOICES)
+    posterior.full_precision = FULL
     if len(maps):
-        beliefs.observe(maps, measure(maps, truth))
-    return beliefs
+        posterior.observe(maps, measure(maps, truth))
+    return posterior
 
 
 def test_before_anything_is_measured_what_was_expected_is_believed() -> None:
@@ -97,24 +97,24 @@ def test_costs_are_what_was_expected() -> None:
     np.testing.assert_allclose(believe(TRUTH).costs(), expected)
 
 
-@pytest.mark.parametrize("expectations", [TRUTH, WRONG, GUESS], ids=["true", "wrong", "guessed"])
-def test_uniform_maps_correct_all_others(expectations: Expectations) -> None:
-    beliefs = believe(expectations, UNIFORM)
-    found = beliefs.predict(OTHERS)
+@pytest.mark.parametrize("prior", [TRUTH, WRONG, GUESS], ids=["true", "wrong", "guessed"])
+def test_uniform_maps_correct_all_others(prior: Prior) -> None:
+    posterior = believe(prior, UNIFORM)
+    found = posterior.predict(OTHERS)
     np.testing.assert_allclose(found["divergence"], sums(TRUTH.divergence, OTHERS), rtol=0.2)
     ratio = 1.0 + sums(TRUTH.latency, OTHERS) + mixing(OTHERS)  # uniform maps say nothing of that
     np.testing.assert_allclose(found["latency_ratio"], ratio, rtol=0.03)
     np.testing.assert_allclose(found["accuracy_drop"], 4.0 * found["divergence"])
     np.testing.assert_allclose(found["accuracy"], 0.8 * (1.0 - 4.0 * found["divergence"]))
     for metric in ("latency_ratio", "accuracy"):
-        assert (beliefs.deviation(metric, OTHERS) < believe(expectations).deviation(metric, OTHERS)).all()
+        assert (posterior.deviation(metric, OTHERS) < believe(prior).deviation(metric, OTHERS)).all()
 
 
-@pytest.mark.parametrize("expectations", [WRONG, GUESS], ids=["probed", "guessed"])
-def test_what_is_fixed_may_be_expected_wrong(expectations: Expectations) -> None:
+@pytest.mark.parametrize("prior", [WRONG, GUESS], ids=["probed", "guessed"])
+def test_what_is_fixed_may_be_expected_wrong(prior: Prior) -> None:
     truth = replace(TRUTH, fixed_divergence=2e-3, fixed_latency=-0.1)
-    pinned = {True: replace(expectations, fixed_divergence=1e-3, fixed_latency=-0.12),
-              False: replace(expectations, fixed_divergence=1.0, fixed_latency=-0.12)}[expectations.probed]  # fmt: skip
+    pinned = {True: replace(prior, fixed_divergence=1e-3, fixed_latency=-0.12),
+              False: replace(prior, fixed_divergence=1.0, fixed_latency=-0.12)}[prior.probed]  # fmt: skip
     found = believe(pinned, UNIFORM, truth).predict(OTHERS)
     np.testing.assert_allclose(found["divergence"], 2e-3 + sums(TRUTH.divergence, OTHERS), rtol=0.2)
     np.testing.assert_allclose(found["latency_ratio"], 0.9 + sums(TRUTH.latency, OTHERS), rtol=0.05)
@@ -122,59 +122,59 @@ def test_what_is_fixed_may_be_expected_wrong(expectations: Expectations) -> None
 
 @pytest.mark.parametrize("choice", CHOICES[0][1:])
 def test_one_uniform_map_gives_guesses_their_scale(choice: str) -> None:
-    beliefs = believe(GUESS, uniform(choice))
+    posterior = believe(GUESS, uniform(choice))
     half = np.where(np.arange(6) % 2, uniform(choice), 0)
-    np.testing.assert_allclose(beliefs.predict(half)["divergence"], sums(TRUTH.divergence, half), rtol=0.01)
-    assert beliefs.costs()[0][LEGAL].max() > 0.1  # the other choices have none yet
+    np.testing.assert_allclose(posterior.predict(half)["divergence"], sums(TRUTH.divergence, half), rtol=0.01)
+    assert posterior.costs()[0][LEGAL].max() > 0.1  # the other choices have none yet
 
 
 def test_guesses_of_what_is_fixed_have_the_scale_of_the_first_choice() -> None:
     truth = replace(TRUTH, fixed_divergence=1e-3 * 15 / 21)
-    beliefs = believe(replace(GUESS, fixed_divergence=15 / 21), uniform("int8_static"), truth)
-    assert beliefs.predict(UNIFORM[:1])["divergence"] == pytest.approx(truth.fixed_divergence, rel=0.01)
-    beliefs.observe(uniform("bf16"), measure(uniform("bf16"), truth))
-    assert beliefs.costs()[0][:5, 1].sum() < 2e-4
+    posterior = believe(replace(GUESS, fixed_divergence=15 / 21), uniform("int8_static"), truth)
+    assert posterior.predict(UNIFORM[:1])["divergence"] == pytest.approx(truth.fixed_divergence, rel=0.01)
+    posterior.observe(uniform("bf16"), measure(uniform("bf16"), truth))
+    assert posterior.costs()[0][:5, 1].sum() < 2e-4
 
 
 def test_guesses_of_a_choice_that_costs_nothing_can_still_be_corrected() -> None:
     half = np.where(np.arange(6) % 2, uniform("bf16"), 0)
-    beliefs = believe(GUESS)
-    beliefs.observe(uniform("bf16"), [{"divergence": Figure(value=0.0)}])
-    assert beliefs.predict(half)["divergence"] < 1e-6
-    beliefs.observe(half, [{"divergence": Figure(value=1e-6)}])
-    assert beliefs.predict(half)["divergence"] > 1e-7
+    posterior = believe(GUESS)
+    posterior.observe(uniform("bf16"), [{"divergence": Figure(value=0.0)}])
+    assert posterior.predict(half)["divergence"] < 1e-6
+    posterior.observe(half, [{"divergence": Figure(value=1e-6)}])
+    assert posterior.predict(half)["divergence"] > 1e-7
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_guesses_need_not_begin_with_uniform_maps(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(OTHERS))[:8]
-    beliefs = believe(GUESS)
+    posterior = believe(GUESS)
     for row in [*OTHERS[order], *UNIFORM]:
-        beliefs.observe(row[None], measure(row[None]))
-    found = beliefs.predict(UNIFORM)["divergence"]
+        posterior.observe(row[None], measure(row[None]))
+    found = posterior.predict(UNIFORM)["divergence"]
     np.testing.assert_allclose(found[2:], sums(TRUTH.divergence, UNIFORM[2:]), rtol=0.3)
-    assert (beliefs.costs()[0][LEGAL] >= 0).all()
+    assert (posterior.costs()[0][LEGAL] >= 0).all()
 
 
-@pytest.mark.parametrize(("expectations", "known"), [(TRUTH, UNIFORM[:0]), (GUESS, UNIFORM)], ids=["probed", "guessed"])
-def test_no_choice_is_ever_believed_to_do_good(expectations: Expectations, known: Maps) -> None:
-    beliefs = believe(expectations, known)
+@pytest.mark.parametrize(("prior", "known"), [(TRUTH, UNIFORM[:0]), (GUESS, UNIFORM)], ids=["probed", "guessed"])
+def test_no_choice_is_ever_believed_to_do_good(prior: Prior, known: Maps) -> None:
+    posterior = believe(prior, known)
     for row in np.concatenate([UNIFORM, OTHERS[:5]]):
-        beliefs.observe(row[None], [{"divergence": Figure(value=0.0)}])
-    drawn = [beliefs.costs(np.random.default_rng(seed))[0] for seed in range(20)]
+        posterior.observe(row[None], [{"divergence": Figure(value=0.0)}])
+    drawn = [posterior.costs(np.random.default_rng(seed))[0] for seed in range(20)]
     least = 0.08 * TRUTH.divergence[LEGAL]  # a tenth of what was expected, or of how that was scaled
-    for divergence in [beliefs.costs()[0], *drawn]:
+    for divergence in [posterior.costs()[0], *drawn]:
         assert (divergence[LEGAL] >= least).all()
-    assert (beliefs.predict(OTHERS)["divergence"] >= 0.08 * sums(TRUTH.divergence, OTHERS)).all()
+    assert (posterior.predict(OTHERS)["divergence"] >= 0.08 * sums(TRUTH.divergence, OTHERS)).all()
 
 
 def test_drawn_costs_spread_around_the_believed_ones() -> None:
-    beliefs, generator = believe(WRONG, UNIFORM), np.random.default_rng(0)
-    drawn = np.array([beliefs.costs(generator) for _ in range(300)])[:, 1, LEGAL]
+    posterior, generator = believe(WRONG, UNIFORM), np.random.default_rng(0)
+    drawn = np.array([posterior.costs(generator) for _ in range(300)])[:, 1, LEGAL]
     deviation = drawn.std(axis=0)
-    np.testing.assert_allclose(drawn.mean(axis=0), beliefs.costs()[1][LEGAL], atol=0.3 * deviation.max())
+    np.testing.assert_allclose(drawn.mean(axis=0), posterior.costs()[1][LEGAL], atol=0.3 * deviation.max())
     assert (deviation[TRUTH.latency[LEGAL] != 0] > 0).all()
-    assert np.isinf(beliefs.costs(generator)[:, ~LEGAL]).all()
+    assert np.isinf(posterior.costs(generator)[:, ~LEGAL]).all()
 
 
 def test_a_figure_counts_by_its_interval() -> None:
@@ -182,30 +182,32 @@ def test_a_figure_counts_by_its_interval() -> None:
     wide, narrow = ([{"latency_ratio": Figure(value=0.3, low=0.3 - half, high=0.3 + half)}] for half in (0.5, 0.001))
     found = []
     for figures in (wide, narrow):
-        beliefs = believe(WRONG)
-        beliefs.observe(row, figures)
-        found.append((beliefs.predict(row)["latency_ratio"][0], beliefs.deviation("latency_ratio", row)[0]))
+        posterior = believe(WRONG)
+        posterior.observe(row, figures)
+        found.append((posterior.predict(row)["latency_ratio"][0], posterior.deviation("latency_ratio", row)[0]))
     assert found[1][0] == pytest.approx(0.3, abs=0.01)
     assert found[0][0] > 0.5
     assert found[0][1] > 3 * found[1][1]
 
 
 def test_deviations_are_in_the_units_of_the_metric() -> None:
-    beliefs = believe(WRONG, UNIFORM)
-    ratio = beliefs.deviation("latency_ratio", OTHERS)
+    posterior = believe(WRONG, UNIFORM)
+    ratio = posterior.deviation("latency_ratio", OTHERS)
     assert (ratio >= 0.01).all()  # the percentiles' own
-    np.testing.assert_allclose(beliefs.deviation("latency_p95_ms", OTHERS), 12.0 * ratio)
-    np.testing.assert_allclose(beliefs.deviation("accuracy", OTHERS), 0.8 * beliefs.deviation("accuracy_drop", OTHERS))
-    np.testing.assert_array_equal(beliefs.deviation("weight_memory_mib", OTHERS), 0.0)
+    np.testing.assert_allclose(posterior.deviation("latency_p95_ms", OTHERS), 12.0 * ratio)
+    np.testing.assert_allclose(
+        posterior.deviation("accuracy", OTHERS), 0.8 * posterior.deviation("accuracy_drop", OTHERS)
+    )
+    np.testing.assert_array_equal(posterior.deviation("weight_memory_mib", OTHERS), 0.0)
 
 
-@pytest.mark.parametrize("expectations", [TRUTH, GUESS], ids=["probed", "guessed"])
-def test_figures_may_be_missing(expectations: Expectations) -> None:
-    complete = believe(expectations, UNIFORM).predict(OTHERS)
-    beliefs = believe(expectations)
-    beliefs.observe(UNIFORM[:2], [{}, {"weight_memory_mib": Figure(value=20.0)}])
-    beliefs.observe(UNIFORM, measure(UNIFORM))
-    for metric, values in beliefs.predict(OTHERS).items():
+@pytest.mark.parametrize("prior", [TRUTH, GUESS], ids=["probed", "guessed"])
+def test_figures_may_be_missing(prior: Prior) -> None:
+    complete = believe(prior, UNIFORM).predict(OTHERS)
+    posterior = believe(prior)
+    posterior.observe(UNIFORM[:2], [{}, {"weight_memory_mib": Figure(value=20.0)}])
+    posterior.observe(UNIFORM, measure(UNIFORM))
+    for metric, values in posterior.predict(OTHERS).items():
         np.testing.assert_allclose(values, complete[metric])
 
 
@@ -213,24 +215,24 @@ def test_maps_that_diverge_by_nothing_may_be_observed_together() -> None:
     idle = 100 * TRUTH.divergence
     idle[0, :] = 0.0  # the outputs do not depend on the first group
     maps = np.array([[0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0]])
-    beliefs = believe(replace(TRUTH, divergence=idle))
-    beliefs.observe(maps, [{"divergence": Figure(value=0.0)}] * 3)
-    np.testing.assert_allclose(beliefs.predict(OTHERS)["divergence"], sums(idle, OTHERS), atol=1e-6)
+    posterior = believe(replace(TRUTH, divergence=idle))
+    posterior.observe(maps, [{"divergence": Figure(value=0.0)}] * 3)
+    np.testing.assert_allclose(posterior.predict(OTHERS)["divergence"], sums(idle, OTHERS), atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1 / 3000, 1 / 30, 30])
 def test_probes_of_another_scale_are_scaled_by_uniform_maps(factor: float) -> None:
     probes = replace(TRUTH, divergence=np.where(LEGAL, factor * TRUTH.divergence, np.inf))
-    beliefs = believe(probes)
+    posterior = believe(probes)
     for row in UNIFORM:
-        beliefs.observe(row[None], measure(row[None]))
-    np.testing.assert_allclose(beliefs.predict(OTHERS)["divergence"], sums(TRUTH.divergence, OTHERS), rtol=0.15)
+        posterior.observe(row[None], measure(row[None]))
+    np.testing.assert_allclose(posterior.predict(OTHERS)["divergence"], sums(TRUTH.divergence, OTHERS), rtol=0.15)
 
 
 def test_a_layer_that_was_probed_to_cost_nothing_may_cost_something() -> None:
     probed = TRUTH.divergence.copy()
     probed[3] = 0.0
-    beliefs = believe(replace(TRUTH, divergence=probed), np.concatenate([UNIFORM, OTHERS[:30]]))
-    cost = beliefs.costs()[0][3]
+    posterior = believe(replace(TRUTH, divergence=probed), np.concatenate([UNIFORM, OTHERS[:30]]))
+    cost = posterior.costs()[0][3]
     assert cost[0] == 0.0
     np.testing.assert_allclose(cost[2:], TRUTH.divergence[3, 2:], rtol=0.2)

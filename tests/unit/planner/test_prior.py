@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from autotune.planner.prior import Expectations, expect
+from autotune.planner.prior import Prior, expect
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import LayerRule, SearchSpace, build_space
 from workers.measurement import Environment
@@ -50,7 +50,7 @@ def make_probes(space: SearchSpace) -> Probes:
     )  # fmt: skip
 
 
-def expected(space: SearchSpace, *, probed: bool = True, rules: Sequence[LayerRule] = ()) -> Expectations:
+def expected(space: SearchSpace, *, probed: bool = True, rules: Sequence[LayerRule] = ()) -> Prior:
     description = ModelDescription(
         fingerprint="", layers=space.layers, refusals={}, other_bytes=7 * MIB,
         layer_bytes={layer.name: {choice: MIB * MEMORY_MIB[choice] for choice in CHOICES} for layer in space.layers},

@@ -10,8 +10,8 @@ from autotune import exporters
 from autotune.errors import ConflictError, StoreError
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Figure
 from autotune.reports.mlflow_runs import export_runs
+from workers.timing.estimates import Figure
 
 DOCUMENT = {"name": "small", "task": {"name": "t"}, "objectives": ["latency_p50_ms", "divergence"]}
 JOB = JobRecord(

@@ -8,8 +8,8 @@ import pytest
 from autotune.errors import ConflictError, StoreError
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Figure
 from autotune.reports.optuna_study import export_study
+from workers.timing.estimates import Figure
 
 DOCUMENT = {"name": "small", "task": {"name": "t"}, "objectives": ["latency_p50_ms", "divergence", "accuracy"]}
 JOB = JobRecord(

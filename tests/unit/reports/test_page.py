@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from autotune.jobs.front import pick
-from autotune.metrics.catalog import Figure
 from autotune.reports.markup import html, tag
 from autotune.reports.page import Review, build
 from autotune.store.memory import MemoryStore
 from dashboard.charts.palette import PRECISIONS
 from workers.measurement import LatencySamples
+from workers.timing.estimates import Figure
 
 SEED = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "browser" / "seed.py")))
 STYLE = Path(__file__).parents[3] / "autotune" / "reports" / "style.css"
@@ -137,7 +137,7 @@ def test_what_was_not_measured_is_left_out(finished: Review) -> None:
     open_ended = finished.picked.figures | {"latency_p95_ms": Figure(value=14.0, low=13.0)}
     text = Seen(build(replace(finished, latency=(), picked=replace(finished.picked, figures=open_ended)))).text
     assert "No latencies were recorded" in text
-    assert "13 to open" in text
+    assert "13.0 to open" in text
 
 
 def test_colours_are_those_of_the_dashboard() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Figure
 from autotune.reports.trials_csv import write
+from workers.timing.estimates import Figure
 
 FIRST = TrialRecord(
     job_id="abc", number=0, kind=TrialKind.BASELINE, label="fp32", state=TrialState.COMPLETE,

@@ -7,10 +7,11 @@ import pytest
 
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint, Figure
+from autotune.metrics.catalog import Constraint
 from autotune.metrics.from_measurement import Reference
-from autotune.search.early_stopping import rivals
-from workers.candidate import Candidate, Rival
+from autotune.search.early_stopping import incumbents
+from workers.candidate import Candidate, Incumbent
+from workers.timing.estimates import Figure
 
 REFERENCE = Reference(accuracy=0.9, latency_p50_ms=10.0)
 KNOWN = {"weight_memory_mib": Figure(value=5.0)}
@@ -31,38 +32,40 @@ def trial(ratio: float, divergence: float, memory: float = 1.0, **figure: Any) -
 FRONT = [trial(0.5, 1e-2, high=0.52), trial(0.7, 1e-3, memory=9.0)]
 
 
-def found(*objectives: str, constraints: tuple[Constraint, ...] = ()) -> tuple[Rival, ...]:
-    return rivals(FRONT, KNOWN, objectives, constraints, REFERENCE)
+def found(*objectives: str, constraints: tuple[Constraint, ...] = ()) -> tuple[Incumbent, ...]:
+    return incumbents(FRONT, KNOWN, objectives, constraints, REFERENCE)
 
 
 def test_the_front_are_rivals_at_their_slowest() -> None:
-    expected = (Rival(latency_ratio=0.52, divergence=1e-2), Rival(latency_ratio=0.7, divergence=1e-3))
+    expected = (Incumbent(latency_ratio=0.52, divergence=1e-2), Incumbent(latency_ratio=0.7, divergence=1e-3))
     assert found("latency_p50_ms", "divergence") == expected
-    assert found("accuracy", "latency_ratio")[0] == Rival(latency_ratio=0.52, accuracy=0.89)
+    assert found("accuracy", "latency_ratio")[0] == Incumbent(latency_ratio=0.52, accuracy=0.89)
 
 
 def test_maps_of_more_memory_are_no_rivals_where_memory_counts() -> None:
-    assert found("latency_p50_ms", "divergence", "weight_memory_mib") == (Rival(latency_ratio=0.52, divergence=1e-2),)
+    assert found("latency_p50_ms", "divergence", "weight_memory_mib") == (
+        Incumbent(latency_ratio=0.52, divergence=1e-2),
+    )
 
 
 @pytest.mark.parametrize("objectives", [("latency_p95_ms", "divergence"), ("latency_p50_ms", "peak_memory_mib")])
 def test_nobody_is_given_up_while_other_objectives_are_unknown(objectives: tuple[str, ...]) -> None:
     assert found(*objectives) == ()
-    assert found(*objectives, constraints=(LIMIT,)) == (Rival(latency_ratio=0.8),)
+    assert found(*objectives, constraints=(LIMIT,)) == (Incumbent(latency_ratio=0.8),)
 
 
 def test_before_anything_is_feasible_nobody_is_hopeless() -> None:
-    assert rivals([], KNOWN, ("latency_p50_ms", "divergence"), (LIMIT,), REFERENCE) == ()
+    assert incumbents([], KNOWN, ("latency_p50_ms", "divergence"), (LIMIT,), REFERENCE) == ()
 
 
 @pytest.mark.parametrize(("divergence", "limit"), [(2e-2, 0.52), (1e-2, 0.52), (5e-3, 0.7), (1e-4, 0.8)])
 def test_less_loss_excuses_more_time_up_to_the_limit(divergence: float, limit: float) -> None:
-    candidate = Candidate(number=1, choices={}, rivals=found("latency_p50_ms", "divergence", constraints=(LIMIT,)))
+    candidate = Candidate(number=1, choices={}, incumbents=found("latency_p50_ms", "divergence", constraints=(LIMIT,)))
     assert candidate.slowest_hopeful(0.5, divergence) == limit
 
 
 def test_without_rivals_every_candidate_is_measured_to_the_end() -> None:
     assert Candidate(number=1, choices={}).slowest_hopeful(0.0, 1.0) == math.inf
-    by_accuracy = Candidate(number=1, choices={}, rivals=found("accuracy", "latency_ratio"))
+    by_accuracy = Candidate(number=1, choices={}, incumbents=found("accuracy", "latency_ratio"))
     assert by_accuracy.slowest_hopeful(0.9, 1.0) == math.inf
     assert by_accuracy.slowest_hopeful(0.89, 0.0) == 0.52

@@ -1,9 +1,9 @@
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Figure
 from autotune.search.initial_design import mixtures
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.space import build_space
+from workers.timing.estimates import Figure
 
 OBJECTIVES = ("latency_p50_ms", "divergence")
 SPACE = build_space(

@@ -16,6 +16,7 @@ from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import JobSpec
 from autotune.search.lease import Lease
+from autotune.search.ledger import Ledger
 from autotune.search.loop import Search
 from autotune.store.memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
@@ -86,7 +87,7 @@ class ScriptedPool:
         return Measurement(
             accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
             latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
-            gave_up=self.gives_up and candidate.rivals != (), seconds=self.trial_s, forward_seconds=0.9,
+            gave_up=self.gives_up and candidate.incumbents != (), seconds=self.trial_s, forward_seconds=0.9,
             environment=ENVIRONMENT,
         )  # fmt: skip
 
@@ -120,8 +121,8 @@ def searched_job(
 def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: float = 0.0) -> str:
     record = store.job(job.id)
     lease = Lease(store, record)
-    spec = job.spec
-    return Search(store, record, spec, pool, Silent(), lease, probed_s=probed_s).run()  # type: ignore[arg-type]
+    ledger = Ledger(store, record, Silent(), probed_s=probed_s)
+    return Search(record, pool, Silent(), lease, ledger).run()  # type: ignore[arg-type]
 
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
@@ -196,8 +197,8 @@ def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> No
     pool.gives_up = True
     store, job, _ = searched_job(pool)
     trials = {trial.number: trial for trial in store.trials(job.id)}
-    assert all(not candidate.rivals for candidate in pool.candidates if trials[candidate.number].kind is not SEARCH)
-    given_up = [trials[candidate.number] for candidate in pool.candidates if candidate.rivals]
+    assert all(not candidate.incumbents for candidate in pool.candidates if trials[candidate.number].kind is not SEARCH)
+    given_up = [trials[candidate.number] for candidate in pool.candidates if candidate.incumbents]
     assert len(given_up) == 40 - 3
     assert {trial.state for trial in given_up} == {TrialState.REJECTED}
     assert {trial.message for trial in given_up} == {

@@ -18,12 +18,12 @@ from alembic.runtime.migration import MigrationContext
 
 from autotune.errors import ConflictError, StoreError
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
-from autotune.metrics.catalog import Figure
 from autotune.store.engine import make_engine, parse_url
 from autotune.store.open import VERSION_TABLE, alembic_config, default_url, migrate, migrating, open_store
 from autotune.store.rows import figure_rows, job_row, trial_row
 from autotune.store.tables import metadata
 from workers.setup import Estimator, LayerProbe, Probes
+from workers.timing.estimates import Figure
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 JOB = JobRecord(id="a1", name="x", task="t", document={"s": 1}, state=JobState.FINISHED, created_at=AT, updated_at=AT)

@@ -1,4 +1,4 @@
-"""Workloads beside the forward pass, from the job file to the sampler's beliefs."""
+"""Workloads beside the forward pass, from the job file to the sampler's posterior."""
 
 from dataclasses import replace
 
@@ -7,14 +7,15 @@ import pytest
 
 from autotune.errors import JobSpecError
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Figure, prefix_of
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, percentiles_of, ratio_of
 from autotune.metrics.from_measurement import Reference, figures_of
 from autotune.metrics.queueing import response_ms
-from autotune.planner.posterior import Beliefs, kinds
-from autotune.planner.prior import Expectations
+from autotune.planner.posterior import Posterior, traded_off
+from autotune.planner.prior import Prior
 from autotune.search.run import _check_figures
-from workers.measurement import Environment, LatencySamples, Measurement, Workload
+from workers.measurement import Environment, LatencySamples, Measurement, Split, Workload
 from workers.setup import Calibration, ModelDescription
+from workers.timing.estimates import Figure
 
 ENVIRONMENT = Environment(hardware="CPU", backend="x86", threads=1, load=0.0, versions={})
 
@@ -40,9 +41,9 @@ FULL = measurement(
 
 def test_every_workload_has_percentiles_and_a_ratio() -> None:
     for workload in Workload:
-        names = [name for name in METRICS if name.startswith(f"{prefix_of(workload)}latency")]
-        assert len(names) == 5
-        assert METRICS[f"{prefix_of(workload)}latency_p99_ms"].min_repeats == 500
+        assert list(percentiles_of(workload)) == [50, 90, 95, 99]
+        assert percentiles_of(workload)[99].min_repeats == 500
+        assert ratio_of(workload).workload is workload
     assert METRICS["prefill_latency_p50_ms"].label == "Time to first token p50"
 
 
@@ -125,54 +126,60 @@ def test_a_task_must_have_the_workloads_of_the_job() -> None:
 def test_each_workload_has_beliefs_of_its_own() -> None:
     choices = [("fp32", "int8_weight_only", "int8_dynamic")] * 4
     latency = np.tile([0.0, 0.0, -0.2], (4, 1))
-    expected = Expectations(
+    expected = Prior(
         divergence=np.tile([0.0, 1e-4, 1e-4], (4, 1)), latency=latency, memory_mib=np.tile([4.0, 1.0, 1.0], (4, 1)),
         fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=0.0, probed=True,
     )  # fmt: skip
-    beliefs = Beliefs(expected, choices, ["decode_latency_p50_ms", "accuracy"])
-    beliefs.full_precision = {
+    posterior = Posterior(expected, choices, ["decode_latency_p50_ms", "accuracy"])
+    posterior.full_precision = {
         "latency_p50_ms": Figure(value=10.0), "decode_latency_p50_ms": Figure(value=2.0), "accuracy": Figure(value=0.5)
     }  # fmt: skip
     # Before anything was measured half of the time of decoding goes with the bytes; forward passes were probed.
-    np.testing.assert_allclose(beliefs.costs(latency="decode_")[1], np.tile([0.0, -0.375 / 4, -0.375 / 4], (4, 1)))
-    np.testing.assert_allclose(beliefs.costs()[1], latency)
+    np.testing.assert_allclose(
+        posterior.costs(workload=Workload.DECODE)[1], np.tile([0.0, -0.375 / 4, -0.375 / 4], (4, 1))
+    )
+    np.testing.assert_allclose(posterior.costs()[1], latency)
     uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
     # One row at a time is as fast as its weights are small: the other way round than a whole prompt.
     ratios = [(1.0, 1.0), (1.0, 0.4), (0.2, 0.9)]
-    beliefs.observe(
+    posterior.observe(
         uniform,
         [{"latency_ratio": Figure(value=a), "decode_latency_ratio": Figure(value=b)} for a, b in ratios],
     )
-    found = beliefs.predict(uniform)
+    found = posterior.predict(uniform)
     np.testing.assert_allclose(found["latency_ratio"], [1.0, 1.0, 0.2], atol=0.02)
     np.testing.assert_allclose(found["decode_latency_p50_ms"], [2.0, 0.8, 1.8], atol=0.15)
-    assert beliefs.costs(latency="decode_")[1][:, 1].max() < -0.1
-    assert beliefs.costs()[1][:, 1].min() > -0.02
-    assert (beliefs.deviation("decode_latency_p50_ms", uniform) > 0).all()
+    assert posterior.costs(workload=Workload.DECODE)[1][:, 1].max() < -0.1
+    assert posterior.costs()[1][:, 1].min() > -0.02
+    assert (posterior.deviation("decode_latency_p50_ms", uniform) > 0).all()
 
 
 def test_response_times_are_believed_to_follow_requests() -> None:
     choices = [("fp32", "int8_dynamic", "int8_weight_only")] * 4
-    expected = Expectations(
+    expected = Prior(
         divergence=np.tile([0.0, 1e-4, 1e-4], (4, 1)), latency=np.tile([0.0, -0.1, 0.0], (4, 1)),
         memory_mib=np.tile([4.0, 1.0, 1.0], (4, 1)), fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=0.0,
         probed=True,
     )  # fmt: skip
-    beliefs = Beliefs(expected, choices, ["queued_latency_p95_ms", "accuracy"])
+    posterior = Posterior(expected, choices, ["queued_latency_p95_ms", "accuracy"])
     uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
     found = [
         {"request_latency_ratio": Figure(value=ratio), "queued_latency_p95_ms": Figure(value=value)}
         for ratio, value in ((1.0, 1.1 * OVERLOADED_MS), (0.5, 80.0), (0.8, 400.0))
     ]
-    beliefs.full_precision = found[0] | {"latency_p50_ms": Figure(value=9.0), "request_latency_p50_ms": Figure(value=9)}
-    beliefs.observe(uniform, found)
-    predicted = beliefs.predict(uniform)
+    posterior.full_precision = found[0] | {
+        "latency_p50_ms": Figure(value=9.0),
+        "request_latency_p50_ms": Figure(value=9),
+    }
+    posterior.observe(uniform, found)
+    predicted = posterior.predict(uniform)
     np.testing.assert_allclose(predicted["request_latency_ratio"], [1.0, 0.5, 0.8], rtol=0.02)
     np.testing.assert_allclose(predicted["queued_latency_p95_ms"][1:], [80.0, 400.0], rtol=0.15)
     assert predicted["queued_latency_p95_ms"][0] > 1e7
-    assert (beliefs.deviation("queued_latency_p95_ms", uniform) > 0).all()
+    assert (posterior.deviation("queued_latency_p95_ms", uniform) > 0).all()
 
 
-def test_kinds_are_those_of_the_metrics_or_plain() -> None:
-    assert kinds(["weight_memory_mib", "peak_memory_mib"]) == (("",), ("",))
-    assert kinds(["shifted_divergence", "prefill_latency_ratio"]) == (("shifted_",), ("prefill_",))
+def test_splits_and_workloads_are_those_of_the_metrics_or_plain() -> None:
+    assert traded_off(["weight_memory_mib", "peak_memory_mib"]) == ((Split.EVALUATION,), (Workload.FORWARD,))
+    quality = ["shifted_divergence", "prefill_latency_ratio"]
+    assert traded_off(quality) == ((Split.SHIFTED,), (Workload.PREFILL,))

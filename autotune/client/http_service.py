@@ -1,0 +1,141 @@
+"""Requests to a service's HTTP API, sent again while the service is away."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import pydantic
+
+from autotune.client import json_records
+from autotune.client.follow import Update
+from autotune.errors import JobSpecError, StoreError, StoreUnavailableError
+
+#: Seconds without an answer after which a call is given up. A service sends something every few seconds.
+_TIMEOUT_S = 60.0
+#: Seconds before a failed call is sent again, at first and at most.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+#: Answers of a service, or of a proxy before it, that is not ready just now.
+_NOT_READY = (502, 503, 504)
+#: Bytes of one update at most: a job's events and its best map.
+_LARGEST_UPDATE = 1 << 26
+
+T = TypeVar("T")
+
+
+class HttpService:
+    """A connection to a service."""
+
+    def __init__(self, url: str, token: str | None = None, *, patience_s: float = 10.0) -> None:
+        """Use the service at ``url``.
+
+        Args:
+            url: where ``autotune serve --listen`` or ``autotune api`` answers.
+            token: what ``autotune token add`` printed.
+            patience_s: seconds that each later call waits for a service which is down or whose database is.
+
+        Raises:
+            JobSpecError: if it is no URL of HTTP, or no text of a token.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise JobSpecError(f"the URL of a service must be http://HOST:PORT or https://HOST, but got {url!r}")
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise JobSpecError("a token must be one line of ASCII; give what 'autotune token add' printed")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._url, self._patience_s = url, patience_s
+        self._http = httpx2.Client(base_url=f"{url.rstrip('/')}/v1/", headers=headers, timeout=_TIMEOUT_S)
+
+    def get(self, kind: type[T], path: str, **query: Any) -> T:
+        """Return what is at ``path``, as a value of type ``kind``."""
+        return self.ask(kind, "GET", path, params={name: value for name, value in query.items() if value is not None})
+
+    def ask(self, kind: type[T], method: str, path: str, **request: Any) -> T:
+        """Return the answer to a request that is safe to send again, which happens while the service is away."""
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                return _read(kind, self._http.request(method, path, **request))
+            except (httpx2.TransportError, StoreUnavailableError) as error:
+                patience.wait(self.away(error))
+
+    def ask_once(self, kind: type[T], method: str, path: str, **request: Any) -> T:
+        """Return the answer to a request that must not be sent again.
+
+        Raises:
+            StoreUnavailableError: if the service is away; whether it received the request is not known.
+        """
+        try:
+            return _read(kind, self._http.request(method, path, **request))
+        except httpx2.TransportError as error:
+            raise self.away(error) from None
+
+    def updates(self, path: str, position: int) -> Iterator[Update]:
+        """Yield the updates of a job that still changes; a connection that breaks is made again."""
+        patience = _Patience(self._patience_s)
+        is_live = True
+        while is_live:
+            try:
+                for update in self._stream(path, position):
+                    patience = _Patience(self._patience_s)
+                    position, is_live = update.position, update.state.is_live
+                    yield update
+            except (httpx2.TransportError, StoreUnavailableError) as error:
+                patience.wait(self.away(error))
+
+    def close(self) -> None:
+        """Close the connection. Safe to call twice."""
+        self._http.close()
+
+    def _stream(self, path: str, position: int) -> Iterator[Update]:
+        headers = {"Last-Event-ID": str(position)}
+        with self._http.sse(path, headers=headers, max_event_size=_LARGEST_UPDATE) as source:
+            if source.response.is_error:
+                source.response.read()
+                _read(Update, source.response)
+            for event in source:
+                yield json_records.load(Update, event.data)
+
+    def away(self, error: Exception) -> StoreUnavailableError:
+        """Return the error that says that the service is away."""
+        if isinstance(error, StoreUnavailableError):
+            return error
+        return StoreUnavailableError(
+            f"the service at {self._url} cannot be reached: {str(error) or type(error).__name__}; start it with: "
+            "autotune serve --listen"
+        )
+
+
+class _Patience:
+    """How long a call is sent again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._give_up, self._pause_s = time.monotonic() + seconds, _FIRST_PAUSE_S
+
+    def wait(self, error: StoreUnavailableError) -> None:
+        """Wait before the next try; raises ``error`` if there is to be none."""
+        if time.monotonic() >= self._give_up:
+            raise error
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+
+def _read(kind: type[T], response: httpx2.Response) -> T:
+    """Return what an answer holds, or raise the error it tells."""
+    try:
+        if response.is_success:
+            return json_records.load(kind, response.content)
+        problem = json_records.load(json_records.ErrorAnswer, response.content).error
+    except pydantic.ValidationError:
+        away = response.status_code in _NOT_READY
+        raise (StoreUnavailableError if away else StoreError)(
+            f"{response.url} answered with status {response.status_code} and no answer of this version of the API; "
+            "check the URL, and that client and service are of one version"
+        ) from None
+    raise json_records.error_of(problem)
+
+
+def path_of(*parts: str) -> str:
+    """Return a path of the API."""
+    return "/".join(quote(part, safe="") for part in parts)

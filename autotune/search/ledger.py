@@ -1,0 +1,83 @@
+"""What a job has recorded and may still spend; every trial is committed here."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+
+from autotune.jobs.budget import Budget
+from autotune.jobs.front import LiveFront
+from autotune.jobs.progress import Listener, Progress
+from autotune.jobs.records import FrontRecord, JobRecord, TrialRecord, TrialResult
+from autotune.metrics.objectives import Objectives
+from autotune.store.base import Store
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """The trials, the front, the budget and the time of one job under one lease."""
+
+    def __init__(self, store: Store, job: JobRecord, listener: Listener, *, probed_s: float = 0.0) -> None:
+        """Start from what is recorded.
+
+        Args:
+            store: where trials are committed.
+            job: as this driver claimed it.
+            listener: hears of each commit.
+            probed_s: seconds that probing took: part of the time limit, but not of the pace of trials.
+        """
+        self._store, self._job, self._listener = store, job, listener
+        trials, fronts = store.trials(job.id), store.fronts(job.id)
+        #: The front, and the trials it was computed from.
+        self.front = LiveFront(trials, job.spec.objectives, fronts[-1] if fronts else None)
+        #: What the job may spend.
+        self.budget = Budget(job.spec, trials)
+        self._number = max((trial.number for trial in trials), default=-1)
+        self._probed_s = probed_s
+        self._elapsed_s, self._committed_at = job.elapsed_s, time.monotonic()
+
+    def next_number(self) -> int:
+        """Return the number of one more trial."""
+        self._number += 1
+        return self._number
+
+    def allows_search(self, pending: int) -> bool:
+        """Return whether the budget allows another map besides ``pending`` ones."""
+        return self.budget.allows_search(pending, self._spent_s())
+
+    def allows_final(self, pending: int) -> bool:
+        """Return whether another map may be measured again besides ``pending`` ones."""
+        return self.budget.allows_final(pending, self._spent_s())
+
+    def commit(self, results: Sequence[TrialResult]) -> None:
+        """Record trials, each with the front as it then is: the one point where a trial becomes real."""
+        if not results:
+            return
+        complete = [dataclasses.replace(result, front=self._add(result.trial)) for result in results]
+        now_s = time.monotonic()
+        complete[-1] = dataclasses.replace(complete[-1], elapsed_s=now_s - self._committed_at)
+        self._store.record(complete, epoch=self._job.epoch)
+        for result in complete:
+            message = f": {result.trial.message}" if result.trial.message else ""
+            _log.info("%s%s", result.trial.state, message, extra={"trial": result.trial.number})
+        self._elapsed_s, self._committed_at = self._elapsed_s + now_s - self._committed_at, now_s
+        self._listener.trial(self._progress())
+
+    def _add(self, trial: TrialRecord) -> FrontRecord | None:
+        self.budget.spend(trial)
+        return self.front.add(trial)
+
+    def _spent_s(self) -> float:
+        return self._probed_s + self._elapsed_s + time.monotonic() - self._committed_at
+
+    def _progress(self) -> Progress:
+        values = Objectives.named(self._job.spec.objectives).values
+        return Progress(
+            done=self.budget.searched,
+            budget=self.budget.trials,
+            elapsed_s=self._elapsed_s,
+            remaining_s=self.budget.remaining_s(self._elapsed_s),
+            best=min(self.front.members, key=lambda trial: values(trial.figures)[0], default=None),
+            front_size=len(self.front.members),
+        )
