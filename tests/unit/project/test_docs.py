@@ -62,6 +62,12 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 @each_page
+def test_python_examples_compile(page: Path) -> None:
+    for source in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        compile(source, page.name, "exec")
+
+
+@each_page
 def test_commands_parse(page: Path) -> None:
     lines = [line for line in code(page) if re.match(r"autotune [a-z-]+ \S", line) and line not in COMMANDS]
     for words in (shlex.split(line, comments=True) for line in lines):
