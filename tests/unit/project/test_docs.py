@@ -43,6 +43,12 @@ def cli_commands(command: Any, name: str = "autotune") -> dict[str, Any]:
 COMMANDS = cli_commands(typer.main.get_command(app))
 
 
+def headings(page: Path) -> set[str]:
+    """Names by which links reach the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def is_named(node: ast.Assign, name: str) -> bool:
     """Whether an assignment is to that name."""
     return isinstance(node.targets[0], ast.Name) and node.targets[0].id == name
@@ -53,6 +59,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@each_page
+def test_links_lead_to_headings(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    missing = [(file, name) for file, name in links if name not in headings(page.parent / file if file else page)]
+    assert missing == []
 
 
 @each_page
