@@ -83,7 +83,7 @@ def test_a_server_that_is_asked_for_too_much_breaks_every_limit_and_says_so() ->
     assert Constraint(metric=NAME, limit=1e6, at_most=True).violation(once) > 0
     assert with_unit(NAME, Figure(value=twice)) == value_text(NAME, twice) == "overloaded"
     assert with_unit(NAME, Figure(value=12.0)) == "12.0 ms"
-    assert with_unit("accuracy_drop", Figure(value=0.5)) == "+50.00 %"
+    assert with_unit("accuracy_drop", Figure(value=0.5)) == "50.00 %"
 
 
 def test_response_times_have_percentiles_like_latencies() -> None:
