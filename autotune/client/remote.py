@@ -20,39 +20,39 @@ from workers.measurement import LatencySamples
 from workers.setup import Probes
 from workers.tasks import TaskInfo
 
-#: Seconds without an answer after which a call is given up. A service sends something every few seconds.
+#: Seconds without a response after which a call fails. During a stream a service sends something every few seconds.
 _TIMEOUT_S = 60.0
-#: Seconds before a failed call is sent again, at first and at most.
+#: First and longest pause before a retry, in seconds.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
-#: Answers of a service, or of a proxy before it, that is not ready just now.
+#: HTTP statuses of a service, or of a proxy in front of it, that is temporarily unavailable.
 _NOT_READY = (502, 503, 504)
-#: Bytes of one update at most: a job's events and its best map.
+#: Maximum bytes of one update: a job's events and its best map.
 _LARGEST_UPDATE = 1 << 26
-#: Names in one query at most, so that the URL stays short.
+#: Maximum number of names per query, so that the URL stays short.
 _NAMES = 100
 
 T = TypeVar("T")
 
 
 class RemoteClient:
-    """Reads and steers the jobs of a service."""
+    """Reads and controls the jobs of a service."""
 
     def __init__(self, url: str, token: str | None = None, *, patience_s: float = 10.0) -> None:
         """Use the service at ``url``.
 
         Args:
-            url: where ``autotune serve --listen`` or ``autotune api`` answers.
-            token: what ``autotune token add`` printed.
-            patience_s: seconds that each later call waits for a service which is down or whose database is.
+            url: URL of ``autotune serve --listen`` or ``autotune api``.
+            token: text printed by ``autotune token add``.
+            patience_s: seconds that each call retries while the service or its database is down.
 
         Raises:
-            JobSpecError: if it is no URL of HTTP, or no text of a token.
+            JobSpecError: if the URL is not an HTTP URL, or the token cannot be a token's text.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise JobSpecError(f"the URL of a service must be http://HOST:PORT or https://HOST, but got {url!r}")
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise JobSpecError("a token must be one line of ASCII; give what 'autotune token add' printed")
+            raise JobSpecError("a token must be one line of ASCII; pass the text that 'autotune token add' printed")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._url, self._patience_s = url, patience_s
         self._http = httpx2.Client(base_url=f"{url.rstrip('/')}/v1/", headers=headers, timeout=_TIMEOUT_S)
@@ -87,7 +87,7 @@ class RemoteClient:
                 found.extend(page.trials)
                 position = page.next
         if not groups:
-            self.job(job_id)  # raises if there is none
+            self.job(job_id)  # raises if there is no such job
         return found[:limit]
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
@@ -130,7 +130,7 @@ class RemoteClient:
         return self._ask(JobRecord, "PATCH", _path("jobs", job_id), json=changes)
 
     def follow(self, job_id: str, *, position: int = 0) -> Iterator[Update]:
-        """See ``Client.follow``. A connection that breaks is made again; nothing is told twice but the progress."""
+        """See ``Client.follow``. The client reconnects a broken stream; only the progress may be reported twice."""
         patience = _Patience(self._patience_s)
         is_live = True
         while is_live:
@@ -146,7 +146,7 @@ class RemoteClient:
         return self._get(list[TaskInfo], "tasks")
 
     def add_token(self, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
-        """See ``Client.add_token``. It is sent once only: a lost answer would leave a token that nobody knows."""
+        """See ``Client.add_token``. Never retried, because a lost response leaves a token whose text nobody knows."""
         body = {"name": name, "scope": scope.value, "days": days}
         try:
             return _read(NewToken, self._http.post("tokens", json=body))
@@ -163,7 +163,7 @@ class RemoteClient:
         self._http.close()
 
     def _submit(self, path: str, key: str | None, **request: Any) -> JobRecord:
-        # With a key of its own even a request whose answer was lost can be sent again.
+        # A unique key makes it safe to retry a request whose response was lost.
         headers = {"Idempotency-Key": quote(key) if key is not None else secrets.token_hex(16)}
         return self._ask(JobRecord, "POST", path, headers=headers, **request)
 
@@ -171,7 +171,10 @@ class RemoteClient:
         return self._ask(kind, "GET", path, params={name: value for name, value in query.items() if value is not None})
 
     def _ask(self, kind: type[T], method: str, path: str, **request: Any) -> T:
-        """Return the answer to a request that is safe to send again, which happens while the service is away."""
+        """Send a request, retrying while the service is unavailable, and return the response's value.
+
+        The request must be safe to repeat.
+        """
         patience = _Patience(self._patience_s)
         while True:
             try:
@@ -198,13 +201,13 @@ class RemoteClient:
 
 
 class _Patience:
-    """How long a call is sent again."""
+    """The retries of one call."""
 
     def __init__(self, seconds: float) -> None:
         self._give_up, self._pause_s = time.monotonic() + seconds, _FIRST_PAUSE_S
 
     def wait(self, error: StoreUnavailableError) -> None:
-        """Wait before the next try; raises ``error`` if there is to be none."""
+        """Wait before the next attempt, or raise ``error`` if the time is up."""
         if time.monotonic() >= self._give_up:
             raise error
         time.sleep(self._pause_s)
@@ -212,7 +215,7 @@ class _Patience:
 
 
 def _read(kind: type[T], response: httpx2.Response) -> T:
-    """Return what an answer holds, or raise the error it tells."""
+    """Return the value in a response, or raise the error in it."""
     try:
         if response.is_success:
             return json_records.load(kind, response.content)
@@ -220,8 +223,8 @@ def _read(kind: type[T], response: httpx2.Response) -> T:
     except pydantic.ValidationError:
         away = response.status_code in _NOT_READY
         raise (StoreUnavailableError if away else StoreError)(
-            f"{response.url} answered with status {response.status_code} and no answer of this version of the API; "
-            "check the URL, and that client and service are of one version"
+            f"{response.url} responded with status {response.status_code} and not in the format of this API version; "
+            "check the URL, and that client and service have the same version"
         ) from None
     raise json_records.error_of(problem)
 
