@@ -19,12 +19,12 @@ class Precision(enum.StrEnum):
 
     @property
     def bits(self) -> int:
-        """Return the width of one weight in bits, scales excluded."""
+        """Width of one weight in bits, scales excluded."""
         return int("".join(filter(str.isdigit, self.value)))
 
     @property
     def is_quantized(self) -> bool:
-        """Return whether weights of this precision carry scales."""
+        """Whether weights of this precision carry scales."""
         return self in (Precision.FP8, Precision.INT8, Precision.INT4)
 
 
@@ -40,17 +40,17 @@ class ActivationMode(enum.StrEnum):
 
 
 class Method(enum.StrEnum):
-    """What is done beyond rounding weights and inputs to the nearest."""
+    """Refinement of a choice beyond rounding weights and inputs to the nearest integer."""
 
-    #: Nothing.
+    #: No refinement.
     PLAIN = "plain"
-    #: Every row of the input has a scale of its own, so that no outlier coarsens what other tokens and samples hold.
+    #: Per-token scales: every row of the input has its own, so that an outlier cannot coarsen other tokens or samples.
     PER_TOKEN = "per_token"
-    #: Input channels are divided by factors that the weights are multiplied by, so that no outlier among the channels
-    #: widens the range of all: SmoothQuant (Xiao et al., arXiv:2211.10438).
+    #: SmoothQuant (Xiao et al., arXiv:2211.10438): input channels are divided by factors and the matching weights
+    #: multiplied by them, so that an outlier channel does not widen the range of all.
     SMOOTH = "smooth"
-    #: Weights make up for the rounding of those before them, where inputs of the layer are alike: GPTQ (Frantar et
-    #: al., arXiv:2210.17323).
+    #: GPTQ (Frantar et al., arXiv:2210.17323): where input channels are correlated, each weight compensates for the
+    #: rounding errors of the weights before it.
     GPTQ = "gptq"
 
 
@@ -59,19 +59,19 @@ class LayerChoice:
     """How one layer runs; an illegal combination cannot be built.
 
     Raises:
-        ChoiceError: if activations would be quantized while weights are not, weights are int4 while activations are
-            quantized (no supported runtime has a W4A8 kernel), what is smoothed is not int8 static, what is rounded
-            by GPTQ is not int4, what has scales of tokens is not int8 dynamic, or ``weight_bits`` is not 8 or 7.
+        ChoiceError: if activations are quantized but weights are not, int4 weights meet quantized activations (no
+            supported runtime has a W4A8 kernel), smoothing is not combined with int8 static, GPTQ with int4 or
+            per-token scales with int8 dynamic, or ``weight_bits`` is not 8 or 7.
     """
 
     #: Weight format.
     precision: Precision
     #: Input activation quantization.
     activation: ActivationMode = ActivationMode.NONE
-    #: What is done beyond it.
+    #: Refinement beyond rounding to the nearest integer.
     method: Method = Method.PLAIN
-    #: Bits of the integers that int8 weights take: 8, or 7 for products that processors without 32-bit sums get right.
-    #: They are stored in 8 bits either way.
+    #: Bits that int8 weights use: 8, or 7 to keep products exact on processors that sum them in 16 bits. Weights are
+    #: stored in 8 bits either way.
     weight_bits: int = 8
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class LayerChoice:
             raise ChoiceError(f"GPTQ needs int4 weights, but got {self.precision}; use int4_weight_only_gptq")
         if self.is_per_token and (self.precision, self.activation) != (Precision.INT8, ActivationMode.DYNAMIC):
             raise ChoiceError(
-                f"scales of tokens need int8 weights and dynamic activations, but got {self.precision} and "
+                f"per-token scales need int8 weights and dynamic activations, but got {self.precision} and "
                 f"{self.activation}; use int8_dynamic_per_token"
             )
         if self.activation is ActivationMode.NONE:
@@ -106,12 +106,12 @@ class LayerChoice:
             )
 
     def with_weight_bits(self, bits: int) -> "LayerChoice":
-        """Return the choice with int8 weights of ``bits`` bits; choices without int8 products stay as they are."""
+        """Return the choice with ``bits``-bit int8 weights; choices without int8 products are returned unchanged."""
         return replace(self, weight_bits=bits) if self.needs_int8_products else self
 
     @property
     def name(self) -> str:
-        """Return the choice's name in job files, maps and the database, such as ``int8_static``."""
+        """Name of the choice in job files, maps and the database, for example ``int8_static``."""
         if not self.precision.is_quantized:
             return self.precision.value
         inputs = "weight_only" if self.activation is ActivationMode.NONE else self.activation
@@ -120,32 +120,32 @@ class LayerChoice:
 
     @property
     def rounds_to_nearest(self) -> bool:
-        """Return whether weights are integers, each the nearest to what it stands for."""
+        """Whether weights are integers, each rounded to the nearest."""
         return self.precision in (Precision.INT8, Precision.INT4) and not self.is_gptq
 
     @property
     def needs_int8_products(self) -> bool:
-        """Return whether both operands of the layer's products are 8-bit integers (W8A8)."""
+        """Whether both operands of the layer's products are 8-bit integers (W8A8)."""
         return self.precision is Precision.INT8 and self.activation is not ActivationMode.NONE
 
     @property
     def needs_calibration(self) -> bool:
-        """Return whether the choice needs what calibration found about the layer's input."""
+        """Whether the choice needs calibration of the layer's input."""
         return self.activation is ActivationMode.STATIC or self.is_gptq
 
     @property
     def is_per_token(self) -> bool:
-        """Return whether every row of the input has a scale of its own, by its largest absolute value."""
+        """Whether every row of the input has its own scale, set by its largest absolute value."""
         return self.method is Method.PER_TOKEN
 
     @property
     def is_smooth(self) -> bool:
-        """Return whether input channels are divided by factors first, which calibration finds."""
+        """Whether input channels are first divided by calibrated factors."""
         return self.method is Method.SMOOTH
 
     @property
     def is_gptq(self) -> bool:
-        """Return whether weights are rounded by the second moments of the input, which calibration finds."""
+        """Whether weights are rounded with the calibrated second moments of the input."""
         return self.method is Method.GPTQ
 
 

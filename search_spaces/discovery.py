@@ -34,7 +34,7 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
     """
     modules = {name: module for name, module in model.named_modules() if kind_of(module)}
     bypassed = _bypassed(model)
-    # A hook would have the bypassed called, with nested tensors perhaps.
+    # A hook on a bypassed layer would make PyTorch call it, perhaps with nested tensors.
     trace = _traced({name: module for name, module in modules.items() if name not in bypassed}, lambda: run(model))
     owners = _owners(model)
     layers = [
@@ -47,10 +47,10 @@ def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Laye
 
 
 def skipped(model: nn.Module) -> dict[str, str]:
-    """Return name -> why a module's weights stay in full precision, for modules that are no quantizable layers.
+    """Return name -> why a module's weights stay in full precision, for modules that are not quantizable layers.
 
-    Weights are parameters of two dimensions or more, held by the module itself. Those of the model itself go by
-    ``(model)``.
+    Only parameters that the module itself holds, with two or more dimensions, count as weights. The model itself is
+    named ``(model)``.
     """
     return {
         name or "(model)": _no_layer(module)
@@ -62,12 +62,12 @@ def skipped(model: nn.Module) -> dict[str, str]:
 def with_latency_shapes(
     model: nn.Module, layers: Sequence[Layer], passes: Sequence[Callable[[], object]]
 ) -> tuple[Layer, ...]:
-    """Return ``layers`` with the shapes of their inputs in ``passes``, which are what latency is measured of.
+    """Return ``layers`` with the shapes of their inputs in ``passes``, the passes whose latency is measured.
 
     Args:
-        model: that the passes run.
-        layers: of the model.
-        passes: each adds the shape of the first input that a layer gets in it.
+        model: the model that the passes run.
+        layers: its layers.
+        passes: each contributes the shape of the first input it gives a layer.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {layer.name: [] for layer in layers}
     modules = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.frozen_reason is None}
@@ -81,8 +81,8 @@ def _no_layer(module: nn.Module) -> str:
     if isinstance(module, nn.MultiheadAttention):
         return "PyTorch reads the weights of nn.MultiheadAttention without calling layers that could be replaced"
     if isinstance(module, tuple(_KINDS)):
-        return f"{type(module).__name__} has a forward of its own, which a replacement would not run"
-    return f"no quantized kernel takes the place of {type(module).__name__}"
+        return f"{type(module).__name__} overrides forward, and a replacement would not run that code"
+    return f"no quantized kernel replaces {type(module).__name__}"
 
 
 class _Trace:
@@ -106,7 +106,7 @@ class _Trace:
 
 
 def _traced(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> _Trace:
-    """Return what a call of ``run`` shows of named modules."""
+    """Return the trace of the named modules during one call of ``run``."""
     trace = _Trace()
     handles = [module.register_forward_hook(trace.hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
@@ -119,8 +119,8 @@ def _traced(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> _Tra
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
-    """Return the kind of layer that a module is, or None if it is none that could be replaced."""
-    # A subclass with its own forward computes something else than the kernels we would swap in.
+    """Return the layer kind of a module, or None if no kernel can replace it."""
+    # A subclass with its own forward may compute something the replacement kernels do not.
     return next(
         (k for cls, k in _KINDS.items() if isinstance(module, cls) and type(module).forward is cls.forward), None
     )
@@ -133,7 +133,8 @@ def _flops(module: nn.Module, taken: torch.Tensor, returned: torch.Tensor) -> in
         return 2 * (returned.numel() // returned.shape[-1]) * sum(w.numel() for w in module.parameters() if w.dim() > 1)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    # Each output takes in_features, or in_channels / groups x kernel size; transposed, each input goes as many ways.
+    # Multiply-accumulates per output: in_features, or in_channels / groups x kernel size. A transposed convolution
+    # counts the same way per input.
     each = taken if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d) else returned
     return 2 * each.numel() * math.prod(weight.shape[1:])
 
@@ -168,7 +169,7 @@ def _layer(name: str, module: nn.Module, trace: _Trace, frozen_reason: str | Non
 
 
 def _bypassed(model: nn.Module) -> set[str]:
-    """Return the layers whose weights PyTorch's fused encoder kernel reads without calling them."""
+    """Return the names of layers whose weights PyTorch's fused encoder kernel reads without calling the layers."""
     encoders = [
         name
         for name, module in model.named_modules()
@@ -205,20 +206,20 @@ def _frozen_reason(
 
 
 def _unusual(name: str, module: nn.Module, trace: _Trace) -> str | None:
-    """Return what about a layer no replacement could copy."""
+    """Return a property of the layer that no replacement can reproduce, or None."""
     if not name:
         return "is the whole model; only layers inside a module can be replaced"
     dtype = next(module.parameters()).dtype
     if dtype != torch.float32:
-        return f"has {dtype} weights; load the model in float32 to have it quantized"
+        return f"has {dtype} weights; load the model in float32 to quantize it"
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return "has forward hooks or a patched forward, which a replacement would not run"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"pads with {module.padding_mode!r}; quantized kernels pad with zeros only"
     if getattr(module, "max_norm", None) is not None:
-        return "renormalises its rows as it runs, which quantized rows cannot"
+        return "renormalises its rows on every call, which quantized rows do not support"
     if isinstance(module, nn.EmbeddingBag) and (module.mode == "max" or module.padding_idx is not None):
-        return "takes the largest of rows or leaves out padding, for which there is no quantized kernel"
+        return "takes the maximum of rows or skips padding, for which there is no quantized kernel"
     if getattr(module, "proj_size", 0):
         return "projects its hidden states, for which there is no quantized kernel"
     return None

@@ -6,7 +6,7 @@ Exception hierarchy:
   x ChoiceError            an illegal or unknown layer choice
   x SpaceError             rules that do not fit the model's layers
   x MapError               a map file that cannot be read or does not fit the model
-  + workers.errors         tasks, backends, measuring
+  + workers.errors         tasks, backends, measurement
   + autotune.errors        job files, store, study, export
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 
 class AutotuneError(Exception):
-    """Something the user can put right; the message says the rule, the value and the way out."""
+    """An error the user can fix; its message gives the rule, the offending value and the way out."""
 
 
 class ChoiceError(AutotuneError):
@@ -31,7 +31,7 @@ class MapError(AutotuneError):
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
-    """Return the sentence for an unknown name: the value, the nearest known name, and all of them."""
+    """Return the error message for an unknown name: the name, the closest known one, and all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."

@@ -7,7 +7,7 @@ different choices is refused or silently corrupted on load (vllm issues 36312 an
 
 import re
 
-#: Last name parts that are fused when they sit under one parent, and the name of their group.
+#: Group name -> last name parts that are fused when they share a parent.
 _SIBLINGS: dict[str, frozenset[str]] = {
     "qkv": frozenset({"q", "k", "v", "q_proj", "k_proj", "v_proj", "query", "key", "value", "to_q", "to_k", "to_v"}),
     "gate_up": frozenset({"gate_proj", "up_proj"}),

@@ -19,17 +19,17 @@ class LayerKind(enum.StrEnum):
 
     @property
     def is_product(self) -> bool:
-        """Return whether layers are linear, or convolutions that are not transposed."""
+        """Whether the kind is linear or a convolution that is not transposed."""
         return self in (LayerKind.LINEAR, LayerKind.CONV1D, LayerKind.CONV2D)
 
     @property
     def is_transposed(self) -> bool:
-        """Return whether layers are transposed convolutions."""
+        """Whether the kind is a transposed convolution."""
         return self in (LayerKind.CONV_TRANSPOSE1D, LayerKind.CONV_TRANSPOSE2D)
 
     @property
     def looks_up(self) -> bool:
-        """Return whether layers look up rows by integers, so that there is no activation to quantize."""
+        """Whether layers of the kind look up rows by index, so that they have no activation to quantize."""
         return self in (LayerKind.EMBEDDING, LayerKind.EMBEDDING_BAG)
 
 
@@ -41,8 +41,8 @@ class Layer:
     name: str
     #: Type of the layer.
     kind: LayerKind
-    #: Shape of the weight tensor, for example ``(out_features, in_features)``; of transposed convolutions
-    #: ``(in channels, out channels / groups, ...)``, of LSTM and GRU
+    #: Shape of the weight tensor, for example ``(out_features, in_features)``. Transposed convolutions have
+    #: ``(in channels, out channels / groups, ...)``, LSTM and GRU
     #: ``(layers, directions, gates x hidden features, input features)``.
     weight_shape: tuple[int, ...]
     #: Whether the layer adds a bias.
@@ -51,23 +51,23 @@ class Layer:
     weight_bytes: int
     #: Shape of the first input seen; empty if the layer never ran.
     input_shape: tuple[int, ...]
-    #: Multiply-accumulates times two over all calls on the example batch; 0 for embeddings.
+    #: Floating-point operations (two per multiply-accumulate) over all calls on the example batch; 0 for embeddings.
     flops: int
-    #: How often the layer ran on the example batch.
+    #: Number of calls on the example batch.
     calls: int
     #: Position in execution order, from 0.
     order: int
-    #: Layers of one fusion group share one choice, or runtimes that fuse them fail.
+    #: Fusion group. Its layers share one choice, because runtimes that fuse them fail otherwise.
     group: str
-    #: Shapes of its input in the passes whose latency is measured, one of each workload and batch size; empty if they
-    #: are not known, or it does not run there.
+    #: Input shapes in the passes whose latency is measured, one per workload and batch size, without duplicates; empty
+    #: if unknown or if the layer does not run there.
     latency_shapes: tuple[tuple[int, ...], ...] = ()
     #: Groups of a convolution; 1 for all other layers.
     conv_groups: int = 1
-    #: Why the layer must stay in full precision whatever the backend; None if it need not.
+    #: Why the layer must stay in full precision on every backend; None if it may be quantized.
     frozen_reason: str | None = None
 
     @property
     def outputs(self) -> int:
-        """Return the output features or channels of one product; the rows of an embedding."""
+        """Output features or channels of the layer; rows of an embedding."""
         return self.weight_shape[1] * self.conv_groups if self.kind.is_transposed else self.weight_shape[0]

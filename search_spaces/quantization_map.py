@@ -15,22 +15,22 @@ from search_spaces.errors import MapError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationRange:
-    """The range of a layer's input that static quantization maps onto the integers.
+    """Range of a layer's input that static quantization maps onto the integers.
 
     Raises:
-        MapError: if the bounds are not finite numbers with ``low <= 0 <= high``, or a mean is not finite. Zero must be
-            inside so that padding is represented exactly.
+        MapError: if the bounds are not finite numbers with ``low <= 0 <= high``, or a mean is not finite. The range
+            includes zero so that padding is represented exactly.
     """
 
     #: Smallest value represented, at most 0.
     low: float
     #: Largest value represented, at least 0.
     high: float
-    #: How the input is smoothed by the choices that do so; None if no factors were sought.
+    #: Smoothing of the input, for smoothing choices; None if calibration did not look for factors.
     smoothing: "Smoothing | None" = None
-    #: Second moments of the input, for the choices that round weights by them; None if none were sought.
+    #: Second moments of the input, for GPTQ choices; None if calibration did not collect them.
     moments: "SecondMoments | None" = None
-    #: Mean of each input channel, by which biases are corrected; None if they are not.
+    #: Mean of each input channel, for bias correction; None if biases are not corrected.
     means: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -46,27 +46,27 @@ class ActivationRange:
     def affine_uint8(self) -> tuple[float, int]:
         """Return the scale and zero point of asymmetric uint8 quantization over the range.
 
-        The formula is that of Jacob et al., arXiv:1712.05877, section 2.1.
+        Source: Jacob et al., arXiv:1712.05877, section 2.1.
         """
         scale = max((self.high - self.low) / 255.0, 1e-12)
         return scale, min(255, max(0, round(-self.low / scale)))
 
     def symmetric_scale(self, largest: float) -> float:
-        """Return the scale of symmetric quantization that takes the bound farther from zero to ``largest``."""
+        """Return the symmetric scale that maps the bound farther from zero to ``largest``."""
         return max(-self.low, self.high, 1e-12) / largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothing:
-    """What a layer's input channels are divided by, and the range of the quotients.
+    """Divisors of a layer's input channels, and the range of the divided input.
 
     Raises:
-        MapError: if a factor is not positive and finite, or there is none, or the bounds are no range.
+        MapError: if a factor is not positive and finite, there are no factors, or the bounds are not a valid range.
     """
 
-    #: One for each input channel; the weights that meet the channel are multiplied by it.
+    #: One factor per input channel; the weights of that channel are multiplied by it.
     factors: tuple[float, ...]
-    #: Bounds of the divided input, as those of an ``ActivationRange``.
+    #: Bounds of the divided input, as in ``ActivationRange``.
     low: float
     high: float
 
@@ -78,24 +78,24 @@ class Smoothing:
 
     @property
     def range(self) -> ActivationRange:
-        """Return the range of the divided input."""
+        """Range of the divided input."""
         return ActivationRange(low=self.low, high=self.high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondMoments:
-    """Mean products of a layer's input channels ``E[x x^T]``, as their diagonal and a few directions beside it.
+    """Second moments ``E[x x^T]`` of a layer's input channels: the diagonal and a low-rank approximation of the rest.
 
-    Off the diagonal they are ``sum_k scales[k]^2 b_k b_k^T``, with ``b_k`` the rows of ``basis``.
+    Off the diagonal they are ``sum_k scales[k]^2 b_k b_k^T``, where ``b_k`` are the rows of ``basis``.
 
     Raises:
-        MapError: if a number is negative or not finite, there is none, or the basis does not have a row of one byte
-            for each channel for each scale.
+        MapError: if a number is negative or not finite, there are no channels, or ``basis`` does not hold one row per
+            scale with one byte per channel.
     """
 
     #: Mean square of each channel.
     squares: tuple[float, ...]
-    #: Length of the directions, in units of the integers of ``basis``.
+    #: Scale of each direction: multiplied by its integers in ``basis``, it gives the direction.
     scales: tuple[float, ...]
     #: Signed bytes of shape ``(len(scales), len(squares))``, in base64.
     basis: str
@@ -103,9 +103,7 @@ class SecondMoments:
     def __post_init__(self) -> None:
         wrong = [number for number in (*self.squares, *self.scales) if not 0.0 <= number < float("inf")]
         if wrong or not self.squares:
-            raise MapError(
-                f"second moments need finite numbers that are not negative, but got {wrong[0] if wrong else 'none'}"
-            )
+            raise MapError(f"second moments must be finite and not negative, but got {wrong[0] if wrong else 'none'}")
         self.integers()
 
     def integers(self) -> bytes:
@@ -128,13 +126,13 @@ class QuantizationMap:
     """Layer -> choice for one model: the artefact the search produces.
 
     Raises:
-        MapError: if a layer whose choice needs calibration has no calibrated range, one that is smoothed no factors, or
-            one that is rounded by GPTQ no second moments.
+        MapError: if a layer lacks what its choice needs: a calibrated range for static and GPTQ choices, smoothing
+            factors for smoothed ones, second moments for GPTQ.
     """
 
     #: Layer name -> choice, in execution order.
     choices: Mapping[str, LayerChoice]
-    #: Layer name -> calibrated input range; needed for choices that need calibration, others are ignored.
+    #: Layer name -> calibrated input range; other ranges than those the choices need are ignored.
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,13 +143,15 @@ class QuantizationMap:
             raise MapError(
                 f"static and GPTQ layers need a calibrated range, but {', '.join(missing)} have none; calibrate them"
             )
-        rough = [n for n, choice in self.choices.items() if choice.is_smooth and self.ranges[n].smoothing is None]
-        if rough:
-            raise MapError(f"smoothed layers need calibrated factors, but {', '.join(rough)} have none; calibrate them")
-        blind = [n for n, choice in self.choices.items() if choice.is_gptq and self.ranges[n].moments is None]
-        if blind:
+        missing = [n for n, choice in self.choices.items() if choice.is_smooth and self.ranges[n].smoothing is None]
+        if missing:
             raise MapError(
-                f"GPTQ layers need calibrated second moments, but {', '.join(blind)} have none; calibrate them"
+                f"smoothed layers need calibrated factors, but {', '.join(missing)} have none; calibrate them"
+            )
+        missing = [n for n, choice in self.choices.items() if choice.is_gptq and self.ranges[n].moments is None]
+        if missing:
+            raise MapError(
+                f"GPTQ layers need calibrated second moments, but {', '.join(missing)} have none; calibrate them"
             )
 
     @classmethod
@@ -164,12 +164,12 @@ class QuantizationMap:
         """Return the map for layer name -> choice name.
 
         Args:
-            names: of the choices.
+            names: layer name -> choice name.
             ranges: layer name -> calibrated input range.
-            weight_bits: layer name -> bits of int8 weights in int8 products, 8 where it is absent.
+            weight_bits: layer name -> bits of int8 weights in int8 products; absent layers use 8.
 
         Raises:
-            ChoiceError: if a choice is unknown, or bits are neither 8 nor 7.
+            ChoiceError: if a choice is unknown, or a number of bits is neither 8 nor 7.
         """
         choices = {
             layer: choice_named(name).with_weight_bits(weight_bits.get(layer, 8)) for layer, name in names.items()
@@ -177,25 +177,25 @@ class QuantizationMap:
         return cls(choices=choices, ranges=ranges or {})
 
     def smoothing(self, layer: str) -> Smoothing | None:
-        """Return how a layer's input is smoothed, or None if its choice does not do so."""
+        """Return the smoothing of a layer's input, or None if its choice does not smooth."""
         return self.ranges[layer].smoothing if self.choices[layer].is_smooth else None
 
     def moments(self, layer: str) -> SecondMoments | None:
-        """Return what a layer's weights are rounded by, or None if its choice does not round by that."""
+        """Return the second moments that GPTQ rounds a layer's weights with, or None for other choices."""
         return self.ranges[layer].moments if self.choices[layer].is_gptq else None
 
     @property
     def names(self) -> dict[str, str]:
-        """Return layer name -> choice name."""
+        """Layer name -> choice name."""
         return {layer: choice.name for layer, choice in self.choices.items()}
 
     @property
     def key(self) -> str:
-        """Return the identity of the choices: two candidates with one key are the same candidate."""
+        """Identity of the choices: candidates with equal keys are the same candidate."""
         return map_key(self.names)
 
 
 def map_key(names: Mapping[str, str]) -> str:
-    """Return a 32-digit hexadecimal digest of layer name -> choice name, whatever its order."""
+    """Return a 32-digit hexadecimal digest of layer name -> choice name; the order does not matter."""
     canonical = json.dumps(dict(names), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -9,13 +9,13 @@ from search_spaces.choice import FULL_PRECISION, LayerChoice, choice_named
 from search_spaces.errors import SpaceError, unknown
 from search_spaces.layer import Layer
 
-#: Says why a choice cannot run a layer, or None if it can.
+#: Returns why a layer cannot run with a choice, or None if it can.
 Supports = Callable[[Layer, LayerChoice], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRule:
-    """What the user wants or knows of the layers a pattern matches. Exactly one of the four is set."""
+    """What the user requires or knows about the layers a pattern matches. Exactly one of the last four is set."""
 
     #: Shell-style pattern over layer names, for example ``encoder.layer.0.*``.
     pattern: str
@@ -25,7 +25,7 @@ class LayerRule:
     deny: tuple[str, ...] | None = None
     #: This choice is taken, without search.
     pin: str | None = None
-    #: Quantizing the layers is expected to diverge by so many times what is expected otherwise.
+    #: Factor on the divergence that is expected from quantizing the layers.
     sensitivity: float | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class LayerRule:
             )
 
     def matches(self, layer: str) -> bool:
-        """Return whether the rule is about a layer."""
+        """Return whether the pattern matches the layer name."""
         return fnmatch.fnmatchcase(layer, self.pattern)
 
     def names(self) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class LayerRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Layers that take one choice together."""
+    """Layers that share one choice."""
 
     #: Name shared by the layers; also the parameter's name in the study.
     name: str
@@ -70,19 +70,19 @@ class SearchSpace:
 
     @property
     def free_groups(self) -> tuple[Group, ...]:
-        """Return the groups that have more than one choice: the parameters of the search."""
+        """Groups that have more than one choice: the parameters of the search."""
         return tuple(group for group in self.groups if len(group.choices) > 1)
 
     @property
     def size(self) -> int:
-        """Return the number of different maps in the space."""
+        """Number of different maps in the space."""
         return math.prod(len(group.choices) for group in self.groups)
 
     def layer_choices(self, assignment: Mapping[str, str]) -> dict[str, str]:
         """Return layer name -> choice name for an assignment of choices to the free groups.
 
         Raises:
-            SpaceError: if a group is missing, or takes a choice it does not have.
+            SpaceError: if a group is missing, or is assigned a choice it cannot take.
         """
         choices = {}
         for group in self.groups:
@@ -102,13 +102,13 @@ class SearchSpace:
         )
 
     def assignment(self, layer_choices: Mapping[str, str]) -> dict[str, str]:
-        """Return the free groups' choices that ``layer_choices`` amounts to."""
+        """Return the assignment of the free groups that yields ``layer_choices``."""
         return {group.name: layer_choices[group.layers[0]] for group in self.free_groups}
 
     def uniform(self, choice: str) -> dict[str, str]:
         """Return the assignment that takes ``choice`` wherever it is legal.
 
-        A group that cannot take it takes full precision, or else its first choice.
+        Other groups take full precision if they can, else their first choice.
         """
         return {group.name: _nearest(group.choices, choice) for group in self.free_groups}
 
@@ -129,11 +129,11 @@ def build_space(
     Args:
         layers: the model's layers in execution order.
         choices: choice names allowed anywhere, in the order they are listed to the user.
-        supports: the backend's answer for a layer and a choice.
-        rules: the user's rules; all that match a layer apply, a pin wins over the rest.
+        supports: returns why the backend cannot run a layer with a choice, or None if it can.
+        rules: the user's rules; all that match a layer apply, and a pin overrides the others.
 
     Raises:
-        SpaceError: if a pattern matches no layer, or a pinned choice cannot run its layer or its layer's group.
+        SpaceError: if a pattern matches no layer, or a layer or another layer of its group cannot run a pinned choice.
         ChoiceError: if a choice name is unknown.
     """
     _check_patterns(layers, rules)
@@ -149,7 +149,7 @@ def build_space(
         taken = shared or (FULL_PRECISION.name,)
         for member, choice in ((m, c) for m in members for c in legal[m] if c not in taken):
             against = next(m for m in members if choice not in legal[m])
-            refusals[member][choice] = f"takes one choice with {against}, which cannot take it"
+            refusals[member][choice] = f"shares its choice with {against}, which cannot take it"
         groups.append(Group(name=name, layers=members, choices=taken))
     return SearchSpace(layers=tuple(layers), groups=tuple(groups), refusals=refusals)
 
@@ -157,7 +157,7 @@ def build_space(
 def _legal_for(
     layer: Layer, choices: Sequence[str], supports: Supports, rules: Sequence[LayerRule]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the choices ``layer`` may take, full precision if there is no other, and the refusals."""
+    """Return the choices ``layer`` may take (full precision if there are no others), and the refusals."""
     matching = [rule for rule in rules if rule.matches(layer.name)]
     pins = {rule.pin: rule.pattern for rule in matching if rule.pin is not None}
     if len(pins) > 1:
@@ -188,9 +188,9 @@ def _check_pins(
         for other in (name for name in members if pin not in legal[name]):
             reason = refusals[other].get(pin, "it is not among the choices")
             if pin == FULL_PRECISION.name and pin not in refusals[other]:
-                continue  # full precision need not be searched over to be taken
+                continue  # a layer can be pinned to full precision even if the job does not search over it
             raise SpaceError(
-                f"layer {member!r} cannot be pinned to {pin} (pattern {pattern!r}): it takes one choice with "
+                f"layer {member!r} cannot be pinned to {pin} (pattern {pattern!r}): it shares its choice with "
                 f"{other!r}, which cannot take it: {reason}; pin them together"
             )
 

@@ -1,4 +1,4 @@
-"""Tensors in whatever modules take and return: alone, in nested containers, or as a packed sequence."""
+"""Tensors among the inputs and outputs of modules: single, in nested containers, or in packed sequences."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def replaced(value: Any, replace: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return ``value`` with ``replace`` of every tensor in the place of the tensor; other parts stay as they are."""
+    """Return ``value`` with every tensor replaced by ``replace(tensor)``; other parts are unchanged."""
     if isinstance(value, torch.Tensor):
         return replace(value)
     if isinstance(value, Mapping):
@@ -26,13 +26,13 @@ def replaced(value: Any, replace: Callable[[torch.Tensor], torch.Tensor]) -> Any
     if not isinstance(value, tuple | list):
         return value
     parts = [replaced(part, replace) for part in value]
-    # A named tuple, as packed sequences are, takes its parts one by one.
+    # A named tuple, such as a packed sequence, takes its parts as separate arguments.
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """Return what a layer of PyTorch was called with: its first argument, which all of them name ``input``.
+    """Return the input of a PyTorch layer call: the first argument, which every layer names ``input``.
 
-    A packed sequence counts with its data, shape ``(steps of all samples, features)``.
+    For a packed sequence this is its data, shape ``(steps of all samples, features)``.
     """
     return next(tensors_in(args[0] if args else kwargs["input"]))

@@ -1,4 +1,4 @@
-"""A map to measure, and what became of it."""
+"""A map to measure, and the outcome of measuring it."""
 
 import math
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from workers.measurement import Failure, Measurement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incumbent:
-    """Something that candidates must be faster than, unless they are better than it."""
+    """A measured map or a limit that a candidate must beat on latency, unless it beats it on quality."""
 
     #: Latency relative to full precision.
     latency_ratio: float
-    #: Accuracy that excuses a slower candidate if it has more; None if accuracy does not count.
+    #: A candidate with higher accuracy may be slower; None if accuracy does not count.
     accuracy: float | None = None
-    #: Divergence that excuses a slower candidate if it has less; None if divergence does not count.
+    #: A candidate with lower divergence may be slower; None if divergence does not count.
     divergence: float | None = None
 
 
@@ -23,21 +23,21 @@ class Incumbent:
 class Candidate:
     """One map to measure."""
 
-    #: The driver's number for it; comes back with the outcome.
+    #: Number given by the driver; the outcome carries it too.
     number: int
     #: Layer name -> choice name.
     choices: Mapping[str, str]
-    #: Latency is not measured if the accuracy is below this; None always measures it.
+    #: Latency is measured only if the accuracy reaches this floor; None always measures it.
     accuracy_floor: float | None = None
-    #: The same for the accuracy on shifted data.
+    #: Floor for the accuracy on shifted data, with the same effect.
     shifted_floor: float | None = None
-    #: Measured at full fidelity: more passes, and the accuracy on held-out data too.
+    #: Whether to measure at full fidelity: more timed passes, and accuracy on held-out data as well.
     final: bool = False
-    #: A candidate slower than one of them, and no better, is hopeless; its latency need not be measured to the end.
+    #: A candidate that is slower than an incumbent without better quality is hopeless, so its timing may stop early.
     incumbents: tuple[Incumbent, ...] = ()
 
     def slowest_hopeful(self, accuracy: float, divergence: float) -> float:
-        """Return the latency ratio from which on the candidate is hopeless, given its quality; infinity if none."""
+        """Return the latency ratio above which the candidate is hopeless, given its quality; infinity if none."""
         beating = (
             incumbent.latency_ratio
             for incumbent in self.incumbents
@@ -49,11 +49,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a submitted candidate."""
+    """Result of a submitted candidate."""
 
     candidate: Candidate
     result: Measurement | Failure
-    #: Times it was started, 1 if nothing went wrong.
+    #: Number of times a worker started it; 1 if nothing went wrong.
     attempts: int
-    #: Process or actor that measured it.
+    #: Name of the process or actor that measured it.
     worker: str

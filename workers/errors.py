@@ -1,10 +1,10 @@
-"""Errors of measuring; all are ``search_spaces.errors.AutotuneError``."""
+"""Measurement errors; all derive from ``search_spaces.errors.AutotuneError``."""
 
 from search_spaces.errors import AutotuneError
 
 
 class TaskError(AutotuneError):
-    """An unknown task, a wrong task parameter, or data that a task needs and does not find."""
+    """An unknown task, a wrong task parameter, or missing task data."""
 
 
 class BackendError(AutotuneError):
@@ -12,7 +12,7 @@ class BackendError(AutotuneError):
 
 
 class CalibrationError(AutotuneError):
-    """Calibration data from which no range can be taken."""
+    """Calibration data that yields no range."""
 
 
 class PoolError(AutotuneError):
@@ -20,4 +20,4 @@ class PoolError(AutotuneError):
 
 
 class ClusterLostError(PoolError):
-    """A cluster that is gone or does not answer; another one can take its place."""
+    """A cluster that is gone or does not respond; another one can replace it."""

@@ -1,4 +1,4 @@
-"""Optional packages, imported where they are needed."""
+"""Optional packages: imports with a clear error, and checks whether they are installed."""
 
 import importlib.util
 import logging
@@ -11,14 +11,14 @@ from workers.errors import BackendError
 
 @contextmanager
 def optional_libraries(user: str, extra: str) -> Iterator[None]:
-    """Import and call packages of an extra inside this context, without what they log and warn of.
+    """Silence the logs and warnings of packages of an extra that are imported and called inside this context.
 
     Args:
-        user: what needs them, for people.
-        extra: of this distribution, that installs them.
+        user: what needs the packages, for the error message.
+        extra: extra of this distribution that installs them.
 
     Raises:
-        BackendError: if one is not installed.
+        BackendError: if a package is not installed.
     """
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -33,7 +33,7 @@ def optional_libraries(user: str, extra: str) -> Iterator[None]:
 
 
 def missing(packages: Sequence[str], extra: str) -> str | None:
-    """Return that the first of ``packages`` that is not installed is needed, or None if all are installed."""
+    """Return a message about the first of ``packages`` that is not installed, or None if all are installed."""
     absent = next((package for package in packages if importlib.util.find_spec(package) is None), None)
     return None if absent is None else _needs(absent, extra)
 

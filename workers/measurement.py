@@ -1,4 +1,4 @@
-"""What measuring one candidate yields, as plain data."""
+"""The measurement of one candidate, as plain data."""
 
 import enum
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ Samples = npt.NDArray[np.float64]
 
 
 class Workload(enum.StrEnum):
-    """What production does with a model, timed on its own."""
+    """A use of the model in production that is timed separately."""
 
     #: One forward pass; every task has it.
     FORWARD = "forward"
-    #: Reading a prompt up to the first token of the answer.
+    #: Processing a prompt up to the first generated token.
     PREFILL = "prefill"
-    #: Writing one more token of an answer.
+    #: Generating one more token.
     DECODE = "decode"
-    #: Answering a whole request: reading its prompt and writing all of the answer.
+    #: Serving a whole request: prefill, then every token of the answer.
     REQUEST = "request"
-    #: Making a whole sample of a generative model, by many passes.
+    #: Generating a whole sample, in many passes.
     SAMPLING = "sampling"
 
 
@@ -30,9 +30,10 @@ class Split(enum.StrEnum):
 
     #: Seen by the search.
     EVALUATION = "evaluation"
-    #: Kept from the search; only verification looks at it.
+    #: Hidden from the search; used only to verify its results.
     HELD_OUT = "held_out"
-    #: Unlike what calibrated, as production's inputs may become; only tasks with ``has_shifted`` have it.
+    #: Distributed differently from the calibration data, as production inputs may become; only tasks with
+    #: ``has_shifted`` have it.
     SHIFTED = "shifted"
 
 
@@ -43,7 +44,7 @@ class LatencySamples:
     workload: Workload = Workload.FORWARD
     #: Samples in one forward pass.
     batch_size: int
-    #: Latency of each forward pass of the candidate in ms, in the order measured; shape ``(n,)``.
+    #: Latency of each pass of the candidate in ms, in measurement order; shape ``(n,)``.
     candidate_ms: Samples
     #: Latency of each interleaved pass of the full-precision model in ms; shape ``(m,)``.
     reference_ms: Samples
@@ -51,17 +52,17 @@ class LatencySamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Where a measurement was taken: everything that may change its figures."""
+    """Where a measurement was taken: everything that may affect its figures."""
 
     #: Processor or accelerator, for example ``Intel(R) Xeon(R) Processor, 2 cores``.
     hardware: str
-    #: Its kind: figures of two kinds do not compare. Empty in records from before kinds were told apart.
+    #: Kind of hardware; figures from different kinds are not comparable. Empty in records older than this field.
     kind: str = ""
     #: Backend that ran the layers.
     backend: str
-    #: Threads PyTorch used inside one operator.
+    #: PyTorch's threads per operator.
     threads: int
-    #: One-minute load average when measuring began, this process included.
+    #: One-minute load average at the start of the measurement, this process included.
     load: float
     #: Package or interpreter -> version.
     versions: Mapping[str, str]
@@ -69,7 +70,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Figures of one candidate. What was not measured is None (accuracy ruled the candidate out)."""
+    """Figures of one candidate. Figures that were not measured, because accuracy ruled the candidate out, are None."""
 
     #: Task metric, higher is better.
     accuracy: float
@@ -77,25 +78,27 @@ class Measurement:
     divergence: float
     #: Bytes of all parameters, buffers and packed weights of the model.
     weight_bytes: int
-    #: Latencies: a forward pass at the first batch size, the job's other workloads at that size, then forward
-    #: passes at the other sizes; empty if ruled out before timing.
+    #: Latencies: the forward pass at the first batch size, the job's other workloads at that size, then the forward
+    #: pass at the other sizes. Empty if accuracy ruled the candidate out before timing.
     latency: tuple[LatencySamples, ...]
-    #: Whether timing stopped early, because the candidate was slower than others that are no worse.
+    #: Whether timing stopped early because the candidate was slower than a rival of equal or better quality.
     gave_up: bool = False
-    #: Largest sum of live activation bytes in one pass of any of the task's workloads at the first batch size, what
-    #: it keeps between passes included; None if ruled out before.
+    #: Peak of live activation bytes over the task's workloads at the first batch size, including what a workload
+    #: keeps between passes; None if the candidate was ruled out first.
     working_bytes: int | None
-    #: Task metric on held-out data, which the search never sees, and full precision's; None unless final.
+    #: Task metric of the candidate and of full precision on held-out data, which the search never sees; None unless
+    #: final.
     held_out: tuple[float, float] | None = None
-    #: Task metric and mean divergence on shifted data; None if the task has none, or accuracy ruled it out before.
+    #: Task metric and mean divergence on shifted data; None if the task has none or the candidate was ruled out first.
     shifted: tuple[float, float] | None = None
     #: Wall-clock seconds the whole measurement took.
     seconds: float
-    #: Seconds of it spent inside forward passes.
+    #: Seconds of it spent in forward passes.
     forward_seconds: float
-    #: Seconds the backend's runtime took to make a session of the map; None if it makes none. No part of a latency.
+    #: Seconds the backend's runtime took to create a session for the map; None if it creates none. Not included in any
+    #: latency.
     session_seconds: float | None = None
-    #: Where it was taken.
+    #: Where the measurement was taken.
     environment: Environment
 
 
@@ -108,7 +111,7 @@ class FailureCause(enum.StrEnum):
     CRASH = "crash"
     #: The worker ran out of memory.
     OUT_OF_MEMORY = "out_of_memory"
-    #: The measurement did not end in time.
+    #: The measurement did not finish in time.
     TIMEOUT = "timeout"
 
 
@@ -119,5 +122,5 @@ class Failure:
     cause: FailureCause
     #: What happened, in one line.
     message: str
-    #: How often it was tried.
+    #: Number of attempts.
     attempts: int

@@ -1,4 +1,4 @@
-"""Outputs of a model on a task's data, and how far they diverge from full precision's."""
+"""A model's outputs on a task's data, and their divergence from full precision."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from torch import nn
 from workers.errors import TaskError
 from workers.task import Batch, OutputKind, Split, Task
 
-#: Bytes of outputs compared at once; in float64, with what is computed of them, they take twenty times as much.
+#: Bytes of outputs compared at once; float64 copies and intermediate results take about twenty times as much.
 _BYTES_AT_ONCE = 1 << 20
 
 
@@ -23,7 +23,11 @@ def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:
 
 
 def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.Tensor:
-    """Return the model's outputs on ``batches``. See ``outputs``."""
+    """Return the model's outputs on ``batches``, in order; shape ``(samples, ...)``, fp32, CPU.
+
+    Raises:
+        TaskError: if batches yield outputs of several shapes.
+    """
     whole, rows = torch.empty(0), 0
     with torch.inference_mode():
         for index, batch in enumerate(batches):
@@ -34,8 +38,8 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.
                     f"{tuple(whole[:rows].shape)} and then {tuple(part.shape)}; pad or pool them in forward"
                 )
             if index == 0 or rows + len(part) > len(whole):
-                # Room for the batches to come, if they are like this one: logits of all batches take too much memory
-                # to be there twice, as parts and joined. Pages that are never written to take none.
+                # Allocate room for the remaining batches, assuming their size: logits of all batches are too large to
+                # hold both as parts and joined. Pages that are never written take no memory.
                 room = part.new_empty((len(part) * (len(batches) - index), *part.shape[1:]))
                 whole = torch.cat([whole[:rows], room]) if rows else room
             whole[rows : rows + len(part)] = part
@@ -44,7 +48,7 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.
 
 
 def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split) -> torch.Tensor:
-    """Return what the accuracy of ``split`` is taken of: what the task has the model generate, else the outputs."""
+    """Return what the task's accuracy takes: the result of its ``generate`` if it has one, else ``outputs``."""
     generate: Callable[[nn.Module, Split], torch.Tensor] | None = getattr(task, "generate", None)
     if generate is None:
         return outputs
@@ -55,40 +59,40 @@ def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split) ->
 def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKind) -> torch.Tensor:
     """Return each sample's divergence from full precision: 0 for equal outputs, shape ``(samples,)``.
 
-    Embeddings: ``1 - cos``. Logits: ``KL(reference || candidate)`` in nats. Both are taken in float64
-    over the last dimension and averaged over the dimensions between, for example the tokens. Where it
-    is undefined, as for nan, it is infinite: a model that overflows is measured like any other, and
+    Embeddings: ``1 - cos``. Logits: ``KL(reference || candidate)`` in nats. Both are computed in float64
+    over the last dimension and averaged over the dimensions in between, for example the tokens. Undefined
+    values such as nan count as infinite, so that a model that overflows is measured like any other and
     never looks good.
 
     Args:
         candidate: outputs of the candidate, shape ``(samples, ..., features)``.
         reference: outputs of full precision, same shape.
-        kind: what the outputs are.
+        kind: kind of the outputs.
 
     Raises:
-        TaskError: if the outputs have no dimension of features.
+        TaskError: if the outputs have no feature dimension.
     """
     if candidate.dim() < 2:
         raise TaskError(
             f"a task's outputs must have shape (samples, ..., features), but got {tuple(candidate.shape)}; "
-            "return one row a sample from forward"
+            "return one row per sample from forward"
         )
     measure = _cosine if kind is OutputKind.EMBEDDING else _kullback_leibler
     rows = max(1, _BYTES_AT_ONCE // (candidate.element_size() * max(1, candidate.shape[-1])))
     pieces = zip(*(torch.split(part.flatten(0, -2), rows) for part in (candidate, reference)), strict=True)
     each = torch.cat([measure(some.double(), theirs.double()) for some, theirs in pieces]).view(candidate.shape[:-1])
     averaged = each.flatten(1).mean(dim=1) if each.dim() > 1 else each
-    # Rounding can leave a divergence of nearly equal outputs a hair below zero.
+    # Rounding can make the divergence of nearly equal outputs slightly negative.
     return averaged.clamp(min=0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
 
 
 def _cosine(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     distance = 1.0 - F.cosine_similarity(candidate, reference, dim=-1)
-    return distance.masked_fill((candidate == reference).all(dim=-1), 0.0)  # two zero vectors have no angle
+    return distance.masked_fill((candidate == reference).all(dim=-1), 0.0)  # the angle of zero vectors is undefined
 
 
 def _kullback_leibler(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     log_reference = F.log_softmax(reference, dim=-1)
     probability = log_reference.exp()
     each = probability * (log_reference - F.log_softmax(candidate, dim=-1))
-    return each.masked_fill(probability == 0.0, 0.0).sum(dim=-1)  # 0 log 0 = 0: masked classes say nothing
+    return each.masked_fill(probability == 0.0, 0.0).sum(dim=-1)  # 0 log 0 = 0: masked classes contribute nothing

@@ -1,4 +1,4 @@
-"""Secrets by reference: ``${secret:NAME}`` in a task's parameters is replaced where the task is built, nowhere else."""
+"""Secrets by reference: ``${secret:NAME}`` in a task's parameters is replaced only where the task is built."""
 
 import os
 import re
@@ -8,20 +8,20 @@ from typing import Any
 
 from workers.errors import TaskError
 
-#: Before a secret's name in the variable that holds it.
+#: Prefix of the environment variable that holds a secret.
 _VARIABLE = "AUTOTUNE_SECRET_"
-#: The variable with the folder that has a file for each secret.
+#: Environment variable that names a folder with one file per secret.
 _FOLDER = "AUTOTUNE_SECRETS"
 _REFERENCE = re.compile(r"\$\{secret:([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-#: Keys whose values are secrets, by their last words.
+#: Keys whose values are secrets, recognised by their last words.
 _SECRET_KEYS = re.compile(
     r"(^|[_\W])(password|passwd|passphrase|secret|token|credentials?|(api|access|private|secret)_?key)$", re.IGNORECASE
 )
 
 
 def problems(parameters: object, key: str = "") -> Iterator[str]:
-    """Yield what is wrong with the secrets in a task's parameters; never the values themselves."""
+    """Yield a message for each misused secret in a task's parameters; messages never contain the values."""
     if isinstance(parameters, dict):
         for name, value in parameters.items():
             yield from problems(value, str(name))
@@ -34,16 +34,16 @@ def problems(parameters: object, key: str = "") -> Iterator[str]:
             yield f"{key}: a reference to a secret must be ${{secret:NAME}}, with letters, digits and _ in the name"
     elif not isinstance(parameters, bool | None) and _SECRET_KEYS.search(_words(key)):
         yield (
-            f"{key}: must be no secret itself, as job files are stored and shown; write ${{secret:NAME}} and set "
+            f"{key}: must not contain a secret, because job files are stored and shown; write ${{secret:NAME}} and set "
             f"{_VARIABLE}NAME where the workers run"
         )
 
 
 def resolved(parameters: Any) -> Any:
-    """Return parameters with the secrets in the place of their references.
+    """Return parameters with each reference replaced by its secret.
 
     Raises:
-        TaskError: if a secret is not known here.
+        TaskError: if this worker does not have a secret.
     """
     if isinstance(parameters, dict):
         return {name: resolved(value) for name, value in parameters.items()}
@@ -57,7 +57,7 @@ def resolved(parameters: Any) -> Any:
 def _secret(name: str) -> str:
     folder = os.environ.get(_FOLDER)
     value = os.environ.get(f"{_VARIABLE}{name}")
-    # The name is checked here as well: it becomes part of a path.
+    # Check the name here as well, because it becomes part of a path.
     if value is None and folder and _NAME.fullmatch(name):
         file = Path(folder, name)
         value = file.read_text(encoding="utf-8").rstrip("\r\n") if file.is_file() else None
@@ -70,5 +70,5 @@ def _secret(name: str) -> str:
 
 
 def _words(key: str) -> str:
-    """Return a key in camelCase as one with underscores."""
+    """Return a camelCase key with underscores between its words."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)

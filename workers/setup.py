@@ -1,4 +1,4 @@
-"""What a worker is told, and what it says about the model once it is ready; plain data."""
+"""The setup that a worker gets, and the model description that it returns once it is ready; plain data."""
 
 import enum
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, Workload
 
-#: Bytes of prepared layers that a worker keeps, unless the installed map alone has more.
+#: Bytes of prepared layers that a worker caches; the installed map alone may exceed them.
 CACHE_BYTES = 4 << 30
 
 
@@ -19,7 +19,7 @@ class ObserverKind(enum.StrEnum):
 
     #: Smallest to largest value seen.
     MINMAX = "minmax"
-    #: Central share of the values seen.
+    #: Range that covers a central share of the values seen.
     PERCENTILE = "percentile"
     #: Range with the least expected squared quantization error.
     MSE = "mse"
@@ -27,16 +27,16 @@ class ObserverKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationSettings:
-    """How static ranges are calibrated."""
+    """How layer inputs are calibrated."""
 
     observer: ObserverKind = ObserverKind.MINMAX
-    #: Share of values inside the range, in percent; only the percentile observer reads it.
+    #: Share of values inside the range, in percent; used by the percentile observer only.
     percentile: float = 99.99
-    #: Whether biases make up for the mean error of rounded weights.
+    #: Whether biases compensate for the mean error of rounded weights.
     bias_correction: bool = False
-    #: Whether factors that smooth inputs are sought too, for the choices that need them.
+    #: Whether to calibrate smoothing factors, for the choices that need them.
     smoothing: bool = False
-    #: Whether second moments of inputs are sought too, for the choices that need them.
+    #: Whether to calibrate second moments of the inputs, for the choices that need them.
     moments: bool = False
 
 
@@ -44,19 +44,19 @@ class CalibrationSettings:
 class MeasurementSettings:
     """How latency and accuracy are measured."""
 
-    #: Batch sizes timed; objectives and constraints read the first.
+    #: Batch sizes to time; objectives and constraints use the first.
     batch_sizes: tuple[int, ...] = (1,)
-    #: Workloads timed beside the forward pass, at the first batch size.
+    #: Workloads to time in addition to the forward pass, at the first batch size.
     workloads: tuple[Workload, ...] = ()
-    #: How fast requests come on average, which their response times under load depend on; None without a load.
+    #: Average arrival rate of requests, which determines response times under load; None without a load.
     requests_per_second: float | None = None
-    #: Threads inside one operator; 0 takes every core the worker may use.
+    #: Threads per operator; 0 uses every core available to the worker.
     threads: int = 0
-    #: Timed forward passes of a candidate at each batch size.
+    #: Timed passes of a candidate per workload and batch size.
     repeats: int = 100
-    #: Timed forward passes of a map that is measured at full fidelity.
+    #: Timed passes of a map that is measured at full fidelity.
     final_repeats: int = 500
-    #: Seconds of warm-up at least, before latencies are looked at for stability.
+    #: Minimum seconds of warm-up, before the timer checks latencies for stability.
     warmup_s: float = 0.2
 
 
@@ -68,134 +68,136 @@ class WorkerSetup:
     task: str
     #: The task's parameters.
     task_parameters: Mapping[str, Any] = field(default_factory=dict)
-    #: Backend name; ``auto`` takes the best one for the hardware.
+    #: Backend name; ``auto`` selects the best one for the hardware.
     backend: str = "auto"
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     measurement: MeasurementSettings = field(default_factory=MeasurementSettings)
-    #: A Python file that registers tasks, run by each worker before it builds the task. Comes from
+    #: A Python file that registers tasks; each worker runs it before it builds the task. It comes from
     #: the command line only, never from a job file or the database.
     task_file: str | None = None
-    #: Bytes of prepared layers kept; beyond, those used longest ago are prepared again when they are needed.
+    #: Bound of the cache of prepared layers, in bytes; the least recently used layers are evicted.
     cache_bytes: int = CACHE_BYTES
     #: Ranges from an earlier calibration of the same job; None calibrates now.
     ranges: Mapping[str, ActivationRange] | None = None
-    #: Layer name -> bits of int8 weights in int8 products, of the same job or a map; None takes what is exact here.
+    #: Layer name -> bits of int8 weights in int8 products, from the same job or a map; None uses as many as are exact
+    #: on this processor.
     weight_bits: Mapping[str, int] | None = None
-    #: Layer name -> choice name -> kernel, of the same job or a map; others are chosen by timing. Two kernels of one
-    #: choice differ in the last bits of their outputs, so numbers are only equal where kernels are.
+    #: Layer name -> choice name -> kernel, from the same job or a map; other kernels are chosen by timing. Kernels of
+    #: one choice differ in the last bits of their outputs, so results are reproducible only with equal kernels.
     kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def continued(self, description: "ModelDescription") -> "WorkerSetup":
-        """Return the setup for another worker of a job, whose numbers equal those of the described one."""
-        # Jobs of before had 8 bits everywhere.
+        """Return the setup for another worker of the job, which then computes the same numbers as the described one."""
+        # Jobs recorded before weight bits existed used 8 bits everywhere.
         bits = {layer.name: description.weight_bits.get(layer.name, 8) for layer in description.layers}
         return replace(self, ranges=description.calibration.ranges, weight_bits=bits, kernels=description.kernels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """Which workers a job has."""
+    """The workers of a job."""
 
     #: Number of workers.
     count: int = 1
-    #: CPUs of each worker, fractions allowed; None shares the cores of a machine.
+    #: CPUs per worker, fractions allowed; None divides the cores of a machine among the workers.
     cpus: float | None = None
-    #: GPUs of each worker, fractions allowed.
+    #: GPUs per worker, fractions allowed.
     gpus: float = 0.0
     #: Address of a Ray cluster, or ``local`` for a private one on this machine.
     ray_address: str = "local"
-    #: Whether other jobs use the cluster too: then ``count`` is the most there may be, and workers are waited for.
+    #: Whether other jobs share the cluster. If so, ``count`` is an upper limit and the pool waits for its first worker.
     shared: bool = False
-    #: Kind of hardware the user wants, or a part of its name in any case; None takes what most workers fit on.
+    #: Kind of hardware the user wants, or part of its name, case-insensitive; None selects the kind with room for the
+    #: most workers.
     hardware: str | None = None
-    #: Kind of hardware that measured for the job before; then no other will do. Empty if none is known.
+    #: Kind of hardware that has already measured for the job, which later workers must match; empty if unknown.
     kind: str = ""
-    #: Seconds after which a measurement counts as hung and its worker is replaced.
+    #: Seconds after which the pool considers a measurement hung and replaces its worker.
     trial_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationHistogram:
-    """How a layer's inputs were distributed in calibration."""
+    """Distribution of a layer's inputs during calibration."""
 
     #: Lower edge of the first bin, and upper edge of the last.
     low: float
     high: float
-    #: Values in each of the equal bins between them.
+    #: Number of values in each of the equal-width bins.
     counts: tuple[int, ...]
-    #: Share of the values outside the calibrated range, to the width of a bin of the observer.
+    #: Share of the values outside the calibrated range, accurate to one bin of the observer.
     clipped: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What one calibration pass found."""
+    """Result of calibration."""
 
     #: Layer name -> range of its input.
     ranges: Mapping[str, ActivationRange]
-    #: Layer name -> histogram of its input; empty if the pass that found the ranges recorded none.
+    #: Layer name -> histogram of its input; empty if none were recorded with the ranges.
     histograms: Mapping[str, ActivationHistogram] = field(default_factory=dict)
     #: Samples in the calibration batches.
     samples: int
-    #: Seconds the pass took.
+    #: Seconds of the calibration pass.
     seconds: float
-    #: Seconds another pass took that found smoothing factors; None if none were sought.
+    #: Seconds of the additional pass for smoothing factors; None if there was none.
     smoothing_seconds: float | None = None
-    #: Seconds another pass took that found second moments; None if none were sought.
+    #: Seconds of the additional pass for second moments; None if there was none.
     moments_seconds: float | None = None
-    #: Layer name -> share of its inputs on shifted data that lie outside the range, so that static quantization
-    #: clips them; None if the task has no shifted data.
+    #: Layer name -> share of its inputs on shifted data that static quantization clips, because they lie outside the
+    #: range; None if the task has no shifted data.
     clipped: Mapping[str, float] | None = None
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """Return what calibration lacks for ``layer`` to take ``choice``, or None if nothing."""
+        """Return what calibration lacks for ``layer`` to take ``choice``, or None if it lacks nothing."""
         known = self.ranges.get(layer.name)
         if choice.is_smooth and (known is None or known.smoothing is None):
-            return f"needs smoothing factors, which calibration seeks only if search.choices has {choice.name}"
+            return f"needs smoothing factors, which are calibrated only if search.choices includes {choice.name}"
         if choice.is_gptq and (known is None or known.moments is None):
-            return f"needs second moments, which calibration seeks only if search.choices has {choice.name}"
+            return f"needs second moments, which are calibrated only if search.choices includes {choice.name}"
         return None
 
 
 class Estimator(enum.StrEnum):
     """How sensitivities were estimated."""
 
-    #: Products of the layers' errors with random gradients from the outputs.
+    #: Products of layer errors with random gradients backpropagated from the outputs.
     GRADIENT = "gradient"
-    #: Relative errors of the layers' own outputs, scaled to the uniform maps.
+    #: Relative errors of the layers' own outputs, scaled to the measured divergence of the uniform maps.
     LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProbe:
-    """What is expected of one layer if it alone takes one choice."""
+    """Predicted effect of quantizing one layer alone with one choice."""
 
     layer: str
     choice: str
     #: Predicted divergence from full precision; 0 for full precision itself.
     divergence: float
-    #: Milliseconds inside the layer in one pass of the job's first batch size.
+    #: Milliseconds spent in the layer during one pass at the job's first batch size.
     latency_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """What is expected of every layer and choice before any map was measured."""
+    """Predicted effects of every layer and choice, taken before any map is measured."""
 
-    #: One for each layer and each choice it can take, full precision included.
+    #: One per layer and choice it can take, full precision included.
     layers: tuple[LayerProbe, ...]
-    #: Milliseconds of a full-precision pass, taken together with the layers'.
+    #: Milliseconds of a full-precision pass, measured together with the layers.
     pass_ms: float
     #: How the divergences were estimated, and on how many samples.
     estimator: Estimator
     samples: int
-    #: Seconds the probes took.
+    #: Seconds that probing took.
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """What a ready worker says about the model; the driver builds the search space from it."""
+    """A ready worker's description of the model; the driver builds the search space from it."""
 
     #: sha256 over names, shapes, types and bytes of the state dict.
     fingerprint: str
@@ -209,13 +211,13 @@ class ModelDescription:
     other_bytes: int
     calibration: Calibration
     environment: Environment
-    #: Workloads the task can be timed in beside the forward pass.
+    #: Workloads of the task that can be timed in addition to the forward pass.
     workloads: tuple[Workload, ...] = ()
-    #: Module name -> why its weights stay in full precision, for modules that are no quantizable layers.
+    #: Module name -> why its weights stay in full precision, for modules that are not quantizable layers.
     skipped: Mapping[str, str] = field(default_factory=dict)
-    #: Layer name -> bits of int8 weights in int8 products, 8 where it is absent.
+    #: Layer name -> bits of int8 weights in int8 products; absent layers use 8.
     weight_bits: Mapping[str, int] = field(default_factory=dict)
-    #: Layer name -> choice name -> the kernel that computes it, where the backend has several; the fastest was taken.
+    #: Layer name -> choice name -> the fastest kernel, where the backend has several.
     kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def weight_bytes(self, names: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""The ``Task`` seam: what a user gives to have a model tuned."""
+"""The ``Task`` protocol: what a user provides to tune a model."""
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ Batch = Any
 
 
 class OutputKind(enum.StrEnum):
-    """What the model's outputs are, which decides how divergence from full precision is taken."""
+    """Kind of the model's outputs, which determines how divergence from full precision is computed."""
 
     #: Vectors compared by angle: divergence is 1 - cos.
     EMBEDDING = "embedding"
@@ -26,7 +26,7 @@ class OutputKind(enum.StrEnum):
 
 @runtime_checkable
 class Task(Protocol):
-    """A model with the data that calibrates, evaluates and times it.
+    """A model with the data to calibrate, evaluate and time it.
 
     Every method is deterministic: two workers that build the same task hold the same model and data.
     """
@@ -39,7 +39,7 @@ class Task(Protocol):
         ...
 
     def calibration(self) -> Sequence[Batch]:
-        """Return the batches that fix static activation ranges; never evaluated on."""
+        """Return the batches that determine static activation ranges; they are never used for evaluation."""
         ...
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
@@ -51,9 +51,9 @@ class Task(Protocol):
         ...
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return the metric, higher is better, of the outputs of all batches of ``split`` in order.
+        """Return the metric (higher is better) of the outputs of all batches of ``split``, in order.
 
-        If the task has a method ``generate(model, split)``, that is called with what it returns instead.
+        If the task has a method ``generate(model, split)``, ``outputs`` is what that method returned.
         """
         ...
 
@@ -64,16 +64,16 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """How a workload is run to be timed."""
+    """How to run a workload for timing."""
 
-    #: Gets a model ready, untimed; what it returns is handed to every run of that model, and is on its device.
+    #: Prepares a model, untimed. Its result is passed to every run of that model and lies on the model's device.
     prepare: Callable[[nn.Module], Any]
-    #: What is timed.
+    #: The timed part.
     run: Callable[[nn.Module, Any], object]
 
 
 def workloads(task: Task, batch_size: int) -> dict[Workload, Timed]:
-    """Return how a task's workloads are run: the forward pass, and what its method ``workloads`` may add."""
+    """Return the workloads of a task: the forward pass, and those its method ``workloads`` adds, if it has one."""
     batch = task.latency_batch(batch_size)
     forward = Timed(prepare=lambda model: batch, run=task.forward)
     more: Callable[[int], Mapping[Workload, Timed]] | None = getattr(task, "workloads", None)
@@ -81,5 +81,5 @@ def workloads(task: Task, batch_size: int) -> dict[Workload, Timed]:
 
 
 def splits(task: Task) -> tuple[Split, ...]:
-    """Return the splits that a task has: the shifted one only if its attribute ``has_shifted`` is true."""
+    """Return the splits of a task; the shifted one is included only if its attribute ``has_shifted`` is true."""
     return tuple(Split) if getattr(task, "has_shifted", False) else (Split.EVALUATION, Split.HELD_OUT)

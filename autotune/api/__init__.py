@@ -1,1 +1,1 @@
-"""The HTTP API: everything the command line can do with jobs, for those who have a token."""
+"""The HTTP API: everything the command line can do with jobs, for users with a token."""

@@ -1,4 +1,4 @@
-"""The application: routes behind a guard, with errors and a description of their own."""
+"""The application: routes behind a guard, with error handlers and an OpenAPI description."""
 
 import functools
 import threading
@@ -29,7 +29,7 @@ from search_spaces.errors import AutotuneError
 _TITLE = "quant-autotune"
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "What is wrong, and the way out", "content": _ERROR}
+    status: {"description": "What is wrong and how to fix it", "content": _ERROR}
     for status in sorted({*STATUSES.values()})
 }
 
@@ -41,8 +41,8 @@ def create_app(store: Store, settings: ApiSettings, check_database: Callable[[],
 
     Args:
         store: where jobs are recorded.
-        settings: who may call.
-        check_database: raises an error unless the database can be used by this version.
+        settings: who may call, and how often.
+        check_database: raises an error unless this version can use the database.
     """
     app = FastAPI(
         title=_TITLE,
@@ -66,31 +66,31 @@ def create_app(store: Store, settings: ApiSettings, check_database: Callable[[],
     return app
 
 
-@_service.get("/healthz", summary="Whether the process answers", response_model=dict[str, str])
+@_service.get("/healthz", summary="Check that the process responds", response_model=dict[str, str])
 def is_alive() -> Response:
-    """Answer."""
+    """Respond while the process runs."""
     return answer(dict[str, str], {"status": "ok"})
 
 
-@_service.get("/readyz", summary="Whether the database can be used", response_model=dict[str, str])
+@_service.get("/readyz", summary="Check that the database can be used", response_model=dict[str, str])
 def is_ready(request: Request) -> Response:
-    """Look whether the database is reached, and its tables are those of this version."""
+    """Check that the database is reachable and its tables match this version."""
     try:
         request.app.state.check_database()
     except AutotuneError:
-        # Whoever asks has no token, so that it is not told where the database is.
-        return problem("StoreUnavailableError", "the database cannot be used; its service's log says why", 503)
+        # Callers need no token, so the answer must not reveal where the database is.
+        return problem("StoreUnavailableError", "the database cannot be used; see the service's log for the cause", 503)
     return answer(dict[str, str], {"status": "ok"})
 
 
 @_service.get(
     "/metrics",
-    summary="Figures for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
     openapi_extra=needs(Scope.VIEWER),
 )
 def show_metrics(request: Request) -> Response:
-    """Return figures in Prometheus' text format."""
+    """Return metrics in Prometheus' text format."""
     return PlainTextResponse(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
@@ -133,8 +133,8 @@ def _malformed(request: Request, error: Exception) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    # The traceback goes to the log; whoever asks learns nothing of the inside.
-    return problem("AutotuneError", "the service failed; its log says why", 500)
+    # The traceback goes to the log; the caller learns no internals.
+    return problem("AutotuneError", "the service failed; see its log for the cause", 500)
 
 
 _HANDLERS = {AutotuneError: _refused, HTTPException: _unknown, RequestValidationError: _malformed, Exception: _failed}

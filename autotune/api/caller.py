@@ -1,4 +1,4 @@
-"""Who asks: what every route gets from its request."""
+"""The caller of a route: the holder of the request's token, and the client that acts for it."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,21 +12,21 @@ from autotune.jobs.records import JobRecord, Scope, TokenRecord
 from autotune.jobs.timestamps import now
 from autotune.store.base import Store
 
-#: Version of the API, first in the path of every route about jobs.
+#: Version of the API: the first part of the path of every route about jobs.
 PREFIX = "/v1"
 _KEY = "x-scope"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """The holder of a token, with what can be done in that name."""
+    """The holder of a token, with a client that acts in the holder's name."""
 
     holder: TokenRecord
     client: LocalClient
     store: Store
 
     def is_admitted(self) -> bool:
-        """Return whether the token is valid still; where none is needed there is none."""
+        """Return whether the token is still valid; always true if no token is needed."""
         found = self.store.token(self.holder.id) if self.holder.id else (self.holder, "")
         return found is not None and found[0].is_valid(now())
 
@@ -34,7 +34,8 @@ class Session:
         """Return a job that the holder may change.
 
         Raises:
-            NotFoundError, ForbiddenError: if there is none, or it is somebody else's.
+            NotFoundError: if there is no such job.
+            ForbiddenError: if the job belongs to somebody else.
         """
         job = self.store.job(job_id)
         if job.owner != self.holder.name and not self.holder.scope.includes(Scope.ADMIN):
@@ -43,15 +44,15 @@ class Session:
 
 
 def needs(scope: Scope) -> dict[str, Any]:
-    """Return what marks a route with the scope it needs; the API's description shows it too."""
+    """Return the OpenAPI extension that marks a route with the scope it needs."""
     return {_KEY: scope.value}
 
 
 def check_scope(request: Request) -> None:
-    """Refuse a token whose scope is too narrow for the route; a route that is not marked is for admins.
+    """Reject a token whose scope is too narrow for the route; a route without a mark is for admins.
 
     Raises:
-        ForbiddenError: if it is.
+        ForbiddenError: if the scope is too narrow.
     """
     if request.url.path in OPEN:
         return
@@ -59,7 +60,7 @@ def check_scope(request: Request) -> None:
     needed = Scope(marks.get(_KEY, Scope.ADMIN))
     holder: TokenRecord = request.scope[HOLDER]
     if not holder.scope.includes(needed):
-        raise ForbiddenError(f"this needs a token of scope {needed}, but that of {holder.name} is a {holder.scope}'s")
+        raise ForbiddenError(f"this needs a token of scope {needed}, but {holder.name}'s has scope {holder.scope}")
 
 
 def _session(request: Request) -> Session:

@@ -1,4 +1,4 @@
-"""The route on which a service tells what is new about a job, as server-sent events."""
+"""The route that streams a job's updates as server-sent events."""
 
 import asyncio
 import time
@@ -18,9 +18,9 @@ from autotune.jobs.records import Scope
 
 router = APIRouter(prefix=PREFIX)
 
-#: Seconds of silence after which a line without meaning is sent, so that nobody takes the connection for dead.
+#: Seconds of silence after which an empty comment is sent, so that nobody considers the connection dead.
 _SILENCE_S = 10.0
-#: Seconds after which a listener has to ask again.
+#: Seconds after which a stream ends, so that the client must reconnect.
 _LONGEST_S = 900.0
 
 
@@ -28,16 +28,16 @@ _LONGEST_S = 900.0
     "/jobs/{job_id}/progress",
     summary="Follow a job",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "One ``Update`` an event"}},
+    responses={200: {"content": {"text/event-stream": {}}, "description": "One ``Update`` per event"}},
     openapi_extra=needs(Scope.VIEWER),
 )
 async def follow(
     request: Request,
     caller: Caller,
     job_id: JobId,
-    last: Annotated[str, Header(alias="Last-Event-ID", description="Id of the last event that arrived.")] = "0",
+    last: Annotated[str, Header(alias="Last-Event-ID", description="Id of the last event received.")] = "0",
 ) -> StreamingResponse:
-    """Send what is new about a job as server-sent events, until it neither waits nor runs, or the token is no more."""
+    """Send a job's updates as server-sent events, until it is no longer queued or running or the token is invalid."""
     if not (last.isascii() and last.isdecimal() and int(last) < 2**31):
         raise JobSpecError(f"Last-Event-ID must be the id of an event, but got {last[:20]!r}")
     watcher = Watcher(caller.store, job_id, position=int(last))
@@ -47,14 +47,14 @@ async def follow(
 
 
 async def _events(request: Request, caller: Session, watcher: Watcher, update: Update | None) -> AsyncIterator[bytes]:
-    started = told = time.monotonic()
+    started = sent = time.monotonic()
     while True:
         if update is not None:
             yield b"id: %d\ndata: %s\n\n" % (update.position, json_records.dump(Update, update))
-            told = time.monotonic()
-        elif time.monotonic() - told > _SILENCE_S:
+            sent = time.monotonic()
+        elif time.monotonic() - sent > _SILENCE_S:
             yield b":\n\n"
-            told = time.monotonic()
+            sent = time.monotonic()
         is_over = request.app.state.stopping.is_set() or time.monotonic() - started > _LONGEST_S
         if is_over or not watcher.is_live:
             return
@@ -64,4 +64,4 @@ async def _events(request: Request, caller: Session, watcher: Watcher, update: U
                 return
             update = await run_in_threadpool(watcher.look)
         except StoreUnavailableError:
-            update = None  # the next look may find it again; meanwhile the connection stays
+            update = None  # keep the connection: the database may be available at the next poll

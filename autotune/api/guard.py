@@ -1,4 +1,4 @@
-"""What stands before every route: hosts, tokens, a cap on bodies, headers, counting."""
+"""Middleware in front of every route: checks hosts, tokens and body sizes, sets headers and counts requests."""
 
 import time
 from collections import deque
@@ -28,9 +28,9 @@ from autotune.jobs.timestamps import now
 from autotune.store.base import Store
 from search_spaces.errors import AutotuneError
 
-#: The only paths that need no token: whether the service is there.
+#: The only paths that need no token: the health checks.
 OPEN = ("/healthz", "/readyz")
-#: Where the guard leaves the token of a request.
+#: Key of the ASGI scope under which the guard stores the request's token record.
 HOLDER = "autotune.holder"
 
 _HEADERS = {
@@ -43,14 +43,14 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets requests through to the routes."""
+    """Passes admitted requests on to the routes."""
 
     def __init__(self, app: ASGIApp, *, store: Store, settings: ApiSettings, metrics: Metrics) -> None:
         self._app, self._store, self._settings, self._metrics = app, store, settings, metrics
         self._failures = _Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -59,7 +59,7 @@ class Guard:
         async def answer(message: Message) -> None:
             nonlocal status, seconds
             if message["type"] == "http.response.start":
-                # Until the answer begins: a stream lasts as long as its job.
+                # Measured until the response starts, because a stream lasts as long as its job.
                 status, seconds = message["status"], time.monotonic() - started
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
@@ -79,7 +79,7 @@ class Guard:
         headers = Headers(scope=scope)
         self._check_host(headers)
         if b"%00" in scope["raw_path"] + scope["query_string"]:
-            raise JobSpecError("a URL must hold no NUL characters, which databases refuse")
+            raise JobSpecError("a URL must not contain NUL characters, because databases reject them")
         length = headers.get("Content-Length", "0")
         if len(length) > len(str(MAX_BYTES)) or (length.isdecimal() and int(length) > MAX_BYTES):
             raise _too_large()
@@ -102,18 +102,18 @@ class Guard:
         return await run_in_threadpool(tokens.holder, self._store, text.strip())
 
     def _check_host(self, headers: Headers) -> None:
-        """Refuse names and pages of others, by which a browser could be made to call this service."""
+        """Reject foreign host names and origins, with which other web pages could make a browser call this service."""
         named = {"Host": f"//{headers.get('Host', '')}", "Origin": headers.get("Origin", "//localhost")}
         for header, url in named.items():
             if _host(url) not in self._settings.hosts:
                 raise ForbiddenError(
-                    f"this service does not answer to {header} {headers.get(header, '')!r}; "
+                    f"this service does not accept {header} {headers.get(header, '')!r}; "
                     "if it should, start it with --host-name"
                 )
 
 
 class _Failures:
-    """Requests with wrong tokens lately, by the address they came from. Right tokens are never slowed down."""
+    """Counts recent requests with invalid tokens per client address. Requests with valid tokens are never limited."""
 
     _MOST, _WINDOW_S, _ADDRESSES = 20, 60.0, 10_000
 
@@ -121,7 +121,7 @@ class _Failures:
         self._times: dict[str, deque[float]] = {}
 
     def count(self, address: str) -> None:
-        """Count one more.
+        """Count one failure.
 
         Raises:
             TooManyRequestsError: if there were too many.
@@ -143,7 +143,7 @@ def _host(url: str) -> str:
 
 
 def _capped(receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """Return ``receive`` for bodies of a limited size, whatever their header says."""
+    """Return ``receive`` with a limit on the body's size, whatever its header claims."""
     read = 0
 
     async def receive_some() -> Message:

@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests of this process, and jobs and trials as the database counts them."""
+"""Metrics for Prometheus: this process's requests, and the database's counts of jobs and trials."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,15 @@ from prometheus_client.registry import Collector
 from autotune.jobs.records import JobState, TrialState
 from autotune.store.base import Store
 
-# When a counter was made is when this process started, which Prometheus notices anyway.
+# Counters are created when the process starts, and Prometheus detects restarts anyway.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-#: Other methods are counted as one: callers without a token could invent any number of them.
+#: Other methods are counted as "other", because callers without a token could invent any number of them.
 _METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS")
 
 
 class Metrics:
-    """The figures of one API."""
+    """The metrics of one API process."""
 
     def __init__(self, store: Store) -> None:
         self._registry = CollectorRegistry()
@@ -31,7 +31,7 @@ class Metrics:
         )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
+        """Count one request."""
         self._requests.labels(method if method in _METHODS else "other", route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
@@ -45,11 +45,11 @@ class _StoreCollector(Collector):
         self._store = store
 
     def describe(self) -> list[Metric]:
-        """Say nothing beforehand, or registering would already ask the database."""
+        """Return no descriptions, so that registering does not query the database."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the figures over all jobs."""
+        """Yield the metrics over all jobs."""
         found = self._store.statistics()
         jobs = GaugeMetricFamily("autotune_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:

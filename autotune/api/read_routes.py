@@ -1,4 +1,4 @@
-"""Routes that look at jobs."""
+"""Routes that read jobs."""
 
 from typing import Annotated, Any
 
@@ -20,12 +20,12 @@ from workers.tasks import TaskInfo
 router = APIRouter(prefix=PREFIX)
 
 _VIEW = needs(Scope.VIEWER)
-#: Largest number that databases keep in an integer column.
+#: Largest number that fits an integer column of a database.
 _LARGEST = 2**31 - 1
 
 JobId = Annotated[str, Path(max_length=64, description="Id of the job.")]
 Number = Annotated[int, Path(ge=0, le=_LARGEST, description="Number of the trial.")]
-Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
+Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")]
 Names = Annotated[list[str], Query(min_length=1, max_length=100)]
 Numbers = Annotated[list[Annotated[int, Query(ge=0, le=_LARGEST)]] | None, Query(max_length=100)]
 
@@ -34,10 +34,10 @@ Numbers = Annotated[list[Annotated[int, Query(ge=0, le=_LARGEST)]] | None, Query
 def list_jobs(
     caller: Caller,
     state: JobState | None = None,
-    after: Annotated[str | None, Query(max_length=64, description="The ``next`` of the page before.")] = None,
+    after: Annotated[str | None, Query(max_length=64, description="The ``next`` of the previous page.")] = None,
     limit: Limit = 50,
 ) -> Response:
-    """Return a page of jobs; all of them by asking on until ``next`` is null."""
+    """Return a page of jobs; request further pages until ``next`` is null."""
     jobs = caller.client.records.jobs(state=state, after=after, limit=limit + 1)
     following = jobs[limit - 1].id if len(jobs) > limit else None
     return answer(json_records.JobPage, json_records.JobPage(jobs=tuple(jobs[:limit]), next=following))
@@ -45,7 +45,7 @@ def list_jobs(
 
 @router.get("/find-job", summary="Find a job by name", response_model=JobRecord, openapi_extra=_VIEW)
 def find_job(caller: Caller, reference: Annotated[str, Query(max_length=100)]) -> Response:
-    """Return the job with that id, start of an id, or name; ``last`` is the newest."""
+    """Return the job with the given id, start of an id, or name; ``last`` is the newest."""
     return answer(JobRecord, caller.client.find(reference))
 
 
@@ -57,7 +57,7 @@ def show_job(caller: Caller, job_id: JobId) -> Response:
 
 @router.get("/tallies", summary="Count jobs' trials", response_model=json_records.Tallies, openapi_extra=_VIEW)
 def show_tallies(caller: Caller, job: Names) -> Response:
-    """Return how far jobs have come, by id."""
+    """Return the jobs' progress by id."""
     return answer(json_records.Tallies, json_records.Tallies(tallies=dict(caller.client.records.tallies(job))))
 
 
@@ -65,11 +65,11 @@ def show_tallies(caller: Caller, job: Names) -> Response:
 def list_trials(
     caller: Caller,
     job_id: JobId,
-    after: Annotated[int, Query(ge=-1, le=_LARGEST, description="The ``next`` of the page before.")] = -1,
+    after: Annotated[int, Query(ge=-1, le=_LARGEST, description="The ``next`` of the previous page.")] = -1,
     limit: Limit = 100,
     number: Numbers = None,
 ) -> Response:
-    """Return a page of a job's trials by ascending number; with ``number``, only these."""
+    """Return a page of a job's trials by ascending number; ``number`` selects trials."""
     trials = caller.client.records.trials(job_id, numbers=number, after=after, limit=limit + 1)
     following = trials[limit - 1].number if len(trials) > limit else None
     return answer(json_records.TrialPage, json_records.TrialPage(trials=tuple(trials[:limit]), next=following))
@@ -88,7 +88,7 @@ def show_trial(caller: Caller, job_id: JobId, number: Number) -> Response:
     openapi_extra=_VIEW,
 )
 def show_latency(caller: Caller, job_id: JobId, number: Number) -> Response:
-    """Return a trial's raw latencies, by batch size; empty if it was not timed."""
+    """Return a trial's raw latencies, one entry per workload and batch size; empty if it was not timed."""
     samples = caller.client.records.latency(job_id, number)
     return answer(tuple[json_records.Latency, ...], tuple(map(json_records.Latency.of, samples)))
 
@@ -107,10 +107,10 @@ def list_events(caller: Caller, job_id: JobId, start: Annotated[int, Query(ge=0,
 
 @router.get("/jobs/{job_id}/probes", summary="Show sensitivities", response_model=Probes, openapi_extra=_VIEW)
 def show_job_probes(caller: Caller, job_id: JobId) -> Response:
-    """Return what was expected of a job's layers before any map was measured."""
+    """Return the predicted effects of a job's layers, taken before any map was measured."""
     found = probes_of(caller.store, caller.client.records.job(job_id))
     if found is None:
-        raise NotFoundError(f"job {job_id} has no sensitivities: none yet, or its sampler probes no layers")
+        raise NotFoundError(f"job {job_id} has no sensitivities yet, or its sampler does not probe layers")
     return answer(Probes, found)
 
 
@@ -137,7 +137,7 @@ def export_map(
 
 @router.get("/tasks", summary="List tasks", response_model=list[TaskInfo], openapi_extra=_VIEW)
 def list_tasks(caller: Caller) -> Response:
-    """Return the tasks that a job file may name, with their parameters."""
+    """Return the tasks available to job files, with their parameters."""
     return answer(list[TaskInfo], caller.client.tasks())
 
 

@@ -1,4 +1,4 @@
-"""Answers of the API: records as JSON, and errors with their status."""
+"""Responses of the API: records as JSON, and errors with their HTTP status."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from autotune.client import json_records
 from search_spaces.errors import AutotuneError, ChoiceError, MapError, SpaceError
 from workers.errors import TaskError
 
-#: Error -> status; the first entry an error is an instance of counts.
+#: Error class -> HTTP status; the first entry that an error is an instance of applies.
 STATUSES: dict[type[AutotuneError], int] = {
     errors.TooLargeError: 413,
     errors.JobSpecError: 422,
@@ -25,23 +25,23 @@ STATUSES: dict[type[AutotuneError], int] = {
     errors.TooManyRequestsError: 429,
     errors.StoreUnavailableError: 503,
 }
-#: What callers should do about a status, in the words of HTTP.
+#: HTTP status -> headers that tell callers how to proceed.
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}, 503: {"Retry-After": "1"}}
 
 
 def answer(kind: Any, value: object, *, status: int = 200) -> Response:
-    """Return the answer that holds a value of type ``kind``."""
+    """Return the response with a value of type ``kind`` as JSON."""
     return Response(json_records.dump(kind, value), status, media_type="application/json")
 
 
 def refusal(error: AutotuneError) -> Response:
-    """Return the answer that tells an error."""
+    """Return the response for an error."""
     status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 500)
     return problem(type(error).__name__, str(error), status)
 
 
 def problem(kind: str, message: str, status: int) -> Response:
-    """Return the answer that tells what is wrong."""
+    """Return an error response of the given kind, message and status."""
     content = json_records.dump(
         json_records.ErrorAnswer, json_records.ErrorAnswer(error=json_records.Problem(kind=kind, message=message))
     )

@@ -1,4 +1,4 @@
-"""A web server in a thread of its own, so that it can run beside a controller and end with it."""
+"""A web server in its own thread, so that it can run in a controller's process and end with it."""
 
 import logging
 import socket
@@ -14,7 +14,7 @@ from autotune.store.open import check
 
 _log = logging.getLogger(__name__)
 
-#: Seconds that requests have to end when the server does.
+#: Seconds that running requests have to finish when the server stops.
 _GRACE_S = 5
 
 
@@ -22,10 +22,10 @@ class ApiServer:
     """Serves the API of a database."""
 
     def __init__(self, store: Store, database: str, settings: ApiSettings) -> None:
-        """Listen; nothing is answered yet.
+        """Bind the address; ``start`` begins to serve requests.
 
         Raises:
-            JobSpecError: if the address cannot be listened on.
+            JobSpecError: if the server cannot listen on the address.
         """
         self._settings = settings
         self._app = create_app(store, settings, lambda: check(database))
@@ -43,20 +43,20 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        """Return where the API answers."""
+        """URL of the API."""
         address, port = self._socket.getsockname()[:2]
         return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
     def start(self) -> None:
-        """Answer requests from now on."""
+        """Start serving requests."""
         self._thread.start()
-        needed = "tokens are needed" if self._settings.authentication else "NO token is needed"
-        _log.info("the API answers at %s; %s", self.url, needed)
+        needed = "tokens are required" if self._settings.authentication else "NO token is required"
+        _log.info("the API listens at %s; %s", self.url, needed)
         if self._settings.address not in LOOPBACK:
-            _log.info("tokens cross the network as they are; put a proxy that speaks TLS before the API")
+            _log.info("tokens cross the network unencrypted; put a TLS proxy in front of the API")
 
     def stop(self) -> None:
-        """Let requests end, and stop."""
+        """Let running requests finish, then stop."""
         self._app.state.stopping.set()
         self._server.should_exit = True
         self._thread.join(2 * _GRACE_S)

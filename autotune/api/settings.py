@@ -1,43 +1,43 @@
-"""How the API works; plain data."""
+"""Settings of the API, as plain data."""
 
 from dataclasses import dataclass
 
 from autotune.client.local import Limits
 from autotune.errors import JobSpecError
 
-#: Names and addresses that only this machine can mean.
+#: Names and addresses that always mean this machine.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-#: What each user may ask for.
+#: Default limits per user.
 LIMITS = Limits(live_jobs=100, trials=100_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
-    """What ``autotune api`` or ``autotune serve --listen`` was told.
+    """Options of ``autotune api`` and ``autotune serve --listen``.
 
     Raises:
-        JobSpecError: if others could reach an API that asks for no token.
+        JobSpecError: if other machines could reach an API that requires no token.
     """
 
     address: str = "127.0.0.1"
     port: int = 8123
-    #: Names the service may be called by, besides ``address`` and those of loopback.
+    #: Host names that requests may use, in addition to ``address`` and the loopback names.
     host_names: tuple[str, ...] = ()
     #: Whether callers need a token.
     authentication: bool = True
-    #: What each user may ask for.
+    #: Limits per user.
     limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
         if not self.authentication and self.address not in LOOPBACK:
             raise JobSpecError(
                 f"without authentication the API listens on loopback only, but got address {self.address!r}; "
-                "leave --no-authentication out and make tokens by: autotune token add NAME"
+                "omit --no-authentication and create tokens with: autotune token add NAME"
             )
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Return the hosts that requests may be for; any other one is an attacker's name for this address."""
+        """Hosts that requests may name; any other host may be an attacker's name for this address."""
         return frozenset(name.lower() for name in (*LOOPBACK, self.address, *self.host_names))
 
 
@@ -45,7 +45,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     """Return address and port of ``ADDRESS:PORT``.
 
     Raises:
-        JobSpecError: if it is not that.
+        JobSpecError: if the text has another form.
     """
     address, _, port = text.rpartition(":")
     if not address or not port.isdecimal() or not 0 < int(port) < 65536:

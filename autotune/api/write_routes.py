@@ -1,4 +1,4 @@
-"""Routes that submit jobs and steer them, and those about tokens."""
+"""Routes that submit and control jobs, and routes that manage tokens."""
 
 import logging
 from typing import Annotated, Any
@@ -23,36 +23,36 @@ router = APIRouter(prefix=PREFIX)
 
 Key = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", description="The same key and job again return the job recorded first."),
+    Header(alias="Idempotency-Key", description="Repeating a request with the same key and job returns the first job."),
 ]
 _SUBMIT = needs(Scope.SUBMITTER)
 _ADMIN = needs(Scope.ADMIN)
 
 
 class Plan(BaseModel):
-    """What may change of a job while it runs; what is left out stays."""
+    """Changes to a job that are allowed while it runs; omitted fields stay unchanged."""
 
     model_config = ConfigDict(extra="forbid")
 
     trials: int | None = None
-    #: Null takes the limit away.
+    #: Null removes the limit.
     time_limit_s: float | None = None
     priority: int | None = None
 
 
 class TokenRequest(BaseModel):
-    """A token to be made."""
+    """A token to create."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
     scope: Scope = Scope.SUBMITTER
-    #: Days until it expires; null is never.
+    #: Days until it expires; null means never.
     days: float | None = None
 
 
 def _takes(model: type[BaseModel], *more_types: str) -> dict[str, Any]:
-    """Return the description of a body that is read by hand, so that its errors are told like all others."""
+    """Return the OpenAPI description of a body that routes parse themselves, to report its errors like all others."""
     content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
     types = ("application/json", *more_types)
     return {"requestBody": {"required": True, "content": dict.fromkeys(types, content)}}
@@ -70,9 +70,9 @@ def submit_job(
     body: Body,
     content_type: Annotated[str, Header()] = "application/json",
     key: Key = None,
-    priority: Annotated[int, Query(description="Jobs of higher priority are started first.")] = 0,
+    priority: Annotated[int, Query(description="Jobs with higher priority start first.")] = 0,
 ) -> Response:
-    """Queue the job that a job file describes, in JSON or YAML."""
+    """Queue the job described by a job file in JSON or YAML."""
     spec = JobSpec.read(body, source="job file", as_json="json" in content_type)
     job = caller.client.submit(spec, key=_decoded(key), priority=priority)
     return _done("submitted", caller, job, status=201)
@@ -82,25 +82,25 @@ def submit_job(
     "/jobs/{job_id}/clone", summary="Clone a job", status_code=201, response_model=JobRecord, openapi_extra=_SUBMIT
 )
 def clone_job(caller: Caller, job_id: JobId, key: Key = None) -> Response:
-    """Submit a job again as a new one of your own."""
+    """Submit a copy of a job as your own new job."""
     return _done("cloned", caller, caller.client.clone(job_id, key=_decoded(key)), status=201)
 
 
 @router.post("/jobs/{job_id}/pause", summary="Pause a job", response_model=JobRecord, openapi_extra=_SUBMIT)
 def pause_job(caller: Caller, job_id: JobId) -> Response:
-    """Stop one of your jobs for now."""
+    """Pause one of your jobs."""
     return _done("paused", caller, caller.client.pause(caller.own(job_id).id))
 
 
 @router.post("/jobs/{job_id}/resume", summary="Resume a job", response_model=JobRecord, openapi_extra=_SUBMIT)
 def resume_job(caller: Caller, job_id: JobId) -> Response:
-    """Queue one of your jobs to go on."""
+    """Queue one of your jobs to continue."""
     return _done("resumed", caller, caller.client.resume(caller.own(job_id).id))
 
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", response_model=JobRecord, openapi_extra=_SUBMIT)
 def cancel_job(caller: Caller, job_id: JobId) -> Response:
-    """Give one of your jobs up; what it found is kept."""
+    """Cancel one of your jobs; its results are kept."""
     return _done("cancelled", caller, caller.client.cancel(caller.own(job_id).id))
 
 
@@ -111,42 +111,42 @@ def cancel_job(caller: Caller, job_id: JobId) -> Response:
     openapi_extra=_SUBMIT | _takes(Plan),
 )
 def change_plan(caller: Caller, job_id: JobId, body: Body) -> Response:
-    """Change the trials, the time limit or the priority of one of your jobs, also while it runs."""
+    """Change the trials, the time limit or the priority of one of your jobs, even while it runs."""
     changes = _parsed(Plan, body).model_dump(exclude_unset=True)
     return _done("replanned", caller, caller.client.change_plan(caller.own(job_id).id, **changes))
 
 
 @router.post(
     "/tokens",
-    summary="Make a token",
+    summary="Create a token",
     status_code=201,
     response_model=NewToken,
     openapi_extra=_ADMIN | _takes(TokenRequest),
 )
 def add_token(caller: Caller, body: Body) -> Response:
-    """Return a new token. Its text is shown this once."""
+    """Create a token. Only this response contains its text."""
     wanted = _parsed(TokenRequest, body)
     made = caller.client.add_token(wanted.name, scope=wanted.scope, days=wanted.days)
-    _log.info("token %s of %s made by %s", made.token.id, made.token.name, caller.holder.name)
+    _log.info("token %s of %s created by %s", made.token.id, made.token.name, caller.holder.name)
     return answer(NewToken, made, status=201)
 
 
 @router.get("/tokens", summary="List tokens", response_model=list[TokenRecord], openapi_extra=_ADMIN)
 def list_tokens(caller: Caller) -> Response:
-    """Return all tokens without their texts, oldest first."""
+    """Return all tokens, without their texts, oldest first."""
     return answer(list[TokenRecord], caller.client.tokens())
 
 
 @router.delete("/tokens/{token_id}", summary="Revoke a token", response_model=TokenRecord, openapi_extra=_ADMIN)
 def revoke_token(caller: Caller, token_id: Annotated[str, Path(max_length=64)]) -> Response:
-    """Make a token invalid from now on."""
+    """Revoke a token with immediate effect."""
     revoked = caller.client.revoke_token(token_id)
     _log.info("token %s of %s revoked by %s", revoked.id, revoked.name, caller.holder.name)
     return answer(TokenRecord, revoked)
 
 
 def _decoded(key: str | None) -> str | None:
-    # Headers hold Latin letters only, so a key may come percent-encoded.
+    # Headers can hold Latin-1 characters only, so clients may percent-encode the key.
     return None if key is None else unquote(key)
 
 

@@ -1,1 +1,1 @@
-"""Jobs as their users see them: the same calls on a database and on the HTTP API of a service."""
+"""Operations on jobs for users: the same calls work on a database and on a service's HTTP API."""

@@ -1,4 +1,4 @@
-"""Submit jobs, steer them and find them again: what the command line, the API and the dashboard share."""
+"""Submit, control and find jobs: the functions shared by the command line, the API and the dashboard."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.store.base import ReadStore, Store
 
-#: Characters of the key of a submission at most, as the database keeps it.
+#: Maximum number of characters of a submission's key, as stored in the database.
 _LONGEST_KEY = 255
-#: Priorities go from minus this to this.
+#: Largest absolute value of a priority.
 _HIGHEST_PRIORITY = 1000
 
 
@@ -29,20 +29,20 @@ def submit(
     owner: str = "local",
     most_live: int | None = None,
 ) -> JobRecord:
-    """Record a new job and return it; nothing runs yet.
+    """Record a new job and return it; it does not run yet.
 
     Args:
-        store: where it is recorded.
-        spec: what is to be done.
-        served: whether any controller may drive it, or only this process.
-        key: makes submitting again harmless: the same key and job return the job recorded first.
-        priority: jobs of higher priority are started first.
-        owner: who submits it.
-        most_live: jobs its owner may have that wait or run; None is without a limit.
+        store: records the job.
+        spec: the content of the job file.
+        served: whether any controller may drive the job, or only this process.
+        key: makes retries safe: submitting the same job with the same key again returns the job recorded first.
+        priority: jobs with higher priority start first.
+        owner: the user who submits the job.
+        most_live: maximum number of the owner's queued and running jobs; None for no limit.
 
     Raises:
-        ConflictError: if the key was used for another job, or its owner has too many jobs.
-        JobSpecError: if the key is empty, long or not one line, or the priority is out of range.
+        ConflictError: if the key was used for another job, or the owner has too many jobs.
+        JobSpecError: if the key is empty, too long or not one line, or the priority is out of range.
     """
     _check_priority(priority)
     if key is not None and not (key.isprintable() and 1 <= len(key) <= _LONGEST_KEY):
@@ -68,33 +68,33 @@ def submit(
 def clone(
     store: Store, job: JobRecord, *, key: str | None = None, owner: str = "local", most_live: int | None = None
 ) -> JobRecord:
-    """Submit the job again as a new one; see ``submit``."""
+    """Submit a copy of the job as a new job; see ``submit``."""
     return submit(store, job.spec, key=key, priority=job.priority, owner=owner, most_live=most_live)
 
 
 def pause(store: Store, job_id: str) -> JobRecord:
-    """Stop the job for now; if a driver has it, as soon as that looks.
+    """Pause the job. A running driver stops at its next poll.
 
     Raises:
-        ConflictError: if it has ended or is being cancelled.
+        ConflictError: if the job has ended or is being cancelled.
     """
     return store.change_job(job_id, lifecycle.ordered(Order.PAUSE))
 
 
 def cancel(store: Store, job_id: str) -> JobRecord:
-    """Give the job up; what it found is kept. If a driver has it, that happens as soon as the driver looks.
+    """Cancel the job; its results are kept. A running driver stops at its next poll.
 
     Raises:
-        ConflictError: if it has finished.
+        ConflictError: if the job has finished.
     """
     return store.change_job(job_id, lifecycle.ordered(Order.CANCEL))
 
 
 def resume(store: Store, job_id: str, *, most_live: int | None = None) -> JobRecord:
-    """Queue the job for controllers to go on with; one that waits or runs already stays as it is.
+    """Queue the job for controllers to continue; a queued or running job stays unchanged.
 
     Raises:
-        ConflictError: if its owner has ``most_live`` jobs already that wait or run.
+        ConflictError: if the owner already has ``most_live`` queued or running jobs.
     """
     return store.change_job(job_id, lifecycle.requeued, most_live=most_live)
 
@@ -103,20 +103,20 @@ def change_plan(store: Store, job_id: str, *, priority: int | None = None, **sea
     """Change the job's priority, or keys of its ``search`` section such as ``trials`` and ``time_limit_s``.
 
     Raises:
-        JobSpecError: if the job file would not be valid with them, or the priority is out of range.
+        JobSpecError: if the changes would make the job file invalid, or the priority is out of range.
     """
     _check_priority(priority or 0)
     return store.change_job(job_id, lifecycle.replanned(priority=priority, **search))
 
 
 def find_job(store: ReadStore, reference: str) -> JobRecord:
-    """Return the job with that id, that start of an id, or that name; ``last`` is the newest job.
+    """Return the job with the given id, start of an id, or name; ``last`` is the newest job.
 
-    A name several jobs share means the newest of them.
+    If several jobs share a name, the newest is returned.
 
     Raises:
-        NotFoundError: if there is none.
-        ConflictError: if several ids start so.
+        NotFoundError: if no job matches.
+        ConflictError: if several ids start with ``reference``.
     """
     if reference == "last":
         newest = store.jobs(limit=1)
@@ -128,7 +128,8 @@ def find_job(store: ReadStore, reference: str) -> JobRecord:
     by_id = [job for job in jobs if job.id.startswith(reference)]
     by_name = [job for job in jobs if job.name == reference]
     if len(by_id) > 1 and not by_name:
-        raise ConflictError(f"several jobs start with {reference!r}: {', '.join(job.id for job in by_id)}; give more")
+        ids = ", ".join(job.id for job in by_id)
+        raise ConflictError(f"several job ids start with {reference!r}: {ids}; give more characters")
     found = by_name or by_id
     if not found or not reference:
         known = ", ".join(f"{job.id} ({job.name})" for job in jobs[:10]) or "none"

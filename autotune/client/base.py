@@ -1,4 +1,4 @@
-"""The ``Client`` seam: read jobs, submit them and steer them, wherever they are recorded."""
+"""The ``Client`` protocol: read, submit and control jobs, in a database or through a service."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -12,9 +12,10 @@ from workers.tasks import TaskInfo
 
 
 class Client(Protocol):
-    """What users do with jobs; records are equal wherever they come from.
+    """A user's operations on jobs; local and remote clients return equal records.
 
-    Every method may raise ``StoreError``; a remote one also ``AccessError``, if the token does not allow the call.
+    Every method may raise ``StoreError``. A remote client may also raise ``AccessError`` if the token does not allow
+    the call.
     """
 
     @property
@@ -23,35 +24,35 @@ class Client(Protocol):
         ...
 
     def find(self, reference: str) -> JobRecord:
-        """Return the job with that id, start of an id, or name; ``last`` is the newest. See ``jobs.find_job``."""
+        """Return the job with an id, start of an id, or name; ``last`` is the newest. See ``actions.find_job``."""
         ...
 
     def submit(self, spec: JobSpec, *, key: str | None = None, priority: int = 0) -> JobRecord:
-        """Queue a new job; the same key and job return the job queued first. See ``jobs.submit``."""
+        """Queue a new job; a retry with the same key and job returns the first one. See ``actions.submit``."""
         ...
 
     def clone(self, job_id: str, *, key: str | None = None) -> JobRecord:
-        """Submit a job again as a new one."""
+        """Submit a copy of a job as a new job."""
         ...
 
     def pause(self, job_id: str) -> JobRecord:
-        """Stop a job for now. See ``jobs.pause``."""
+        """Pause a job. See ``actions.pause``."""
         ...
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Give a job up; what it found is kept. See ``jobs.cancel``."""
+        """Cancel a job; its results are kept. See ``actions.cancel``."""
         ...
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queue a job to go on."""
+        """Queue a job to continue."""
         ...
 
     def change_plan(self, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
-        """Change a job's priority, or keys of its ``search`` section. See ``jobs.change_plan``."""
+        """Change a job's priority, or keys of its ``search`` section. See ``actions.change_plan``."""
         ...
 
     def follow(self, job_id: str, *, position: int = 0) -> Iterator[Update]:
-        """Yield what is new about a job until it neither waits nor runs; its first events may be left out."""
+        """Yield updates of a job until it is no longer queued or running, without its first ``position`` events."""
         ...
 
     def tasks(self) -> list[TaskInfo]:
@@ -59,7 +60,7 @@ class Client(Protocol):
         ...
 
     def add_token(self, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
-        """Make an access token. See ``access.add_token``."""
+        """Create an access token. See ``tokens.add_token``."""
         ...
 
     def tokens(self) -> list[TokenRecord]:
@@ -67,7 +68,7 @@ class Client(Protocol):
         ...
 
     def revoke_token(self, token_id: str) -> TokenRecord:
-        """Make an access token invalid from now on."""
+        """Revoke an access token with immediate effect."""
         ...
 
     def close(self) -> None:

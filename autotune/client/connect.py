@@ -1,4 +1,4 @@
-"""Open a client by the place where jobs are recorded."""
+"""Open a client for a service or a database."""
 
 from autotune.client.base import Client
 from autotune.client.local import LocalClient
@@ -9,12 +9,12 @@ def connect(where: str | None = None, *, token: str | None = None, read_only: bo
     """Return a client of a service's HTTP API, or of a database.
 
     Args:
-        where: ``http://...`` of a service, or a database URL; None is the usual database.
-        token: access token of the service; a database has none.
-        read_only: whether a database is opened so that nothing can be changed in it.
+        where: ``http://...`` URL of a service, or a database URL; None is the default database.
+        token: access token of the service; a database needs none.
+        read_only: whether to open a database read-only.
 
     Raises:
-        JobSpecError: if it is no URL of a service.
+        JobSpecError: if an HTTP URL is not that of a service.
         StoreError: if the database cannot be opened.
     """
     where = where or default_url()
@@ -27,9 +27,9 @@ def connect_to_service(url: str, token: str | None) -> Client:
     """Return a client of the service at ``url``.
 
     Raises:
-        JobSpecError: if it is no URL of a service.
+        JobSpecError: if ``url`` is not a URL of a service.
     """
-    # Imported here: a database needs no HTTP.
+    # Imported here because a database needs no HTTP.
     from autotune.client.remote import RemoteClient
 
     return RemoteClient(url, token)

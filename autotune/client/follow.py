@@ -1,4 +1,4 @@
-"""What is new about a job, from what is recorded; for people and programs that wait for it."""
+"""Follow a job by polling its records, for people and programs that wait for it."""
 
 import time
 from collections.abc import Iterator
@@ -12,37 +12,37 @@ from autotune.jobs.records import EventRecord, JobRecord, JobState, Order, Trial
 from autotune.metrics.objectives import Objectives
 from autotune.store.base import ReadStore
 
-#: Seconds between two looks at a job.
+#: Seconds between polls of a job.
 LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What is new about a job since the update before."""
+    """What has changed about a job since the previous update."""
 
     state: JobState
-    #: Why it failed; None unless it did.
+    #: Why the job failed; None unless it did.
     error: str | None
     progress: Progress
     events: tuple[EventRecord, ...]
-    #: Events told so far; whoever was cut off goes on from there.
+    #: Number of events reported so far; a follower that lost its connection continues from there.
     position: int
 
 
 class Watcher:
-    """Looks at one job again and again."""
+    """Polls one job."""
 
     def __init__(self, store: ReadStore, job_id: str, *, position: int = 0) -> None:
-        """Watch a job; its first ``position`` events are known already."""
+        """Watch a job; its first ``position`` events are already known."""
         self._store, self._job_id, self._position = store, job_id, position
         self._version = -1
         self._front: tuple[int, ...] = ()
         self._best: TrialRecord | None = None
-        #: Whether the job waited or ran when it was last looked at.
+        #: Whether the job was queued or running at the last poll.
         self.is_live = True
 
     def look(self) -> Update | None:
-        """Return what is new, None if nothing is. The first look always has something to tell.
+        """Poll the job; return an update, or None if nothing has changed. The first poll always returns an update.
 
         Raises:
             NotFoundError: if there is no such job.
@@ -80,7 +80,7 @@ class Watcher:
 
 
 def follow(store: ReadStore, job_id: str, *, position: int = 0) -> Iterator[Update]:
-    """Yield what is new about a job, until it neither waits nor runs.
+    """Yield updates of a job until it is no longer queued or running.
 
     Raises:
         NotFoundError: if there is no such job.
@@ -96,10 +96,11 @@ def follow(store: ReadStore, job_id: str, *, position: int = 0) -> Iterator[Upda
 
 
 def check_outcome(update: Update) -> None:
-    """Return if a job that was watched has finished.
+    """Check that a followed job has finished.
 
     Raises:
-        JobFailedError, OrderedError: if it ended otherwise.
+        JobFailedError: if it failed.
+        OrderedError: if a user paused or cancelled it.
     """
     if update.state is JobState.FAILED:
         raise JobFailedError(f"the job failed: {update.error}")

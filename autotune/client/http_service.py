@@ -1,4 +1,4 @@
-"""Requests to a service's HTTP API, sent again while the service is away."""
+"""Requests to a service's HTTP API, retried while the service is unavailable."""
 
 import time
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from autotune.client import json_records
 from autotune.client.follow import Update
 from autotune.errors import JobSpecError, StoreError, StoreUnavailableError
 
-#: Seconds without an answer after which a call is given up. A service sends something every few seconds.
+#: Seconds without a response after which a call fails. During a stream a service sends something every few seconds.
 _TIMEOUT_S = 60.0
-#: Seconds before a failed call is sent again, at first and at most.
+#: First and longest pause before a retry, in seconds.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
-#: Answers of a service, or of a proxy before it, that is not ready just now.
+#: HTTP statuses of a service, or of a proxy in front of it, that is temporarily unavailable.
 _NOT_READY = (502, 503, 504)
-#: Bytes of one update at most: a job's events and its best map.
+#: Maximum bytes of one update: a job's events and its best map.
 _LARGEST_UPDATE = 1 << 26
 
 T = TypeVar("T")
@@ -31,18 +31,18 @@ class HttpService:
         """Use the service at ``url``.
 
         Args:
-            url: where ``autotune serve --listen`` or ``autotune api`` answers.
-            token: what ``autotune token add`` printed.
-            patience_s: seconds that each later call waits for a service which is down or whose database is.
+            url: URL of ``autotune serve --listen`` or ``autotune api``.
+            token: text printed by ``autotune token add``.
+            patience_s: seconds that each call retries while the service or its database is down.
 
         Raises:
-            JobSpecError: if it is no URL of HTTP, or no text of a token.
+            JobSpecError: if the URL is not an HTTP URL, or the token cannot be a token's text.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise JobSpecError(f"the URL of a service must be http://HOST:PORT or https://HOST, but got {url!r}")
         if token is not None and not (token.isascii() and token.isprintable()):
-            raise JobSpecError("a token must be one line of ASCII; give what 'autotune token add' printed")
+            raise JobSpecError("a token must be one line of ASCII; pass the text that 'autotune token add' printed")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._url, self._patience_s = url, patience_s
         self._http = httpx2.Client(base_url=f"{url.rstrip('/')}/v1/", headers=headers, timeout=_TIMEOUT_S)
@@ -52,7 +52,7 @@ class HttpService:
         return self.ask(kind, "GET", path, params={name: value for name, value in query.items() if value is not None})
 
     def ask(self, kind: type[T], method: str, path: str, **request: Any) -> T:
-        """Return the answer to a request that is safe to send again, which happens while the service is away."""
+        """Send a request that is safe to repeat, retrying while the service is unavailable; return the response's value."""
         patience = _Patience(self._patience_s)
         while True:
             try:
@@ -61,10 +61,10 @@ class HttpService:
                 patience.wait(self.away(error))
 
     def ask_once(self, kind: type[T], method: str, path: str, **request: Any) -> T:
-        """Return the answer to a request that must not be sent again.
+        """Send a request that must not be repeated, and return the response's value.
 
         Raises:
-            StoreUnavailableError: if the service is away; whether it received the request is not known.
+            StoreUnavailableError: if the service is unavailable; it may have received the request.
         """
         try:
             return _read(kind, self._http.request(method, path, **request))
@@ -72,7 +72,7 @@ class HttpService:
             raise self.away(error) from None
 
     def updates(self, path: str, position: int) -> Iterator[Update]:
-        """Yield the updates of a job that still changes; a connection that breaks is made again."""
+        """Yield the updates of a job that still changes; reconnect when the stream breaks."""
         patience = _Patience(self._patience_s)
         is_live = True
         while is_live:
@@ -98,7 +98,7 @@ class HttpService:
                 yield json_records.load(Update, event.data)
 
     def away(self, error: Exception) -> StoreUnavailableError:
-        """Return the error that says that the service is away."""
+        """Return the error for an unavailable service."""
         if isinstance(error, StoreUnavailableError):
             return error
         return StoreUnavailableError(
@@ -108,13 +108,13 @@ class HttpService:
 
 
 class _Patience:
-    """How long a call is sent again."""
+    """The retries of one call."""
 
     def __init__(self, seconds: float) -> None:
         self._give_up, self._pause_s = time.monotonic() + seconds, _FIRST_PAUSE_S
 
     def wait(self, error: StoreUnavailableError) -> None:
-        """Wait before the next try; raises ``error`` if there is to be none."""
+        """Wait before the next attempt, or raise ``error`` if the time is up."""
         if time.monotonic() >= self._give_up:
             raise error
         time.sleep(self._pause_s)
@@ -122,7 +122,7 @@ class _Patience:
 
 
 def _read(kind: type[T], response: httpx2.Response) -> T:
-    """Return what an answer holds, or raise the error it tells."""
+    """Return the value in a response, or raise the error in it."""
     try:
         if response.is_success:
             return json_records.load(kind, response.content)
@@ -130,8 +130,8 @@ def _read(kind: type[T], response: httpx2.Response) -> T:
     except pydantic.ValidationError:
         away = response.status_code in _NOT_READY
         raise (StoreUnavailableError if away else StoreError)(
-            f"{response.url} answered with status {response.status_code} and no answer of this version of the API; "
-            "check the URL, and that client and service are of one version"
+            f"{response.url} responded with status {response.status_code} and not in the format of this API version; "
+            "check the URL, and that client and service have the same version"
         ) from None
     raise json_records.error_of(problem)
 

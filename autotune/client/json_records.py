@@ -1,4 +1,4 @@
-"""Records as JSON and back: what the HTTP API sends is what its client returns, record for record."""
+"""Conversion of records to JSON and back, shared by the HTTP API and its client."""
 
 import functools
 from dataclasses import dataclass
@@ -18,36 +18,36 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPage:
-    """Some of the jobs, newest first."""
+    """A page of jobs, newest first."""
 
     jobs: tuple[JobRecord, ...]
-    #: What to ask for the next page ``after``; None on the last one.
+    #: Value of ``after`` for the next page; None on the last one.
     next: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialPage:
-    """Some of a job's trials, by ascending number."""
+    """A page of a job's trials, by ascending number."""
 
     trials: tuple[TrialRecord, ...]
-    #: What to ask for the next page ``after``; None on the last one.
+    #: Value of ``after`` for the next page; None on the last one.
     next: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tallies:
-    """How far jobs have come, by id."""
+    """Progress of jobs, by id."""
 
     tallies: dict[str, Tally]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Raw latencies of a trial at one batch size."""
+    """Raw latencies of a trial in one workload at one batch size."""
 
     #: Samples in one forward pass.
     batch_size: int
-    #: What was timed.
+    #: Workload that was timed.
     workload: Workload = Workload.FORWARD
     #: Latency of each forward pass in ms, in the order measured.
     candidate_ms: tuple[float, ...]
@@ -56,7 +56,7 @@ class Latency:
 
     @classmethod
     def of(cls, samples: LatencySamples) -> "Latency":
-        """Return the samples as they are sent."""
+        """Return the samples in the form that is sent."""
         candidate_ms, reference_ms = samples.candidate_ms.tolist(), samples.reference_ms.tolist()
         return cls(
             batch_size=samples.batch_size,
@@ -66,7 +66,7 @@ class Latency:
         )
 
     def samples(self) -> LatencySamples:
-        """Return the samples as they were recorded."""
+        """Return the samples in the form that was recorded."""
         return LatencySamples(
             batch_size=self.batch_size,
             workload=self.workload,
@@ -87,12 +87,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorAnswer:
-    """The answer to a request that cannot be carried out."""
+    """The response to a request that fails."""
 
     error: Problem
 
 
-#: Errors that cross the wire, by name.
+#: Errors that the client raises as the service did, by class name.
 _ERRORS: dict[str, type[AutotuneError]] = {
     kind.__name__: kind
     for kind in (
@@ -115,9 +115,9 @@ _ERRORS: dict[str, type[AutotuneError]] = {
 
 
 def dump(kind: Any, value: object) -> bytes:
-    """Return a value of type ``kind`` as JSON; numbers that JSON does not know are text, such as ``"Infinity"``."""
-    # A dataclass takes this setting only from what holds it; here, a list of one.
-    # A mapping that is no dict, such as a trial's packed choices, is sent as one; pydantic would warn of it.
+    """Return a value of type ``kind`` as JSON; numbers that JSON lacks become strings such as ``"Infinity"``."""
+    # A dataclass takes this setting only from its container, here a tuple of one element.
+    # The fallback sends other mappings, such as a trial's packed choices, as dicts; pydantic would warn about them.
     return _holder(kind).dump_json((value,), by_alias=True, fallback=dict, warnings=False)[1:-1]
 
 
@@ -125,14 +125,14 @@ def load(kind: type[T], text: str | bytes) -> T:
     """Return the value of type ``kind`` in a JSON text.
 
     Raises:
-        pydantic.ValidationError: if there is none in it.
+        pydantic.ValidationError: if the text is not a valid value.
     """
     adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type] # mypy does not know that types are hashable
     return adapter.validate_json(text)
 
 
 def error_of(problem: Problem) -> AutotuneError:
-    """Return the error that the service met."""
+    """Return the error that the service raised."""
     return _ERRORS.get(problem.kind, AutotuneError)(problem.message)
 
 

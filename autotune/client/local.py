@@ -17,21 +17,21 @@ from workers.tasks import TaskInfo, list_tasks, task_names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one user may ask for; None is without a limit."""
+    """Limits per user; None means no limit."""
 
-    #: Jobs that wait or run.
+    #: Queued and running jobs.
     live_jobs: int | None = None
-    #: Trials of one job.
+    #: Trials per job.
     trials: int | None = None
-    #: Whether jobs may name tasks that this process does not know; workers may.
+    #: Whether jobs may name tasks that this process does not know, because its workers may know them.
     unknown_tasks: bool = True
 
 
 class LocalClient:
-    """Reads and steers the jobs in a store."""
+    """Reads and controls the jobs in a store."""
 
     def __init__(self, store: Store, *, owner: str = "local", limits: Limits | None = None) -> None:
-        """Use ``store`` in the name of ``owner``."""
+        """Use ``store`` on behalf of ``owner``."""
         self._store, self._owner, self._limits = store, owner, limits or Limits()
 
     @property

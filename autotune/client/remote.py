@@ -18,7 +18,7 @@ from workers.measurement import LatencySamples
 from workers.setup import Probes
 from workers.tasks import TaskInfo
 
-#: Names in one query at most, so that the URL stays short.
+#: Maximum number of names per query, so that the URL stays short.
 _NAMES = 100
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class RemoteRecords:
                 found.extend(page.trials)
                 position = page.next
         if not groups:
-            self.job(job_id)  # raises if there is none
+            self.job(job_id)  # raises if there is no such job
         return found[:limit]
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
@@ -87,7 +87,7 @@ class RemoteRecords:
 
 
 class RemoteClient:
-    """Reads and steers the jobs of a service."""
+    """Reads and controls the jobs of a service."""
 
     def __init__(self, url: str, token: str | None = None, *, patience_s: float = 10.0) -> None:
         """Use the service at ``url``; see ``HttpService``."""
@@ -123,7 +123,7 @@ class RemoteClient:
         return self._service.get(list[TaskInfo], "tasks")
 
     def add_token(self, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
-        # A lost answer would leave a token that nobody knows.
+        # Never retried: a lost response leaves a token whose text nobody knows.
         body = {"name": name, "scope": scope.value, "days": days}
         return self._service.ask_once(NewToken, "POST", "tokens", json=body)
 
@@ -137,7 +137,7 @@ class RemoteClient:
         self._service.close()
 
     def _submit(self, path: str, key: str | None, **request: Any) -> JobRecord:
-        # With a key of its own even a request whose answer was lost can be sent again.
+        # A unique key makes it safe to retry a request whose response was lost.
         headers = {"Idempotency-Key": quote(key) if key is not None else secrets.token_hex(16)}
         return self._service.ask(JobRecord, "POST", path, headers=headers, **request)
 

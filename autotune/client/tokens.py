@@ -1,4 +1,4 @@
-"""Access tokens: what is told to their holder once, and what is kept."""
+"""Access tokens: the text that only the holder gets, and the record in the store."""
 
 import hashlib
 import hmac
@@ -11,7 +11,7 @@ from autotune.jobs.records import Scope, TokenRecord
 from autotune.jobs.timestamps import now
 from autotune.store.base import Store
 
-#: Every token starts so, that tools which look for leaked secrets find it.
+#: Prefix of every token, so that scanners for leaked secrets recognise it.
 _PREFIX = "autotune"
 #: Random bytes of a secret.
 _BYTES = 32
@@ -23,7 +23,7 @@ class NewToken:
     """A token, and the only copy of its text."""
 
     token: TokenRecord
-    #: What its holder sends; nobody can find it out again.
+    #: Text that the holder sends; it cannot be recovered later.
     text: str
 
 
@@ -31,13 +31,13 @@ def add_token(store: Store, name: str, *, scope: Scope = Scope.SUBMITTER, days: 
     """Record a new token.
 
     Args:
-        store: where it is recorded.
-        name: who holds it; owner of the jobs submitted with it.
+        store: records the token.
+        name: its holder, who becomes the owner of the jobs submitted with it.
         scope: what it allows.
-        days: until it expires; None is never.
+        days: days until it expires; None means never.
 
     Raises:
-        JobSpecError: if the name is empty, long or not one line, or the days are not positive.
+        JobSpecError: if the name is empty, too long or not one line, or the days are out of range.
     """
     if not name.isprintable() or not 1 <= len(name) <= _LONGEST_NAME:
         raise JobSpecError(f"a token's name must be one line of 1 to {_LONGEST_NAME} characters, but got {name!r}")
@@ -52,15 +52,15 @@ def add_token(store: Store, name: str, *, scope: Scope = Scope.SUBMITTER, days: 
 
 
 def holder(store: Store, text: str) -> TokenRecord:
-    """Return the valid token that a text is.
+    """Return the record of the valid token with the given text.
 
     Raises:
-        UnauthenticatedError: if it is none; that does not say why.
+        UnauthenticatedError: if there is no such token; the message does not reveal the reason.
     """
     _, _, rest = text.partition("_")
     token_id = rest.partition("_")[0][:32]
     found = store.token(token_id) if token_id.isalnum() else None
-    # Also without a token something is compared, so that time tells nothing.
+    # Compare hashes even without a record, so that the response time reveals nothing.
     known = hmac.compare_digest(_hash(text), found[1] if found else _hash(""))
     if not found or not known or not found[0].is_valid(now()):
         raise UnauthenticatedError("the token is wrong, revoked or expired; ask for one: autotune token add NAME")
@@ -68,5 +68,5 @@ def holder(store: Store, text: str) -> TokenRecord:
 
 
 def _hash(text: str) -> str:
-    # No salt and no slow hash: guessing 256 random bits is hopeless however fast it is.
+    # No salt and no slow hash, because guessing 256 random bits is hopeless at any speed.
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""The service: controllers claim jobs from the queue and run each in a process of its own."""
+"""The service: controllers claim jobs from the queue and run each in its own process."""

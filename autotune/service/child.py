@@ -1,4 +1,4 @@
-"""The process that drives one job: it can crash, hang or be killed without harm to the others."""
+"""The process that drives one job; it can crash, hang or be killed without affecting other jobs."""
 
 import enum
 import logging
@@ -27,27 +27,27 @@ from workers.errors import ClusterLostError
 _log = logging.getLogger(__name__)
 
 
-#: What tells a child to end; Ray has a handler of its own for the usual SIGTERM.
+#: Signal that stops a child; Ray installs its own handler for the usual SIGTERM.
 STOP = signal.SIGUSR1
 
 
 class Ended(enum.IntEnum):
     """How a child ended, as its exit code."""
 
-    #: The job has ended, well or badly, and that is recorded.
+    #: The job has ended, successfully or not, and its end is recorded.
     SETTLED = 0
-    #: Another driver has the job.
+    #: Another driver holds the job.
     LEASE_LOST = 3
-    #: The workers are gone; the job should go on with others.
+    #: The workers are lost; the job should continue with others.
     CLUSTER_LOST = 4
-    #: Told to end; the job should go on elsewhere.
+    #: The controller stopped the child; the job should continue elsewhere.
     STOPPED = 5
-    #: The controller is gone.
+    #: The controller has died.
     ORPHANED = 6
 
 
 def main(settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> None:
-    """Drive a job that the controller has claimed, and end with one of the codes above."""
+    """Drive a job that the controller has claimed, and exit with one of the codes of ``Ended``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the controller too, which then stops its children
     logs.configure(as_json=settings.json_logs, job_id=job_id)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -58,7 +58,7 @@ def main(settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | 
         signal.signal(STOP, signal.SIG_IGN)
         store.close()
     logging.shutdown()
-    # Nothing is left to do that a library's exit handlers could do better or hang in.
+    # Skip the exit handlers of libraries: nothing is left to do, and they might hang.
     os._exit(ended)
 
 
@@ -85,7 +85,7 @@ def _drive(store: Store, settings: ServiceSettings, job_id: str, epoch: int, ray
 
 
 def _give_up(store: Store, job: JobRecord) -> None:
-    """End at once, for example while waiting for workers; an order of the user is thereby carried out."""
+    """Release the job, which carries out the user's order, and exit at once, even while waiting for workers."""
     store.change_job(job.id, lifecycle.released(job.epoch, "Its driver did not stop in time"))
     os._exit(Ended.LEASE_LOST)
 
@@ -102,7 +102,7 @@ def _end_with_parent() -> None:
 
 
 class _LogListener:
-    """Writes what a job does to the log."""
+    """Logs the progress of a job."""
 
     def __init__(self) -> None:
         self._stage = ""

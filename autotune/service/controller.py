@@ -1,7 +1,7 @@
-"""The controller: claims jobs from the queue and runs each in a child process, until it is told to stop.
+"""The controller: claims jobs from the queue and runs each in a child process, until it is stopped.
 
-Any number of controllers may share a database. What a controller knows is recorded, so that another one can go on
-with its jobs at any moment.
+Any number of controllers may share a database. The state of every job is recorded, so that another controller can
+continue it at any time.
 """
 
 import logging
@@ -27,11 +27,11 @@ from workers.pools.ray_head import RayHead, answers, use_token
 
 _log = logging.getLogger(__name__)
 
-#: Seconds a child that was told to end may take.
+#: Seconds that a child may take to stop.
 _STOP_S = 10.0
-#: Seconds until a cluster that is away is looked for again.
+#: Seconds between two checks for an unreachable cluster.
 _CLUSTER_PAUSE_S = 5.0
-#: What a child's process starts with, so that a job starts at once.
+#: Modules imported before a child process is forked, so that jobs start at once.
 _PRELOADED = ["autotune.service.child", "workers.evaluation.evaluator", "workers.pools.ray_pool"]
 
 
@@ -40,7 +40,7 @@ class _Child:
     process: BaseProcess
     job_id: str
     epoch: int
-    #: Whether it works on the Ray cluster.
+    #: Whether it uses the Ray cluster.
     on_cluster: bool
 
 
@@ -56,7 +56,7 @@ class Controller:
         self._context = multiprocessing.get_context("forkserver")
 
     def run(self) -> None:
-        """Run jobs until ``stop`` is called; then put those that run back into the queue."""
+        """Run jobs until ``stop`` is called; then put running jobs back into the queue."""
         use_token()  # before the first child, which inherits it
         self._preload()
         _log.info("controller %s is ready for %d jobs at a time", process_identity.this_driver(), self._settings.jobs)
@@ -75,18 +75,18 @@ class Controller:
                 self._head.stop()
 
     def stop(self) -> None:
-        """Let ``run`` end. May be called from anywhere."""
+        """Make ``run`` return. Safe to call from any thread or signal handler."""
         self._stopped.set()
 
     def _preload(self) -> None:
-        """Import what drivers need before there is a job whose lease would run meanwhile; it takes seconds."""
+        """Import the drivers' modules before the first job; this takes seconds, during which a lease would expire."""
         self._context.set_forkserver_preload(_PRELOADED)
         empty = self._context.Process()
         empty.start()
         empty.join()
 
     def _start_jobs(self) -> None:
-        """Claim jobs while there is room for them and a cluster, if one was missed."""
+        """Claim jobs while there is room for them, unless the cluster is unreachable."""
         if self._cluster_is_missed and not self._cluster_is_back():
             return
         while len(self._children) < self._settings.jobs and not self._cluster_is_missed:
@@ -94,7 +94,7 @@ class Controller:
             job = self._store.claim_next(claim)
             if job is None:
                 return
-            if job.state is JobState.RUNNING:  # else its user's order was carried out
+            if job.state is JobState.RUNNING:  # otherwise claiming has carried out the user's order
                 self._start(job)
 
     def _start(self, job: JobRecord) -> None:
@@ -103,14 +103,14 @@ class Controller:
         if on_cluster:
             try:
                 address = self._cluster()
-                # Starting a cluster takes a while, in which nobody renewed the lease.
+                # Starting a cluster takes a while, and nobody renewed the lease meanwhile.
                 self._store.renew(job.id, epoch=job.epoch, lease_s=self._settings.lease_s)
             except LeaseLostError as error:
                 _log.warning("%s", error, extra={"job": job.id})
                 return
             except ClusterLostError as error:
                 self._miss_cluster()
-                self._release(job.id, job.epoch, f"Waits for a Ray cluster: {error}")
+                self._release(job.id, job.epoch, f"Waiting for a Ray cluster: {error}")
                 return
         process = self._context.Process(target=child.main, args=(self._settings, job.id, job.epoch, address))
         process.start()
@@ -118,7 +118,7 @@ class Controller:
         self._children.append(_Child(process=process, job_id=job.id, epoch=job.epoch, on_cluster=on_cluster))
 
     def _cluster(self) -> str:
-        """Return the cluster's address, after starting it if it is this controller's own."""
+        """Return the cluster's address; start the cluster first if it is the controller's own and not running."""
         if self._head is None:
             assert self._settings.ray_address is not None
             if not answers(self._settings.ray_address):
@@ -133,7 +133,7 @@ class Controller:
         self._cluster_is_missed, self._look_for_cluster_at = True, time.monotonic() + _CLUSTER_PAUSE_S
 
     def _cluster_is_back(self) -> bool:
-        """Look for the cluster that was missed, now and then; until it is back no job is claimed in vain."""
+        """Check every few seconds whether the cluster is reachable again; until then the controller claims no jobs."""
         if time.monotonic() < self._look_for_cluster_at:
             return False
         try:
@@ -149,10 +149,10 @@ class Controller:
             self._end_children_on_the_cluster()
         for one in [one for one in self._children if one.process.exitcode is not None]:
             self._children.remove(one)
-            self._bury(one)
+            self._handle_end(one)
 
-    def _bury(self, one: _Child) -> None:
-        """See to it that the job of a child that has ended goes on."""
+    def _handle_end(self, one: _Child) -> None:
+        """Release the job of a child that has ended, unless the job is settled or another driver holds it."""
         code = one.process.exitcode
         assert code is not None
         one.process.close()
@@ -170,7 +170,7 @@ class Controller:
         self._store.change_job(job_id, lifecycle.released(epoch, message, crashed=crashed))
 
     def _release_jobs_of_dead_drivers(self) -> None:
-        """Free jobs whose driver was on this host and has ended, without waiting for their leases to run out."""
+        """Release jobs whose driver was on this host and has died, without waiting for their leases to expire."""
         for job in self._store.held_jobs():
             if process_identity.is_gone(job.driver):
                 self._release(job.job_id, job.epoch, f"Driver {job.driver} was lost")
@@ -182,7 +182,7 @@ class Controller:
         return answers(self._settings.ray_address)
 
     def _end_children_on_the_cluster(self) -> None:
-        """Kill what depends on a cluster that is gone: it may be waiting for an answer for ever."""
+        """Kill the children that use a lost cluster, because they may wait for an answer forever."""
         for one in [one for one in self._children if one.on_cluster]:
             one.process.kill()
             one.process.join()
@@ -191,7 +191,7 @@ class Controller:
             self._release(one.job_id, one.epoch, "Its workers were lost with the Ray cluster")
 
     def _end_children(self) -> None:
-        """Let every child free its workers and end, and release its job."""
+        """Stop every child, so that it frees its workers, and release its job."""
         for one in self._children:
             if one.process.pid and one.process.exitcode is None:
                 os.kill(one.process.pid, child.STOP)
@@ -203,7 +203,7 @@ class Controller:
                 one.process.join()
             code = one.process.exitcode
             if code not in (Ended.SETTLED, Ended.LEASE_LOST):
-                with suppress(StoreError):  # then the lease runs out
+                with suppress(StoreError):  # then the lease expires
                     self._release(one.job_id, one.epoch, "Its controller was stopped")
             one.process.close()
         self._children.clear()

@@ -1,16 +1,16 @@
-"""Logs of the service: a line for people, or a JSON object for programs, with the job it is about."""
+"""Logs of the service: a line of text for people or a JSON object for programs, with the job's id."""
 
 import json
 import logging
 import sys
 from datetime import UTC, datetime
 
-#: Fields that say what a record is about, where it has them.
+#: Optional fields of a record that identify its subject.
 _FIELDS = ("job", "trial")
 
 
 def configure(*, as_json: bool, job_id: str | None = None) -> None:
-    """Write this process's logs to standard error; with ``job_id``, all of them are about that job."""
+    """Write this process's logs to standard error; with ``job_id``, label them with that job."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Text())
     handler.addFilter(_About(job_id))
@@ -21,7 +21,7 @@ def configure(*, as_json: bool, job_id: str | None = None) -> None:
 
 
 class _About(logging.Filter):
-    """Adds the job to records that name none."""
+    """Adds the job to records that do not name one."""
 
     def __init__(self, job_id: str | None) -> None:
         super().__init__()

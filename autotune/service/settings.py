@@ -1,4 +1,4 @@
-"""How a controller works; plain data that its children get too."""
+"""Settings of a controller, as plain data; its children get them too."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from autotune.jobs.lifecycle import LEASE_S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """What ``autotune serve`` was told."""
+    """Options of ``autotune serve``."""
 
     #: URL of the database.
     database: str
-    #: Jobs that run at the same time at most.
+    #: Maximum number of jobs that run at the same time.
     jobs: int = 4
     #: Address of the Ray cluster that all jobs share; None starts one on this machine.
     ray_address: str | None = None
@@ -19,7 +19,7 @@ class ServiceSettings:
     task_file: str | None = None
     #: Seconds a lease lasts. All controllers of a database must agree on it.
     lease_s: float = LEASE_S
-    #: Seconds between two looks at the queue.
+    #: Seconds between polls of the queue.
     poll_s: float = 1.0
-    #: Whether logs are JSON, one object a line.
+    #: Whether to log JSON, one object per line.
     json_logs: bool = False

@@ -214,7 +214,7 @@ def describe(hardware: str = _HARDWARE, *, histograms: bool = True) -> ModelDesc
             seconds=2.5,
         ),
         environment=_environment(hardware),
-        skipped={"embeddings.rotary": "no quantized kernel takes the place of Rotary"},
+        skipped={"embeddings.rotary": "no quantized kernel replaces Rotary"},
         kernels={
             layer.name: {c: _KERNELS[c] for c in CHOICES[1:] if c not in _refusals(layer)}
             for layer in layers

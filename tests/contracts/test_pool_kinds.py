@@ -140,7 +140,7 @@ def test_more_workers_than_nodes_of_their_kind_hold_are_refused(start: Start) ->
 
 
 def test_a_worker_that_no_node_holds_is_refused(start: Start) -> None:
-    with pytest.raises(PoolError, match="a worker needs more than any node of the Ray cluster has"):
+    with pytest.raises(PoolError, match="a worker needs more resources than any node of the Ray cluster has"):
         start(cpus=2.5)
 
 

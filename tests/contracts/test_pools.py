@@ -269,7 +269,7 @@ def test_worker_lost_while_probing_is_replaced(start_ray: Start, trouble: str, t
     pool = start_ray(setup(trouble=trouble), trial_timeout_s=timeout_s)
     pool.submit(Candidate(number=0, choices=FULL))
     lost = drain(pool, 1)[0].worker
-    with pytest.raises(PoolError, match="a worker died or hung while it probed the model"):
+    with pytest.raises(PoolError, match="a worker died or hung while probing the model"):
         pool.probe()
     pool.submit(Candidate(number=1, choices=FULL))
     outcome = drain(pool, 1)[1]

@@ -256,7 +256,7 @@ def test_the_api_alone_ends_cleanly(tmp_path: Path, free_port: Callable[[], int]
         stack.callback(process.kill)  # in case it does not end
         assert process.stderr is not None
         first = json.loads(process.stderr.readline())
-        assert first["message"] == f"the API answers at http://127.0.0.1:{port}; NO token is needed"
+        assert first["message"] == f"the API listens at http://127.0.0.1:{port}; NO token is required"
         with closing(autotune.connect(f"http://127.0.0.1:{port}")) as client:
             queued = client.submit(JobSpec.parse(job()))
             updates = client.follow(queued.id)

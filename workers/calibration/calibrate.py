@@ -31,10 +31,10 @@ def calibrated(
     settings: CalibrationSettings,
     weight_bits: Mapping[str, int],
 ) -> Calibration:
-    """Return all that the settings of a job want to know of the layers' inputs, from the task's calibration batches.
+    """Calibrate the layers' inputs as a job's settings require, on the task's calibration batches.
 
-    ``weight_bits`` has the bits of int8 weights by the name of their layer. What ranges clip on shifted data is added
-    if the task has such data.
+    ``weight_bits`` maps layer names to bits of int8 weights. If the task has shifted data, the result includes the
+    share of it that the ranges clip.
     """
     batches = task.calibration()
     found = calibrate(model, layers, batches, task.forward, settings)
@@ -57,11 +57,11 @@ def calibrate(
 ) -> Calibration:
     """Return range and histogram of the input of every layer that may be quantized, from one pass over ``batches``.
 
-    The full-precision model is observed, so ranges do not depend on what other layers will take.
-    Embeddings have no range: their inputs are indices. If biases are corrected, ranges have the means of channels too.
+    Calibration observes the full-precision model, so ranges do not depend on the choices of other layers.
+    Embeddings have no range, because their inputs are indices. With bias correction, ranges include channel means.
 
     Raises:
-        CalibrationError: if a layer saw no data, or an input is not finite.
+        CalibrationError: if a layer received no data, or an input is not finite.
     """
     start = time.perf_counter()
     histograms = {
@@ -69,13 +69,13 @@ def calibrate(
     }
     correctable = [layer for layer in layers if settings.bias_correction and has_correction(layer)]
     means = {layer.name: ChannelMeans(layer) for layer in correctable if layer.name in histograms}
-    looks = {name: _observe(name, histogram, means.get(name)) for name, histogram in histograms.items()}
-    with _watched(model, looks), torch.inference_mode():
+    observers = {name: _observer(name, histogram, means.get(name)) for name, histogram in histograms.items()}
+    with _observed(model, observers), torch.inference_mode():
         samples = sum(len(forward(model, batch)) for batch in batches)
     for name, histogram in histograms.items():
         if not histogram.total:
             raise CalibrationError(
-                f"calibration needs data for every layer, but {name!r} saw none in {len(batches)} batches; "
+                f"calibration needs data for every layer, but {name!r} received none in {len(batches)} batches; "
                 "give the task calibration batches that run the whole model"
             )
     ranges = {name: observed_range(histogram, settings) for name, histogram in histograms.items()}
@@ -92,9 +92,9 @@ def with_smoothing(
     forward: Callable[[nn.Module, Batch], torch.Tensor],
     weight_bits: Mapping[str, int] = MappingProxyType({}),
 ) -> Calibration:
-    """Return ``calibration`` with factors that smooth inputs of linear layers, from another pass over ``batches``.
+    """Return ``calibration`` with smoothing factors for linear layers' inputs, from another pass over ``batches``.
 
-    ``weight_bits`` has the bits of int8 weights by the name of their layer, where they are not 8.
+    ``weight_bits`` maps layer names to bits of int8 weights; absent layers use 8.
     """
     start = time.perf_counter()
     seen = _linear_inputs(ChannelStatistics, calibration, model, layers, batches, forward)
@@ -112,7 +112,7 @@ def with_moments(
     batches: Sequence[Batch],
     forward: Callable[[nn.Module, Batch], torch.Tensor],
 ) -> Calibration:
-    """Return ``calibration`` with second moments of inputs of linear layers, from another pass over ``batches``."""
+    """Return ``calibration`` with second moments of linear layers' inputs, from another pass over ``batches``."""
     start = time.perf_counter()
     seen = _linear_inputs(MomentSketch, calibration, model, layers, batches, forward)
     found = {name: replace(calibration.ranges[name], moments=sketch.moments()) for name, sketch in seen.items()}
@@ -125,20 +125,20 @@ def clipped_shares(
     batches: Sequence[Batch],
     forward: Callable[[nn.Module, Batch], torch.Tensor],
 ) -> dict[str, float]:
-    """Return layer name -> share of its inputs outside its range, from one pass of full precision over ``batches``.
+    """Return layer name -> share of its inputs outside its range, from one full-precision pass over ``batches``.
 
     A layer that does not run clips nothing; nan counts as outside.
     """
     counts = {name: _Clipping() for name in ranges}
-    looks = {name: _count(ranges[name], counts[name]) for name in ranges}
-    with _watched(model, looks), torch.inference_mode():
+    observers = {name: _clipping_counter(ranges[name], counts[name]) for name in ranges}
+    with _observed(model, observers), torch.inference_mode():
         for batch in batches:
             forward(model, batch)
     return {name: count.outside / max(1, count.total) for name, count in counts.items()}
 
 
 class _Statistics(Protocol):
-    """Is told the inputs of one layer, shape ``(..., channels)``, fp32."""
+    """Accumulates the inputs of one layer, shape ``(..., channels)``, fp32."""
 
     def add(self, x: torch.Tensor) -> None: ...
 
@@ -154,29 +154,29 @@ def _linear_inputs(
     batches: Sequence[Batch],
     forward: Callable[[nn.Module, Batch], torch.Tensor],
 ) -> dict[str, _Seen]:
-    """Return name -> statistics of the inputs of every linear layer with a range, from a pass over ``batches``."""
+    """Return layer name -> statistics of its inputs, for linear layers with a range, from a pass over ``batches``."""
     seen = {
         layer.name: statistics(layer.weight_shape[1])
         for layer in layers
         if layer.kind is LayerKind.LINEAR and layer.name in calibration.ranges
     }
-    looks = {name: _add_to(of_layer) for name, of_layer in seen.items()}
-    with _watched(model, looks), torch.inference_mode():
+    observers = {name: _adder(of_layer) for name, of_layer in seen.items()}
+    with _observed(model, observers), torch.inference_mode():
         for batch in batches:
             forward(model, batch)
     return seen
 
 
-#: Looks at the input of a layer.
-_Look = Callable[[torch.Tensor], None]
+#: Gets each input of a layer.
+_Observer = Callable[[torch.Tensor], None]
 
 
 @contextmanager
-def _watched(model: nn.Module, looks: Mapping[str, _Look]) -> Iterator[None]:
-    """Have the named layers' inputs looked at while the context is open."""
+def _observed(model: nn.Module, observers: Mapping[str, _Observer]) -> Iterator[None]:
+    """Pass the inputs of the named layers to their observers while the context is open."""
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(_shown_to(look), with_kwargs=True)
-        for name, look in looks.items()
+        model.get_submodule(name).register_forward_pre_hook(_input_hook(observer), with_kwargs=True)
+        for name, observer in observers.items()
     ]
     try:
         yield
@@ -185,40 +185,40 @@ def _watched(model: nn.Module, looks: Mapping[str, _Look]) -> Iterator[None]:
             handle.remove()
 
 
-def _shown_to(look: _Look) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    return lambda _, args, kwargs: look(layer_input(args, kwargs))
+def _input_hook(observer: _Observer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    return lambda _, args, kwargs: observer(layer_input(args, kwargs))
 
 
 @dataclass(slots=True)
 class _Clipping:
-    """Values seen, and those of them outside the range."""
+    """Number of values seen, and of those outside the range."""
 
     total: int = 0
     outside: int = 0
 
 
-def _count(known: ActivationRange, counts: _Clipping) -> _Look:
-    def look(x: torch.Tensor) -> None:
+def _clipping_counter(known: ActivationRange, counts: _Clipping) -> _Observer:
+    def observe(x: torch.Tensor) -> None:
         inside = (x >= known.low) & (x <= known.high)
         counts.total += inside.numel()
         counts.outside += inside.numel() - int(inside.sum())
 
-    return look
+    return observe
 
 
-def _add_to(statistics: _Statistics) -> _Look:
+def _adder(statistics: _Statistics) -> _Observer:
     return lambda x: statistics.add(x.to("cpu", torch.float32))
 
 
-def _observe(name: str, histogram: RangeHistogram, means: ChannelMeans | None) -> _Look:
-    def look(x: torch.Tensor) -> None:
+def _observer(name: str, histogram: RangeHistogram, means: ChannelMeans | None) -> _Observer:
+    def observe(x: torch.Tensor) -> None:
         values = x.to("cpu", torch.float32)
         if not torch.isfinite(values).all():
             raise CalibrationError(
-                f"calibration needs finite inputs, but layer {name!r} saw nan or inf; look for overflow upstream"
+                f"calibration needs finite inputs, but layer {name!r} received nan or inf; look for overflow upstream"
             )
         histogram.add(values)
         if means is not None:
             means.add(values)
 
-    return look
+    return observe

@@ -9,7 +9,7 @@ import torch
 #: Bins of a histogram; divisible by 4, so that doubling the range merges whole bins.
 BINS = 2048
 
-#: Half of the smallest range, as a power of two; keeps the bins' width a normal float32.
+#: Exponent of the smallest limit, as a power of two; keeps the bin width a normal float32.
 _SMALLEST_EXPONENT = -100
 
 Counts = npt.NDArray[np.int64]
@@ -19,8 +19,8 @@ class RangeHistogram:
     """Counts of values in ``BINS`` equal bins over ``[-limit, limit)``, and the exact extremes.
 
     The limit is the power of two above the largest magnitude seen, and zero is an edge between bins.
-    Doubling the limit merges bins in pairs, so the counts depend on neither the order of the data nor
-    how it was split: histograms add up exactly.
+    Doubling the limit merges bins in pairs, so the counts depend neither on the order of the data nor
+    on how it is split: histograms add up exactly.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class RangeHistogram:
 
     @property
     def limit(self) -> float:
-        """Return half of the range covered."""
+        """Half the width of the covered range."""
         return 2.0**self._exponent
 
     @property
     def edges(self) -> npt.NDArray[np.float64]:
-        """Return the lower edges of the bins and the upper edge of the last, shape ``(BINS + 1,)``."""
+        """Lower edges of the bins and the upper edge of the last, shape ``(BINS + 1,)``."""
         return np.linspace(-self.limit, self.limit, BINS + 1)
 
     def add(self, values: torch.Tensor) -> None:
@@ -50,9 +50,9 @@ class RangeHistogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(abs(low), abs(high))
         if largest > 0.0:
-            # frexp gives the exponent of the power of two above its argument.
+            # frexp returns the exponent of the power of two above its argument.
             self._widen(math.frexp(largest)[1])
-        # Scaling by a power of two is exact, and so are small whole numbers: every value meets its bin.
+        # Scaling by a power of two is exact, and so are small integers, so every value falls into its bin.
         bins = (values.flatten() * (BINS / 2 / self.limit)).floor_().add_(BINS // 2)
         self.counts += torch.bincount(bins.to(torch.int32), minlength=BINS).numpy()
         self.total += values.numel()
@@ -71,8 +71,8 @@ class RangeHistogram:
 
 
 def _widened(counts: Counts, doublings: int) -> Counts:
-    """Return ``counts`` over a range ``2 ** doublings`` times as wide."""
-    # Once all values lie in the two bins around zero, further doublings change nothing.
+    """Return ``counts`` rebinned for a range ``2 ** doublings`` times as wide."""
+    # Once all values are in the two bins around zero, further doublings change nothing.
     for _ in range(min(doublings, BINS.bit_length())):
         counts = np.pad(counts.reshape(-1, 2).sum(axis=1), BINS // 4)
     return counts

@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs, from one pass over them that never holds them as a matrix."""
+"""Second moments of a layer's inputs, from one pass that never holds the full moment matrix."""
 
 import base64
 import functools
@@ -8,21 +8,21 @@ import torch
 from search_spaces.quantization_map import SecondMoments
 from workers.calibration.significant_digits import shortened
 
-#: Directions kept beside the diagonal: more would lengthen the map's file by a byte each for every channel.
+#: Directions kept in addition to the diagonal; each one adds a byte per channel to the map file.
 _RANK = 32
-#: Directions that inputs are multiplied by; the wider the sketch, the nearer its best directions are to the true ones.
+#: Random directions of the sketch; the wider the sketch, the closer its best directions are to the true ones.
 _SKETCH = 4 * _RANK
-#: Directions this much shorter than the longest are rounding errors of fp32 products.
+#: Eigenvalues below this share of the largest are rounding errors of fp32 products.
 _NOISE = 16 * torch.finfo(torch.float32).eps
-#: Largest integer of a direction.
+#: Largest integer of a stored direction.
 _LARGEST = 127
 
 
 class MomentSketch:
     """Second moments of a layer's inputs, from their products with a few random directions.
 
-    Of a matrix of ``features`` rows and columns it holds ``_SKETCH`` columns: the Nyström sketch of Tropp, Yurtsever,
-    Udell and Cevher, arXiv:1706.05736. Inputs of no more channels are exact.
+    Of the ``channels x channels`` matrix it holds ``_SKETCH`` columns: the Nyström sketch of Tropp, Yurtsever,
+    Udell and Cevher, arXiv:1706.05736. The sketch is exact for inputs with at most ``_SKETCH`` channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -33,14 +33,14 @@ class MomentSketch:
         self._products = torch.zeros(self._test.shape, dtype=torch.float64)
 
     def add(self, x: torch.Tensor) -> None:
-        """Take in inputs of shape ``(..., channels)``, fp32."""
+        """Add inputs of shape ``(..., channels)``, fp32."""
         rows = x.reshape(-1, x.shape[-1])
         self._squares += rows.square().sum(dim=0, dtype=torch.float64)
         self._products += rows.T @ (rows @ self._test)
         self.rows += len(rows)
 
     def moments(self) -> SecondMoments:
-        """Return the mean products of at least one input."""
+        """Return the second moments; at least one input must have been added."""
         directions = self._largest_directions() / self.rows**0.5
         scales = [shortened(float(direction.abs().max()) / _LARGEST) for direction in directions]
         kept = [(scale, direction) for scale, direction in zip(scales, directions, strict=True) if scale > 0.0]
@@ -52,7 +52,7 @@ class MomentSketch:
         )
 
     def _largest_directions(self) -> torch.Tensor:
-        """Return ``sqrt(value) * vector`` of the largest eigenvalues, shape ``(rank, channels)``: algorithm 3."""
+        """Return ``sqrt(value) * vector`` for the largest eigenvalues, shape ``(rank, channels)``; algorithm 3."""
         core = self._test.double().T @ self._products
         values, vectors = torch.linalg.eigh((core + core.T) / 2.0)
         certain = values > _NOISE * values[-1]

@@ -1,4 +1,4 @@
-"""Observers: from a histogram of a layer's inputs to the range that static quantization covers."""
+"""Observers: derive the range of static quantization from the histogram of a layer's inputs."""
 
 from collections.abc import Callable
 
@@ -9,30 +9,30 @@ from search_spaces.quantization_map import ActivationRange
 from workers.calibration.histogram import RangeHistogram
 from workers.setup import ActivationHistogram, CalibrationSettings, ObserverKind
 
-#: Ends tried by the MSE observer, as shares of the extreme.
+#: Bounds that the MSE observer tries, as shares of the extremes.
 _SHARES = np.linspace(0.05, 1.0, 39)
 _STEPS = 255
-#: Most bins of the histograms that are kept with a job.
+#: Maximum number of bins of the histograms stored with a job.
 SUMMARY_BINS = 64
 
 
 def observed_range(histogram: RangeHistogram, settings: CalibrationSettings) -> ActivationRange:
-    """Return the range the configured observer chooses; zero is always inside.
+    """Return the range that the configured observer selects; it always includes zero.
 
     Args:
-        histogram: at least one value.
-        settings: which observer, and the percentile if it reads one.
+        histogram: a histogram of at least one value.
+        settings: the observer, and the percentile for the percentile observer.
     """
     low, high = _OBSERVERS[settings.observer](histogram, settings)
     return ActivationRange(low=min(low, 0.0), high=max(high, 0.0))
 
 
 def summary(histogram: RangeHistogram, calibrated: ActivationRange) -> ActivationHistogram:
-    """Return a histogram small enough to keep for every layer, over whole bins from the least to the largest value.
+    """Return a histogram small enough to store for every layer, over whole bins from the smallest to the largest value.
 
     Args:
-        histogram: at least one value.
-        calibrated: the range that was chosen from it.
+        histogram: a histogram of at least one value.
+        calibrated: the range that was selected from it.
     """
     taken = np.flatnonzero(histogram.counts)
     first, last = int(taken[0]), int(taken[-1])
@@ -41,7 +41,7 @@ def summary(histogram: RangeHistogram, calibrated: ActivationRange) -> Activatio
     edges = histogram.edges
     return ActivationHistogram(
         low=float(edges[first]),
-        # The last bin is as wide as the others, though it may lack some of the bins merged.
+        # The last bin is as wide as the others, though fewer bins may be merged into it.
         high=float(edges[first] + len(counts) * width * (edges[1] - edges[0])),
         counts=tuple(counts.tolist()),
         clipped=_outside(histogram, calibrated) / histogram.total,
@@ -49,9 +49,9 @@ def summary(histogram: RangeHistogram, calibrated: ActivationRange) -> Activatio
 
 
 def _outside(histogram: RangeHistogram, calibrated: ActivationRange) -> int:
-    """Return how many values lie in bins that are outside the range as a whole."""
+    """Return the number of values in bins that lie entirely outside the range."""
     outside = histogram.edges[1:] <= calibrated.low
-    # Of values exactly on an edge, the bin above has hold; the largest of all is not outside for that.
+    # A value exactly on an edge belongs to the bin above it, but the largest value must not count as outside for that.
     if calibrated.high < histogram.high:
         outside |= histogram.edges[:-1] >= calibrated.high
     return int(histogram.counts[outside].sum())
@@ -62,7 +62,7 @@ def _minmax(histogram: RangeHistogram, settings: CalibrationSettings) -> tuple[f
 
 
 def _percentile(histogram: RangeHistogram, settings: CalibrationSettings) -> tuple[float, float]:
-    """Return the smallest range of whole bins that leaves at most an equal share out on either side."""
+    """Return the smallest range of whole bins that leaves out at most half of the remaining share on either side."""
     outside = (100.0 - settings.percentile) / 200.0 * histogram.total
     first = int(np.argmax(np.cumsum(histogram.counts) > outside))
     last = int(np.argmax(np.cumsum(histogram.counts[::-1]) > outside))
@@ -71,10 +71,10 @@ def _percentile(histogram: RangeHistogram, settings: CalibrationSettings) -> tup
 
 
 def _least_error(histogram: RangeHistogram, settings: CalibrationSettings) -> tuple[float, float]:
-    """Return the range with the least expected squared error, both ends on a grid of shares of the extremes.
+    """Return the range with the least expected squared error, with bounds on a grid of shares of the extremes.
 
-    Rounding costs ``step^2 / 12`` for every value, clipping the squared distance of each value
-    outside (Sung, Shin and Hwang, arXiv:1511.06488).
+    Rounding costs ``step^2 / 12`` per value, and clipping the squared distance of each value
+    outside the range (Sung, Shin and Hwang, arXiv:1511.06488).
     """
     lows = _SHARES * min(histogram.low, 0.0)
     highs = _SHARES * max(histogram.high, 0.0)
@@ -87,8 +87,8 @@ def _least_error(histogram: RangeHistogram, settings: CalibrationSettings) -> tu
 def _clipping(
     histogram: RangeHistogram, lows: npt.NDArray[np.float64], highs: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the summed squared distance of the values outside each range, shape ``(lows, highs)``."""
-    # A bin's middle stands for its values, but none lies beyond the extremes.
+    """Return the summed squared distance of values outside each range, shape ``(lows, highs)``."""
+    # The middle of a bin represents its values, clamped to the extremes.
     middles = np.clip((histogram.edges[:-1] + histogram.edges[1:]) / 2, histogram.low, histogram.high)
     below = (histogram.counts * np.clip(lows[:, None] - middles, 0.0, None) ** 2).sum(axis=1)
     above = (histogram.counts * np.clip(middles - highs[:, None], 0.0, None) ** 2).sum(axis=1)

@@ -6,10 +6,10 @@ from search_spaces.quantization_map import Smoothing
 from workers.backends.rounding.weights import int8_per_channel
 from workers.calibration.significant_digits import shortened
 
-#: How much of the outliers the factors move from the input to the weights: the exponents tried. At 0.5 the channels
-#: of both reach equally far, which Xiao et al. take for all layers.
+#: Candidate migration strengths: how much of the outliers the factors move from the input to the weights. At 0.5, which
+#: Xiao et al. use for all layers, the largest input and the largest weight of a channel become equal.
 _STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-#: Smallest reach of a channel, as in the paper's code; channels that are always zero have no own.
+#: Lower bound of a channel's largest absolute value, as in the paper's code, for channels that are always zero.
 _SMALLEST = 1e-5
 
 
@@ -25,7 +25,7 @@ class ChannelStatistics:
         self.squares = torch.zeros(channels, dtype=torch.float64)
 
     def add(self, x: torch.Tensor) -> None:
-        """Take in inputs of shape ``(..., channels)``, fp32."""
+        """Add inputs of shape ``(..., channels)``, fp32."""
         rows = x.reshape(-1, x.shape[-1])
         if not len(rows):
             return
@@ -36,12 +36,12 @@ class ChannelStatistics:
 
 
 def smoothing(seen: ChannelStatistics, weight: torch.Tensor, weight_bits: int = 8) -> Smoothing:
-    """Return the factors that leave the least expected error in the layer's outputs, all 1 if none do better.
+    """Return the factors with the least expected error in the layer's outputs; all 1 if no others are better.
 
     Args:
         seen: statistics of at least one input.
         weight: shape ``(out, in)``.
-        weight_bits: that weights will be rounded to.
+        weight_bits: bits that the weights will be rounded to.
     """
     weight = weight.detach().to("cpu", torch.float32)
     tried = [(1.0,) * len(seen.low), *(_factors(seen, weight, strength) for strength in _STRENGTHS)]
@@ -62,10 +62,10 @@ def _bounds(seen: ChannelStatistics, factors: torch.Tensor) -> tuple[float, floa
 
 
 def _expected_error(seen: ChannelStatistics, weight: torch.Tensor, factors: torch.Tensor, bits: int) -> float:
-    """Return the mean square of what rounding adds to all outputs of one input, roundings being independent.
+    """Return the expected squared error of all outputs of one input, assuming independent rounding errors.
 
-    An input is off by a uniform error of one step, variance ``step^2 / 12``, which its weights multiply; a weight by
-    what it was rounded, which its inputs multiply.
+    Rounding an input adds a uniform error with variance ``step^2 / 12``, multiplied by its weights. Rounding a weight
+    adds its rounding error, multiplied by its inputs.
     """
     low, high = _bounds(seen, factors)
     values, scales = int8_per_channel(weight * factors, bits=bits)

@@ -1,1 +1,1 @@
-"""The machine: processor, GPU, memory, threads, and what kind of hardware it is. Imports errors and measurement."""
+"""The machine: processor, GPU, memory, threads and kind of hardware. Imports errors and measurement."""

@@ -1,4 +1,4 @@
-"""Where a measurement is taken: processor, threads, load, versions."""
+"""The environment of a measurement: processor, threads, load, versions."""
 
 import json
 import os
@@ -20,12 +20,12 @@ def usable_cores() -> int:
 
 
 def cpu_hardware() -> str:
-    """Return the processor's kind and how many of its cores this process may use."""
+    """Return the processor's kind and the number of cores available to this process."""
     return f"{this_processor().kind}, {usable_cores()} cores"
 
 
 def capture(*, hardware: str, backend: str, device: str, libraries: Sequence[str] = ()) -> Environment:
-    """Return the environment as it is now; ``libraries`` are distributions the backend runs with."""
+    """Return the current environment; ``libraries`` are the distributions that the backend uses."""
     return Environment(
         hardware=hardware,
         kind=kind_of(device),
@@ -43,7 +43,7 @@ def capture(*, hardware: str, backend: str, device: str, libraries: Sequence[str
 
 
 def _revision() -> dict[str, str]:
-    """Return the git revision this distribution was installed from, as pip records it (PEP 610); else nothing."""
+    """Return the git revision that this distribution was installed from, as recorded by pip (PEP 610), if any."""
     text = metadata.distribution("quant-autotune").read_text("direct_url.json")
     commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
     return {"git": commit} if commit else {}

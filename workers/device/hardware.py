@@ -1,24 +1,24 @@
-"""Which kind of hardware this is: measurements of two kinds do not compare."""
+"""Kind of this machine's hardware; measurements from different kinds are not comparable."""
 
 import os
 
 from workers.device import gpu
 from workers.device.processor import this_processor
 
-#: Environment variable that names the kind of everything here. It tells machines apart that look alike.
+#: Environment variable that overrides the kind, to distinguish machines that look alike.
 KIND = "AUTOTUNE_HARDWARE_KIND"
 
 
 def kind_of(device: str) -> str:
     """Return the kind of the backend's ``device``, in one line.
 
-    On ``cpu`` it is the processor's model and features, else the model of the GPU.
+    For ``cpu`` it is the processor's model and features, otherwise the GPU's model.
     """
     return _named() or (this_processor().kind if device == "cpu" else gpu.model())
 
 
 def kinds_here() -> tuple[str, ...]:
-    """Return every kind that a process here can measure on: the processor's, and that of each visible GPU."""
+    """Return every kind that a process on this machine can measure: the processor's and that of each visible GPU."""
     named = _named()
     return (named,) if named else (this_processor().kind, *gpu.models())
 

@@ -1,4 +1,4 @@
-"""Working memory of a forward pass, from the allocator's own record; memory given back to the system."""
+"""Working memory of a forward pass, from the allocator's own records; and returning unused memory to the system."""
 
 import ctypes
 import functools
@@ -11,22 +11,22 @@ import torch
 from torch.autograd.profiler import profile
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-#: Calls of modules after which what the profiler recorded is summed up and dropped: it keeps 2 kB for every operation.
+#: Module calls after which the profiler's events are summed up and dropped; it keeps 2 kB per operation.
 _CALLS_AT_ONCE = 256
 
 #: Parameters of glibc's mallopt, from its malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-#: As far as glibc's own threshold moves at most: larger tensors are given back at once, whatever was freed before.
+#: Maximum of glibc's own dynamic threshold: larger tensors are always returned to the system at once.
 _LARGEST_KEPT_BYTES = 32 << 20
-#: Bytes at the end of the heap that are kept.
+#: Unused bytes to keep at the end of the heap.
 _MOST_KEPT_BYTES = 1 << 30
 
 
 def working_bytes(run: Callable[[], object], device: str) -> int:
-    """Return the largest sum of bytes alive at once that one call of ``run`` allocated.
+    """Return the peak of live bytes that one call of ``run`` allocates.
 
-    On a CPU the profiler's allocation events are summed up; they cover every tensor and temporary
-    of PyTorch's allocator, but not scratch memory that kernel libraries allocate on their own.
+    On a CPU this sums up the profiler's allocation events, which cover every tensor and temporary
+    of PyTorch's allocator, but not scratch memory that kernel libraries allocate themselves.
     """
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -41,17 +41,17 @@ def working_bytes(run: Callable[[], object], device: str) -> int:
 
 
 class _Allocations:
-    """Sums up what the thread allocates and frees while the context is open, a few calls of modules at a time."""
+    """Sums up the thread's allocations while the context is open, a few module calls at a time."""
 
     def __init__(self) -> None:
-        #: Most bytes alive at once, of those allocated in the context.
+        #: Peak of live bytes allocated in the context.
         self.peak_bytes = 0
         self._live_bytes = 0
         self._calls = 0
         self._profiler: Any = None  # its methods have no types
 
     def __enter__(self) -> Self:
-        # A hook for all modules: some take another path if they have hooks of their own.
+        # A global hook, because some modules take another path if they have hooks of their own.
         self._hook = register_module_forward_pre_hook(self._called)
         self._start()
         return self
@@ -79,11 +79,11 @@ class _Allocations:
 
 
 def keep() -> None:
-    """Have the process keep the memory that tensors no longer need, for the next ones, until ``release`` is called.
+    """Make the process keep the memory of freed tensors for later ones, until ``release`` is called.
 
-    By default glibc gives tensors above a threshold back at once, and moves the threshold with what was freed before
-    (mallopt(3)): of two processes that run the same passes one asks for its memory in every pass, page by page, and
-    one does not. To others than glibc, nothing is said.
+    By default glibc returns tensors above a threshold to the system at once, and adapts the threshold to earlier frees
+    (mallopt(3)). Of two processes that run the same passes, one may then request its memory anew in every pass, page by
+    page, and the other not. Does nothing with other C libraries than glibc.
     """
     mallopt = _of_libc("mallopt")
     if mallopt is not None:
@@ -92,10 +92,10 @@ def keep() -> None:
 
 
 def release() -> None:
-    """Give the memory that tensors no longer need back to the system.
+    """Return the memory of freed tensors to the system.
 
-    The C library keeps it, in pieces between what is still needed, and large tensors find no room there. To others than
-    glibc, nothing is said.
+    The C library keeps it as fragments between live allocations, where large tensors do not fit. Does nothing with
+    other C libraries than glibc.
     """
     trim = _of_libc("malloc_trim")
     if trim is not None:
@@ -109,7 +109,7 @@ def _of_libc(name: str) -> Callable[..., int] | None:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Keep what native code writes to standard error from the user: the profiler announces itself there."""
+    """Discard what native code writes to standard error, because the profiler announces itself there."""
     saved = os.dup(2)
     sink = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,4 @@
-"""Bring a task onto a device: its model, and every batch it hands out."""
+"""Move a task to a device: its model, and every batch it returns."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ from workers.task import Batch, OutputKind, Split, Task, Timed
 def moved(value: Any, device: str) -> Any:
     """Return ``value`` with every tensor in it on ``device``.
 
-    Looks into tuples, named ones too, lists and mappings; whatever else can move, such as a batch with a method
-    ``to``, moves by itself.
+    Recurses into tuples (including named ones), lists and mappings. An object with a method ``to``, such as a batch,
+    moves itself; other values stay as they are.
     """
     if callable(getattr(value, "to", None)):
         return value.to(device)
@@ -27,21 +27,21 @@ def moved(value: Any, device: str) -> Any:
 
 
 def beside(model: nn.Module, value: Any) -> Any:
-    """Return ``value`` with every tensor in it on the device of the model's parameters, if it has any."""
+    """Return ``value`` with every tensor in it on the device of the model's parameters, if the model has any."""
     parameter = next(model.parameters(), None)
     return value if parameter is None else moved(value, str(parameter.device))
 
 
 def placed(task: Task, device: str) -> Task:
-    """Return ``task`` with model and batches on ``device``; on the CPU, where tasks build them, itself."""
+    """Return ``task`` with model and batches on ``device``; for the CPU, the task itself."""
     return task if device == "cpu" else PlacedTask(task, device)
 
 
 class PlacedTask:
-    """A task whose model and batches are on a device; batches stay there once they were asked for.
+    """A task whose model and batches are on a device; evaluation batches stay there after first use.
 
-    Outputs come back to the CPU where accuracy is computed, as they do for every task. What a task's own workloads
-    make beside ``latency_batch`` they put onto the model's device themselves.
+    Outputs return to the CPU for the accuracy, as for every task. The task itself moves tensors of its own workloads to
+    the model's device, apart from ``latency_batch``.
     """
 
     def __init__(self, task: Task, device: str) -> None:
@@ -74,6 +74,6 @@ class PlacedTask:
         return moved(self._task.latency_batch(batch_size), self._device)
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return the task's workloads beside the forward pass, as they are."""
+        """Return the task's additional workloads unchanged."""
         more = getattr(self._task, "workloads", None)
         return more(batch_size) if more else {}

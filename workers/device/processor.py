@@ -1,4 +1,4 @@
-"""The processor of this machine: what it is, what it has, and which numbers its int8 products can take."""
+"""The processor of this machine: its model, its features, and the range in which its int8 products are exact."""
 
 import os
 import platform
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-#: Environment variable that masks the processor: a comma-separated list of the features it may have at most.
+#: Environment variable that masks the processor's features: a comma-separated list of those to keep.
 MASK = "AUTOTUNE_CPU_FEATURES"
 
-#: Environment of a process that is to find AVX2 alone, as on processors before VNNI: ``MASK`` hides what we read, the
-#: others what the libraries of PyTorch's kernels read as they are loaded.
+#: Environment for a process that should see only AVX2, as on processors before VNNI. ``MASK`` masks the features that
+#: we read, the other variables those that PyTorch's kernel libraries read when they are loaded.
 AVX2_ALONE = {
     MASK: "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -21,7 +21,7 @@ AVX2_ALONE = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
 
-#: Features that choose kernels or numbers, by PyTorch's names, and what people call them.
+#: Features that affect the choice of kernels or weight bits: PyTorch's name -> display name.
 _FEATURES = {
     "avx2": "AVX2",
     "avx512_f": "AVX-512",
@@ -45,9 +45,9 @@ class Processor:
 
     #: Architecture as ``platform.machine()`` names it, such as ``x86_64`` or ``aarch64``.
     machine: str
-    #: Model name for people. Virtual machines often give one name to several generations.
+    #: Model name for people. Virtual machines often report one name for several generations.
     name: str
-    #: Features by PyTorch's names; only those that choose kernels or numbers.
+    #: Features by PyTorch's names; only those that affect the choice of kernels or weight bits.
     features: frozenset[str]
 
     @property
@@ -57,31 +57,31 @@ class Processor:
 
     @property
     def kind(self) -> str:
-        """Model name and features, for example ``AMD EPYC (AVX2)``: measurements of two kinds do not compare."""
+        """Model name and features, for example ``AMD EPYC (AVX2)``. Measurements are comparable within a kind only."""
         names = [name for feature, name in _FEATURES.items() if feature in self.features]
         return f"{self.name} ({', '.join(names) or self.machine})"
 
     @property
     def has_vnni(self) -> bool:
-        """Whether some instruction sums int8 products in 32 bits."""
+        """Whether an instruction sums int8 products in 32 bits."""
         return bool(self.features & {"avx512_vnni", "avx_vnni", "amx_int8"})
 
     @property
     def has_bf16(self) -> bool:
-        """Whether some instruction multiplies bf16 on x86."""
+        """Whether an x86 instruction multiplies bf16."""
         return bool(self.features & {"avx512_bf16", "amx_bf16"})
 
     @property
     def int8_weight_bits(self) -> int:
         """Bits of int8 weights whose products with uint8 inputs are exact: 8, or 7 on x86 without VNNI.
 
-        Without VNNI, x86 kernels add two products in 16 bits, which saturate. With weights in [-63, 63] they cannot:
+        Without VNNI, x86 kernels add two products in 16 bits, which may saturate. Weights in [-63, 63] prevent this:
         255 x 63 x 2 = 32,130 < 32,767.
         """
         return 8 if self.has_vnni or not self.is_x86 else 7
 
     def saturates(self, weight_bits: int) -> str | None:
-        """Return why products of int8 weights of so many bits would be wrong, None if they would not."""
+        """Return why products of int8 weights with ``weight_bits`` bits would be wrong, or None if they are exact."""
         if weight_bits <= self.int8_weight_bits:
             return None
         return "needs VNNI, which this processor lacks; products of 8-bit weights would saturate"
@@ -90,7 +90,7 @@ class Processor:
 def this_processor() -> Processor:
     """Return the processor of this machine, masked by the environment variable ``AUTOTUNE_CPU_FEATURES`` if it is set.
 
-    Features that the processor lacks cannot be added.
+    The mask cannot add features that the processor lacks.
     """
     capabilities: Mapping[str, object] = torch.cpu.get_capabilities()
     features = {feature for feature in _FEATURES if capabilities.get(feature)}

@@ -1,4 +1,4 @@
-"""How many threads PyTorch has, where it must be another number than its own."""
+"""Temporary changes of PyTorch's number of threads."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from torch import nn
 
 
 class OtherRuntime(nn.Module):
-    """A model that another runtime computes, with threads of its own."""
+    """A model that another runtime computes, with its own threads."""
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Give PyTorch one thread: it then sums in one order on every machine, and leaves the other cores alone."""
+    """Limit PyTorch to one thread, so that it sums in the same order on every machine and leaves other cores free."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -23,10 +23,10 @@ def one_thread() -> Iterator[None]:
 
 
 def timeable(model: nn.Module, run: Callable[[], object]) -> Callable[[], object]:
-    """Return ``run``, a pass of ``model``, as it may be timed.
+    """Return ``run``, a pass of ``model``, in a form fit for timing.
 
-    PyTorch's threads look for work for some milliseconds after every operation. If a task computes anything beside a
-    model in another runtime, they would be in the way of that runtime's threads; so PyTorch has one thread then.
+    After every operation PyTorch's threads spin for some milliseconds. If a task computes something in PyTorch while
+    another runtime computes the model, they would compete with that runtime's threads, so PyTorch gets one thread.
     """
     if not isinstance(model, OtherRuntime):
         return run

@@ -1,1 +1,1 @@
-"""Measuring one map of a model: its quality, its latency, its memory. Imports everything in workers but pools."""
+"""Measurement of one map of a model: quality, latency and memory. Imports everything in workers except pools."""

@@ -31,8 +31,8 @@ from workers.timing import device_lock
 class Evaluator:
     """Everything one worker needs to measure maps of one job.
 
-    Building it loads the model, finds its layers, calibrates (unless the setup brings ranges), and
-    runs full precision once to have outputs to compare with.
+    The constructor loads the model, discovers its layers, calibrates them unless the setup contains ranges, and deploys
+    the model.
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
@@ -45,9 +45,9 @@ class Evaluator:
         self._task = placed(build_task(setup.task, setup.task_parameters), self._backend.device)
         model = self._task.build_model().eval()
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
-        print_of_weights = fingerprint(model)
+        model_fingerprint = fingerprint(model)
         fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
-        left_out = skipped(model) | fused
+        skipped_modules = skipped(model) | fused
         workloads = {size: self._workloads(size) for size in self._settings.batch_sizes}
         layers = self._layers(model, first_batch, workloads)
         bits = setup.weight_bits or {layer.name: self._backend.int8_weight_bits(layer) for layer in layers}
@@ -56,7 +56,7 @@ class Evaluator:
             if setup.ranges is None
             else Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
         )
-        #: The layers in PyTorch; what is measured is the deployed model.
+        #: The layers in PyTorch; measurements use the deployed model.
         self._prepared = PreparedModel(
             model,
             layers,
@@ -66,22 +66,22 @@ class Evaluator:
             weight_bits=bits,
             kernels=setup.kernels,
         )
-        # A quarter of what prepared layers may have; not less of a large model, or passes would be too many.
+        # A quarter of the cache of prepared layers. A large model gets more, or probing would need too many passes.
         self._recorded_bytes = max(setup.cache_bytes // 4, self._prepared.weight_bytes() // 16)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
-        #: Judge and time maps of the deployed model.
+        #: Quality and latency of maps of the deployed model.
         self.quality = MapQuality(self._task, self._deployed, self._backend.device)
         self.latency = MapLatency(self._deployed, workloads, self._settings, self._backend.device)
-        #: What the driver is told about the model.
+        #: Description of the model for the driver.
         self.description = ModelDescription(
-            fingerprint=print_of_weights,
+            fingerprint=model_fingerprint,
             layers=layers,
             refusals=_refusals(self._prepared, calibration),
             layer_bytes=self._prepared.layer_bytes(),
             other_bytes=self._deployed.other_bytes(),
             calibration=calibration,
             environment=self._environment(),
-            skipped=left_out,
+            skipped=skipped_modules,
             weight_bits=bits,
             kernels=self._kernels(),
             workloads=tuple(name for name in next(iter(workloads.values())) if name is not Workload.FORWARD),
@@ -89,7 +89,7 @@ class Evaluator:
         memory.release()
 
     def measure(self, candidate: Candidate) -> Measurement:
-        """Return the figures of one candidate: accuracy first, then latency unless that rules it out."""
+        """Measure one candidate: accuracy first, then latency unless accuracy rules the candidate out."""
         start = time.perf_counter()
         self.quality.forward_seconds = self.latency.forward_seconds = 0.0
         at_start = self._environment()
@@ -120,7 +120,7 @@ class Evaluator:
         )
 
     def probe(self) -> Probes:
-        """Return what to expect of every layer and choice, without measuring a map for each of them."""
+        """Return the predicted effects of every layer and choice, without measuring a map for each of them."""
         start = time.perf_counter()
         sensitivity = self.sensitivity()
         latency_ms, pass_ms = self.layer_latencies()
@@ -142,7 +142,7 @@ class Evaluator:
         )
 
     def sensitivity(self) -> Sensitivity:
-        """Return what every layer is expected to cost in divergence by each choice."""
+        """Return the predicted divergence of every layer with each of its choices."""
         quantized = {
             layer: [name for name in names if name != FULL_PRECISION.name] for layer, names in self._legal().items()
         }
@@ -156,7 +156,7 @@ class Evaluator:
         return self.latency.of_layers(self.description.layers, self._legal())
 
     def _legal(self) -> dict[str, list[str]]:
-        """Return layer name -> names of the choices it can take, full precision included."""
+        """Return layer name -> names of the choices it can take, including full precision."""
         return {
             layer.name: [name for name in CHOICES if name not in self.description.refusals[layer.name]]
             for layer in self.description.layers
@@ -165,19 +165,19 @@ class Evaluator:
 
     def _workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
         found = workloads(self._task, batch_size)
-        # Another runtime has the forward pass, and no cache that a task could hand back to it.
+        # Another runtime only runs the forward pass; a task cannot pass its cache back to that runtime.
         return found if self._backend.runs_modules else {Workload.FORWARD: found[Workload.FORWARD]}
 
     def _layers(
         self, model: nn.Module, first_batch: Batch, workloads: Mapping[int, Mapping[Workload, Timed]]
     ) -> tuple[Layer, ...]:
-        """Return the quantizable layers, with the shapes of their inputs where latency is measured."""
+        """Return the quantizable layers, with their input shapes in the passes whose latency is measured."""
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
         passes = [
             functools.partial(prepare_and_run, timed, model)
             for of_size in workloads.values()
             for workload, timed in of_size.items()
-            # A whole answer or sample repeats what other workloads show.
+            # A whole answer or sample only repeats the shapes of other workloads.
             if workload not in (Workload.REQUEST, Workload.SAMPLING)
         ]
         return with_latency_shapes(model, layers, passes)
@@ -187,14 +187,14 @@ class Evaluator:
             return self._prepared.kernels()
 
     def _environment(self) -> Environment:
-        used = self._backend
+        backend = self._backend
         return environment.capture(
-            hardware=used.hardware(), backend=used.name, device=used.device, libraries=used.libraries
+            hardware=backend.hardware(), backend=backend.name, device=backend.device, libraries=backend.libraries
         )
 
 
 def _refusals(prepared: PreparedModel, calibration: Calibration) -> dict[str, dict[str, str]]:
-    """Return layer name -> choice name -> why it is refused, by the backend or for what calibration lacks."""
+    """Return layer name -> choice name -> why the backend refuses it or what calibration lacks for it."""
     found = {}
     for layer in prepared.layers:
         lacking = {name: calibration.refuses(layer, choice) for name, choice in CHOICES.items()}

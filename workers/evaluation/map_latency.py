@@ -1,4 +1,4 @@
-"""The latency of maps and of their layers, and the memory that a pass needs."""
+"""Latency of maps and of their layers, and the working memory of a pass."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from workers.timing.latency import Contender
 
 
 class MapLatency:
-    """Times maps of a deployed model; the device is its own meanwhile."""
+    """Times maps of a deployed model, with exclusive use of the device."""
 
     def __init__(
         self,
@@ -29,13 +29,13 @@ class MapLatency:
         settings: MeasurementSettings,
         device: str,
     ) -> None:
-        """Time maps of ``deployed``, which runs on the PyTorch device ``device``.
+        """Time maps of a deployed model.
 
         Args:
             deployed: the model.
-            workloads: batch size -> what can be timed at it.
-            settings: how it is timed.
-            device: where.
+            workloads: batch size -> the workloads that can be timed at it.
+            settings: how to time them.
+            device: the PyTorch device that the model runs on.
         """
         self._deployed, self._workloads, self._settings, self._device = deployed, workloads, settings, device
         self._first = next(iter(workloads.values()))
@@ -48,8 +48,8 @@ class MapLatency:
 
         Args:
             choices: layer name -> choice name.
-            repeats: timed passes of each.
-            hopeless: latency relative to full precision from which on a map need not be measured to the end.
+            repeats: timed passes per workload and batch size.
+            hopeless: latency ratio to full precision above which timing may stop early.
         """
         first, *others = self._workloads
         wanted = [(name, first) for name in dict.fromkeys((Workload.FORWARD, *self._settings.workloads))]
@@ -57,7 +57,7 @@ class MapLatency:
         timings: list[LatencySamples] = []
         with device_lock.exclusive(self._device), torch.inference_mode():
             for workload, size in wanted:
-                # What is hopeless is so in a forward pass at the first batch size.
+                # Only the forward pass at the first batch size, which comes first, decides whether a map is hopeless.
                 timings.append(self._latency_in(workload, size, choices, repeats, math.inf if timings else hopeless))
                 if len(timings[-1].candidate_ms) < repeats:
                     break
@@ -103,11 +103,11 @@ class MapLatency:
             return self._deployed.layer_latencies(layers, choices, run)
 
     def working_bytes(self) -> int:
-        """Return the most bytes that are alive at once in one run of a workload, without the weights."""
+        """Return the peak of live bytes in one run of any workload, weights excluded."""
         start = time.perf_counter()
         with torch.inference_mode(), device_lock.shared(self._device):
             peaks = [
-                # What a workload keeps between its runs, such as a cache, is memory at work too.
+                # Memory that a workload keeps between its runs, such as a cache, counts as working memory.
                 self._deployed.working_bytes(functools.partial(prepare_and_run, timed, self._deployed.model))
                 for timed in self._first.values()
             ]

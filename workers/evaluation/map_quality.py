@@ -1,4 +1,4 @@
-"""The quality of maps: accuracy, and divergence from full precision."""
+"""Quality of maps: accuracy, and divergence from full precision."""
 
 import time
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from workers.timing import device_lock
 
 
 class MapQuality:
-    """Judges maps of a deployed model on the splits of its task; full precision's outputs are kept."""
+    """Evaluates maps of a deployed model on the splits of its task; caches the outputs of full precision."""
 
     def __init__(self, task: Task, deployed: Deployed, device: str) -> None:
-        """Judge maps of ``deployed``, which runs on the PyTorch device ``device``."""
+        """Evaluate maps of ``deployed``, which runs on the PyTorch device ``device``."""
         self._task, self._deployed, self._device = task, deployed, device
         self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
         #: Seconds of all forward passes.
@@ -34,18 +34,18 @@ class MapQuality:
         return self.of(choices, Split.HELD_OUT)[0], self.reference_accuracy(Split.HELD_OUT)
 
     def reference_accuracy(self, split: Split) -> float:
-        """Return full precision's accuracy on one split."""
+        """Return the accuracy of full precision on one split."""
         return self._reference_of(split)[1]
 
     def _reference_of(self, split: Split) -> tuple[torch.Tensor, float]:
-        """Return full precision's outputs and accuracy on one split, computed once."""
+        """Return the outputs and accuracy of full precision on one split, computed once."""
         if split not in self._reference:
             self._deployed.reset()
             self._reference[split] = self._run(split)
         return self._reference[split]
 
     def _run(self, split: Split) -> tuple[torch.Tensor, float]:
-        """Return the outputs and the accuracy of the map that is installed."""
+        """Return the outputs and the accuracy of the installed map."""
         start = time.perf_counter()
         with device_lock.shared(self._device):
             outputs = quality.outputs(self._task, self._deployed.model, split)

@@ -1,1 +1,1 @@
-"""A model's layers, prepared and swapped. Imports device, setup and the seam of a layer's backend."""
+"""A model whose layers are prepared and swapped. Imports device, setup and the ``LayerBackend`` protocol."""

@@ -1,6 +1,7 @@
-"""``nn.MultiheadAttention`` unrolled: its projections as layers that are called, so that they can be quantized.
+"""Unroll ``nn.MultiheadAttention`` into separate linear layers, so that its projections can be quantized.
 
-PyTorch's own module hands their weights to functions, and ``nn.TransformerEncoderLayer`` all of its weights to one.
+PyTorch's own module passes the projections' weights to functions, and ``nn.TransformerEncoderLayer`` passes all of its
+weights to a single fused function, so neither calls layers that could be replaced.
 """
 
 import functools
@@ -14,17 +15,17 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from workers.model.prepared import describe, slots
 
-#: Largest difference of outputs, relative to the largest one, that the order of sums may make.
+#: Largest difference of outputs, relative to the largest output, that the order of summation may cause.
 _TOLERANCE = 1e-4
 
 
 class UnrolledAttention(nn.Module):
-    """Computes what an ``nn.MultiheadAttention`` does, by four linear layers that share its weights' memory."""
+    """Computes the same as an ``nn.MultiheadAttention``, with four linear layers that share its weights' memory."""
 
     batch_first: bool
     dropout: float
     num_heads: int
-    #: Where it is None, ``nn.TransformerEncoderLayer`` calls its parts.
+    #: None makes ``nn.TransformerEncoderLayer`` call its parts instead of the fused function.
     in_proj_bias = None
 
     def __init__(self, fused: nn.MultiheadAttention) -> None:
@@ -49,15 +50,15 @@ class UnrolledAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if is_causal and attn_mask is None:
-            raise RuntimeError("attention needs attn_mask beside the hint is_causal, as nn.MultiheadAttention does")
+            raise RuntimeError("attention needs attn_mask with the hint is_causal, as nn.MultiheadAttention does")
         sequence = 1 if self.batch_first and query.dim() == 3 else 0
 
         def heads(projected: torch.Tensor) -> torch.Tensor:
-            """Return shape ``(samples, heads, tokens, features of a head)``, without samples if there are none."""
+            """Return shape ``(samples, heads, tokens, features per head)``, without ``samples`` for unbatched input."""
             return projected.reshape(*projected.shape[:-1], self.num_heads, -1).movedim(sequence, -2)
 
         q, k, v = heads(self.q_proj(query)), heads(self.k_proj(key)), heads(self.v_proj(value))
-        # The mask then is what the hint says.
+        # The hint replaces the mask, which then must be the causal one.
         hinted = is_causal and key_padding_mask is None and not need_weights
         mask = None if hinted else _joined_mask(attn_mask, key_padding_mask, q)
         dropout = self.dropout if self.training else 0.0
@@ -74,17 +75,17 @@ class UnrolledAttention(nn.Module):
 
 
 def unroll_attention(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> dict[str, str]:
-    """Unroll all attention that can be, in place; return name -> why, of the modules that stay as they are.
+    """Unroll attention modules in place where possible; return name -> reason for those that stay fused.
 
-    The outputs must stay equal within float rounding.
+    A module stays fused if unrolling would change the outputs by more than float rounding.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         run: returns the outputs of the model on an example batch.
     """
     reasons = {name: _refusal(model, name) for name, module in model.named_modules() if _is_fused(module)}
     free = [name for name, reason in reasons.items() if reason is None]
-    with torch.no_grad():  # inference mode would make weights that no gradient can pass
+    with torch.no_grad():  # inference mode would create weights that block gradients
         if free:
             reference = run(model)
             if _changes(model, free, run, reference):
@@ -93,18 +94,18 @@ def unroll_attention(model: nn.Module, run: Callable[[nn.Module], torch.Tensor])
 
 
 def unroll_as(model: nn.Module, layers: Collection[str]) -> Callable[[], None]:
-    """Unroll the attention whose projections are among ``layers``, in place; return what takes that back.
+    """Unroll in place the attention whose projections are among ``layers``; return a function that undoes it.
 
     Args:
-        model: as its task builds it.
-        layers: names of the layers of a map.
+        model: the model as its task builds it.
+        layers: layer names of a map.
     """
     named = (name for name, module in model.named_modules() if _is_fused(module) and f"{name}.q_proj" in layers)
     return _unroll(model, [name for name in named if _refusal(model, name) is None])
 
 
 def unrolled_layers(model: nn.Module) -> frozenset[str]:
-    """Return the names of the layers that are called only because attention of the model was unrolled."""
+    """Return the names of the layers that the model calls only because its attention was unrolled."""
     names = {module: name for name, module in model.named_modules()}
     called: list[nn.Module] = []
     for module in names:
@@ -118,7 +119,7 @@ def unrolled_layers(model: nn.Module) -> frozenset[str]:
 def _joined_mask(
     attn_mask: torch.Tensor | None, key_padding_mask: torch.Tensor | None, q: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return what is added to the scores, to be broadcast to shape ``(samples, heads, tokens, keys)``."""
+    """Return the sum of the masks, to add to the scores; it broadcasts to ``(samples, heads, tokens, keys)``."""
     masks = []
     if attn_mask is not None:
         masks.append(attn_mask.reshape(*q.shape[:-1], -1) if attn_mask.dim() == 3 else attn_mask)
@@ -136,19 +137,19 @@ def _is_fused(module: nn.Module) -> bool:
 
 
 def _refusal(model: nn.Module, name: str) -> str | None:
-    """Return why attention cannot be unrolled, or None if it may be."""
+    """Return why attention cannot be unrolled, or None if it can."""
     module = model.get_submodule(name)
     assert isinstance(module, nn.MultiheadAttention)
     if not name:
         return "is the whole model; only attention inside a module can be unrolled"
     if type(module).forward is not nn.MultiheadAttention.forward:
-        return f"{type(module).__name__} has a forward of its own, which unrolled attention would not run"
+        return f"{type(module).__name__} overrides forward, and unrolled attention would not run that code"
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return "has forward hooks or a patched forward, which unrolled attention would not run"
     if module.bias_k is not None or module.add_zero_attn:
-        return "adds keys and values of its own (add_bias_kv or add_zero_attn), which unrolled attention does not"
+        return "adds its own keys and values (add_bias_kv or add_zero_attn), which unrolled attention does not"
     if [type(child) for child in module.children()] != [NonDynamicallyQuantizableLinear]:
-        return "has other parts than nn.MultiheadAttention's own, which unrolled attention would not run"
+        return "has child modules that nn.MultiheadAttention lacks, and unrolled attention would not run them"
     own = {id(parameter) for parameter in module.parameters()}
     others = (other for other in model.modules() if other not in (module, module.out_proj))
     if any(id(parameter) in own for other in others for parameter in other.parameters(recurse=False)):
@@ -159,7 +160,7 @@ def _refusal(model: nn.Module, name: str) -> str | None:
 def _changes(
     model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], torch.Tensor], reference: torch.Tensor
 ) -> str | None:
-    """Unroll some attention unless that changes the outputs; return why it stays as it is, None if it does not."""
+    """Unroll the named attention unless that changes the outputs; return why it stays fused, or None if unrolled."""
     nested = _nesting(model)
     take_back = _unroll(model, names)
     try:
@@ -168,20 +169,20 @@ def _changes(
         reason = "unrolled, it changes what the model returns for the first batch"
         if nested:
             reason += (
-                "; nested tensors set padded positions to zero, so pool over the others only, or build the "
+                "; nested tensors set padded positions to zero, so pool over unpadded positions only, or build the "
                 "nn.TransformerEncoder with enable_nested_tensor=False"
             )
-    except Exception as error:  # the model's own code may read what is no longer there
+    except Exception as error:  # the model's own code may read attributes that unrolled attention lacks
         reason = f"the model does not run when it is unrolled: {type(error).__name__}: {error}"
     take_back()
     return reason
 
 
 def _unroll(model: nn.Module, names: Sequence[str]) -> Callable[[], None]:
-    """Unroll the named attention, in place; return what takes that back."""
+    """Unroll the named attention in place; return a function that undoes it."""
     fused = {name: cast("nn.MultiheadAttention", model.get_submodule(name)) for name in names}
     places = slots(model, fused)
-    # Nested tensors reach no layer but the fused ones.
+    # Only the fused layers accept nested tensors.
     nested = [encoder for encoder in _nesting(model) if set(fused.values()) & set(encoder.modules())]
 
     def put(modules: Mapping[str, nn.Module], *, nests: bool) -> None:
@@ -196,7 +197,7 @@ def _unroll(model: nn.Module, names: Sequence[str]) -> Callable[[], None]:
 
 
 def _nesting(model: nn.Module) -> list[nn.TransformerEncoder]:
-    """Return what makes nested tensors of padded ones."""
+    """Return the encoders that convert padded tensors to nested ones."""
     encoders = (module for module in model.modules() if isinstance(module, nn.TransformerEncoder))
     return [encoder for encoder in encoders if encoder.use_nested_tensor]
 

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the sha256, in hexadecimal, over names, shapes, types and bytes of the state dict."""
+    """Return the hexadecimal sha256 over the names, shapes, types and bytes of the state dict."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())

@@ -1,4 +1,4 @@
-"""The ``LayerBackend`` seam: what prepares single layers for their choices."""
+"""The ``LayerBackend`` protocol: prepares single layers for their choices."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,28 +13,28 @@ from search_spaces.quantization_map import ActivationRange
 class LayerBackend(Protocol):
     """Prepares full-precision layers for choices.
 
-    A prepared module takes and returns what the original takes and returns, in fp32, so layers with
-    different choices can be neighbours. It never changes the module it was prepared from.
+    A prepared module has the same fp32 inputs and outputs as the original, so layers with different
+    choices can follow each other. Preparing never changes the original module.
     """
 
     def int8_weight_bits(self, layer: Layer) -> int:
-        """Return how many bits int8 weights of ``layer`` may have for int8 products to be exact here: 8 or 7.
+        """Return the most bits of int8 weights with which int8 products of ``layer`` are exact here: 8 or 7.
 
-        New maps take so many. A map with other bits is refused, or runs right but slower.
+        New maps use this number. The backend refuses a map with more bits, or runs it correctly but more slowly.
         """
         ...
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
-        """Return why no kernel runs ``layer`` with ``choice``, or None if one does."""
+        """Return why no kernel runs ``layer`` with ``choice``, or None if one can."""
         ...
 
     def kernel(
         self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]], known: str | None = None
     ) -> str | None:
-        """Return the name of what computes ``module`` with ``choice`` at input ``shapes``, None if there is no choice.
+        """Return the name of the kernel for ``module`` with ``choice`` at input ``shapes``; None if it has no name.
 
-        Kernels may be timed for it, so the caller holds the device lock. ``known`` is the name that was returned
-        elsewhere for the same; it is returned again if that kernel runs here.
+        The backend may time kernels, so the caller holds the device lock. ``known`` is the name that another worker
+        got for the same layer; if that kernel runs here, it is returned again.
         """
         ...
 
@@ -49,12 +49,12 @@ class LayerBackend(Protocol):
         """Return a module that runs ``module`` with ``choice``.
 
         Args:
-            module: the full-precision layer; full precision itself may return it unchanged.
-            choice: one the backend does not refuse for this layer.
-            input_range: calibrated range of the input; static choices need it. If it has the means of channels, the
-                bias makes up for what rounding the weights adds to outputs on average.
-            shapes: of the inputs at which it should be fast; empty if they are not known.
-            kernel: what should compute it, as ``kernel`` names it; one that does not run here is not taken.
+            module: the full-precision layer; the full-precision choice may return it unchanged.
+            choice: a choice that the backend does not refuse for this layer.
+            input_range: calibrated range of the input; choices that need calibration require it. If it has channel
+                means, the bias is corrected for the mean error of the rounded weights.
+            shapes: input shapes to choose the kernel for; empty if unknown.
+            kernel: preferred kernel, as named by ``kernel``; ignored if it does not run here.
         """
         ...
 
@@ -66,5 +66,5 @@ class LayerBackend(Protocol):
         ...
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
-        """Return what ``weight_bytes`` of ``layer`` prepared with ``choice`` is, without preparing it."""
+        """Return the ``weight_bytes`` of ``layer`` prepared with ``choice``, without preparing it."""
         ...

@@ -1,4 +1,4 @@
-"""A model whose layers are prepared once for each choice and then swapped by pointer."""
+"""A model whose layers are prepared once per choice and then swapped by pointer."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,15 @@ from workers.device import memory
 from workers.model.layer_backend import LayerBackend
 from workers.setup import CACHE_BYTES
 
-#: Bytes of weights after whose preparation the memory used for it is given back.
+#: After preparing this many bytes of weights, unused memory is returned to the system.
 RELEASE_BYTES = 32 << 20
 
 
 class PreparedModel:
     """The full-precision model with a bounded cache of prepared layers.
 
-    A layer is prepared the first time a map asks for its choice; from then on changing the map
-    changes pointers. The full-precision layers are always kept.
+    A layer is prepared when a map first uses its choice; after that, changing the map only swaps
+    pointers. The full-precision layers are always kept.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class PreparedModel:
         """Take a model and its layers.
 
         Args:
-            model: in full precision.
+            model: the full-precision model.
             layers: its quantizable layers, in execution order.
-            backend: prepares them.
+            backend: prepares the layers.
             ranges: layer name -> calibrated range.
-            cache_bytes: bound of the bytes of prepared layers.
-            weight_bits: layer name -> bits of int8 weights in int8 products; None takes what the processor gets right.
-            kernels: layer name -> choice name -> what computes it, where that is known; others are chosen here.
+            cache_bytes: bound of the cache of prepared layers, in bytes.
+            weight_bits: layer name -> bits of int8 weights in int8 products; None uses as many as are exact here.
+            kernels: layer name -> choice name -> kernel, where already known; the backend chooses the others.
         """
-        #: The model itself; what its layers are is the last map applied.
+        #: The model itself, with the layers of the installed map.
         self.model = model
         #: Its layers, in execution order.
         self.layers = tuple(layers)
@@ -63,26 +63,26 @@ class PreparedModel:
         self._installed = dict.fromkeys(self._layers, FULL_PRECISION.name)
         self._cache: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
         self._cached_bytes = 0
-        #: Bound of the bytes of prepared layers; only those of an installed map may have more.
+        #: Bound of the cache of prepared layers, in bytes; only the layers of the installed map may exceed it.
         self.cache_bytes = cache_bytes
         self._unreleased_bytes = 0
         self._own_bytes, self._other_bytes = _shares(model, self._originals)
 
     @property
     def installed(self) -> dict[str, str]:
-        """Return layer name -> name of the choice that is installed now."""
+        """Layer name -> name of the installed choice."""
         return dict(self._installed)
 
     def apply(self, names: Mapping[str, str]) -> None:
         """Install the map layer name -> choice name; layers it does not name take full precision.
 
-        Layers are swapped one after the other, so that the cache keeps its bound between two maps. An error leaves
-        the model as it was.
+        Layers are swapped one by one, so that the cache stays within its bound during the change. If an error occurs,
+        the previous map is installed again.
 
         Raises:
             MapError: if the map names a layer the model does not have, or a choice the layer cannot take.
             ChoiceError: if a choice is unknown.
-            CalibrationError: if a choice is static and its layer has no calibrated range.
+            CalibrationError: if a choice needs calibration and its layer has no calibrated range.
         """
         for name in names:
             if name not in self._layers:
@@ -100,7 +100,7 @@ class PreparedModel:
         self.apply({})
 
     def weight_bytes(self) -> int:
-        """Return the exact bytes of the model as it is installed: parameters, buffers, packed weights."""
+        """Return the exact bytes of the model with the installed map: parameters, buffers, packed weights."""
         return self._other_bytes + sum(
             self._own_bytes[name]
             if choice == FULL_PRECISION.name
@@ -115,7 +115,7 @@ class PreparedModel:
     def layer_bytes(self) -> dict[str, dict[str, int]]:
         """Return layer name -> choice name -> bytes, for every choice the backend does not refuse.
 
-        A tensor that layers share counts for the first of them.
+        A tensor that layers share is counted for the first of them only.
         """
         return {
             name: {
@@ -130,7 +130,7 @@ class PreparedModel:
         }
 
     def choice(self, name: str, choice: str) -> LayerChoice:
-        """Return the choice called ``choice`` as the layer ``name`` takes it: with the bits of its weights.
+        """Return the choice called ``choice`` with the weight bits of the layer ``name``.
 
         Raises:
             ChoiceError: if the choice is unknown.
@@ -138,14 +138,14 @@ class PreparedModel:
         return choice_named(choice).with_weight_bits(self.weight_bits[name])
 
     def refusals(self, name: str) -> dict[str, str]:
-        """Return choice name -> why the backend refuses it for the layer ``name``; others are absent."""
+        """Return choice name -> why the backend refuses it for the layer ``name``; supported choices are absent."""
         reasons = {choice: self._backend.refuses(self._layers[name], self.choice(name, choice)) for choice in CHOICES}
         return {choice: reason for choice, reason in reasons.items() if reason is not None}
 
     def kernels(self) -> dict[str, dict[str, str]]:
-        """Return layer name -> choice name -> name of the kernel, where the backend has several.
+        """Return layer name -> choice name -> kernel name, where the backend names kernels.
 
-        Kernels may be timed for it, so the caller holds the device lock.
+        The backend may time kernels, so the caller holds the device lock.
         """
         found = {}
         for layer, module in self._originals.items():
@@ -159,7 +159,7 @@ class PreparedModel:
         return {layer: names for layer, names in found.items() if names}
 
     def module(self, name: str, choice: str) -> nn.Module:
-        """Return one layer prepared with a choice, whatever is installed.
+        """Return one layer prepared with a choice, regardless of the installed map.
 
         Raises:
             MapError: if the layer cannot take the choice.
@@ -209,7 +209,7 @@ class PreparedModel:
         return self._kernels.get(name, {}).get(choice)
 
     def _evict(self, wanted: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Drop the prepared layers used longest ago until the cache fits; never one that is installed or wanted."""
+        """Drop the least recently used prepared layers until the cache fits; keep those installed or wanted."""
         for name, choice in list(self._cache):
             if self._cached_bytes <= self.cache_bytes:
                 return
@@ -218,26 +218,26 @@ class PreparedModel:
 
 
 def describe(replacement: nn.Module, original: nn.Module) -> None:
-    """Have a layer's replacement say of itself what the layer does.
+    """Copy a layer's public attributes to its replacement.
 
-    Some models read the strides or sizes of theirs, or the weight's type or device, as transformers' CLIP and T5 do.
+    Some models read the stride or size of a layer, or the type or device of its weight; transformers' CLIP and T5 do.
     """
     for attribute, value in vars(original).items():
         if not attribute.startswith("_") and not hasattr(replacement, attribute):
             setattr(replacement, attribute, value)
     weight = getattr(original, "weight", None)
     if isinstance(weight, torch.Tensor) and not hasattr(replacement, "weight"):
-        # Of one element; not a number, so that a model that computes with it cannot go unnoticed.
+        # One element expanded to the weight's shape. It is nan, to expose models that compute with it.
         replacement.weight = torch.full((1,), torch.nan, dtype=weight.dtype, device=weight.device).expand(weight.shape)
 
 
-#: Where a module hangs: a parent's table of children, and the name in it. Writing there is what
-#: ``setattr`` on the parent does, without its checks.
+#: A position of a module: its parent's table of children, and the name in it. Writing there has the
+#: effect of ``setattr`` on the parent, without its checks.
 Slot = tuple[dict[str, nn.Module | None], str]
 
 
 def slots(model: nn.Module, originals: Mapping[str, nn.Module]) -> dict[str, list[Slot]]:
-    """Return every place each layer hangs in; a module may be registered under several names."""
+    """Return layer name -> all its slots; a module may be registered under several names."""
     names = {id(module): name for name, module in originals.items()}
     slots: dict[str, list[Slot]] = defaultdict(list)
     for parent in model.modules():
@@ -248,7 +248,7 @@ def slots(model: nn.Module, originals: Mapping[str, nn.Module]) -> dict[str, lis
 
 
 def _shares(model: nn.Module, originals: Mapping[str, nn.Module]) -> tuple[dict[str, int], int]:
-    """Return the bytes each layer adds to the layers before it, and the bytes outside all layers."""
+    """Return the bytes of each layer that no earlier layer shares, and the bytes outside all layers."""
     counted: set[int] = set()
 
     def added(module: nn.Module) -> int:

@@ -1,1 +1,1 @@
-"""Pools of workers: the same seam in this process and on a Ray cluster."""
+"""Pools of workers, in this process or on a Ray cluster, behind one protocol."""

@@ -1,4 +1,4 @@
-"""The ``Pool`` seam: where candidates are measured."""
+"""The ``Pool`` protocol: where candidates are measured."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,54 +6,55 @@ from typing import Protocol
 from workers.candidate import Candidate, Outcome
 from workers.setup import ModelDescription, Probes
 
-#: How often a candidate whose worker dies is tried before it is a recorded failure.
+#: Number of attempts at a candidate whose worker dies or hangs, before it is recorded as a failure.
 MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a cluster has for the workers of all jobs."""
+    """Resources of a cluster for the workers of all jobs."""
 
     cpus: float
     gpus: float
-    #: CPUs of the smallest machine that has any.
+    #: CPUs of the smallest machine with any CPUs.
     machine_cpus: float
-    #: Kinds of hardware that workers on it may be of; empty if that is not known.
+    #: Kinds of hardware that its workers may have; empty if unknown.
     kinds: frozenset[str] = frozenset()
 
     def cpus_per_worker(self, wanted: float | None, count: int) -> float:
-        """Return the CPUs of one of ``count`` workers; without a wish they share a machine."""
+        """Return the CPUs per worker: ``wanted``, or by default the machine's CPUs divided among ``count`` workers."""
         return wanted if wanted is not None else max(1.0, self.machine_cpus // count)
 
 
 class Pool(Protocol):
-    """Measures candidates. Each submitted candidate comes back exactly once, in any order.
+    """Measures candidates. Each submitted candidate is returned exactly once, in any order.
 
-    A candidate that raises an error is a ``Failure`` at once; one whose worker dies or hangs is
-    tried again on a fresh worker, ``MAX_ATTEMPTS`` times in all. The pool never raises because of a
-    candidate, only ``PoolError`` when no worker can be had at all: ``ClusterLostError`` if that may pass.
+    A candidate that raises an error becomes a ``Failure`` at once. If its worker dies or hangs, the pool
+    retries it on a new worker, up to ``MAX_ATTEMPTS`` attempts in all. The pool never raises because of a
+    candidate. It raises ``PoolError`` only if it can get no worker at all; the subclass ``ClusterLostError`` means that
+    a new cluster may help.
     """
 
-    #: Candidates that can be measured at the same time, 0 while others have the workers; more may be submitted.
+    #: Number of candidates that can be measured at the same time; 0 while other jobs use the workers. More may be
+    #: submitted.
     slots: int
-    #: Whether candidates beyond those wait for a worker to be free; a pool that measures in process makes the driver
-    #: wait instead.
+    #: Whether further candidates queue for a free worker; a pool that measures in process blocks the driver instead.
     queues: bool
 
     def capacity(self) -> Capacity | None:
-        """Return what the pool's workers share with those of other jobs; None if they have it to themselves."""
+        """Return the resources that the pool shares with those of other jobs; None if it shares none."""
         ...
 
     def resize(self, count: int) -> None:
-        """Have ``count`` workers from now on; one that is too many ends when it has measured its candidate."""
+        """Change the number of workers to ``count``; a surplus worker first finishes its candidate."""
         ...
 
     def describe(self) -> ModelDescription:
-        """Return what the workers say about the model; waits until one is ready."""
+        """Return the workers' description of the model."""
         ...
 
     def probe(self) -> Probes:
-        """Return what to expect of every layer and choice; nothing may be running meanwhile.
+        """Return the predicted effects of every layer and choice; no candidate may be running.
 
         Raises:
             PoolError: if the workers cannot probe the model.
@@ -61,16 +62,16 @@ class Pool(Protocol):
         ...
 
     def submit(self, candidate: Candidate) -> None:
-        """Queue a candidate and return at once, or, in process, after measuring it."""
+        """Queue a candidate and return at once; a pool in process returns after measuring it."""
         ...
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Return the outcomes that arrived since the last call, waiting for at least one.
+        """Return the outcomes since the last call, waiting for at least one.
 
-        Returns an empty list if none arrives within ``timeout_s`` seconds.
+        The list is empty if no outcome arrives within ``timeout_s`` seconds.
         """
         ...
 
     def close(self) -> None:
-        """Free the workers; candidates still queued or running are dropped. Safe to call twice."""
+        """Release the workers; drop candidates that are still queued or running. Safe to call twice."""
         ...

@@ -1,4 +1,4 @@
-"""Start a pool by its name in job files."""
+"""Start a pool, given its name in job files."""
 
 from workers.pools.base import Pool
 from workers.setup import PoolSettings, WorkerSetup
@@ -8,10 +8,10 @@ def build_pool(name: str, setup: WorkerSetup, settings: PoolSettings) -> Pool:
     """Return a started pool: ``inline`` or ``ray``.
 
     Raises:
-        PoolError: if no worker can be started, or none on the hardware that is wanted.
+        PoolError: if no worker can be started, or none on the requested hardware.
         TaskError: if the task cannot be built.
     """
-    # Ray and torch take seconds to import, so each pool is imported only where it is used.
+    # Ray and torch take seconds to import, so import each pool only when it is used.
     if name == "inline":
         from workers.pools.inline import InlinePool
 

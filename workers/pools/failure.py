@@ -1,4 +1,4 @@
-"""Turn what went wrong in a measurement into a recorded failure."""
+"""Convert exceptions of a measurement into recorded failures."""
 
 import traceback
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ _LONGEST = 500
 
 
 def failure_of(error: BaseException, *, attempts: int = 1) -> Failure:
-    """Return the failure that ``error`` amounts to, told in one line."""
-    # torch.cuda.OutOfMemoryError and torch's CPU allocator are RuntimeErrors that only their text gives away.
+    """Return ``error`` as a failure with a one-line message."""
+    # Out-of-memory errors of torch, on CUDA and on the CPU, are RuntimeErrors; only their text identifies them.
     text = " ".join(f"{type(error).__name__}: {error}".split())
     memory = isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text
     cause = FailureCause.OUT_OF_MEMORY if memory else FailureCause.ERROR
@@ -22,10 +22,10 @@ def failure_of(error: BaseException, *, attempts: int = 1) -> Failure:
 
 @contextmanager
 def starting(task_file: str | None) -> Iterator[None]:
-    """Make whatever keeps a worker from starting one line, with the line of the user's ``task_file`` it came by.
+    """Convert any error at the start of a worker into one line that names the line of the user's ``task_file``.
 
     Raises:
-        PoolError: if it is no error that says by itself what to do.
+        PoolError: for every error that is not an ``AutotuneError``, whose message is already clear.
     """
     try:
         yield

@@ -29,7 +29,7 @@ class InlinePool:
         if hardware is not None and not is_called(kind, hardware):
             raise PoolError(
                 f"workers.hardware is {hardware!r}, but this process measures on {kind!r}; "
-                "run the job on such hardware, or take the pool ray on a cluster that has it"
+                "run the job on such hardware, or use the pool ray on a cluster that has it"
             )
         self._outcomes: list[Outcome] = []
 

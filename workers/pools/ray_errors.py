@@ -1,4 +1,4 @@
-"""What goes wrong on a Ray cluster, as our errors."""
+"""Conversion of Ray's errors into our own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from workers.measurement import FailureCause
 
 @contextmanager
 def cluster_errors() -> Iterator[None]:
-    """Turn errors of Ray into the loss of its cluster."""
+    """Convert Ray's errors into ``ClusterLostError``."""
     try:
         yield
     except RayError as error:
@@ -20,23 +20,23 @@ def cluster_errors() -> Iterator[None]:
 
 
 def cluster_lost(error: RayError) -> ClusterLostError:
-    """Return what to tell of a cluster that does not answer."""
+    """Return the error for a cluster that does not respond."""
     return ClusterLostError(f"the Ray cluster is gone: {one_line(error)}; start it and resume the job")
 
 
 def cause_of(error: RayTaskError) -> AutotuneError:
-    """Return why a worker could not start."""
+    """Return the reason why a worker could not start, as one of our errors."""
     cause = error.cause
     return cause if isinstance(cause, AutotuneError) else PoolError(f"a worker could not start: {one_line(cause)}")
 
 
 def crash_cause(error: RayActorError) -> FailureCause:
-    """Return what a worker died of."""
+    """Return the cause of a worker's death."""
     text = str(error).lower()
     out_of_memory = "out-of-memory" in text or "ran out of memory" in text or "memory monitor" in text
     return FailureCause.OUT_OF_MEMORY if out_of_memory else FailureCause.CRASH
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text in one line that is not too long."""
+    """Return an error's text as one line of at most 500 characters."""
     return " ".join(str(error).split())[:500] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A Ray cluster of one machine, for the jobs of one controller. It is started and ended by Ray's own command.
+"""A Ray cluster on one machine, for the jobs of one controller. Ray's own command runs it.
 
 Run as a program, this module is the cluster's guardian: it ends the cluster when its standard input closes, which
 happens even if the controller is killed.
@@ -24,7 +24,7 @@ _STOP_S = 15.0
 
 
 class RayHead:
-    """A cluster on this machine that can be started again after it died."""
+    """A cluster on this machine that can be restarted if it dies."""
 
     def __init__(self) -> None:
         self._guardian: subprocess.Popen[bytes] | None = None
@@ -32,10 +32,10 @@ class RayHead:
         self.address = ""
 
     def start(self) -> None:
-        """Start the cluster, and wait until drivers can connect.
+        """Start the cluster, after stopping one that still runs, and wait until drivers can connect.
 
         Raises:
-            ClusterLostError: if it does not start.
+            ClusterLostError: if the cluster does not start.
         """
         self.stop()
         port = _free_port()
@@ -46,11 +46,11 @@ class RayHead:
         while not answers(self.address):
             if self._guardian.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise ClusterLostError("Ray did not start on this machine; look into /tmp/ray/session_latest/logs")
+                raise ClusterLostError("Ray did not start on this machine; see /tmp/ray/session_latest/logs")
             time.sleep(0.2)
 
     def is_up(self) -> bool:
-        """Return whether the cluster runs."""
+        """Return whether the cluster is running."""
         return self._guardian is not None and self._guardian.poll() is None and answers(self.address)
 
     def stop(self) -> None:
@@ -68,7 +68,7 @@ class RayHead:
 
 
 def answers(address: str) -> bool:
-    """Return whether something listens at ``address``, a host and port."""
+    """Return whether a server accepts connections at ``address``, a host and port."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=2.0).close()
@@ -78,7 +78,7 @@ def answers(address: str) -> bool:
 
 
 def use_token() -> None:
-    """Let this process and its children authenticate to Ray; without a configured token they get one of their own."""
+    """Make this process and its children authenticate to Ray, with a new token unless one is configured."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -98,7 +98,7 @@ def _guard(port: str) -> None:
         f"--object-store-memory={_OBJECT_STORE_BYTES}", "--disable-usage-stats",
     ]  # fmt: skip
     head = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # Nothing is ever written to standard input, so that it becomes readable when it closes.
+    # Nothing is ever written to standard input, so it becomes readable only when it closes.
     while head.poll() is None and not select.select([sys.stdin], [], [], 0.5)[0]:
         pass
     head.terminate()

@@ -1,4 +1,4 @@
-"""The pool on Ray: long-lived actors that hold the model; their nodes are in ``ray_nodes``."""
+"""The pool on Ray: long-lived actors that hold the model; ``ray_nodes`` selects their nodes."""
 
 import dataclasses
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Bytes of Ray's object store on a private cluster: candidates and measurements are small.
 _OBJECT_STORE_BYTES = 128 << 20
-#: Longest a call waits before deadlines are looked at again.
+#: Longest wait before deadlines are checked again.
 _TICK_S = 1.0
 
 
@@ -34,14 +34,14 @@ class _Worker:
 
     def __init__(self, setup: WorkerSetup, gpus: float) -> None:
         if not gpus:
-            # Ray leaves the devices visible to workers that asked for none (ray issue 54868).
+            # Ray leaves the devices visible to workers that request none (ray issue 54868).
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._setup = setup
         self._gpus = gpus
         self._evaluator: Evaluator | None = None
 
     def start(self) -> Told:
-        """Return what this worker runs on; that it answers says that its process has started."""
+        """Return the report about this worker's node; an answer means that the process has started."""
         return look(self._setup.backend, self._gpus)
 
     def describe(self) -> ModelDescription:
@@ -59,7 +59,7 @@ class _Worker:
 
     def _ready(self) -> "Evaluator":
         if self._evaluator is None:
-            # Imported here so that the environment set above is in force before torch looks at it.
+            # Imported here so that torch sees the environment set above.
             from workers.evaluation.evaluator import Evaluator
 
             with starting(self._setup.task_file):
@@ -73,7 +73,7 @@ _Actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Worker)
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Running:
-    """A candidate on its worker."""
+    """A candidate that a worker is measuring."""
 
     slot: int
     candidate: Candidate
@@ -86,14 +86,14 @@ class _Hired:
     """A worker of the pool."""
 
     actor: Any
-    #: What it says about its node; ready when its process has started.
+    #: Ray reference of its report about its node; ready when its process has started.
     start: Any
-    #: Nodes it may be on.
+    #: Ids of the nodes where it may run.
     nodes: frozenset[str]
     has_started: bool = False
 
     def waits(self) -> bool:
-        """Return whether no node has it yet."""
+        """Return whether Ray has not started the worker on any node yet."""
         self.has_started = self.has_started or bool(_ready([self.start], 0.0))
         return not self.has_started
 
@@ -110,7 +110,7 @@ class RayPool:
         self._owns_cluster = _connect(settings)
         self._queue: deque[tuple[Candidate, int]] = deque()
         self._running: dict[Any, _Running] = {}
-        #: Slot -> worker; a slot that is too many goes when it has measured its candidate.
+        #: Slot -> worker; a surplus worker is removed when it has measured its candidate.
         self._hired: dict[int, _Hired] = {}
         self._nodes = Nodes(settings, setup.backend)
         try:
@@ -120,7 +120,7 @@ class RayPool:
             _check_resources(settings, capacity, self._cpus)
             self._hired[0] = self._hire()
             self._description = self._wait_until_ready()
-            # All further workers take what the first one found: it is paid for once, and numbers are equal.
+            # Later workers reuse the first one's calibration and kernels: this saves time and keeps results equal.
             self._setup = setup.continued(self._description)
             if not settings.shared:
                 self.resize(settings.count)
@@ -143,14 +143,14 @@ class RayPool:
         return self._description
 
     def probe(self) -> Probes:
-        """See ``Pool.probe``; the first worker does it, and is replaced if it dies of it."""
+        """See ``Pool.probe``; the first worker probes, and is replaced if it dies or hangs."""
         try:
             probes: Probes = ray.get(self._hired[0].actor.probe.remote(), timeout=self._settings.trial_timeout_s)
         except RayTaskError as error:
             raise PoolError(f"the model cannot be probed: {one_line(error.cause)}") from None
         except (RayActorError, GetTimeoutError) as error:
             self._replace(0)
-            raise PoolError(f"a worker died or hung while it probed the model: {one_line(error)}") from None
+            raise PoolError(f"a worker died or hung while probing the model: {one_line(error)}") from None
         return probes
 
     def submit(self, candidate: Candidate) -> None:
@@ -192,14 +192,14 @@ class RayPool:
         options = _Actor.options(
             num_cpus=self._cpus,
             num_gpus=self._settings.gpus,
-            # A label that Ray gives each node; one that tells its kind would be left to whoever starts the node.
+            # Ray sets this label on every node; a label for the kind would depend on how each node is started.
             label_selector={"ray.io/node-id": f"in({','.join(sorted(nodes))})"},
         )
         actor = options.remote(setup, self._settings.gpus)
         return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes)
 
     def _wait_until_ready(self) -> ModelDescription:
-        """Return the first worker's description, starting it anew if it dies on the way."""
+        """Return the first worker's description; restart the worker if it dies meanwhile."""
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._nodes.met(self._wait_until_started())
@@ -215,12 +215,12 @@ class RayPool:
             except GetTimeoutError:
                 raise PoolError(
                     f"no worker was ready within {self._settings.trial_timeout_s:g} s; "
-                    "raise workers.trial_timeout_s or ask for fewer resources"
+                    "raise workers.trial_timeout_s or request fewer resources"
                 ) from None
         raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {one_line(last)}")
 
     def _wait_until_started(self) -> Told:
-        """Return what the first worker says about its node; on a shared cluster others may have the workers."""
+        """Return the first worker's report about its node; on a shared cluster, wait until resources are free."""
         deadline = time.monotonic() + (math.inf if self._settings.shared else self._settings.trial_timeout_s)
         while not _ready([self._hired[0].start], _TICK_S):
             if time.monotonic() > deadline:
@@ -230,7 +230,7 @@ class RayPool:
         return told
 
     def _follow_nodes(self) -> None:
-        """Start workers anew that no node has yet, if a node could that came after them."""
+        """Restart workers that still wait for a node, if a node that joined later could run them."""
         for slot in [slot for slot, hired in self._hired.items() if hired.waits()]:
             if self._nodes.allowed() - self._hired[slot].nodes:
                 for reference in [r for r, running in self._running.items() if running.slot == slot]:
@@ -256,7 +256,7 @@ class RayPool:
         except RayActorError as error:
             return self._lost(running, crash_cause(error), one_line(error))
         except RayTaskError as error:
-            # The actor could not even build its evaluator: a fresh one may, for example after an outage.
+            # The actor could not build its evaluator; a new one may succeed, for example after an outage.
             return self._lost(running, FailureCause.ERROR, one_line(cause_of(error)))
         except RayError as error:
             raise cluster_lost(error) from error
@@ -272,10 +272,10 @@ class RayPool:
         return outcomes
 
     def _lost(self, running: _Running, cause: FailureCause, message: str) -> list[Outcome]:
-        """Replace the worker; try its candidate again, or give it up."""
+        """Replace the worker; retry its candidate, or return a failure after the last attempt."""
         self._replace(running.slot)
         if running.attempts < MAX_ATTEMPTS:
-            # First in line, so that no candidate waits behind all others for its next attempt.
+            # At the head of the queue, so that a retry does not wait behind all other candidates.
             self._queue.appendleft((running.candidate, running.attempts + 1))
             return []
         return [self._outcome(running, Failure(cause=cause, message=message, attempts=running.attempts))]
@@ -288,7 +288,7 @@ class RayPool:
         return {running.slot for running in self._running.values()}
 
     def _retire(self) -> None:
-        """End the workers that are too many and have nothing to do."""
+        """End surplus workers that are idle."""
         for slot in [slot for slot in self._hired if slot >= self.slots and slot not in self._busy()]:
             ray.kill(self._hired.pop(slot).actor)
 
@@ -298,7 +298,7 @@ class RayPool:
 
 
 def _connect(settings: PoolSettings) -> bool:
-    """Join or start a cluster; return whether this process has to shut it down."""
+    """Join or start a cluster; return whether this process must shut Ray down."""
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -326,7 +326,7 @@ def _connect(settings: PoolSettings) -> bool:
 
 
 def _check_resources(settings: PoolSettings, capacity: Capacity, cpus: float) -> None:
-    """Refuse a request the cluster can never meet; Ray itself would wait for ever."""
+    """Reject a request that the cluster can never satisfy; Ray itself would wait forever."""
     count = 1 if settings.shared else settings.count
     for name, each, have in (("CPUs", cpus, capacity.cpus), ("GPUs", settings.gpus, capacity.gpus)):
         if each * count > have:
@@ -337,7 +337,7 @@ def _check_resources(settings: PoolSettings, capacity: Capacity, cpus: float) ->
 
 
 def _ready(references: list[Any], timeout_s: float) -> list[Any]:
-    """Return all that are ready, as soon as one is or the time is over."""
+    """Return all ready references, as soon as one is ready or the timeout has passed."""
     with cluster_errors():
         if ray.wait(references, num_returns=1, timeout=timeout_s)[0]:
             return list(ray.wait(references, num_returns=len(references), timeout=0)[0])

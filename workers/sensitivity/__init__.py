@@ -1,1 +1,1 @@
-"""How much the quantization error of each layer alone moves the model's outputs, without a map a layer."""
+"""Estimates of how much quantizing each layer alone changes the outputs, without measuring one map per layer."""

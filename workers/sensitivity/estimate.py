@@ -1,4 +1,4 @@
-"""Estimate the sensitivity of every layer to every choice, by gradients where there are any."""
+"""Estimate the sensitivity of every layer to every choice, by gradients if the outputs have any."""
 
 import random
 from collections import defaultdict
@@ -14,25 +14,25 @@ from workers.sensitivity.recording import Call, record
 from workers.setup import Estimator
 from workers.task import Batch, Task
 
-#: Random vectors for each sample, and samples looked at, at least: 48 products in all, so that the
-#: standard error of their mean square is about 20 %. Twice as many rank layers no better.
+#: Random vectors per sample, and minimum number of samples: 48 products in all, so that the
+#: standard error of their mean square is about 20 %. Twice as many do not rank layers better.
 _VECTORS, _SAMPLES = 4, 12
 
-#: Bytes of activations and gradients held at once; see ``estimate``.
+#: Maximum bytes of activations and gradients held at once; see ``estimate``.
 RECORDED_BYTES = 1 << 30
 
-#: Largest divergence predicted; stands for more, and for the infinity or nan of a layer that overflows.
+#: Largest predicted divergence; larger values, and the infinity or nan of a layer that overflows, are capped to it.
 MOST = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """What every layer costs in divergence if it alone takes a choice."""
+    """Predicted divergence of the model if one layer alone takes a choice."""
 
     #: (layer name, choice name) -> predicted divergence; 0 where the outputs do not depend on the layer.
     divergence: Mapping[tuple[str, str], float]
     estimator: Estimator
-    #: Samples looked at.
+    #: Number of samples used.
     samples: int
 
 
@@ -45,18 +45,18 @@ def estimate(
     most_bytes: int = RECORDED_BYTES,
     seed: int = 0,
 ) -> Sensitivity:
-    """Return the sensitivities of a model from a few of ``batches``, chosen at random.
+    """Return the sensitivities of a model, estimated on a few randomly chosen ``batches``.
 
     Full precision is installed when the call returns.
 
     Args:
-        task: runs the model, and says what its outputs are.
+        task: runs the model, and specifies the kind of its outputs.
         prepared: the model and its prepared layers.
-        choices: layer name -> names of the choices to look at, full precision left out.
-        batches: calibration data; not what the search is judged by.
-        most_bytes: what the layers take and return, and the gradients, may have at once; where they have more, the
-            layers are looked at in turn, with a pass for each turn.
-        seed: of the random vectors and the choice of batches.
+        choices: layer name -> names of the choices to estimate, without full precision.
+        batches: calibration data; never the data that the search is evaluated on.
+        most_bytes: bound of the bytes of layer inputs, outputs and gradients held at once; if they exceed it, several
+            passes record some of the layers each.
+        seed: seed of the random vectors and of the choice of batches.
     """
     prepared.reset()
     shuffled = random.Random(seed).sample(list(batches), len(batches))
@@ -79,7 +79,7 @@ def _by_gradient(
     for batch in batches:
         state, reached, count = generator.get_state(), False, 0
         for calls, outputs in _recorded(task, prepared, choices, batch, gradients=_VECTORS, most_bytes=most_bytes):
-            generator.set_state(state)  # all layers see the same vectors
+            generator.set_state(state)  # every pass uses the same vectors
             squares = gradient.squared_products(
                 calls, outputs, task.output_kind, prepared, choices, vectors=_VECTORS, generator=generator
             )
@@ -125,7 +125,7 @@ def _by_local_error(
 def _recorded(
     task: Task, prepared: PreparedModel, layers: Iterable[str], batch: Batch, *, gradients: int, most_bytes: int
 ) -> Iterator[tuple[list[Call], torch.Tensor]]:
-    """Yield the layers' calls with the outputs, from as many passes over the batch as the memory asks for."""
+    """Yield the layers' calls with the outputs, from as many passes over the batch as the memory bound requires."""
     left = list(layers)
     while True:
         recording, outputs = record(task, prepared.model, left, batch, gradients=gradients, most_bytes=most_bytes)
@@ -138,4 +138,4 @@ def _recorded(
 
 
 def _bounded(value: float) -> float:
-    return value if value <= MOST else MOST  # no comparison holds for nan
+    return value if value <= MOST else MOST  # comparisons with nan are false

@@ -1,18 +1,18 @@
-"""The gradient sketch: a few backward passes in place of one evaluation a layer and choice.
+"""The gradient sketch: a few backward passes instead of one evaluation per layer and choice.
 
 Near full precision the divergence is quadratic in the change e of the outputs:
 
     divergence = e^T H e / 2,    e = J d.
 
-d is the error a choice makes at a layer's output, J leads from there to the outputs, and H is the
-curvature of the divergence: of 1 - cos, or the Fisher matrix of the softmax. Dropping the second
+d is the error of a choice at a layer's output, J is the Jacobian from there to the outputs, and H is the
+curvature of the divergence: that of 1 - cos, or the Fisher matrix of the softmax. Dropping the second
 derivatives of the network is the Gauss-Newton approximation (Martens, 2020, "New insights and
 perspectives on the natural gradient method"). For a random vector v with covariance H,
 
     E[(v^T J d)^2] = e^T H e,
 
-and g = J^T v is one backward pass, which serves all layers and all choices at once. So the
-divergence is E[(g . d)^2] / 2, a mean over samples and vectors: the random projection of Hutchinson
+and one backward pass computes g = J^T v for all layers and all choices at once. The
+divergence is therefore E[(g . d)^2] / 2, a mean over samples and vectors: the random projection of Hutchinson
 (1990) for the trace of J^T H J.
 """
 
@@ -43,16 +43,16 @@ def squared_products(
     """Return (layer, choice) -> sum of (g . d)^2 over the batch's samples and the random vectors.
 
     Args:
-        calls: of the layers, in order.
-        outputs: of the model, with the graph that leads to the calls; shape ``(samples, ..., features)``.
-        kind: what the outputs are.
-        prepared: makes the modules whose errors are wanted.
+        calls: calls of the layers, in order.
+        outputs: outputs of the model, with the autograd graph back to the calls; shape ``(samples, ..., features)``.
+        kind: kind of the outputs.
+        prepared: provides the layers prepared with the choices.
         choices: layer name -> names of choices.
-        vectors: how many random vectors.
-        generator: their source.
+        vectors: number of random vectors.
+        generator: source of the random vectors.
 
     Raises:
-        RuntimeError: if some operation between calls and outputs has no derivative.
+        RuntimeError: if an operation between calls and outputs has no derivative.
     """
     gradients = _gradients(calls, outputs, kind, vectors, generator)
     products: dict[tuple[str, str], torch.Tensor] = {}
@@ -68,9 +68,9 @@ def squared_products(
 def _gradients(
     calls: Sequence[Call], outputs: torch.Tensor, kind: OutputKind, vectors: int, generator: torch.Generator
 ) -> list[_Gradients]:
-    """Return the gradients of each vector at the calls' outputs. The graph is gone then."""
+    """Return the gradients of each vector at the calls' outputs; this frees the autograd graph."""
     at_calls = [call.output for call in calls]
-    # Without calls that have gradients, the outputs are asked for one that they cannot have, which raises.
+    # If the calls' outputs can have gradients but the model's outputs cannot, they do not depend on these calls.
     idle = not outputs.requires_grad and all(tensor.requires_grad for tensor in at_calls)
     found: list[_Gradients] = []
     for left in reversed(range(vectors)):
@@ -83,16 +83,16 @@ def _gradients(
 
 
 def random_vector(outputs: torch.Tensor, kind: OutputKind, generator: torch.Generator) -> torch.Tensor:
-    """Return a random vector for each sample whose covariance is the curvature of its divergence.
+    """Return a random vector per sample whose covariance is the curvature of its divergence.
 
-    With unit normal z, ``(z - (z . u) u) / |y|`` has the curvature of 1 - cos at y = |y| u, and
-    ``sqrt(p) z - p (sqrt(p) . z)`` the Fisher matrix ``diag(p) - p p^T`` of the softmax p. The
+    For standard normal z, the covariance of ``(z - (z . u) u) / |y|`` is the curvature of 1 - cos at y = |y| u, and
+    that of ``sqrt(p) z - p (sqrt(p) . z)`` is the Fisher matrix ``diag(p) - p p^T`` of the softmax p. The
     divergence is a mean over the dimensions between samples and features, so these share one unit
     of variance.
 
     Args:
-        outputs: of full precision, shape ``(samples, ..., features)``.
-        kind: what the outputs are.
+        outputs: outputs of full precision, shape ``(samples, ..., features)``.
+        kind: kind of the outputs.
         generator: source of z.
     """
     noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
@@ -100,7 +100,7 @@ def random_vector(outputs: torch.Tensor, kind: OutputKind, generator: torch.Gene
         length = outputs.norm(dim=-1, keepdim=True)
         unit = outputs / length
         vector = (noise - (noise * unit).sum(dim=-1, keepdim=True) * unit) / length
-        # A zero vector, such as that of a token of padding, has no angle that could change.
+        # A zero vector, such as that of a padding token, has no angle.
         vector = vector.masked_fill(length == 0.0, 0.0)
     else:
         probability = F.softmax(outputs, dim=-1)
@@ -113,8 +113,8 @@ def random_vector(outputs: torch.Tensor, kind: OutputKind, generator: torch.Gene
 def _products(gradients: Sequence[torch.Tensor | None], error: torch.Tensor, samples: int) -> torch.Tensor:
     """Return g . d for each vector and sample, shape ``(vectors, samples)``.
 
-    An output that has no dimension of samples, such as that of a table of positions, yields the sum over the
-    samples: v is independent between samples, so its square has the same expectation.
+    For an output without a sample dimension, such as that of a position embedding, this is the sum over the
+    samples. Since v is independent between samples, its square has the same expectation.
     """
     rows = samples if error.dim() > 1 and error.shape[0] == samples else 1
     flat = error.reshape(rows, -1)
@@ -123,7 +123,7 @@ def _products(gradients: Sequence[torch.Tensor | None], error: torch.Tensor, sam
 
 
 def _sum(products: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
-    """Return the sum over two calls of a layer; if only one of them has samples, it is summed over them too."""
+    """Return the sum over two calls of a layer; if only one has a sample dimension, both are summed over samples."""
     if products.shape == more.shape:
         return products + more
     return products.sum(dim=1, keepdim=True) + more.sum(dim=1, keepdim=True)

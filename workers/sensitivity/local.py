@@ -1,7 +1,7 @@
-"""The estimate without gradients: how large a layer's error is beside its own output.
+"""The estimate without gradients: a layer's error relative to its own output.
 
-It knows nothing of what comes after the layer, so each choice is scaled to what its uniform map was
-measured to diverge. It still ranks layers worse than the gradient sketch does.
+It ignores everything after the layer, so the estimates of each choice are scaled to the measured divergence of
+its uniform map. It still ranks layers less accurately than the gradient sketch.
 """
 
 import math
@@ -19,7 +19,7 @@ from workers.task import Batch, Task
 def relative_errors(
     calls: Sequence[Call], prepared: PreparedModel, choices: Mapping[str, Sequence[str]]
 ) -> dict[tuple[str, str], float]:
-    """Return (layer, choice) -> squared error of the layer's outputs over their squares."""
+    """Return (layer, choice) -> squared error of the layer's outputs, relative to their squared norm."""
     error: dict[tuple[str, str], float] = defaultdict(float)
     signal: dict[str, float] = defaultdict(float)
     for call in calls:
@@ -32,9 +32,9 @@ def relative_errors(
 def scaled_to_uniform(
     found: Mapping[tuple[str, str], float], task: Task, prepared: PreparedModel, batches: Sequence[Batch]
 ) -> dict[tuple[str, str], float]:
-    """Return the relative errors times one factor a choice, so that they sum to its uniform map's divergence.
+    """Return the relative errors times one factor per choice, so that they sum to its uniform map's divergence.
 
-    Layers that overflow are left out of that map, or nothing could be told about the others.
+    Layers that overflow are excluded from that map, because they would hide the effect of the others.
     """
     prepared.reset()
     reference = quality.outputs_on(task, prepared.model, batches)

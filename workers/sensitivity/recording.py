@@ -1,4 +1,4 @@
-"""What the layers of the full-precision model take and return on one batch."""
+"""Record the inputs and outputs of the full-precision model's layers on one batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,29 +19,29 @@ class Call:
     layer: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    #: What the layer returned: its tensor, or several joined to one of shape ``(samples, features)``.
+    #: Output of the layer: its tensor, or several tensors joined into one of shape ``(samples, features)``.
     output: torch.Tensor
-    #: Dimension that counts samples in each of several tensors; None where that is not known.
+    #: Sample dimension of each of several output tensors; None where it is unknown.
     samples: tuple[int | None, ...]
 
 
 @dataclass(slots=True)
 class Recording:
-    """Calls of layers in order, as many layers as there was memory for."""
+    """Calls of layers in order, for as many layers as fit into the memory bound."""
 
-    #: Bytes that the calls may have; the first layer is recorded whatever it has.
+    #: Bound of the bytes of all calls; the first layer is recorded regardless of its size.
     most_bytes: int
-    #: Gradients at each output that are to be counted with the calls.
+    #: Number of gradients per output to count towards the bytes.
     gradients: int
     calls: list[Call] = field(default_factory=list)
-    #: Layers of which no call was recorded, though they ran; their names in order.
+    #: Names, in order, of layers that ran but were not recorded.
     left: dict[str, None] = field(default_factory=dict)
-    #: Layers of which every call is recorded.
+    #: Names of layers whose calls are all recorded.
     taken: set[str] = field(default_factory=set)
     nbytes: int = 0
 
     def takes(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
-        """Return whether a call is to be recorded: all calls of a layer are, or none."""
+        """Return whether to record a call; a layer has all of its calls recorded or none."""
         nbytes = _nbytes((args, kwargs)) + (1 + self.gradients) * _nbytes(output)
         if name in self.left or (name not in self.taken and self.taken and self.nbytes + nbytes > self.most_bytes):
             self.left[name] = None
@@ -54,16 +54,16 @@ class Recording:
 def record(
     task: Task, model: nn.Module, layers: Iterable[str], batch: Batch, *, gradients: int, most_bytes: int
 ) -> tuple[Recording, torch.Tensor]:
-    """Return the calls of the first of ``layers`` that fit in the memory, and the model's outputs.
+    """Return the calls of the first ``layers`` that fit into the memory bound, and the model's outputs.
 
     Args:
         task: runs the model.
-        model: in full precision.
-        layers: names.
-        batch: one.
-        gradients: how many will be held at each layer's output. If any, the graph between the outputs comes along.
-            It begins at the recorded layers' outputs; parameters are no part of it.
-        most_bytes: of what the layers take and return, and of the gradients.
+        model: the full-precision model.
+        layers: names of the layers to record.
+        batch: the batch to run.
+        gradients: number of gradients that will be held per layer output. If not 0, the outputs carry an autograd
+            graph that starts at the recorded layers' outputs and excludes parameters.
+        most_bytes: bound of the bytes of layer inputs, outputs and gradients.
     """
     recording = Recording(most_bytes, gradients)
     handles = [
@@ -79,7 +79,7 @@ def record(
 
 
 def errors(call: Call, module: nn.Module) -> torch.Tensor:
-    """Return what ``module`` in the place of the called layer returns, less what the layer returned."""
+    """Return the output of ``module`` on the call's inputs minus the recorded output."""
     with torch.no_grad():
         return _joined(module(*call.args, **call.kwargs), call.samples) - call.output
 
@@ -92,7 +92,7 @@ def _keep(name: str, recording: Recording) -> Callable[[nn.Module, tuple[Any, ..
         joined = _joined(output, samples)
         if torch.is_grad_enabled() and not joined.requires_grad:
             joined.requires_grad_()
-        # Copies, because what follows may change in place what the layer took and what it returned.
+        # Copy, because later operations may change the layer's inputs and outputs in place.
         recording.calls.append(Call(name, _copied(args), _copied(kwargs), joined, samples))
         return _parted(joined.clone(), output, samples)
 
@@ -108,7 +108,7 @@ def _copied(value: Any) -> Any:
 
 
 def _sample_dimensions(module: nn.Module, output: Any) -> tuple[int | None, ...]:
-    """Return which dimension counts samples in each floating-point tensor of several; None if none is known to."""
+    """Return the sample dimension of each floating-point tensor of ``output``; None where it is unknown."""
     dims = [tensor.dim() for tensor in _floats(output)]
     if isinstance(module, nn.LSTM | nn.GRU) and set(dims) == {3}:
         return (0 if module.batch_first else 1, *[1] * (len(dims) - 1))
@@ -120,7 +120,7 @@ def _floats(output: Any) -> Iterator[torch.Tensor]:
 
 
 def _joined(output: Any, samples: tuple[int | None, ...]) -> torch.Tensor:
-    """Return one tensor as it is, and several as a row for each sample, or as one row in all."""
+    """Return a single tensor unchanged, and several joined into one row per sample, or into one row in all."""
     if isinstance(output, torch.Tensor):
         return output
     tensors = zip(_floats(output), samples, strict=True)
@@ -128,7 +128,7 @@ def _joined(output: Any, samples: tuple[int | None, ...]) -> torch.Tensor:
 
 
 def _parted(joined: torch.Tensor, output: Any, samples: tuple[int | None, ...]) -> Any:
-    """Return ``output`` with its floating-point tensors cut out of ``joined``."""
+    """Return ``output`` with its floating-point tensors replaced by the matching parts of ``joined``."""
     if isinstance(output, torch.Tensor):
         return joined
     columns = torch.split(joined, [tensor.numel() // len(joined) for tensor in _floats(output)], dim=1)

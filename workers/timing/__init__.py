@@ -1,1 +1,1 @@
-"""Latency: how passes and layers are timed, and the device kept alone. Imports device and measurement."""
+"""Latency: timing of passes and layers, and the device lock. Imports device and measurement."""

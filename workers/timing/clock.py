@@ -1,4 +1,4 @@
-"""Clocks: how the time of a model's work is taken on the device that does it."""
+"""Clocks that time a model's work on the device that performs it."""
 
 import time
 from collections.abc import Callable
@@ -8,19 +8,19 @@ import torch
 
 
 class Clock(Protocol):
-    """Marks moments between pieces of work, and tells how far they are apart."""
+    """Marks moments between pieces of work, and measures the time between them."""
 
     def mark(self) -> Any:
-        """Return this moment: after all work that was given to the device so far, before any other."""
+        """Return a mark after all work submitted to the device so far and before any later work."""
         ...
 
     def between_ms(self, start: Any, end: Any) -> float:
-        """Return the milliseconds from one moment to a later one; waits until the device has come there."""
+        """Return the milliseconds between two marks; waits until the device has reached the second."""
         ...
 
 
 class HostClock:
-    """The processor's own clock, for work that is done when its call returns."""
+    """The host's clock, for work that is finished when its call returns."""
 
     def mark(self) -> int:
         return time.perf_counter_ns()
@@ -32,8 +32,8 @@ class HostClock:
 class CudaClock:
     """Events in the current CUDA stream.
 
-    A call returns before the GPU has done its work, and waiting for that on the host adds what it takes to be woken
-    up. Events are stamped by the GPU itself, half a microsecond fine.
+    A call returns before the GPU has finished its work, and waiting on the host would add the wake-up latency. The GPU
+    itself stamps events, with a resolution of about half a microsecond.
     """
 
     def mark(self) -> torch.cuda.Event:
@@ -55,7 +55,7 @@ def clock_of(device: str) -> Clock:
 
 
 def time_ms(run: Callable[[], object], clock: Clock = HOST_CLOCK) -> float:
-    """Return the milliseconds that ``run`` takes, having waited for its end."""
+    """Return the milliseconds that ``run`` takes, including the work it submits to the device."""
     start = clock.mark()
     run()
     return clock.between_ms(start, clock.mark())

@@ -1,4 +1,4 @@
-"""How long this process waited for processors that others had."""
+"""Time that this process spent waiting for busy processors."""
 
 import contextlib
 from pathlib import Path
@@ -7,13 +7,13 @@ _THREADS = Path("/proc/self/task")
 
 
 def waited_ms() -> float:
-    """Return for how many milliseconds threads of this process were ready to run so far, but no processor was free.
+    """Return the total milliseconds that threads of this process have been ready to run while no processor was free.
 
-    Linux counts them for every thread (``sched-stats.rst`` of the kernel's documentation). Where it does not, nobody
-    ever waited. What a hypervisor takes away is not seen.
+    Linux counts them per thread (``sched-stats.rst`` in the kernel's documentation). On other systems the result is 0.
+    Time that a hypervisor takes away is not included.
     """
     waited_ns = 0
     for path in _THREADS.glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+        with contextlib.suppress(OSError):  # the thread has ended in the meantime
             waited_ns += int(path.read_text(encoding="ascii").split()[1])
     return waited_ns / 1e6

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from workers.measurement import LatencySamples, Samples
 
-#: Share of intervals that cover the true value.
+#: Confidence level: share of intervals that cover the true value.
 CONFIDENCE = 0.95
 
-#: Timed passes of the full-precision model in each round; see ``workers.timing.latency``.
+#: Timed passes of the full-precision model per round; see ``workers.timing.latency``.
 REFERENCE_PER_ROUND = 2
 
 _RESAMPLES = 400
@@ -37,9 +37,9 @@ class Figure:
 def percentile(samples: Samples, percent: float) -> Figure:
     """Return a percentile of ``samples``, shape ``(n,)``, with its order-statistics interval.
 
-    The interval needs no assumption about the distribution: its bounds are the samples whose ranks
+    The interval assumes nothing about the distribution: its bounds are the samples whose ranks
     enclose the percentile with binomial probability ``CONFIDENCE`` (David and Nagaraja, Order
-    Statistics, 3rd edition, section 7.1). It is open where no sample is extreme enough.
+    Statistics, 3rd edition, section 7.1). A bound is open if no sample is extreme enough.
     """
     ordered = np.sort(samples)
     low, high = _ranks(len(ordered), percent / 100.0)
@@ -55,7 +55,7 @@ def percentile(samples: Samples, percent: float) -> Figure:
 def latency_ratio(latency: LatencySamples) -> Figure:
     """Return the median candidate latency over the median reference latency, with a bootstrap interval.
 
-    Whole rounds are resampled, because neighbouring samples share the machine's momentary state.
+    The bootstrap resamples whole rounds, because neighbouring samples share the machine's momentary state.
     """
     drawn = _draws(len(latency.reference_ms) // REFERENCE_PER_ROUND)
     ratios = _medians(latency.candidate_ms, drawn) / _medians(latency.reference_ms, drawn)
@@ -67,7 +67,7 @@ def latency_ratio(latency: LatencySamples) -> Figure:
 
 @functools.lru_cache(maxsize=16)
 def _draws(rounds: int) -> npt.NDArray[np.intp]:
-    """Return how often each round is in each resample, shape ``(resamples, rounds)``."""
+    """Return how often each resample contains each round, shape ``(resamples, rounds)``."""
     picks = np.random.default_rng(0).integers(rounds, size=(_RESAMPLES, rounds))
     return np.asarray((picks[:, :, None] == np.arange(rounds)).sum(axis=1))
 
@@ -75,7 +75,7 @@ def _draws(rounds: int) -> npt.NDArray[np.intp]:
 def _medians(samples: Samples, drawn: npt.NDArray[np.intp]) -> Samples:
     """Return the median of each resample of whole rounds, shape ``(resamples,)``.
 
-    One sort serves all resamples: a sample's rank in one is the number of draws of the samples up to it.
+    One sort serves all resamples: the rank of a sample in a resample is the number of draws up to and including it.
     """
     order = np.argsort(samples)
     ranks = np.cumsum(drawn[:, order * drawn.shape[1] // len(samples)], axis=1)
@@ -86,7 +86,7 @@ def _medians(samples: Samples, drawn: npt.NDArray[np.intp]) -> Samples:
 
 @functools.cache
 def _ranks(n: int, p: float) -> tuple[int | None, int | None]:
-    """Return the 1-based ranks of the interval's bounds; None where even an extreme sample is not enough."""
+    """Return the 1-based ranks of the interval's bounds; None where no sample is extreme enough."""
     tail = (1.0 - CONFIDENCE) / 2.0
     cumulative = np.cumsum([_binomial(n, k, p) for k in range(n + 1)])  # P(at most k samples below)
     low = int(np.searchsorted(cumulative, tail, side="right"))

@@ -1,12 +1,12 @@
 """Latency as a distribution, measured against the full-precision model in the same minute.
 
 Rounds alternate between the two models in the order A B, B A, A B, ..., so that both see the same
-drift of clocks and neighbours; their ratio is then stable where absolute times are not. The first
-pass after each change of model is not timed: it pays for the other model's data in the caches.
+drift of clock speed and background load; their ratio is then stable even where absolute times are not. The first
+pass after each change of model is not timed, because the caches still hold the other model's data.
 
-A round in which another process had the processor is measured again. The operating system tells of that, and no
-latency does: to choose rounds by the reference's latencies would make it faster than it is, and the candidate's own
-slow passes must not be dropped.
+A round in which another process occupied the processor is measured again. The operating system reports this; latencies
+must not decide it. Selecting rounds by the reference's latencies would make the reference look faster than it is, and
+the candidate's own slow passes must not be dropped.
 """
 
 import gc
@@ -23,16 +23,16 @@ from workers.timing.clock import time_ms
 from workers.timing.cpu_waits import waited_ms
 from workers.timing.estimates import REFERENCE_PER_ROUND
 
-#: Timed passes of the candidate in one round.
+#: Timed passes of the candidate per round.
 CANDIDATE_PER_ROUND = 10
 
 #: A round was disturbed if threads waited for a processor for more than this share of it.
 _DISTURBED = 0.02
-#: Rounds measured at most, as a multiple of those wanted, to replace disturbed ones.
+#: Maximum number of rounds, as a multiple of those wanted, to replace disturbed ones.
 _MOST_ROUNDS = 2
 
-#: Shares of a fortune that are staked on each round, and how often a hopeful candidate may be given up.
-#: Five rounds above the limit settle it at the earliest; a round below ruins the first bettor only.
+#: Share of its fortune that each bettor stakes per round, and the accepted risk of giving up a hopeful candidate.
+#: At least five rounds above the limit are needed for a decision; one round below it ruins the first bettor only.
 _STAKES, _RISK = np.array([1.0, 0.6]), 0.05
 
 #: Runs one pass to its end and returns its milliseconds.
@@ -41,15 +41,15 @@ TimePass = Callable[[Callable[[], object]], float]
 #: Warm-up ends when the medians of two neighbouring windows differ by less than this share.
 _STABLE = 0.02
 _WINDOW = 5
-#: Warm-up gives up on stability after this many times its least duration.
+#: Warm-up stops waiting for stability after this many times its minimum duration.
 _PATIENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A model as the timer sees it."""
+    """A model to time."""
 
-    #: Puts the model in place.
+    #: Installs the map to time.
     install: Callable[[], None]
     #: Runs one forward pass; the clock waits for it to end.
     run: Callable[[], object]
@@ -61,7 +61,7 @@ class _Round:
 
     candidate_ms: list[float]
     reference_ms: list[float]
-    #: How long threads waited for a processor, all together.
+    #: Total time that threads waited for a processor, in ms.
     waited_ms: float
     elapsed_ms: float
 
@@ -77,10 +77,10 @@ def measure(
     workload: Workload = Workload.FORWARD,
     time_pass: TimePass = time_ms,
 ) -> LatencySamples:
-    """Return at least ``repeats`` latencies of the candidate with interleaved ones of the reference.
+    """Return at least ``repeats`` latencies of the candidate, interleaved with latencies of the reference.
 
-    They are fewer if the ratio of the two is soon seen to be above ``hopeless``. The garbage collector
-    rests meanwhile; the caller holds the device lock. The candidate is installed when the call returns.
+    Timing stops early if the latency ratio is clearly above ``hopeless``. The garbage collector is disabled
+    during timing; the caller holds the device lock. The candidate is installed when the call returns.
     """
     candidate.install()
     _warm_up(candidate.run, warmup_s, time_pass)
@@ -105,26 +105,26 @@ def measure(
 def _measure_rounds(
     candidate: Contender, reference: Contender, time_pass: TimePass, *, wanted: int, hopeless: float
 ) -> list[_Round]:
-    """Return ``wanted`` rounds in the order measured, the least disturbed ones if some were; fewer if hopeless."""
+    """Return the ``wanted`` least disturbed rounds, in measurement order; fewer if the candidate is hopeless."""
     rounds: list[_Round] = []
     doubt = Doubt(hopeless)
     while len(rounds) < wanted or (_quiet(rounds) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
         timed = _measure_round(candidate, reference, time_pass, candidate_first=len(rounds) % 2 == 1)
         rounds.append(timed)
-        # Later it would save little.
+        # In the second half, stopping early would save little.
         if doubt.is_settled_by(timed.candidate_ms, timed.reference_ms) and 2 * len(rounds) <= wanted:
             return rounds
-    # Not by their share: a disturbed round is a long one.
+    # Sort by absolute waiting time, not by its share: a disturbed round is longer, which lowers the share.
     by_waiting = sorted(range(len(rounds)), key=lambda index: rounds[index].waited_ms)
     return [rounds[index] for index in sorted(by_waiting[:wanted])]
 
 
 class Doubt:
-    """Whether a candidate may still be faster than a limit, asked after every round.
+    """A sequential test, updated every round, of whether a candidate is slower than a limit.
 
-    A bettor who wins if a round's ratio is above the limit can expect to gain nothing while the median ratio
-    is not, so that fortunes of ``1 / _RISK`` are that rare, whenever one looks (Ville's inequality; Waudby-Smith
-    and Ramdas, Estimating means of bounded random variables by betting, 2024).
+    A bettor wins a round whose latency ratio is above the limit. If the median ratio is not above the limit, the
+    expected gain is at most zero, so the fortune ever reaches ``1 / _RISK`` with probability at most ``_RISK`` (Ville's
+    inequality; Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, 2024).
     """
 
     def __init__(self, limit: float) -> None:
@@ -132,7 +132,7 @@ class Doubt:
         self._fortunes = np.ones(len(_STAKES))
 
     def is_settled_by(self, candidate_ms: Sequence[float], reference_ms: Sequence[float]) -> bool:
-        """Take in one round; return whether the candidate is slower than the limit beyond reasonable doubt."""
+        """Add one round; return whether the candidate is slower than the limit beyond reasonable doubt."""
         above = statistics.median(candidate_ms) > self._limit * statistics.median(reference_ms)
         self._fortunes = self._fortunes * (1.0 + _STAKES if above else 1.0 - _STAKES)
         return bool(self._fortunes.mean() >= 1.0 / _RISK)
@@ -155,7 +155,7 @@ def _measure_round(candidate: Contender, reference: Contender, time_pass: TimePa
 
 
 def _quiet(rounds: list[_Round]) -> int:
-    """Return how many rounds were not disturbed."""
+    """Return the number of undisturbed rounds."""
     return sum(timed.waited_ms <= _DISTURBED * timed.elapsed_ms for timed in rounds)
 
 

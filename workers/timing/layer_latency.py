@@ -1,8 +1,8 @@
-"""Time every layer with every choice where it runs: inside the model, between its neighbours.
+"""Time every layer with every choice in place: inside the model, between its neighbours.
 
-Each choice's uniform map runs in turn with full precision, so that one pass of the model times all
-layers with one choice. A layer timed by itself, over and over, would find its weights in the cache.
-Of a map that exceeds the memory for prepared layers, a few layers of each shape run.
+The uniform maps of all choices, full precision included, run in turn, and one pass times all layers with
+one choice. A layer timed alone, over and over, would find its weights in the cache. If a uniform map
+exceeds the memory for prepared layers, only some layers of each shape take the choice.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from search_spaces.layer import Layer
 from workers.model.prepared import PreparedModel
 from workers.timing.clock import Clock, time_ms
 
-#: Rounds over all uniform maps, and timed passes of a map in each.
+#: Rounds over all uniform maps, and timed passes per map and round.
 _ROUNDS, _PASSES = 3, 4
 
 
@@ -32,15 +32,15 @@ def measure(
 ) -> tuple[dict[tuple[str, str], float], float]:
     """Return (layer name, choice name) -> ms inside the layer in one pass, and the ms of a full-precision pass.
 
-    Layers of one shape are taken together: they differ by chance only. The caller holds the device
+    Layers of one shape share their samples, because they differ by chance only. The caller holds the device
     lock. Full precision is installed when the call returns.
 
     Args:
         prepared: the model and its prepared layers.
-        layers: to time.
+        layers: the layers to time.
         choices: layer name -> names of the choices to time, full precision included.
         run: runs one forward pass.
-        clock: of the device.
+        clock: the clock of the device.
     """
     timer = _Timer(clock)
     nbytes = prepared.layer_bytes()
@@ -53,7 +53,7 @@ def measure(
     for choice, installed in list(maps.items()) * _ROUNDS:
         prepared.apply(installed)
         run()
-        if choice == FULL_PRECISION.name:  # before there are hooks, which take time as well
+        if choice == FULL_PRECISION.name:  # before hooks are registered, because they add time
             passes_ms += [time_ms(run, clock) for _ in range(_PASSES)]
         with _timed(prepared, installed, timer):
             for _ in range(_PASSES):
@@ -64,12 +64,12 @@ def measure(
 
 
 def _some(layers: Sequence[Layer], nbytes: Mapping[str, int], most_bytes: int) -> set[str]:
-    """Return the first layers of every shape, as many as have ``most_bytes`` together and at least one of each.
+    """Return the first layers of every shape, at least one each and as many as fit into ``most_bytes``.
 
     Args:
-        layers: of the model, in execution order.
-        nbytes: layer name -> bytes, of those to choose from.
-        most_bytes: bound.
+        layers: the model's layers, in execution order.
+        nbytes: layer name -> bytes, for the layers to choose from.
+        most_bytes: bound of the total bytes.
     """
     of_shape: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for layer in layers:
@@ -85,13 +85,13 @@ def _some(layers: Sequence[Layer], nbytes: Mapping[str, int], most_bytes: int) -
 
 
 class _Timer:
-    """Milliseconds of every pass inside each module, summed over its calls in the pass."""
+    """Collects the milliseconds inside each module per pass, summed over its calls in the pass."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._found: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._started: dict[tuple[str, str], Any] = {}
-        #: Entry and exit of each call in the present pass; read when it has ended, not to make a GPU wait within it.
+        #: Entry and exit marks of each call in the current pass; read after the pass, so that a GPU need not wait.
         self._calls: list[tuple[tuple[str, str], Any, Any]] = []
 
     def enter(self, key: tuple[str, str]) -> None:
@@ -114,7 +114,7 @@ class _Timer:
 
 @contextmanager
 def _timed(prepared: PreparedModel, installed: Mapping[str, str], timer: _Timer) -> Iterator[None]:
-    """Tell the timer of every entry into an installed layer and every exit while the context is open."""
+    """Report every entry into an installed layer and every exit to the timer while the context is open."""
     handles: list[Any] = []
     try:
         for key in installed.items():
@@ -140,7 +140,7 @@ def _hooks(timer: _Timer, key: tuple[str, str]) -> tuple[Callable[..., None], Ca
 def by_shape(
     found: Mapping[tuple[str, str], Sequence[float]], layers: Sequence[Layer], choices: Mapping[str, Sequence[str]]
 ) -> dict[tuple[str, str], float]:
-    """Return (layer, choice) -> median of what was found of layers of its shape, for all ``choices`` of layers."""
+    """Return (layer, choice) -> median over all layers of the same shape, for all ``choices`` of the layers."""
     shapes = {layer.name: _shape(layer) for layer in layers}
     pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
     for (layer, choice), latencies_ms in found.items():
@@ -154,7 +154,7 @@ def by_shape(
 
 
 def _shape(layer: Layer) -> tuple[object, ...]:
-    # Operations tell convolutions of one shape but another stride apart.
+    # The number of operations distinguishes convolutions of one shape with different strides.
     return (
         layer.kind, layer.weight_shape, layer.has_bias, layer.conv_groups, layer.input_shape, layer.calls, layer.flops
     )  # fmt: skip

@@ -438,7 +438,7 @@ def test_inner_errors_are_not_told(service: Service, monkeypatch: pytest.MonkeyP
         raise RuntimeError("canary")
 
     monkeypatch.setattr(service.store, "jobs", fail)
-    assert service.problem(500, "GET /v1/jobs") == "the service failed; its log says why"
+    assert service.problem(500, "GET /v1/jobs") == "the service failed; see its log for the cause"
 
 
 def test_a_database_that_is_away_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

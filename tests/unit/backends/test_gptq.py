@@ -127,7 +127,7 @@ def test_outputs_are_nearer_where_inputs_are_alike() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"squares": ()}, "finite numbers that are not negative, but got none"),
+        ({"squares": ()}, "must be finite and not negative, but got none"),
         ({"squares": (1.0, -1.0)}, "not negative, but got -1.0"),
         ({"scales": (float("nan"),)}, "not negative, but got nan"),
         ({"basis": "%%"}, "must be base64, but got '%%'"),
@@ -145,7 +145,7 @@ def test_what_lacks_moments_is_refused_everywhere() -> None:
     known, x = ActivationRange(low=-1.0, high=1.0), inputs(64, directions=6)
     (layer,) = discover(nn.Sequential(nn.Linear(64, 48)), lambda m: m(x))
     calibration = Calibration(ranges={"0": known}, samples=1, seconds=0.0)
-    assert "only if search.choices has int4_weight_only_gptq" in str(calibration.refuses(layer, GPTQ))
+    assert "only if search.choices includes int4_weight_only_gptq" in str(calibration.refuses(layer, GPTQ))
     assert calibration.refuses(layer, NEAREST) is None
     with pytest.raises(MapError, match="GPTQ layers need calibrated second moments, but 0 have none"):
         QuantizationMap.from_names({"0": GPTQ.name}, {"0": known})

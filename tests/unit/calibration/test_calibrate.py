@@ -58,14 +58,14 @@ def test_model_is_left_without_hooks() -> None:
 def test_input_that_is_not_finite_names_its_layer(value: float) -> None:
     model = Model()
     model.first.bias.data.fill_(value)
-    with pytest.raises(CalibrationError, match="'second' saw nan or inf"):
+    with pytest.raises(CalibrationError, match="'second' received nan or inf"):
         run(model, [torch.tensor([0])])
     assert hooks(model) == 0
 
 
 @pytest.mark.parametrize("batches", [[], [torch.zeros(0, dtype=torch.long)]])
 def test_no_data_is_refused(batches: list[torch.Tensor]) -> None:
-    with pytest.raises(CalibrationError, match=rf"'first' saw none in {len(batches)} batches"):
+    with pytest.raises(CalibrationError, match=rf"'first' received none in {len(batches)} batches"):
         run(Model(), batches)
 
 

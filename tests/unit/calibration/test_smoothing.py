@@ -116,7 +116,7 @@ def test_what_lacks_factors_is_refused_everywhere() -> None:
     known, full = ActivationRange(low=-1.0, high=1.0), model()
     (layer,) = discover(full, lambda m: m(inputs(outlier=1.0)))
     calibration = Calibration(ranges={"0": known}, samples=1, seconds=0.0)
-    assert "only if search.choices has int8_static_smooth" in str(calibration.refuses(layer, SMOOTH))
+    assert "only if search.choices includes int8_static_smooth" in str(calibration.refuses(layer, SMOOTH))
     assert calibration.refuses(layer, STATIC) is None
     with pytest.raises(MapError, match="smoothed layers need calibrated factors, but 0 have none"):
         QuantizationMap.from_names({"0": "int8_static_smooth"}, {"0": known})

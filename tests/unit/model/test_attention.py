@@ -196,8 +196,8 @@ def adapted() -> nn.Module:
     ("build", "reason"),
     [
         (hooked, "forward hooks"),
-        (adapted, "other parts"),
-        (lambda: Louder(FEATURES, HEADS), "Louder has a forward of its own"),
+        (adapted, "child modules"),
+        (lambda: Louder(FEATURES, HEADS), "Louder overrides forward"),
         (lambda: attention(add_bias_kv=True), "add_bias_kv"),
         (lambda: attention(add_zero_attn=True), "add_zero_attn"),
     ],

@@ -68,7 +68,7 @@ def test_a_whole_name_comes_before_parts() -> None:
 
 
 def test_a_name_that_is_part_of_several_kinds_is_refused() -> None:
-    several = re.escape(f"workers.hardware is 'epyc', which is part of {AVX2!r} and {AVX512!r}; name more")
+    several = re.escape(f"workers.hardware is 'epyc', which is part of {AVX2!r} and {AVX512!r}; give more")
     with pytest.raises(PoolError, match=several):
         choose_kind(NODES, PoolSettings(hardware="epyc"))
 

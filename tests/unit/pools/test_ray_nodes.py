@@ -163,7 +163,7 @@ def test_a_worker_must_be_what_its_node_said(cluster: FakeRay) -> None:
     found = nodes()
     found.choose()
     found.met(told("n1", "A"))
-    with pytest.raises(PoolError, match="a worker is of the kind 'B', but its node said 'A'"):
+    with pytest.raises(PoolError, match="a worker is of the kind 'B', but its node reported 'A'"):
         found.met(told("n1", "B"))
 
 

@@ -96,7 +96,7 @@ def test_a_job_waits_for_a_cluster_that_is_away(
     assert start(controller) == []
     assert start(controller) == [], "the cluster is not asked for all the time"
     assert store.job(job.id).state is JobState.QUEUED
-    assert [told.message for told in store.events(job.id)][1:] == ["Waits for a Ray cluster: nothing answers"]
+    assert [told.message for told in store.events(job.id)][1:] == ["Waiting for a Ray cluster: nothing answers"]
 
 
 @pytest.mark.parametrize(

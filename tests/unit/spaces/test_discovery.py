@@ -193,8 +193,8 @@ class ByKeyword(nn.Module):
         (lambda: nn.Linear(4, 4).double(), X.double(), "torch.float64 weights"),
         (lambda: nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect"), torch.ones(1, 4, 5), "pads with 'reflect'"),
         (lambda: nn.Embedding(4, 4, max_norm=1.0), torch.tensor([1]), "renormalises"),
-        (lambda: nn.EmbeddingBag(4, 4, mode="max"), torch.tensor([[1]]), "largest of rows"),
-        (lambda: nn.EmbeddingBag(4, 4, padding_idx=0), torch.tensor([[1]]), "leaves out padding"),
+        (lambda: nn.EmbeddingBag(4, 4, mode="max"), torch.tensor([[1]]), "maximum of rows"),
+        (lambda: nn.EmbeddingBag(4, 4, padding_idx=0), torch.tensor([[1]]), "skips padding"),
         pytest.param(
             *(lambda: nn.LSTM(4, 4, proj_size=2), X, "projects its hidden states"),
             marks=pytest.mark.filterwarnings("ignore:LSTM with projections"),
@@ -267,10 +267,10 @@ def test_every_weight_is_in_a_layer_or_skipped_with_the_reason() -> None:
     )  # fmt: skip
     model.position = nn.Parameter(torch.zeros(3, 4))
     found = skipped(model)
-    assert found["cell"] == "no quantized kernel takes the place of LSTMCell"
-    assert found["cube"] == "no quantized kernel takes the place of Conv3d"
+    assert found["cell"] == "no quantized kernel replaces LSTMCell"
+    assert found["cube"] == "no quantized kernel replaces Conv3d"
     assert "without calling layers" in found["attention"]
-    assert found["scaled"].startswith("Scaled has a forward of its own")
+    assert found["scaled"].startswith("Scaled overrides forward")
     layers = {layer.name for layer in discover(model, lambda m: m["linear"](X))}
     assert set(found) == {"(model)", "cell", "cube", "attention", "scaled"}
     owners = {

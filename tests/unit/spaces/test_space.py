@@ -176,12 +176,12 @@ def test_a_pin_to_full_precision_needs_no_search_over_it() -> None:
     space = build([layer("a", "g"), layer("b", "g")], rule, choices=("bf16", "int8_dynamic"))
     assert choices_of(space) == {"g": ("fp32",)}
     assert "fp32" not in space.refusals["a"]
-    assert space.refusals["b"]["bf16"] == "takes one choice with a, which cannot take it"
+    assert space.refusals["b"]["bf16"] == "shares its choice with a, which cannot take it"
 
 
 def test_a_layer_says_what_its_group_keeps_it_from() -> None:
     refusals = build([layer("a", "g"), layer("b", "g")]).refusals
-    assert refusals["a"] == {"int8_static": "takes one choice with b, which cannot take it"}
+    assert refusals["a"] == {"int8_static": "shares its choice with b, which cannot take it"}
     assert refusals["b"] == {"int8_static": "no kernel"}
 
 
