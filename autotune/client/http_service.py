@@ -52,7 +52,7 @@ class HttpService:
         return self.ask(kind, "GET", path, params={name: value for name, value in query.items() if value is not None})
 
     def ask(self, kind: type[T], method: str, path: str, **request: Any) -> T:
-        """Send a request that is safe to repeat and return the response's value; retry while the service is unavailable."""
+        """Send a request that is safe to repeat; retry while the service is unavailable."""
         patience = _Patience(self._patience_s)
         while True:
             try:
