@@ -25,7 +25,7 @@ from autotune.jobs import records
 from autotune.jobs.records import TokenRecord
 from autotune.jobs.spec import MAX_BYTES
 from autotune.jobs.timestamps import now
-from autotune.store.base import Store
+from autotune.store.base import TokenStore
 from search_spaces.errors import AutotuneError
 
 #: The only paths that need no token: the health checks.
@@ -45,7 +45,7 @@ _HEADERS = {
 class Guard:
     """Passes admitted requests on to the routes."""
 
-    def __init__(self, app: ASGIApp, *, store: Store, settings: ApiSettings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, store: TokenStore, settings: ApiSettings, metrics: Metrics) -> None:
         self._app, self._store, self._settings, self._metrics = app, store, settings, metrics
         self._failures = _Failures()
 

@@ -28,7 +28,7 @@ from autotune.jobs.front import find_trial
 from autotune.jobs.records import JobRecord, Tally, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
-from autotune.store.base import ReadStore, Store
+from autotune.store.base import DriverStore, ReadStore
 from autotune.store.open import open_store
 
 #: Keys of a job file that ``show`` says elsewhere.
@@ -139,7 +139,7 @@ def _override(spec: JobSpec, trials: int | None, ray_address: str | None) -> Job
     return JobSpec.parse(data, source="command line")
 
 
-def _drive(store: Store, job: JobRecord, task_file: Path | None, as_json: bool) -> None:
+def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: bool) -> None:
     # Imported here: it brings Optuna, which commands that only read do not need.
     from autotune.search.run import run_job
 

@@ -11,7 +11,7 @@ from autotune.jobs import lifecycle
 from autotune.jobs.records import JobRecord, JobState, Order, Submission
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
-from autotune.store.base import ReadStore, Store
+from autotune.store.base import JobStore, ReadStore
 
 #: Maximum number of characters of a submission's key, as stored in the database.
 _LONGEST_KEY = 255
@@ -20,7 +20,7 @@ _HIGHEST_PRIORITY = 1000
 
 
 def submit(
-    store: Store,
+    store: JobStore,
     spec: JobSpec,
     *,
     served: bool = True,
@@ -66,13 +66,13 @@ def submit(
 
 
 def clone(
-    store: Store, job: JobRecord, *, key: str | None = None, owner: str = "local", most_live: int | None = None
+    store: JobStore, job: JobRecord, *, key: str | None = None, owner: str = "local", most_live: int | None = None
 ) -> JobRecord:
     """Submit a copy of the job as a new job; see ``submit``."""
     return submit(store, job.spec, key=key, priority=job.priority, owner=owner, most_live=most_live)
 
 
-def pause(store: Store, job_id: str) -> JobRecord:
+def pause(store: JobStore, job_id: str) -> JobRecord:
     """Pause the job. A running driver stops at its next poll.
 
     Raises:
@@ -81,7 +81,7 @@ def pause(store: Store, job_id: str) -> JobRecord:
     return store.change_job(job_id, lifecycle.ordered(Order.PAUSE))
 
 
-def cancel(store: Store, job_id: str) -> JobRecord:
+def cancel(store: JobStore, job_id: str) -> JobRecord:
     """Cancel the job; its results are kept. A running driver stops at its next poll.
 
     Raises:
@@ -90,7 +90,7 @@ def cancel(store: Store, job_id: str) -> JobRecord:
     return store.change_job(job_id, lifecycle.ordered(Order.CANCEL))
 
 
-def resume(store: Store, job_id: str, *, most_live: int | None = None) -> JobRecord:
+def resume(store: JobStore, job_id: str, *, most_live: int | None = None) -> JobRecord:
     """Queue the job for controllers to continue; a queued or running job stays unchanged.
 
     Raises:
@@ -99,7 +99,7 @@ def resume(store: Store, job_id: str, *, most_live: int | None = None) -> JobRec
     return store.change_job(job_id, lifecycle.requeued, most_live=most_live)
 
 
-def change_plan(store: Store, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
+def change_plan(store: JobStore, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:
     """Change the job's priority, or keys of its ``search`` section such as ``trials`` and ``time_limit_s``.
 
     Raises:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from autotune.errors import JobSpecError, UnauthenticatedError
 from autotune.jobs.records import Scope, TokenRecord
 from autotune.jobs.timestamps import now
-from autotune.store.base import Store
+from autotune.store.base import TokenStore
 
 #: Prefix of every token, so that scanners for leaked secrets recognise it.
 _PREFIX = "autotune"
@@ -27,7 +27,7 @@ class NewToken:
     text: str
 
 
-def add_token(store: Store, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
+def add_token(store: TokenStore, name: str, *, scope: Scope = Scope.SUBMITTER, days: float | None = None) -> NewToken:
     """Record a new token.
 
     Args:
@@ -51,7 +51,7 @@ def add_token(store: Store, name: str, *, scope: Scope = Scope.SUBMITTER, days: 
     return NewToken(token=token, text=text)
 
 
-def holder(store: Store, text: str) -> TokenRecord:
+def holder(store: TokenStore, text: str) -> TokenRecord:
     """Return the record of the valid token with the given text.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Self
 from autotune.errors import LeaseLostError, NotFoundError, StoreError
 from autotune.jobs.lifecycle import LEASE_S, RENEWALS, OrderedError
 from autotune.jobs.records import Directions, HeldJob, JobRecord
-from autotune.store.base import Store
+from autotune.store.base import DriverStore
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Lease:
 
     def __init__(
         self,
-        store: Store,
+        store: DriverStore,
         job: JobRecord,
         *,
         lease_s: float = LEASE_S,

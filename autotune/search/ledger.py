@@ -10,7 +10,7 @@ from autotune.jobs.front import LiveFront
 from autotune.jobs.progress import Listener, Progress
 from autotune.jobs.records import FrontRecord, JobRecord, TrialRecord, TrialResult
 from autotune.metrics.objectives import Objectives
-from autotune.store.base import Store
+from autotune.store.base import DriverStore
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class Ledger:
     """The trials, the front, the budget and the time of one job under one lease."""
 
-    def __init__(self, store: Store, job: JobRecord, listener: Listener, *, probed_s: float = 0.0) -> None:
+    def __init__(self, store: DriverStore, job: JobRecord, listener: Listener, *, probed_s: float = 0.0) -> None:
         """Start from what is recorded.
 
         Args:

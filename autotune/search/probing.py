@@ -8,7 +8,7 @@ from autotune.jobs.lifecycle import held
 from autotune.jobs.progress import Listener
 from autotune.jobs.records import JobRecord
 from autotune.jobs.timestamps import event
-from autotune.store.base import ReadStore, Store
+from autotune.store.base import DriverStore, ReadStore
 from workers.errors import PoolError
 from workers.pools.base import Pool
 from workers.setup import Probes
@@ -19,7 +19,7 @@ def probes_of(store: ReadStore, job: JobRecord) -> Probes | None:
     return None if job.description is None else store.probes(_key(job))
 
 
-def obtain_probes(store: Store, job: JobRecord, pool: Pool, listener: Listener) -> Probes | None:
+def obtain_probes(store: DriverStore, job: JobRecord, pool: Pool, listener: Listener) -> Probes | None:
     """Return the job's probes, recorded or taken now; None if the model cannot be probed.
 
     The search then starts from guesses and learns all from whole maps.

@@ -16,7 +16,7 @@ from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.loop import Search, space_of
 from autotune.search.probing import obtain_probes
-from autotune.store.base import Store
+from autotune.store.base import DriverStore
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.errors import AutotuneError, SpaceError
 from search_spaces.space import SearchSpace
@@ -36,7 +36,9 @@ class DriverOptions:
     ray_address: str | None = None
 
 
-def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task_file: str | None = None) -> JobRecord:
+def run_job(
+    store: DriverStore, job_id: str, *, listener: Listener | None = None, task_file: str | None = None
+) -> JobRecord:
     """Search in this process until the job's budget is used up, and return the finished job.
 
     A job that ran before goes on where it stopped: its trials are told to a new study.
@@ -67,7 +69,7 @@ def run_job(store: Store, job_id: str, *, listener: Listener | None = None, task
         raise
 
 
-def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> JobRecord:
+def drive(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> JobRecord:
     """Search for a job that this process holds, and record how it ended.
 
     Raises:
@@ -98,7 +100,7 @@ def drive(store: Store, job: JobRecord, lease: Lease, listener: Listener, option
     return settle(JobState.FINISHED, f"Search finished: {reason}")
 
 
-def _search(store: Store, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> str:
+def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> str:
     spec = job.spec
     setup = spec.worker_setup(options.task_file)
     if job.description is not None:
@@ -128,7 +130,7 @@ def _workers(spec: JobSpec, before: ModelDescription | None, options: DriverOpti
     return dataclasses.replace(settings, ray_address=options.ray_address, shared=True)
 
 
-def _describe(store: Store, job: JobRecord, description: ModelDescription) -> JobRecord:
+def _describe(store: DriverStore, job: JobRecord, description: ModelDescription) -> JobRecord:
     """Record what the workers say about the model, or check that it is still the same model on the same hardware."""
     spec = job.spec
     _check_figures(spec, job.description or description)

@@ -19,7 +19,7 @@ from autotune.search.lease import Lease
 from autotune.search.run import DriverOptions, drive
 from autotune.service import logs
 from autotune.service.settings import ServiceSettings
-from autotune.store.base import Store
+from autotune.store.base import DriverStore
 from autotune.store.open import attach_store
 from search_spaces.errors import AutotuneError
 from workers.errors import ClusterLostError
@@ -62,7 +62,7 @@ def main(settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | 
     os._exit(ended)
 
 
-def _drive(store: Store, settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> Ended:
+def _drive(store: DriverStore, settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> Ended:
     try:
         signal.signal(STOP, _stop)
         job = store.change_job(job_id, lifecycle.held(epoch))
@@ -84,7 +84,7 @@ def _drive(store: Store, settings: ServiceSettings, job_id: str, epoch: int, ray
     return Ended.SETTLED
 
 
-def _give_up(store: Store, job: JobRecord) -> None:
+def _give_up(store: DriverStore, job: JobRecord) -> None:
     """Release the job, which carries out the user's order, and exit at once, even while waiting for workers."""
     store.change_job(job.id, lifecycle.released(job.epoch, "Its driver did not stop in time"))
     os._exit(Ended.LEASE_LOST)

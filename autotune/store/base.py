@@ -109,8 +109,8 @@ class WatchStore(ReadStore, Protocol):
         ...
 
 
-class Store(WatchStore, Protocol):
-    """What users' actions and drivers need besides. Every method is one transaction."""
+class JobStore(ReadStore, Protocol):
+    """Storage for users' actions on jobs. Every method is one transaction."""
 
     def create_job(
         self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
@@ -142,12 +142,9 @@ class Store(WatchStore, Protocol):
         """
         ...
 
-    def claim_next(self, transition: Transition) -> JobRecord | None:
-        """Apply a transition to the served job that should be driven next; None if none waits.
 
-        These are the queued ones, and the running ones whose lease ran out: higher priority first, then older.
-        """
-        ...
+class DriverStore(JobStore, Protocol):
+    """Storage for the driver of a job. Every method is one transaction."""
 
     def directions(self, job_id: str, *, epoch: int) -> Directions:
         """Return what the driver of a job has to know.
@@ -187,9 +184,9 @@ class Store(WatchStore, Protocol):
         """Keep probes for every job they serve; the first ones recorded under a key stay."""
         ...
 
-    def statistics(self) -> Statistics:
-        """Return figures over all jobs."""
-        ...
+
+class TokenStore(Protocol):
+    """Storage for access tokens."""
 
     def add_token(self, token: TokenRecord, secret_hash: str) -> None:
         """Record a token with the hash of its secret.
@@ -213,4 +210,19 @@ class Store(WatchStore, Protocol):
         Raises:
             NotFoundError: if there is none.
         """
+        ...
+
+
+class Store(WatchStore, DriverStore, TokenStore, Protocol):
+    """Storage for a whole service."""
+
+    def claim_next(self, transition: Transition) -> JobRecord | None:
+        """Apply a transition to the served job that should be driven next; None if none waits.
+
+        These are the queued ones, and the running ones whose lease ran out: higher priority first, then older.
+        """
+        ...
+
+    def statistics(self) -> Statistics:
+        """Return figures over all jobs."""
         ...

@@ -9,7 +9,7 @@ from streamlit import Page
 from autotune.client import actions as service
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.timestamps import now
-from autotune.store.base import Store
+from autotune.store.base import JobStore
 from dashboard import queries
 from dashboard.formatting import in_markdown, state_text
 from dashboard.tables.jobs import jobs_frame, selected
@@ -125,7 +125,7 @@ def _deeds(jobs: list[JobRecord], front: Page) -> None:
             _budget(job)
 
 
-def _button(label: str, enabled: bool, deed: Callable[[Store], JobRecord], told: str) -> None:
+def _button(label: str, enabled: bool, deed: Callable[[JobStore], JobRecord], told: str) -> None:
     def press() -> None:  # before the page looks again: what the click meant counts, even if the job has changed
         act(deed, told)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from autotune.jobs.records import JobRecord
-from autotune.store.base import Store
+from autotune.store.base import JobStore
 from autotune.store.open import default_url, open_store
 from dashboard.formatting import in_markdown, one_line
 from search_spaces.errors import AutotuneError
@@ -14,7 +14,7 @@ from search_spaces.errors import AutotuneError
 _OUTCOME = "outcome"
 
 
-def act(deed: Callable[[Store], JobRecord], told: str) -> JobRecord | None:
+def act(deed: Callable[[JobStore], JobRecord], told: str) -> JobRecord | None:
     """Do something to a job, and keep what came of it for ``tell_outcome``.
 
     Args:

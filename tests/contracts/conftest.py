@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from autotune.store.base import Store
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from autotune.store.open import open_store
 
 

@@ -17,7 +17,7 @@ from autotune.jobs.spec import JobSpec
 from autotune.maps import map_file
 from autotune.maps.map_file import map_document
 from autotune.search.run import run_job
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from search_spaces.errors import MapError
 from workers.task import Split
 from workers.tasks import build_task, load_task_file

@@ -27,7 +27,7 @@ from autotune.client.remote import RemoteClient
 from autotune.errors import JobSpecError, StoreUnavailableError
 from autotune.jobs.records import JobState
 from autotune.jobs.spec import JobSpec
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("autotune"))

@@ -16,7 +16,7 @@ from autotune.maps import map_file
 from autotune.maps.map_file import map_document
 from autotune.maps.verify import verify
 from autotune.search.run import run_job
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from workers.backends import BACKENDS
 from workers.backends.torchao.backend import TorchAoBackend
 from workers.tasks import build_task, load_task_file

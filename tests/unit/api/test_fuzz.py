@@ -14,7 +14,7 @@ from autotune.api.app import create_app
 from autotune.api.settings import ApiSettings
 from autotune.client.tokens import add_token
 from autotune.jobs.records import Scope
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 
 store = MemoryStore()
 app = create_app(store, ApiSettings(host_names=("testserver",)), lambda: None)

@@ -28,7 +28,7 @@ from autotune.jobs import lifecycle
 from autotune.jobs.records import Scope, TokenRecord
 from autotune.jobs.spec import MAX_BYTES, JobSpec
 from autotune.jobs.timestamps import now
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 
 ROOT = Path(__file__).parents[3]
 JOB = {

@@ -15,7 +15,7 @@ from autotune.jobs.front import standing
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult
 from autotune.jobs.timestamps import now
 from autotune.store.base import ReadStore, Store
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from autotune.store.open import open_store
 from dashboard import queries
 from dashboard.queries import _Jobs, _Watched

@@ -13,7 +13,7 @@ import pytest
 from autotune.jobs.front import pick
 from autotune.reports.markup import html, tag
 from autotune.reports.page import Review, build
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from dashboard.charts.palette import PRECISIONS
 from workers.measurement import LatencySamples
 from workers.timing.estimates import Figure

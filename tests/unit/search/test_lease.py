@@ -15,7 +15,7 @@ from autotune.jobs.records import JobRecord, Order
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.search.lease import Lease
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 
 LEASE_S = 0.6
 

@@ -18,7 +18,7 @@ from autotune.jobs.spec import JobSpec
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.loop import Search
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement

@@ -12,7 +12,7 @@ from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord
 from autotune.jobs.spec import JobSpec
 from autotune.search.probing import obtain_probes, probes_of
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.errors import PoolError

@@ -15,7 +15,7 @@ from autotune.jobs.records import JobState, Order
 from autotune.jobs.spec import JobSpec
 from autotune.search import run
 from autotune.search.run import run_job
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.errors import PoolError
 from workers.measurement import Environment

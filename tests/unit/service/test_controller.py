@@ -15,7 +15,7 @@ from autotune.jobs.timestamps import now
 from autotune.service.child import Ended
 from autotune.service.controller import Controller
 from autotune.service.settings import ServiceSettings
-from autotune.store.memory import MemoryStore
+from autotune.store.in_memory import MemoryStore
 from workers.errors import ClusterLostError
 
 LEASE_S = 0.3
