@@ -73,7 +73,8 @@ check: $(VENV)/.installed-test ## Lint, check formatting, types and the directio
 
 .PHONY: test
 test: check chromium $(VENV)/.installed-vision ## Run every check and every test
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_FLAGS) $(ALONE:%=--ignore=%)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report= $(PYTEST_FLAGS) $(ALONE:%=--ignore=%)
+	$(BIN)/coverage report --format=total | sed 's/.*/Coverage of lines: & %/'
 	$(AVX2_ALONE) OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_FLAGS) $(ON_EVERY_PROCESSOR)
 	$(BIN)/pytest $(PYTEST_FLAGS) $(ALONE)
 	PYTHONPATH=$(VENV)/vision $(BIN)/pytest $(PYTEST_FLAGS) tests/vision
