@@ -22,7 +22,12 @@ def replaced(value: Any, replace: Callable[[torch.Tensor], torch.Tensor]) -> Any
     if isinstance(value, torch.Tensor):
         return replace(value)
     if isinstance(value, Mapping):
-        return {key: replaced(part, replace) for key, part in value.items()}
+        parts_by_key = {key: replaced(part, replace) for key, part in value.items()}
+        # Such as a transformers BatchEncoding; a mapping that cannot be made of a dict becomes one.
+        try:
+            return type(value)(parts_by_key)  # type: ignore[call-arg]
+        except TypeError:
+            return parts_by_key
     if not isinstance(value, tuple | list):
         return value
     parts = [replaced(part, replace) for part in value]

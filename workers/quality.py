@@ -1,7 +1,9 @@
 """A model's outputs on a task's data, and their divergence from full precision."""
 
+import reprlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -54,6 +56,23 @@ def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split) ->
         return outputs
     with torch.inference_mode():
         return generate(model, split).cpu()
+
+
+def number(accuracy: object) -> float:
+    """Return what a task's ``accuracy`` returned as a float; a tensor or an array of one element is one, too.
+
+    Raises:
+        TaskError: if it is anything else.
+    """
+    if isinstance(accuracy, torch.Tensor) and accuracy.numel() == 1:
+        accuracy = accuracy.item()
+    if isinstance(accuracy, np.ndarray) and accuracy.size == 1:
+        accuracy = accuracy.item()
+    if isinstance(accuracy, int | float | np.number):
+        return float(accuracy)
+    raise TaskError(
+        f"a task's accuracy must return a number, but returned {reprlib.repr(accuracy)}, a {type(accuracy).__name__}"
+    )
 
 
 def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKind) -> torch.Tensor:

@@ -17,6 +17,7 @@ from workers.device import environment, memory
 from workers.device.placement import placed
 from workers.evaluation.map_latency import MapLatency, prepare_and_run
 from workers.evaluation.map_quality import MapQuality
+from workers.evaluation.soundness import check_full_precision, without_uncalled
 from workers.measurement import Environment, Measurement, Workload
 from workers.model.attention import unroll_attention
 from workers.model.fingerprint import fingerprint
@@ -49,6 +50,7 @@ class Evaluator:
         fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
         skipped_modules = skipped(model) | fused
         workloads = {size: self._workloads(size) for size in self._settings.batch_sizes}
+        check_full_precision(self._task, model, first_batch)
         layers = self._layers(model, first_batch, workloads)
         bits = setup.weight_bits or {layer.name: self._backend.int8_weight_bits(layer) for layer in layers}
         calibration = (
@@ -173,6 +175,7 @@ class Evaluator:
     ) -> tuple[Layer, ...]:
         """Return the quantizable layers, with their input shapes in the passes whose latency is measured."""
         layers = discover(model, lambda m: self._task.forward(m, first_batch))
+        layers = without_uncalled(model, layers, lambda: self._task.forward(model, first_batch))
         passes = [
             functools.partial(prepare_and_run, timed, model)
             for of_size in workloads.values()

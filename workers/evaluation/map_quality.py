@@ -51,4 +51,4 @@ class MapQuality:
             outputs = quality.outputs(self._task, self._deployed.model, split)
             judged = quality.judged(self._task, self._deployed.model, outputs, split)
         self.forward_seconds += time.perf_counter() - start
-        return outputs, self._task.accuracy(judged, split)
+        return outputs, quality.number(self._task.accuracy(judged, split))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from search_spaces.tensors import replaced, tensors_in
 from workers import quality
 from workers.errors import TaskError
 from workers.task import Batch, OutputKind, Split, splits
@@ -105,7 +106,7 @@ def first_tensor(value: Any) -> torch.Tensor:
     Raises:
         TaskError: if there is none.
     """
-    found = _first_tensor(value)
+    found = next(tensors_in(value), None)
     if found is None:
         raise TaskError(
             f"a generic task needs a tensor in every input and output, but found none in a {type(value).__name__}; "
@@ -122,18 +123,7 @@ def with_samples(batch: Batch, count: int) -> Batch:
     samples = len(first_tensor(batch))
     rows = torch.arange(count) % samples
 
-    def chosen(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value[rows] if value.dim() and len(value) == samples else value
-        if isinstance(value, Mapping):
-            return {key: chosen(part) for key, part in value.items()}
-        return type(value)(chosen(part) for part in value) if type(value) in (tuple, list) else value
+    def chosen(value: torch.Tensor) -> torch.Tensor:
+        return value[rows] if value.dim() and len(value) == samples else value
 
-    return chosen(batch)
-
-
-def _first_tensor(value: Any) -> torch.Tensor | None:
-    if isinstance(value, torch.Tensor):
-        return value
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((found for found in map(_first_tensor, parts) if found is not None), None)
+    return replaced(batch, chosen)
