@@ -30,7 +30,7 @@ DOORS = {
     "starlette": ("autotune/api/",),
     "uvicorn": ("autotune/api/",),
     "prometheus_client": ("autotune/api/",),
-    "httpx2": ("autotune/client/remote.py",),
+    "httpx2": ("autotune/client/http_service.py",),
     "onnx": ("workers/backends/onnx/graph.py", "workers/backends/onnx/fragments.py"),
     "onnxruntime": ("workers/backends/onnx/session.py", "workers/backends/onnx/deployed.py"),
     "torchao": ("workers/backends/torchao/layers.py", "autotune/exporters/torchao_layers.py"),
