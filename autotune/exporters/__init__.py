@@ -1,4 +1,4 @@
-"""Exporters: a map and its model -> files that another runtime deploys."""
+"""Exporters: write a map and its model as files for another runtime."""
 
 import importlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from workers.libraries import optional_libraries
 if TYPE_CHECKING:
     from autotune.exporters.base import Exporter, Source
 
-#: Format -> where its exporter is. Resolved on use, so that listing formats stays light.
+#: Format -> module and class of its exporter. Imported on use, so that listing formats stays light.
 _EXPORTERS = {
     "onnxruntime": "autotune.exporters.onnx_exporter:OnnxExporter",
     "torchao": "autotune.exporters.torchao_exporter:TorchAoExporter",
@@ -27,9 +27,9 @@ _EXPORTERS = {
     "neural-compressor": "autotune.exporters.configurations.neuralcompressor:NeuralCompressorConfiguration",
     "nncf": "autotune.exporters.configurations.nncf:NncfConfiguration",
 }
-#: Formats whose runtimes run the layers of one fusion group as one, which needs one choice for all of them.
+#: Formats whose runtimes fuse the layers of a fusion group, so that all of them must have one choice.
 _FUSING = frozenset({"compressed-tensors", "llm-compressor", "modelopt"})
-#: Layers named in a refusal; more are counted.
+#: Number of layers that an error message names; it only counts the others.
 _NAMED = 5
 
 
@@ -55,7 +55,7 @@ def check(exporter: "Exporter", source: "Source") -> None:
     """Check that a format can hold the model and express every layer's choice.
 
     Raises:
-        ExportError: if it cannot; names the layers and the formats that can.
+        ExportError: if it cannot; the message names the layers and the formats that can.
     """
     whole, refusals = exporter.refuses_model(source.model), dict(_refusals(exporter, source))
     if whole is None and not refusals:
@@ -71,10 +71,10 @@ def check(exporter: "Exporter", source: "Source") -> None:
 
 @contextmanager
 def libraries(extra: str = "export") -> Iterator[None]:
-    """Import and call packages of an extra inside this context, without what they log and warn of.
+    """Silence the logs and warnings of an extra's packages that are imported and called inside this context.
 
     Raises:
-        ExportError: if one is not installed, or cannot hold or run the model.
+        ExportError: if a package is not installed, or cannot hold or run the model.
     """
     try:
         with optional_libraries("this", extra):
@@ -90,7 +90,7 @@ def _refusals(exporter: "Exporter", source: "Source") -> Iterator[tuple[str, str
         choice = choices[layer.name]
         reason = exporter.refuses(layer, choice)
         if layer.name in unrolled and choice != FULL_PRECISION:
-            reason = "the format has nn.MultiheadAttention as it was, which calls no such layer; pin it to fp32"
+            reason = "the format keeps nn.MultiheadAttention fused, which does not call this layer; pin it to fp32"
         first, its_choice = fused.setdefault(layer.group, (layer, choice))
         if reason is None and exporter.name in _FUSING and choice != its_choice:
             reason = f"its runtimes fuse it with {first.name}, which is {its_choice.name}; give both one choice"

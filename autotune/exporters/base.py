@@ -1,4 +1,4 @@
-"""The ``Exporter`` seam: one format that a map can be deployed in."""
+"""The ``Exporter`` protocol: one format in which a map can be deployed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,31 +25,31 @@ class Source:
 
     file: MapFile
     task: Task
-    #: The exporter's own copy, in evaluation mode on the CPU; it may change it.
+    #: The exporter's own copy, in evaluation mode on the CPU; the exporter may change it.
     model: nn.Module
     #: Every mapped layer of the model, in execution order.
     layers: tuple[Layer, ...]
 
     def build_model(self) -> nn.Module:
-        """Return another copy of the full-precision model, as its task builds it but for unrolled attention."""
+        """Return another copy of the full-precision model, as its task builds it but with attention unrolled."""
         model = self.task.build_model().eval()
         unroll_as(model, self.file.layers)
         return model
 
     @property
     def unrolled(self) -> frozenset[str]:
-        """Return the names of the layers that are called only because attention was unrolled."""
+        """Names of the layers that the model calls only because attention was unrolled."""
         return unrolled_layers(self.model)
 
     def as_built(self) -> "Source":
-        """Return the source with another copy of the model, as its task builds it: no attention is unrolled."""
+        """Return the source with another copy of the model, as its task builds it, without unrolling attention."""
         layers = tuple(layer for layer in self.layers if layer.name not in self.unrolled)
         return replace(self, model=self.task.build_model().eval(), layers=layers)
 
     def deployed(self) -> tuple[Task, Deployed]:
-        """Return the model as the map's own backend deploys it, and the task on that backend's device.
+        """Return the task on the device of the map's own backend, and the model as that backend deploys it.
 
-        Full precision runs until a map is applied.
+        Full precision is installed until a map is applied.
 
         Raises:
             BackendError: if that backend cannot run here.
@@ -67,13 +67,13 @@ class Source:
         return task, backend.deploy(task, prepared, self.file.measurement.batch_sizes)
 
     def untimed(self, exporter: "Exporter") -> str | None:
-        """Return why the latency of the map in a format would mean nothing beside the promised one, None if it would.
+        """Return why the map's latency in a format is not comparable with the promised one, or None if it is.
 
         Raises:
             BackendError: if the map's backend cannot run here.
         """
         if exporter.untimed is None and build_backend(self.file.backend).device != "cpu":
-            return "the map was measured on a GPU, and its export runs on the CPU"
+            return "the map was measured on a GPU, but its export runs on the CPU"
         return exporter.untimed
 
 
@@ -82,47 +82,47 @@ class Exporter(Protocol):
 
     #: Name on the command line.
     name: str
-    #: How far outputs may differ from our own backend's, and why, for people.
+    #: How and why outputs may differ from our own backend's, for people.
     rounding: str
     #: Distribution names of the libraries that write and load the format.
     libraries: tuple[str, ...]
-    #: Why the latency of a loaded artefact would mean nothing; None if it is what users will see.
+    #: Why the latency of a loaded artefact does not represent the deployed one; None if it does.
     untimed: str | None
-    #: Whether it goes into the model as its task builds it, so that no part of attention can have a choice.
+    #: Whether the format needs the model as its task builds it, so that layers inside attention cannot have choices.
     as_built: bool
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """Return why the format cannot express ``choice`` for ``layer``, or None if it can.
 
-        Brings no heavy library.
+        Imports no heavy library.
         """
         ...
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """Return why the format cannot hold ``model`` whatever its map, or None if it can.
+        """Return why the format cannot hold ``model`` with any map, or None if it can.
 
-        Brings no heavy library.
+        Imports no heavy library.
         """
         ...
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
-        """Write the artefact into the empty ``folder``; return JSON-ready data that ``load`` needs.
+        """Write the artefact into the empty ``folder``; return JSON-ready data for ``load``.
 
         Args:
-            source: a map none of whose choices the format refuses.
+            source: a map whose choices the format can all express.
             folder: an empty folder.
 
         Raises:
-            ExportError: if the model cannot be brought into the format.
+            ExportError: if the model cannot be converted into the format.
         """
         ...
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return the artefact as a module that takes and returns what the model does.
+        """Return the artefact as a module with the same inputs and outputs as the model.
 
         Args:
-            folder: what ``write`` filled.
-            details: what ``write`` returned.
+            folder: the folder that ``write`` filled.
+            details: the data that ``write`` returned.
             build_model: builds the full-precision model with the map's layers, for formats that hold weights only.
         """
         ...

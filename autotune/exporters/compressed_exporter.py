@@ -18,9 +18,9 @@ class CompressedTensorsExporter:
 
     name = "compressed-tensors"
     rounding = (
-        "int8 layers hold the same integers, and static ones the same ranges; dynamic ranges are taken of each token, "
-        "as vLLM does, where the search took them of the whole tensor; int4 weights are rounded again, to "
-        "groups without zero points; weight-only layers are multiplied in fp32 where the search did in bf16"
+        "int8 layers hold the same integers, and static ones the same ranges; dynamic ranges are per token, as in "
+        "vLLM, whereas the search used one per tensor; int4 weights are rounded again, to groups without zero points; "
+        "weight-only layers multiply in fp32, whereas the search multiplied in bf16"
     )
     libraries = ("compressed-tensors", "transformers", "safetensors", "torch")
     untimed = "compressed-tensors widens weights to fp32 and simulates int8 inputs; time the checkpoint in vLLM"

@@ -1,4 +1,4 @@
-"""Compress a model by compressed-tensors, with our integers and ranges wherever its schemes can hold them."""
+"""Compress a model with compressed-tensors, using our integers and ranges wherever its schemes can hold them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from workers.backends.rounding import gptq
 from workers.backends.rounding.bias_correction import means_of
 from workers.backends.rounding.weights import INT4_GROUP, int8_per_channel
 
-#: Scales of an int4 group to choose from, relative to the one that reaches the largest weight.
+#: Candidate scales of an int4 group, relative to the one that covers the largest weight.
 _CUTS = [1.0 - 0.04 * step for step in range(10)]
 
 
@@ -28,7 +28,7 @@ def compress(model: nn.Module, quantization: QuantizationMap) -> dict[str, Any]:
         {
             "config_groups": groups,
             "format": compressed_schemes.model_format(groups.values()),
-            # vLLM wants each linear layer in a group or here.
+            # vLLM requires each linear layer in a group or in this list.
             "ignore": [name for name in linear if name not in targets],
             "quantization_status": QuantizationStatus.FROZEN,
         }
@@ -56,7 +56,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _tensors(module: nn.Module, choice: LayerChoice, moments: SecondMoments | None) -> dict[str, torch.Tensor]:
-    """Return weights that the library rounds to exactly the integers wanted, and what it rounds them with."""
+    """Return weights that the library rounds to exactly our integers, and the scales it rounds them with."""
     weight = module.get_parameter("weight").detach()
     if choice.precision is Precision.INT4:
         return _int4(weight, moments)
@@ -69,7 +69,7 @@ def _tensors(module: nn.Module, choice: LayerChoice, moments: SecondMoments | No
 def _bias(
     module: nn.Module, choice: LayerChoice, known: ActivationRange | None, rounded: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Return the bias that the library's own rounding needs, if biases are corrected."""
+    """Return the bias corrected for the library's own rounding; empty if biases are not corrected."""
     assert isinstance(module, nn.Linear)
     means = means_of(module, choice, known)
     if means is None:
@@ -78,10 +78,10 @@ def _bias(
 
 
 def _int4(weight: torch.Tensor, moments: SecondMoments | None) -> dict[str, torch.Tensor]:
-    """Return weights rounded again, to the symmetric groups of the format, with scales that bf16 holds.
+    """Return weights rounded again to the format's symmetric groups, with scales that bf16 can represent.
 
-    Of each group's scales, from one that cuts no weight to one that cuts the largest, the one with the smallest
-    squared error is taken; else groups without zero points would be coarser than ours.
+    Candidate scales per group range from one that clips no weight to some that clip the largest; the one with the
+    smallest squared error is used. Otherwise groups without zero points would be coarser than ours.
     """
     grouped = weight.view(len(weight), -1, INT4_GROUP)
     widest = grouped.abs().amax(dim=-1, keepdim=True) / 7.0

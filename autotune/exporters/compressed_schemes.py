@@ -1,4 +1,4 @@
-"""How compressed-tensors says what our choices are; llm-compressor's recipes say it in the same words."""
+"""Our choices as compressed-tensors schemes, which llm-compressor's recipes use as well."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ _SCHEMES: dict[str, dict[str, Any]] = {
     },
     "int8_dynamic": {
         "weights": _INT8_WEIGHTS,
-        # vLLM takes dynamic ranges of a token only, not of the tensor.
+        # vLLM supports dynamic ranges per token only, not per tensor.
         "input_activations": _INT8_INPUT | {"strategy": "token", "dynamic": True},
         "format": "int-quantized",
     },
@@ -38,7 +38,7 @@ _SCHEMES: dict[str, dict[str, Any]] = {
 }
 #: Choices that have a scheme.
 NAMES = tuple(_SCHEMES)
-#: What input features must be divisible by: int8 weights fill words of 32 bits, int4 weights groups.
+#: Divisor of the input features: int8 weights fill 32-bit words, int4 weights fill groups.
 _DIVISOR = {Precision.INT8: 4, Precision.INT4: INT4_GROUP}
 
 
@@ -58,21 +58,21 @@ def model_format(chosen: Iterable[Mapping[str, Any]]) -> str:
 
 
 def refusal(layer: Layer, choice: LayerChoice) -> str | None:
-    """Return why compressed-tensors, or vLLM that reads it, cannot express a choice, or None if they can."""
+    """Return why compressed-tensors, or vLLM as its reader, cannot express a choice, or None if they can."""
     if choice == FULL_PRECISION:
         return None
     if layer.kind is not LayerKind.LINEAR:
-        return f"vLLM reads compressed linear layers, but this is an {layer.kind} layer"
+        return f"vLLM reads compressed linear layers only, but this is a layer of kind {layer.kind}"
     if layer.name.rpartition(".")[-1] == "lm_head":
-        return "vLLM and SGLang read a compressed output head in some models and versions only; pin it to fp32"
+        return "vLLM and SGLang read a compressed output head only in some models and versions; pin it to fp32"
     if choice.name not in _SCHEMES:
-        return f"a checkpoint has one floating-point type and our int8 and int4 schemes, but no {choice.name} layer"
+        return f"a checkpoint can hold int8 and int4 layers and one floating-point type, but no {choice.name} layer"
     return layer.frozen_reason or _expert_refuses(layer, choice) or _shape_refuses(layer, choice)
 
 
 def _expert_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     if "experts.*." in layer.group and choice.activation is ActivationMode.STATIC:
-        return "vLLM's kernels for experts take ranges of each token, but no static ones"
+        return "vLLM's kernels for experts support ranges per token, but no static ones"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Export a map: check, build the model, write into a folder that appears whole or not at all."""
+"""Export a map: check it, build the model and write a folder atomically."""
 
 import contextlib
 import tempfile
@@ -23,12 +23,12 @@ from workers.tasks import build_task, load_task_file
 def export(document: Mapping[str, Any], format_name: str, folder: Path, *, task_file: str | None = None) -> Manifest:
     """Write the map ``document`` in a format into ``folder`` and return its manifest.
 
-    An earlier export in the folder is replaced; nothing remains of one that fails.
+    The export replaces an earlier one in the folder; if it fails, the folder stays unchanged.
 
     Raises:
         ExportError: if the format cannot express the map or the model, or the folder cannot be written.
-        ConflictError: if the folder holds anything but an export.
-        TaskError: if the map's task is not known.
+        ConflictError: if the folder contains anything but an export.
+        TaskError: if the map's task is unknown.
     """
     exporter = exporters.build_exporter(format_name)
     file = MapFile.model_validate(document)
@@ -49,8 +49,8 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
     """Return the map with the model that its task builds.
 
     Raises:
-        ExportError: if that is not the model the map was made for.
-        TaskError: if the task is not known.
+        ExportError: if the map was made for another model.
+        TaskError: if the task is unknown.
     """
     if task_file is not None:
         load_task_file(task_file)
@@ -58,7 +58,7 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
     model = task.build_model().eval()
     if fingerprint(model) != file.model_fingerprint:
         raise ExportError(
-            f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
+            f"task {file.task!r} now builds a model with different weights from those of the map; run a new job"
         )
     unroll_as(model, file.layers)
     batch = task.evaluation(Split.EVALUATION)[0]
@@ -68,12 +68,12 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
 
 def _check_target(folder: Path) -> None:
     if folder.exists() and not Path(folder, MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConflictError(f"{str(folder)!r} exists and is no export; name another folder with --output")
+        raise ConflictError(f"{str(folder)!r} exists but is not an export; choose another folder with --output")
 
 
 @contextlib.contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``folder`` when the context ends well."""
+    """Yield an empty folder that replaces ``folder`` when the context ends without an error."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:

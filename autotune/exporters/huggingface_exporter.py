@@ -25,11 +25,9 @@ class HuggingFaceExporter:
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         if choice.activation is ActivationMode.STATIC:
-            return "transformers drops static ranges when it loads torchao weights; the format torchao keeps them"
+            return "transformers drops static ranges when it loads torchao weights; use the format torchao"
         if choice.precision in COMPUTED_IN:
-            return (
-                f"transformers gives a {choice.precision} layer what its neighbours return; the format torchao casts it"
-            )
+            return f"transformers does not cast the inputs of a {choice.precision} layer; use the format torchao"
         return None if choice == FULL_PRECISION else refusal(layer, choice)
 
     def refuses_model(self, model: nn.Module) -> str | None:

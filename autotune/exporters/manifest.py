@@ -1,4 +1,4 @@
-"""The file beside every export that says what it is: format, libraries, files with their hashes."""
+"""The manifest in every export's folder: format, libraries, and files with their hashes."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autotune.errors import ExportError
 
-#: Name of the manifest in an export's folder, and of the map it was made from.
+#: File names in an export's folder: the manifest, and the map that was exported.
 MANIFEST, MAP = "export.json", "map.json"
 
 
@@ -23,38 +23,40 @@ class ExportedFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an export's folder holds."""
+    """Content of an export's folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_: Literal["autotune.export/v1"] = Field(default="autotune.export/v1", alias="schema")
     format: str
-    #: How far outputs may differ from the backend's that the map was measured with, and why.
+    #: How and why outputs may differ from those of the backend that measured the map.
     rounding: str
     #: Library -> version that wrote the files.
     libraries: dict[str, str]
-    #: Path in the folder -> what was written there.
+    #: Path in the folder -> size and hash of the file.
     files: dict[str, ExportedFile]
-    #: What the format's loader needs to know.
+    #: Data for the format's loader.
     details: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Return the manifest of the export in ``folder``, whose files are as they were written.
+        """Return the manifest of the export in ``folder``, after checking its files.
 
         Raises:
-            ExportError: if there is none, or a file is missing or was changed.
+            ExportError: if there is no manifest, or a file is missing or was changed.
         """
         try:
             manifest = cls.model_validate_json(Path(folder, MANIFEST).read_bytes())
         except OSError as error:
-            raise ExportError(f"{str(folder)!r} holds no export: cannot read {MANIFEST}: {error.strerror}") from None
+            raise ExportError(f"{str(folder)!r} is not an export: cannot read {MANIFEST}: {error.strerror}") from None
         except pydantic.ValidationError:
-            raise ExportError(f"{str(Path(folder, MANIFEST))!r} is no manifest of this version; export again") from None
+            raise ExportError(
+                f"{str(Path(folder, MANIFEST))!r} is not a manifest of this version; export again"
+            ) from None
         for name, written in manifest.files.items():
             path = Path(folder, name)
             if not path.is_file() or describe(path) != written:
-                raise ExportError(f"{str(path)!r} is not what was exported: it is missing or was changed; export again")
+                raise ExportError(f"{str(path)!r} is missing or was changed after the export; export again")
         return manifest
 
     def write(self, folder: Path) -> None:

@@ -16,19 +16,19 @@ from workers.backends.onnx import choices
 from workers.backends.packed import range_of
 from workers.backends.rounding.bias_correction import corrected
 
-#: Names in the folder: the graph, and which of its nodes are which layer.
+#: File names in the folder: the graph, and the nodes of each layer.
 MODEL, LAYERS = "model.onnx", "layers.json"
 
 
 class OnnxExporter:
-    """Writes a graph whose integers, scales and ranges are ours; ONNX Runtime fuses it as it loads."""
+    """Writes a graph with our integers, scales and ranges; ONNX Runtime fuses its nodes when it loads the graph."""
 
     name = "onnxruntime"
     rounding = (
-        "none after a search in ONNX Runtime; after another one int8 static and dynamic layers hold the same "
-        "integers and ranges, so only sums differ in their last bits, which now and then rounds an activation to the "
-        "neighbouring integer; bf16, int8 and int4 weight-only layers hold the same weights, but ONNX Runtime "
-        "multiplies them in fp32 where the search did in bf16"
+        "none after a search in ONNX Runtime; after a search in another backend, int8 static and dynamic layers hold "
+        "the same integers and ranges, so only sums differ in their last bits, which occasionally rounds an activation "
+        "to the neighbouring integer; bf16, int8 and int4 weight-only layers hold the same weights, but ONNX Runtime "
+        "multiplies in fp32, whereas the search multiplied in bf16"
     )
     libraries = ("onnx", "onnxruntime", "onnxscript", "torch")
     untimed = None
@@ -70,10 +70,10 @@ class OnnxExporter:
 
 
 def _check(nodes: Mapping[str, Sequence[str]]) -> None:
-    """Check that every layer has its nodes in the graph."""
+    """Check that the graph contains nodes of every layer."""
     missing = [layer for layer, names in nodes.items() if not names]
     if missing:
         raise ExportError(
             f"the traced graph lacks the layers {', '.join(missing)}: the model does not use their outputs, or takes "
-            "another way for other inputs; pin them to fp32 and run a new job"
+            "a different path for other inputs; pin them to fp32 and run a new job"
         )

@@ -1,4 +1,4 @@
-"""Folders of transformers: a ``config.json`` beside safetensors, written and loaded by ``save_pretrained``'s rules."""
+"""Folders in the format of transformers' ``save_pretrained``: a ``config.json`` and safetensors files."""
 
 import contextlib
 import io
@@ -14,20 +14,20 @@ from workers.model.attention import unroll_as
 
 
 def refusal(model: Any) -> str | None:
-    """Return why no such folder can hold ``model``, or None if one can."""
-    # By name, because nothing but the model itself says whether transformers is worth importing.
+    """Return why such a folder cannot hold ``model``, or None if it can."""
+    # Compare module names, to avoid importing transformers for other models.
     if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
-        return f"is for models of transformers, but the task builds a {type(model).__name__}"
+        return f"needs a model of transformers, but the task builds a {type(model).__name__}"
     with torch.device("meta"):
         loaded = type(model)(model.config)
         unroll_as(loaded, dict(model.named_modules()))
-    # Items, so that a shape counts: square layers apart, a transposed weight has another.
+    # Compare names with shapes, because a transposed weight has another shape unless it is square.
     changed = sorted(name for name, _ in _shapes(loaded) ^ _shapes(model))
     if not changed:
         return None
     return (
-        f"is for models as transformers loads them, but the layers of this {type(model).__name__} were changed, "
-        f"{changed[0]} among them: by the task, which may leave that, as by fold_batch_norms: false"
+        f"needs a model as transformers loads it, but the task changed layers of this {type(model).__name__}, "
+        f"{changed[0]} among them; turn that off in the task, for example with fold_batch_norms: false"
     )
 
 
@@ -36,7 +36,7 @@ def _shapes(model: nn.Module) -> set[tuple[str, torch.Size]]:
 
 
 def save(model: Any, folder: Path) -> Mapping[str, Any]:
-    """Write a model of transformers into ``folder`` and return what ``load`` needs."""
+    """Write a model of transformers into ``folder`` and return the data for ``load``."""
     with no_progress_bar():
         model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
@@ -56,5 +56,5 @@ def load(folder: Path, details: Mapping[str, Any]) -> nn.Module:
 
 
 def no_progress_bar() -> contextlib.redirect_stderr[io.StringIO]:
-    """Return a context without progress bars, which transformers turns off for the whole process only."""
+    """Return a context that hides progress bars; transformers itself can only disable them for the whole process."""
     return contextlib.redirect_stderr(io.StringIO())

@@ -1,4 +1,4 @@
-"""The ``torch-export`` format: the model that torchao quantized, as a program that needs none of its Python code."""
+"""The ``torch-export`` format: the model quantized by torchao, as a program that runs without the model's code."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -24,12 +24,12 @@ PROGRAM = "model.pt2"
 
 
 class ProgramExporter:
-    """Traces what the format torchao holds by ``torch.export``, and saves it with its weights."""
+    """Traces the model of the format torchao with ``torch.export``, and saves the program with its weights."""
 
     name = "torch-export"
     rounding = TorchAoExporter.rounding
     libraries = TorchAoExporter.libraries
-    untimed = "run as it was traced, torchao computes one operator after the other; compile the program to time it"
+    untimed = "as traced, the program runs torchao's operators one by one; compile the program to time it"
     as_built = False
 
     def __init__(self) -> None:
@@ -51,16 +51,16 @@ class ProgramExporter:
             torchao_layers.cast(source.model, computed_in(source))
             program = _trace(source.model, calls)
             for node in program.graph.nodes:
-                # They tell the folders of this machine.
+                # Stack traces would reveal folders of this machine.
                 node.meta.pop("stack_trace", None)
             torch.export.save(program, Path(folder, PROGRAM))
         return {}
 
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
         with libraries():
-            build_model()  # brings the types of the model's results, which the program only names
+            build_model()  # registers the types of the model's outputs, which the program refers to by name
             loaded: nn.Module = torch.export.load(Path(folder, PROGRAM)).module()
-        # The program is in evaluation mode for good, and refuses to be told so.
+        # The program is always in evaluation mode, and its own ``eval`` raises an error.
         loaded.eval = lambda: loaded  # type: ignore[method-assign]
         return loaded
 
@@ -77,8 +77,8 @@ def _trace(model: nn.Module, calls: Signature) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
             return torch.export.export(model, positional, named, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # torch.export raises whatever the model's code runs into
+    except Exception as error:  # torch.export passes on any error of the model's code
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
-            f"torch.export cannot trace the model: {reason}. The format torchao holds it as a state dict instead"
+            f"torch.export cannot trace the model: {reason}. Use the format torchao, which writes a state dict"
         ) from None

@@ -1,7 +1,7 @@
-"""Run an export in its own runtime: ``python -m autotune.exporters.runtime``, a process of its own.
+"""Run an export in its own runtime and its own process: ``python -m autotune.exporters.runtime``.
 
-The backend that the search measured with runs full precision here, to be timed against, and never the map, so
-nothing but the folder and the task decides the outputs.
+The search's backend runs only full precision here, as the reference for latencies, never the map. The outputs
+therefore depend on nothing but the folder and the task.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from workers.timing import device_lock, latency
 from workers.timing.estimates import latency_ratio
 from workers.timing.latency import Contender
 
-#: Times the latency is measured at most, and seconds between them: other processes can put a series off.
+#: Maximum number of latency series, and seconds between them; other processes can disturb a series.
 _TRIES, _PAUSE_S = 3, 5.0
-#: Keys of the result beside the splits: milliseconds of the export, and of the full-precision PyTorch model.
+#: Keys of latencies in the result, in ms: those of the export, and those of full precision on the map's backend.
 CANDIDATE_MS, REFERENCE_MS = "candidate_ms", "reference_ms"
-#: Beginning of the keys of what a task generates and judges.
+#: Prefix of the keys of generated outputs that a task judges.
 JUDGED = "judged_"
 
 
@@ -44,8 +44,8 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
         folder: an export.
         result: file to write: outputs of each split, and latencies unless the format is untimed.
         repeats: timed passes.
-        slowest: latency ratio to full precision above which the series is measured again, or ends early if it is
-            above beyond doubt.
+        slowest: latency ratio to full precision above which the series is repeated; a series that is clearly above it
+            ends early, without repetition.
         task_file: a Python file that registers the task.
     """
     memory.keep()
@@ -65,7 +65,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
 
 
 def _splits(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return split -> outputs, and what accuracies are taken of where that is something else."""
+    """Return split -> outputs, and the judged outputs where the accuracy is computed on others."""
     found: dict[str, torch.Tensor] = {}
     for split in splits(task):
         found[split] = outputs = quality.outputs(task, model, split).contiguous()
@@ -76,7 +76,7 @@ def _splits(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: float) -> LatencySamples:
-    """Return latencies of the export, interleaved with full precision's on the backend of the map."""
+    """Return latencies of the export, interleaved with those of full precision on the map's backend."""
     task, settings = source.task, source.file.measurement
     size = settings.batch_sizes[0]
     batch, reference = task.latency_batch(size), source.deployed()[1].model
@@ -102,11 +102,11 @@ def _ratio(samples: LatencySamples) -> float:
 
 
 def _nothing() -> None:
-    """Install a model that is in place already."""
+    """Do nothing: both models are already in place."""
 
 
 def main() -> None:
-    """Read the command line of this process."""
+    """Run with the arguments of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("result", type=Path)

@@ -1,14 +1,14 @@
-"""Safetensors files that are equal byte for byte when their content is."""
+"""Reproducible safetensors files: equal content gives equal bytes."""
 
 import json
 from pathlib import Path
 
 
 def sort_header(path: Path) -> None:
-    """Write the metadata of a safetensors file in sorted order, in place.
+    """Sort the metadata of a safetensors file in place.
 
-    The library writes them in an order that changes from run to run. The file starts with the header's length in
-    eight bytes, then the header in JSON, which spaces may follow.
+    The library writes them in an order that varies between runs. The file starts with the header's length in
+    eight bytes, followed by the header in JSON, which may be padded with spaces.
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -12,21 +12,21 @@ from autotune.exporters.torchao_schemes import computed_in, refusal
 from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
 
-#: Names in the folder: the state dict, and the ``FqnToConfig`` it was quantized by.
+#: File names in the folder: the state dict, and the ``FqnToConfig`` that quantized it.
 WEIGHTS, CONFIG = "model.safetensors", "fqn_to_config.json"
 
 
 class TorchAoExporter:
-    """Writes what ``torchao.quantization.quantize_`` makes of the model, by exact layer names."""
+    """Writes the result of ``torchao.quantization.quantize_``, applied by exact layer names."""
 
     name = "torchao"
     rounding = (
-        "all layers hold the same integers and ranges, so only sums differ in their last bits, which now and then "
-        "rounds an activation to the neighbouring integer; int8 and int4 weight-only layers are multiplied in fp32 "
-        "where the search did in bf16"
+        "all layers hold the same integers and ranges, so only sums differ in their last bits, which occasionally "
+        "rounds an activation to the neighbouring integer; int8 and int4 weight-only layers multiply in fp32, "
+        "whereas the search multiplied in bf16"
     )
     libraries = ("torchao", "safetensors", "torch")
-    untimed = "uncompiled, torchao computes one operator after the other; time your own model under torch.compile"
+    untimed = "without compilation torchao runs operators one by one; time your own model under torch.compile"
     as_built = False
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:

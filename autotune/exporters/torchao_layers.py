@@ -1,4 +1,4 @@
-"""Quantize a model by torchao, with our numbers and ranges wherever its tensors can hold them."""
+"""Quantize a model with torchao, using our integers and ranges wherever its tensors can hold them."""
 
 import json
 from collections import OrderedDict
@@ -43,12 +43,13 @@ _INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]
 
 
 def quantize(source: Source) -> FqnToConfig:
-    """Quantize the source's model in place and return the configuration that does it, without the static scales.
+    """Quantize the source's model in place and return the configuration, without static scales.
 
-    They are tensors, which no JSON file can hold; the state dict has them. Layers in half precision have none.
+    Static scales are tensors, which JSON cannot hold; they are in the state dict. Layers in half precision have no
+    entry.
     """
     quantization = source.file.quantization_map()
-    # As the kernels took activations that the map was measured with.
+    # Quantize activations like the kernels that measured the map.
     symmetric = source.file.backend.startswith("torchao")
     integers: OrderedDict[str, AOBaseConfig] = OrderedDict()
     without_ranges: OrderedDict[str, AOBaseConfig] = OrderedDict()
@@ -69,11 +70,11 @@ def quantize(source: Source) -> FqnToConfig:
 
 
 def cast(model: nn.Module, computed_in: Mapping[str, str]) -> nn.Module:
-    """Have layers take their inputs in another type, and return their outputs in fp32; return the model.
+    """Make layers cast their inputs to another type and their outputs to fp32; return the model.
 
     Args:
-        model: whose weights are quantized.
-        computed_in: layer name -> name of a PyTorch type.
+        model: the model with quantized weights.
+        computed_in: layer name -> name of the PyTorch type for its inputs.
     """
     for name, type_name in computed_in.items():
         before, after = _casts(getattr(torch, type_name))
@@ -85,11 +86,11 @@ def cast(model: nn.Module, computed_in: Mapping[str, str]) -> nn.Module:
 def save(model: nn.Module, config: FqnToConfig, weights: Path, configuration: Path) -> None:
     """Write the state dict as safetensors, and the configuration as JSON."""
     tensors, metadata = flatten_tensor_state_dict(model.state_dict())
-    # torchao 0.18 cannot read the names of the root module's own tensors; unnamed, they come back as they are.
+    # torchao 0.18 cannot read names of the root module's own tensors; omitted here, they are restored unchanged.
     metadata["tensor_names"] = json.dumps([name for name in json.loads(metadata["tensor_names"]) if "." in name])
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        # Tied weights share their bytes, which safetensors refuses.
+        # Copy tied weights, because safetensors rejects tensors that share memory.
         if tensor.data_ptr() in seen:
             tensors[name] = tensor.clone()
         seen.add(tensor.data_ptr())
@@ -119,7 +120,7 @@ def _casts(dtype: torch.dtype) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _in_half(module: nn.Module, choice: LayerChoice) -> None:
-    """Give a layer its weights in bf16 or fp16, or in fp8 with the rest in bf16."""
+    """Convert a layer to bf16 or fp16, or its weight to fp8 and the rest to bf16."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     fp8 = quantized_weight(weight.detach(), choice, None) if choice.precision is Precision.FP8 else None
@@ -135,7 +136,7 @@ def _quantize_to_integers(source: Source, quantization: QuantizationMap, config:
     for name, tensors in integers.items():
         weight = source.model.get_submodule(name).weight
         for attribute, tensor in tensors.items():
-            # torchao's own integers have another range, and zero points that are integers.
+            # torchao's own rounding uses another integer range, and integer zero points.
             own = getattr(weight, attribute)
             setattr(weight, attribute, tensor if own is None else tensor.reshape(own.shape))
 
@@ -165,7 +166,7 @@ def _config(layer: Layer, choice: LayerChoice, calibrated: ActivationRange | Non
 
 
 def _activation(granularity: PerRow | PerTensor, symmetric: bool) -> dict[str, Any]:
-    """Return how activations are quantized, and weights by row."""
+    """Return settings that quantize activations with ``granularity``, and weights per row."""
     return {
         "granularity": [granularity, PerRow()],
         "act_mapping_type": MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC,
@@ -174,7 +175,7 @@ def _activation(granularity: PerRow | PerTensor, symmetric: bool) -> dict[str, A
 
 
 def _static(layer: Layer, calibrated: ActivationRange | None, symmetric: bool) -> dict[str, torch.Tensor | None]:
-    """Return scale and zero point with as many dimensions as the input has, which torchao wants."""
+    """Return scale and zero point with as many dimensions as the input, as torchao requires."""
     if calibrated is None:
         return {"act_quant_scale": None}
     shape = (1,) * len(layer.input_shape)
@@ -188,7 +189,7 @@ def _static(layer: Layer, calibrated: ActivationRange | None, symmetric: bool) -
 
 
 def _integers(model: nn.Module, layer: Layer, quantization: QuantizationMap) -> dict[str, torch.Tensor]:
-    """Return what our kernels hold, as the attributes of torchao's tensors."""
+    """Return our kernels' integers, scales and zero points as attributes of torchao's tensors."""
     choice, weight = quantization.choices[layer.name], model.get_submodule(layer.name).weight
     assert isinstance(weight, torch.Tensor)
     if layer.kind is LayerKind.EMBEDDING:
@@ -215,7 +216,7 @@ def _integers_per_row(weight: torch.Tensor, bits: int) -> dict[str, torch.Tensor
     if bits == 4:
         values = torch.stack([values & 15, values >> 4], dim=-1).view(weight.shape)
         scales, offsets = (row.to(torch.float16).float() for row in (scales, offsets))
-        # Rows of one value: their scale is nothing in fp16, so the offset is all that counts.
+        # The scale of a row with equal values underflows to 0 in fp16, so only the offset counts.
         values[scales == 0.0] = 0
         scales = torch.where(scales == 0.0, 1.0, scales)
     half = 2 ** (bits - 1)

@@ -1,4 +1,4 @@
-"""Which layers and choices torchao has tensors for, and the types that layers compute in."""
+"""The layers and choices that torchao has tensors for, and the types in which layers compute."""
 
 from autotune.exporters.base import Source
 from search_spaces.choice import LayerChoice, Precision
@@ -15,12 +15,12 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     ),
     LayerKind.EMBEDDING: ("int8_weight_only", "int4_weight_only"),
 }
-#: Weight format -> the type that layers with it compute in, whatever the model does.
+#: Weight format -> the type in which layers with it compute, independent of the model.
 COMPUTED_IN = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP8: "bfloat16"}
 
 
 def computed_in(source: Source) -> dict[str, str]:
-    """Return layer name -> the type it computes in, for the layers whose input has to be cast."""
+    """Return layer name -> the type in which it computes, for layers whose inputs must be cast."""
     choices = source.file.quantization_map().choices
     return {
         layer.name: COMPUTED_IN[choices[layer.name].precision]
@@ -32,11 +32,11 @@ def computed_in(source: Source) -> dict[str, str]:
 def refusal(layer: Layer, choice: LayerChoice) -> str | None:
     """Return why torchao cannot express a choice other than full precision, or None if it can."""
     if layer.kind in (LayerKind.LSTM, LayerKind.GRU, LayerKind.EMBEDDING_BAG):
-        return f"torchao has no tensor for {layer.kind} layers, and what they take besides could not be cast"
+        return f"torchao has no tensor for {layer.kind} layers, and their additional inputs cannot be cast"
     if choice.precision in (Precision.BF16, Precision.FP16):
         return layer.frozen_reason
     if choice.name == "fp8_static":
-        return "torchao has no fp8 tensor that holds a static scale; take fp8_dynamic, or int8_static"
+        return "torchao has no fp8 tensor with a static scale; use fp8_dynamic or int8_static"
     if choice.name not in _CHOICES.get(layer.kind, ()):
         return f"torchao has no {choice.name} tensor for {layer.kind} layers"
     features = layer.weight_shape[1]

@@ -1,4 +1,4 @@
-"""Check an export against what its map promises: load it in its own runtime, in a process of its own."""
+"""Check an export against its map's promises by running it in its own runtime and its own process."""
 
 import subprocess
 import sys
@@ -28,13 +28,13 @@ from workers.timing.estimates import latency_ratio, percentile
 
 #: Name of the report in the export's folder.
 REPORT = "verification.json"
-#: Largest loss of accuracy relative to the promised one.
+#: Largest allowed loss of accuracy, relative to the promised one.
 _ACCURACY = 0.01
-#: How many times our own divergence from full precision two roundings may lie apart: twice if they are equally fine.
+#: Allowed divergence between two roundings, as a multiple of our own from full precision: 2 if they are equally fine.
 _APART = 2.0
-#: The same for formats whose int4 groups have no zero points: a quarter more, because they are coarser than ours.
+#: The same for formats whose int4 groups lack zero points: a quarter more, because they are coarser than ours.
 _APART_COARSER = {"compressed-tensors": 2.5}
-#: Divergence that differences of floating-point sums alone may make.
+#: Divergence that differences in floating-point sums alone may cause.
 _LEAST_DIVERGENCE = 1e-5
 
 
@@ -43,17 +43,17 @@ class ExportCheck:
     """One figure of an export."""
 
     name: str
-    #: What the map promises, or what our own backend does; None if nothing is promised.
+    #: Promised value of the map; None if it promises none.
     expected: float | None
     measured: float
-    #: Largest value that holds, or for accuracy the smallest; None if the figure is only told.
+    #: Largest allowed value, or smallest for accuracy; None if the figure is only reported.
     limit: float | None
     holds: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportVerification:
-    """What verifying an export found."""
+    """Result of verifying an export."""
 
     format: str
     rounding: str
@@ -65,7 +65,7 @@ class ExportVerification:
 
     @property
     def holds(self) -> bool:
-        """Return whether every check holds."""
+        """Whether every check holds."""
         return all(check.holds for check in self.checks)
 
     def document(self) -> dict[str, Any]:
@@ -76,17 +76,17 @@ class ExportVerification:
 def verify_export(
     folder: Path, *, repeats: int = 300, tolerance: float = 0.05, task_file: str | None = None
 ) -> ExportVerification:
-    """Return how far the export in ``folder`` keeps what its map promises.
+    """Check the export in ``folder`` against the promises of its map.
 
-    Its outputs must be our backend's if both are ONNX Runtime, and else may differ by no more than two
-    roundings as fine as the map's own: the divergence of the two is at most twice that of our backend from full
-    precision, or 2.5 times where the format rounds int4 weights again. Accuracy may be up to 1 % below the
-    promised one, and the latency ratio to full precision on the map's own backend up to ``tolerance`` above. The size
-    is told only.
+    If both the format and the map's backend are ONNX Runtime, the outputs must agree. Otherwise they may differ as
+    much as two roundings as fine as the map's own: their divergence is at most twice that of our backend from full
+    precision, or 2.5 times that if the format rounds int4 weights again. Accuracy may be up to 1 % below the
+    promised one. The latency ratio to full precision on the map's own backend may be up to ``tolerance`` above the
+    promised one. The size is only reported.
 
     Raises:
-        ExportError: if the folder is no export, was changed, or its runtime cannot load it.
-        TaskError: if the map's task is not known.
+        ExportError: if the folder is not an export, was changed, or its runtime cannot load it.
+        TaskError: if the map's task is unknown.
     """
     manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
     exporter = build_exporter(manifest.format)
@@ -115,10 +115,10 @@ def verify_export(
 
 
 def _run(folder: Path, repeats: int, slowest: float, task_file: str | None) -> dict[str, torch.Tensor]:
-    """Return what a fresh process finds of the export."""
+    """Run the export in a new process and return its outputs and latencies."""
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch, "result.safetensors")
-        # -P: no module of the current folder takes the place of an installed one.
+        # -P: modules in the current folder must not shadow installed ones.
         command = [sys.executable, "-P", "-m", "autotune.exporters.runtime", str(folder.resolve()), str(result)]
         command += ["--repeats", str(repeats), "--slowest", str(slowest)]
         command += [] if task_file is None else ["--task-file", task_file]
@@ -130,8 +130,8 @@ def _run(folder: Path, repeats: int, slowest: float, task_file: str | None) -> d
 
 
 def _apart(format_name: str, backend: str) -> float:
-    """Return how many times our own divergence from full precision outputs may lie from our backend's."""
-    # That backend measured the file itself. The one called torchao has tensors, kernels and devices of its own.
+    """Return the allowed divergence from our backend, as a multiple of its own from full precision."""
+    # The ONNX Runtime backend measured this very file. The torchao backend uses other tensors, kernels and devices.
     if format_name == backend == "onnxruntime":
         return 0.0
     return _APART_COARSER.get(format_name, _APART)

@@ -1,1 +1,1 @@
-"""The review report: one HTML page about a job and the map picked from it, from the database alone."""
+"""Reports from the records of a job: an HTML page about a picked map, CSV files, MLflow runs, an Optuna study."""

@@ -1,4 +1,4 @@
-"""Charts of the report as inline SVG, drawn small so that their letters stay readable on a phone."""
+"""Charts of the report as inline SVG, small enough that their text stays readable on a phone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from autotune.reports.markup import Html, join, tag
 from workers.measurement import LatencySamples
 from workers.timing.estimates import percentile
 
-#: Size of a chart in its own units, and the room around what is drawn.
+#: Size of a chart in SVG units, and the margins around its plot area.
 _WIDTH, _HEIGHT = 380, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 38
 _BINS = 40
@@ -19,11 +19,11 @@ _BINS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Axis:
-    """One axis: from values to places."""
+    """One axis: maps values to positions."""
 
     low: float
     high: float
-    #: Places of the two ends.
+    #: Positions of the two ends.
     start: float
     end: float
     logarithmic: bool = False
@@ -37,12 +37,12 @@ class _Axis:
         return cls(low=low - room, high=high + room, start=start, end=end, logarithmic=logarithmic)
 
     def place(self, value: float) -> float:
-        """Return where ``value`` is; zeros of a logarithmic axis are at its low end."""
+        """Return the position of ``value``; on a logarithmic axis zeros are at the low end."""
         position = self.low if self.logarithmic and value <= 0.0 else np.log10(value) if self.logarithmic else value
         return round(self.start + (float(position) - self.low) / (self.high - self.low) * (self.end - self.start), 2)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return places and texts of about four round values."""
+        """Return positions and labels of about four round values."""
         span = self.high - self.low
         step = min((m * 10.0 ** np.floor(np.log10(span / 4)) for m in (1, 2, 5, 10)), key=lambda s: abs(span / s - 4))
         step = max(1.0, float(round(step))) if self.logarithmic and span > 1.0 else float(step)
@@ -52,13 +52,13 @@ class _Axis:
 
 
 def front_chart(trials: Sequence[TrialRecord], front: Sequence[int], chosen: int, objectives: Sequence[str]) -> Html:
-    """Return the trials by their first two objectives, with the front and the pick.
+    """Return a chart of the trials by the first two objectives, with the front and the picked trial.
 
     Args:
-        trials: those that count and have both figures.
+        trials: trials that are not superseded; those without both figures are omitted.
         front: numbers of the trials on the front.
-        chosen: number of the pick.
-        objectives: names of the job's metrics; a third one is not drawn.
+        chosen: number of the picked trial.
+        objectives: names of the job's objectives; a third one is not drawn.
     """
     across, up = (METRICS[name] for name in objectives[:2])
     names = (across.name, up.name)
@@ -76,9 +76,9 @@ def front_chart(trials: Sequence[TrialRecord], front: Sequence[int], chosen: int
 
 
 def latency_chart(samples: LatencySamples, percents: Sequence[float]) -> Html:
-    """Return the latencies of the pick as bars, full precision's as an outline, and percentiles of the pick."""
+    """Return a histogram of the picked map's latencies and percentiles, with that of full precision as an outline."""
     values, reference = samples.candidate_ms, samples.reference_ms
-    # The slowest passes are other processes' doing; they are counted in the last bar.
+    # The slowest passes are caused by other processes; the last bar includes them.
     top = max(float(np.quantile(values, 0.99)), float(np.quantile(reference, 0.99)))
     edges = np.linspace(min(float(values.min()), float(reference.min())), top, _BINS + 1)
     shares = [np.histogram(np.minimum(side, top), edges)[0] / len(side) for side in (values, reference)]

@@ -1,4 +1,4 @@
-"""Copy a job into an MLflow tracking store: one experiment, a run for each trial."""
+"""Copy a job into an MLflow tracking store: one experiment, with one run per trial."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from autotune.exporters import libraries
 from autotune.jobs.records import JobRecord, TrialRecord, TrialState
 
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.REJECTED: "KILLED", TrialState.FAILED: "FAILED"}
-#: What MLflow takes in one call, and in a name.
+#: MLflow's limits: parameters per call, and characters per name.
 _MOST_PARAMS, _LONGEST_NAME = 100, 250
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]", re.ASCII)
 
@@ -19,15 +19,15 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-. /]", re.ASCII)
 def export_runs(job: JobRecord, trials: Sequence[TrialRecord], front: Collection[int], tracking_uri: str) -> str:
     """Create an experiment with every trial of ``job`` as a run, and return its name.
 
-    Metrics are the figures, with ``_low`` and ``_high`` for intervals, and the violations; parameters are the layers'
-    choices, tags say the rest. Characters that MLflow takes in no name become underscores.
+    Metrics are the figures, with ``_low`` and ``_high`` for intervals, and the violations. Parameters are the layers'
+    choices, and tags contain the rest. Characters that MLflow does not allow in names become underscores.
 
     Raises:
-        ConflictError: if the store holds an experiment of that name, deleted ones included.
-        StoreError: if the store cannot be written to.
+        ConflictError: if the store has an experiment of that name, including deleted ones.
+        StoreError: if the store cannot be written.
         ExportError: if mlflow is not installed.
     """
-    # It would report what is called to its makers.
+    # MLflow would report its use to its makers.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     name = f"{job.name} {job.id}"
     with libraries("mlflow"):
@@ -42,7 +42,7 @@ def export_runs(job: JobRecord, trials: Sequence[TrialRecord], front: Collection
         except MlflowException as error:
             if error.error_code == "RESOURCE_ALREADY_EXISTS":
                 raise ConflictError(
-                    f"the store holds an experiment {name!r} already; delete it for good or name another store"
+                    f"the store already has an experiment {name!r}; delete it permanently or use another store"
                 ) from None
             raise StoreError(f"cannot write to the MLflow store: {str(error).splitlines()[0]}") from None
     return name
@@ -78,7 +78,7 @@ def _params(choices: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tags(trial: TrialRecord, on_front: bool) -> dict[str, str]:
-    said = {
+    values = {
         "kind": trial.kind.value,
         "label": trial.label,
         "state": trial.state.value,
@@ -88,7 +88,7 @@ def _tags(trial: TrialRecord, on_front: bool) -> dict[str, str]:
         "message": trial.message,
         "worker": trial.worker,
     }
-    return {f"autotune.{name}": value for name, value in said.items() if value}
+    return {f"autotune.{name}": value for name, value in values.items() if value}
 
 
 def _milliseconds(at: datetime) -> int:

@@ -23,11 +23,11 @@ _STATES = {
 def export_study(job: JobRecord, trials: Sequence[TrialRecord], storage: str) -> str:
     """Create a study with every trial of ``job`` in the Optuna storage and return its name.
 
-    Parameters are the layers; values are the job's objectives, minimised as the search does. Figures, the label and
-    our trial number are user attributes.
+    Parameters are the layers' choices. Values are the job's objectives, minimised as in the search. Figures, the kind,
+    the label and our trial number are user attributes.
 
     Raises:
-        ConflictError: if the storage holds a study of that name.
+        ConflictError: if the storage already has a study of that name.
         StoreError: if the storage cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -38,11 +38,11 @@ def export_study(job: JobRecord, trials: Sequence[TrialRecord], storage: str) ->
     try:
         study = optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(names))
     except optuna.exceptions.DuplicatedStudyError:
-        raise ConflictError(f"the storage holds a study {name!r} already; delete it or name another storage") from None
-    except Exception as error:  # every database library has its own
+        raise ConflictError(f"the storage already has a study {name!r}; delete it or use another storage") from None
+    except Exception as error:  # every database library raises its own exceptions
         raise StoreError(f"cannot open the Optuna storage: {str(error).splitlines()[0]}") from None
     with warnings.catch_warnings():
-        # Optuna calls the names experimental; users cannot act on that.
+        # Optuna warns that metric names are experimental, which users cannot change.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([_label(metric) for metric in objectives.metrics])
     study.set_user_attr("autotune_job", job.id)
@@ -64,7 +64,7 @@ def _frozen(trial: TrialRecord, choices: Sequence[str], objectives: Objectives) 
 
 
 def _label(metric: Metric) -> str:
-    """Return what the minimised value of a metric is called."""
+    """Return the name of a metric's minimised value."""
     if metric.logarithmic:
         return f"log10 {metric.name}"
     return f"-{metric.name}" if metric.maximise else metric.name

@@ -1,4 +1,4 @@
-"""The report itself: equal records give equal bytes, because nothing but the records is in it."""
+"""The report page. It depends on the records only, so equal records give equal bytes."""
 
 import hashlib
 import json
@@ -16,49 +16,49 @@ from search_spaces.choice import ActivationMode, choice_named
 from workers.measurement import LatencySamples
 from workers.timing.estimates import Figure
 
-#: Activation mode -> its letter in the strip.
+#: Activation mode -> its letter in the strip of layers.
 _LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: ""}
 _WHY = {
-    "knee": "it is the knee of the front: what it gains on the worst of each objective, as a share of the front's "
-    "range and multiplied, is the most",
-    "fastest": "it has the lowest median latency of all maps that hold the constraints",
-    "smallest": "it has the smallest weights of all maps that hold the constraints",
-    "most-accurate": "it has the highest accuracy of all maps that hold the constraints",
+    "knee": "it is the knee of the front: it has the largest product of gains over the worst value of each objective, "
+    "relative to the front's range",
+    "fastest": "it has the lowest median latency of all maps that satisfy the constraints",
+    "smallest": "it has the smallest weights of all maps that satisfy the constraints",
+    "most-accurate": "it has the highest accuracy of all maps that satisfy the constraints",
 }
 _NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """What a report is about."""
+    """Content of a report."""
 
     job: JobRecord
     trials: tuple[TrialRecord, ...]
     front: FrontRecord
-    #: The map that was picked, and how: a word of ``PICKS`` or a number.
+    #: The picked trial, and how it was picked: a word of ``PICKS`` or a number.
     picked: TrialRecord
     how: str
-    #: Raw latencies of the pick, by batch size.
+    #: Raw latencies of the picked trial, per workload and batch size.
     latency: tuple[LatencySamples, ...]
 
     @property
     def counting(self) -> list[TrialRecord]:
-        """Return the trials that count."""
+        """Trials that are not superseded by a later measurement."""
         return standing(self.trials)
 
     @property
     def full_precision(self) -> TrialRecord:
-        """Return full precision as it was measured last."""
+        """The last measurement of full precision."""
         return next(trial for trial in self.counting if trial.key == self.trials[0].key)
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Return the names of the job's objectives."""
+        """Names of the job's objectives."""
         return self.job.spec.objectives
 
 
 def build(review: Review) -> str:
-    """Return the page."""
+    """Return the report as an HTML page."""
     job = review.job
     title = f"{job.name}: trial {review.picked.number}"
     style = resources.files("autotune.reports").joinpath("style.css").read_text(encoding="utf-8")
@@ -77,9 +77,10 @@ def _top(review: Review) -> Html:
     job, picked = review.job, review.picked
     ratio = picked.figures.get("latency_ratio")
     speed = f" It is {1.0 / ratio.value:.2f} times as fast as full precision." if ratio else ""
-    again = " It was measured again in the end, longer and on held-out data." if picked.kind is TrialKind.FINAL else ""
-    why = f"Trial {picked.number} was picked because {_WHY.get(review.how, 'it was asked for by its number')}."
-    verdict = "All constraints hold." if picked.feasible else "It does not hold all constraints."
+    final = picked.kind is TrialKind.FINAL
+    again = " It was re-measured at the end of the search, with more passes and on held-out data." if final else ""
+    why = f"Trial {picked.number} was picked because {_WHY.get(review.how, 'its number was given')}."
+    verdict = "All constraints are satisfied." if picked.feasible else "It does not satisfy all constraints."
     return join(
         [
             tag("h1", job.name),
@@ -96,8 +97,8 @@ def _charts(review: Review) -> Html:
         front_chart(review.counting, front.members, review.picked.number, review.objectives),
         tag(
             "figcaption",
-            f"Blue: the {len(front.members)} maps of the front. Orange: baselines. Grey: other maps. Ringed: the pick. "
-            f"Hypervolume {front.hypervolume:.6g}.",
+            f"Blue: the {len(front.members)} maps of the front. Orange: baselines. Grey: other maps. Ring: the picked "
+            f"map. Hypervolume {front.hypervolume:.6g}.",
         ),
     )
     return join([tag("h2", "Front and latency"), tag("div", drawn, _latency(review), class_="charts")])
@@ -110,9 +111,9 @@ def _latency(review: Review) -> Html:
     count = len(samples.candidate_ms)
     percents = [p for p, metric in percentiles_of(samples.workload).items() if count >= metric.min_repeats]
     caption = (
-        f"Blue: {count} passes of the pick at batch size {samples.batch_size}; outline: full precision, interleaved "
-        "with it. The slowest hundredth is counted in the last bar. Milliseconds are those of that series; the figures "
-        "below are scaled to the job's own."
+        f"Blue: {count} passes of the picked map at batch size {samples.batch_size}. Outline: interleaved passes of "
+        "full precision. The last bar includes the slowest 1 %. Milliseconds are those of this series; the figures "
+        "below are scaled to the whole job."
     )
     return tag("figure", latency_chart(samples, percents), tag("figcaption", caption))
 
@@ -129,7 +130,7 @@ def _figures(review: Review) -> Html:
         )
         for name in names
     ]
-    note = tag("p", "Below what was sampled: its 95 % confidence interval.", class_="soft")
+    note = tag("p", "Sampled figures are shown with their 95 % confidence intervals.", class_="soft")
     headings = ("", f"trial {review.picked.number}", "full precision", "difference")
     return join([tag("h2", "Figures"), table(headings, rows, numbers=True), note])
 
@@ -225,7 +226,7 @@ def _calibration(job: JobRecord, spec: JobSpec) -> dict[str, str]:
     return {
         "Model": f"sha256 {job.description.fingerprint}",
         "Calibration": f"{how}, {calibration.samples} samples, ranges of {len(ranges)} layers{took}",
-        "Calibration data": f"sha256 {digest} over the ranges it gave",
+        "Calibration data": f"sha256 {digest} over the calibrated ranges",
     }
 
 

@@ -1,4 +1,4 @@
-"""Trials as CSV: one row each, for spreadsheets and notebooks."""
+"""Trials as CSV, one row per trial, for spreadsheets and notebooks."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ from autotune.jobs.records import TrialRecord
 from autotune.metrics.catalog import METRICS
 from autotune.text_files import write_text
 
-#: What a spreadsheet would take for a formula.
+#: Prefixes of text that a spreadsheet would interpret as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write(trials: Sequence[TrialRecord], front: Collection[int], folder: Path) -> list[Path]:
-    """Write ``trials.csv``, and ``front.csv`` with those whose number is in ``front``, into ``folder``; return both.
+    """Write ``trials.csv``, and ``front.csv`` with the trials in ``front``, into ``folder``; return both paths.
 
     Raises:
         MapError: if a file cannot be written.
@@ -29,7 +29,7 @@ def write(trials: Sequence[TrialRecord], front: Collection[int], folder: Path) -
 
 
 def _columns(trials: Sequence[TrialRecord]) -> list[str]:
-    """Return the headings: equal for both files, and without what no trial has."""
+    """Return the headings, the same for both files, without columns that no trial fills."""
     figures = [name for name in METRICS if any(name in trial.figures for trial in trials)]
     sampled = {name for trial in trials for name, figure in trial.figures.items() if figure.low is not None}
     bounds = {name: [name, f"{name}_low", f"{name}_high"] if name in sampled else [name] for name in figures}
@@ -73,5 +73,5 @@ def _text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    """Return a cell that no spreadsheet computes: text that looks like a formula gets an apostrophe."""
+    """Return a cell that no spreadsheet evaluates: text that looks like a formula gets a leading apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,1 +1,1 @@
-"""The store: everything recorded about jobs. The only folder that imports sqlalchemy."""
+"""The store: all records of jobs. The only folder that imports sqlalchemy."""

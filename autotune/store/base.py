@@ -1,6 +1,6 @@
-"""The ``Store`` seam. Records go in and out by value; what a call returns is already durable.
+"""The ``Store`` protocol. Records are passed by value, and changes are durable when a call returns.
 
-A database that is down for a moment is waited for, as long as the store was told to be patient; then a call
+While a database is unavailable, a call retries for as long as the store's patience lasts; then it
 raises ``StoreUnavailableError``.
 """
 
@@ -27,7 +27,7 @@ from workers.setup import Probes
 
 
 class ReadStore(Protocol):
-    """What dashboards and reports need."""
+    """Reads for dashboards and reports."""
 
     def jobs(
         self, *, state: JobState | None = None, after: str | None = None, limit: int | None = None
@@ -35,9 +35,9 @@ class ReadStore(Protocol):
         """Return jobs, newest first.
 
         Args:
-            state: leaves out jobs in other states.
-            after: id of a job; it and newer ones are left out.
-            limit: jobs at most.
+            state: return only jobs in this state.
+            after: id of a job; return only jobs older than it.
+            limit: maximum number of jobs.
 
         Raises:
             NotFoundError: if there is no job ``after``.
@@ -48,7 +48,7 @@ class ReadStore(Protocol):
         """Return one job.
 
         Raises:
-            NotFoundError: if there is none.
+            NotFoundError: if there is no such job.
         """
         ...
 
@@ -59,9 +59,9 @@ class ReadStore(Protocol):
 
         Args:
             job_id: the job.
-            numbers: leaves out other trials.
-            after: leaves out this number and lower ones.
-            limit: trials at most.
+            numbers: return only trials with these numbers.
+            after: return only trials with higher numbers.
+            limit: maximum number of trials.
 
         Raises:
             NotFoundError: if there is no such job.
@@ -69,11 +69,11 @@ class ReadStore(Protocol):
         ...
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
-        """Return how far jobs have come, by id; unknown ids have a tally of nothing."""
+        """Return the jobs' progress by id; unknown ids have an empty tally."""
         ...
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        """Return a trial's raw latencies, by batch size in the order of the job; empty if there are none."""
+        """Return a trial's raw latencies per workload and batch size, in measurement order; empty if there are none."""
         ...
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
@@ -85,7 +85,7 @@ class ReadStore(Protocol):
         ...
 
     def probes(self, key: str) -> Probes | None:
-        """Return the probes recorded under ``key``, None if there are none."""
+        """Return the probes recorded under ``key``, or None if there are none."""
         ...
 
     def close(self) -> None:
@@ -94,14 +94,14 @@ class ReadStore(Protocol):
 
 
 class WatchStore(ReadStore, Protocol):
-    """What those need besides who look again and again: light reads that tell what is new."""
+    """Cheap additional reads for pollers, which show what has changed."""
 
     def versions(self) -> Mapping[str, int]:
         """Return the version of every job by id, newest job first."""
         ...
 
     def numbers(self, job_id: str) -> list[int]:
-        """Return the numbers of a job's trials, ascending; one may be recorded after a higher one.
+        """Return the numbers of a job's trials, ascending; a lower number may be recorded after a higher one.
 
         Raises:
             NotFoundError: if there is no such job.
@@ -115,30 +115,31 @@ class JobStore(ReadStore, Protocol):
     def create_job(
         self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
     ) -> JobRecord:
-        """Record a new job and return it; or the job that was submitted under the same key before.
+        """Record a new job and return it, or return the job submitted earlier under the same key.
 
         Args:
             job: the new job.
-            submission: names the request, so that sending it again makes no second job.
-            most_live: jobs its owner may have that wait or run; None is without a limit.
+            submission: identifies the request, so that a retry creates no second job.
+            most_live: maximum number of the owner's queued and running jobs; None for no limit.
 
         Raises:
-            ConflictError: if its id is taken, its key stands for another request, or its owner has too many jobs.
+            ConflictError: if the id is taken, the key was used for another request, or the owner has too many jobs.
         """
         ...
 
     def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
-        """Apply a transition to a job that nobody else changes meanwhile, and return the job as it is now.
+        """Apply a transition to a job atomically, and return the changed job.
 
         Args:
             job_id: the job.
-            transition: what changes of it.
-            most_live: jobs its owner may have that wait or run, if this one does not yet; None is without a limit.
+            transition: computes the change.
+            most_live: maximum number of the owner's queued and running jobs, checked if this job is neither; None for
+                no limit.
 
         Raises:
             NotFoundError: if there is no such job.
             ConflictError: if its owner has too many jobs.
-            AutotuneError: what the transition raises; then nothing is changed.
+            AutotuneError: any error of the transition; then nothing changes.
         """
         ...
 
@@ -147,19 +148,19 @@ class DriverStore(JobStore, Protocol):
     """Storage for the driver of a job. Every method is one transaction."""
 
     def directions(self, job_id: str, *, epoch: int) -> Directions:
-        """Return what the driver of a job has to know.
+        """Return the user's orders and the budget for the driver of a job.
 
         Raises:
-            LeaseLostError: if another driver has the job.
+            LeaseLostError: if another driver holds the job.
             NotFoundError: if there is no such job.
         """
         ...
 
     def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
-        """Let a driver's lease run for ``lease_s`` seconds from now.
+        """Extend a driver's lease to ``lease_s`` seconds from now.
 
         Raises:
-            LeaseLostError: if another driver has the job.
+            LeaseLostError: if another driver holds the job.
             NotFoundError: if there is no such job.
         """
         ...
@@ -175,13 +176,13 @@ class DriverStore(JobStore, Protocol):
 
         Raises:
             NotFoundError: if there is no such job.
-            LeaseLostError: if another driver has the job.
+            LeaseLostError: if another driver holds the job.
             ConflictError: if another trial of the job has the same map.
         """
         ...
 
     def record_probes(self, key: str, probes: Probes) -> None:
-        """Keep probes for every job they serve; the first ones recorded under a key stay."""
+        """Record probes under a key, unless the key already has probes; several jobs may share a key."""
         ...
 
 
@@ -201,14 +202,14 @@ class TokenStore(Protocol):
         ...
 
     def token(self, token_id: str) -> tuple[TokenRecord, str] | None:
-        """Return a token and the hash of its secret, None if there is none."""
+        """Return a token and the hash of its secret, or None if there is no such token."""
         ...
 
     def revoke_token(self, token_id: str) -> TokenRecord:
-        """Make a token invalid from now on; one that is revoked already stays as it is.
+        """Revoke a token with immediate effect; a revoked token stays unchanged.
 
         Raises:
-            NotFoundError: if there is none.
+            NotFoundError: if there is no such token.
         """
         ...
 
@@ -217,12 +218,12 @@ class Store(WatchStore, DriverStore, TokenStore, Protocol):
     """Storage for a whole service."""
 
     def claim_next(self, transition: Transition) -> JobRecord | None:
-        """Apply a transition to the served job that should be driven next; None if none waits.
+        """Apply a transition to the served job to drive next, and return the job; None if none waits.
 
-        These are the queued ones, and the running ones whose lease ran out: higher priority first, then older.
+        Candidates are queued jobs and running jobs with an expired lease: higher priority first, then older.
         """
         ...
 
     def statistics(self) -> Statistics:
-        """Return figures over all jobs."""
+        """Return statistics over all jobs."""
         ...

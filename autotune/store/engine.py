@@ -1,4 +1,4 @@
-"""Connections: how SQLite and PostgreSQL are opened so that both keep the same promises."""
+"""Connections: opens SQLite and PostgreSQL such that both give the same guarantees."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL, Engine
 
 from autotune.errors import StoreError
 
-#: Seconds a writer waits for another one.
+#: Seconds that an SQLite writer waits for another writer.
 _PATIENCE_S = 30
 
 _FORMS = "a database URL must be sqlite:///FILE or postgresql://USER@HOST/NAME"
@@ -19,13 +19,13 @@ def parse_url(url: str) -> URL:
     """Return the parsed URL, with the driver this project ships.
 
     Raises:
-        StoreError: if it is not the URL of a database this project can use.
+        StoreError: if this project cannot use the URL.
     """
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
-        # What cannot be parsed may hold a password anywhere, so it is not repeated.
-        raise StoreError(f"{_FORMS}, but this is no URL") from None
+        # Do not repeat the text: it cannot be parsed, so it may contain a password anywhere.
+        raise StoreError(f"{_FORMS}, but the given text is not a URL") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
         return parsed.set(drivername="sqlite")
@@ -36,7 +36,7 @@ def parse_url(url: str) -> URL:
 
 
 def make_engine(url: URL, *, read_only: bool) -> Engine:
-    """Return an engine whose transactions are durable when they end and, if asked, cannot write."""
+    """Return an engine with durable transactions, or with read-only ones if ``read_only``."""
     if url.get_backend_name() == "postgresql":
         options = "-c statement_timeout=30000" + (" -c default_transaction_read_only=on" if read_only else "")
         return sa.create_engine(url, pool_pre_ping=True, connect_args={"options": options, "connect_timeout": 10})
@@ -45,7 +45,7 @@ def make_engine(url: URL, *, read_only: bool) -> Engine:
     if read_only:
         if not path.exists():
             raise StoreError(
-                f"there is no database {str(path)!r} yet; 'autotune run' makes one, and --database names another"
+                f"there is no database {str(path)!r} yet; create it with 'autotune run', or use --database"
             )
     else:
         _make_folder(path)
@@ -65,17 +65,17 @@ def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot make the folder {str(path.parent)!r} of the database: {error.strerror}") from None
+        raise StoreError(f"cannot create the database folder {str(path.parent)!r}: {error.strerror}") from None
 
 
 def _open_to_read(_: object, __: object, arguments: list[str], options: dict[str, Any]) -> None:
-    # Not in the engine's URL, which is shown to people.
+    # Set the mode here, not in the engine's URL, because that URL is shown to people.
     arguments[:] = [f"file:{quote(arguments[0])}?mode=ro"]
     options["uri"] = True
 
 
 def _configure_reader(connection: Any, _: object) -> None:
-    # The driver must not open transactions by itself; the ``begin`` listener does.
+    # Stop the driver from opening transactions itself; the ``begin`` listener opens them.
     connection.isolation_level = None
     connection.execute("PRAGMA busy_timeout = 30000")
 
@@ -84,11 +84,11 @@ def _configure_writer(connection: Any, _: object) -> None:
     _configure_reader(connection, _)
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA journal_mode = WAL")
-    # FULL keeps a committed trial through a power cut, not only through the death of a process.
+    # With FULL a committed trial survives a power failure, not only the death of the process.
     connection.execute("PRAGMA synchronous = FULL")
 
 
 def _begin(connection: sa.Connection) -> None:
-    # A deferred transaction that reads first and writes later fails at once, whatever the timeout.
+    # A deferred transaction that reads before it writes can fail at once, regardless of the timeout.
     reading = connection.get_execution_options().get("reading", False)
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

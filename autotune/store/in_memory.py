@@ -1,4 +1,4 @@
-"""The store in memory: the reference implementation, and the one for tests of what uses a store."""
+"""The store in memory: the reference implementation, also used in tests of code that needs a store."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ class _Job:
 
 
 class MemoryStore:
-    """Keeps records in this process; nothing survives it."""
+    """Keeps records in memory; they are lost when the process ends."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
@@ -98,15 +98,15 @@ class MemoryStore:
                 earlier, job_id = self._submissions[job.owner, submission.key]
                 if earlier != submission:
                     raise ConflictError(
-                        f"the key {submission.key!r} was used for job {job_id}, which asks for something else; "
-                        "use another key for another job"
+                        f"the key {submission.key!r} was already used for job {job_id}, which is a different request; "
+                        "use another key"
                     )
                 return self.job(job_id)
             if job.id in self._jobs and rows.is_same_submission(self._jobs[job.id].record, job):
                 return self.job(job.id)
             self._check_room(job.owner, most_live)
             if job.id in self._jobs:
-                raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
+                raise ConflictError(f"job {job.id!r} already exists; submit again to get another id")
             self._jobs[job.id] = _Job(copy.deepcopy(job))
             if submission:
                 self._submissions[job.owner, submission.key] = submission, job.id
@@ -174,7 +174,7 @@ class MemoryStore:
 
     def add_token(self, token: TokenRecord, secret_hash: str) -> None:
         if token.id in self._tokens:
-            raise ConflictError(f"there is a token {token.id!r} already; add another one")
+            raise ConflictError(f"token {token.id!r} already exists; add another one")
         self._tokens[token.id] = token, secret_hash
 
     def tokens(self) -> list[TokenRecord]:
@@ -185,7 +185,7 @@ class MemoryStore:
 
     def revoke_token(self, token_id: str) -> TokenRecord:
         if token_id not in self._tokens:
-            raise NotFoundError(f"no token {token_id!r}; 'autotune token list' has them all")
+            raise NotFoundError(f"no token {token_id!r}; list all with 'autotune token list'")
         token, secret_hash = self._tokens[token_id]
         revoked = dataclasses.replace(token, revoked_at=token.revoked_at or now())
         self._tokens[token_id] = revoked, secret_hash
@@ -200,10 +200,10 @@ class MemoryStore:
     def _check_room(self, owner: str, most_live: int | None) -> None:
         live = sum(job.owner == owner and job.state.is_live for job in self._records())
         if most_live is not None and live >= most_live:
-            raise ConflictError(f"a user may have {most_live} jobs that wait or run, but {owner} has {live}")
+            raise ConflictError(f"a user may have {most_live} queued or running jobs, but {owner} has {live}")
 
     def _served(self) -> list[JobRecord]:
-        """Return the served jobs: higher priority first, then older."""
+        """Return the served jobs, higher priority first, then older."""
         served = [job for job in self._records() if job.served]
         return sorted(served, key=lambda job: (-job.priority, job.created_at, job.id))
 

@@ -1,4 +1,4 @@
-"""Open a store by its URL, and keep its tables up to date."""
+"""Open a store by its URL, and create or upgrade its tables."""
 
 import os
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ from autotune.store.engine import make_engine, parse_url
 from autotune.store.failures import reason
 from autotune.store.sql import SqlStore
 
-#: Other tools keep Alembic's default table in the same database; ours has a name of its own.
+#: Our own version table, because other tools may use Alembic's default table in the same database.
 VERSION_TABLE = "autotune_alembic_version"
 
-#: Advisory lock of PostgreSQL that one migration at a time holds; any constant of our own will do.
+#: PostgreSQL's advisory lock that serialises migrations; an arbitrary constant.
 _MIGRATION_LOCK = 7_163_052_118
 
 
 def default_url() -> str:
-    """Return the database used when none is named."""
+    """Return the URL of the default database."""
     return os.environ.get("AUTOTUNE_DATABASE") or "sqlite:///autotune.db"
 
 
@@ -34,9 +34,9 @@ def open_store(url: str, *, read_only: bool = False, patience_s: float = 10.0) -
     """Return the store at ``url``; a writable one is created or upgraded first.
 
     Args:
-        url: of the database.
-        read_only: whether writing is refused.
-        patience_s: seconds that each later call waits for a database which is down, busy or full.
+        url: URL of the database.
+        read_only: whether to prevent writing.
+        patience_s: seconds that each later call retries while the database is down, busy or full.
 
     Raises:
         StoreError: if the URL is wrong, the database cannot be reached, or its tables belong to
@@ -53,18 +53,18 @@ def open_store(url: str, *, read_only: bool = False, patience_s: float = 10.0) -
 
 
 def attach_store(url: str, *, patience_s: float) -> Store:
-    """Return the store at ``url``, whose tables this version has made before; it connects when it is used.
+    """Return the store at ``url``, whose tables must already match this version; it connects on first use.
 
-    Other than ``open_store`` it also waits for a database that is down at first.
+    Unlike ``open_store`` it also waits for a database that is down at first.
     """
     return SqlStore(make_engine(parse_url(url), read_only=False), patience_s=patience_s)
 
 
 def check(url: str) -> None:
-    """Return if the database at ``url`` can be read and its tables are those of this version.
+    """Check that the database at ``url`` can be read and its tables match this version.
 
     Raises:
-        StoreError: if not.
+        StoreError: if the check fails.
     """
     open_store(url, read_only=True).close()
 
@@ -73,7 +73,7 @@ def migrate(url: str) -> str:
     """Create or upgrade the tables at ``url`` and return their revision.
 
     Raises:
-        StoreError: as ``open_store``.
+        StoreError: see ``open_store``.
     """
     engine = make_engine(parse_url(url), read_only=False)
     with _errors(engine):
@@ -92,7 +92,7 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 def _upgrade(engine: Engine) -> None:
     with migrating(engine) as connection:
-        # SQLite's writers exclude one another already: their transactions begin IMMEDIATE.
+        # SQLite needs no lock: its transactions begin IMMEDIATE, so writers already exclude each other.
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         revision = _revision(connection)
@@ -106,8 +106,8 @@ def _upgrade(engine: Engine) -> None:
 def migrating(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that may rebuild tables.
 
-    SQLite changes a table by copying and dropping it; with foreign keys enforced, dropping it would
-    delete what refers to it (https://www.sqlite.org/lang_altertable.html, section 7).
+    SQLite changes a table by copying and dropping it. With enforced foreign keys, dropping it would
+    delete the rows that refer to it (https://www.sqlite.org/lang_altertable.html, section 7).
     """
     with engine.connect() as connection:
         if engine.dialect.name != "sqlite":
@@ -121,7 +121,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 yield connection
                 if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
-                    raise StoreError("the upgrade would break references between tables; nothing was changed")
+                    raise StoreError("the upgrade would break references between tables, so nothing was changed")
         finally:
             driver.execute("PRAGMA foreign_keys = ON")
 
@@ -141,8 +141,8 @@ def _check_known(revision: str | None, engine: Engine) -> None:
     known = {script.revision for script in _scripts().walk_revisions()}
     if revision is not None and revision not in known:
         raise StoreError(
-            f"the tables of {engine.url.render_as_string()} are at revision {revision}, which this program does not "
-            "know: a newer version wrote them; run: pip install --upgrade quant-autotune; or name another database"
+            f"the tables of {engine.url.render_as_string()} are at revision {revision}, which is newer than this "
+            "program; run: pip install --upgrade quant-autotune; or name another database"
         )
 
 
@@ -156,7 +156,7 @@ def _scripts() -> ScriptDirectory:
 
 @contextmanager
 def _errors(engine: Engine) -> Iterator[None]:
-    """Turn the database's errors into this project's, and close what cannot be used."""
+    """Convert the database's errors into this project's, and dispose of the engine after an error."""
     try:
         yield
     except StoreError:

@@ -1,4 +1,4 @@
-"""Records to rows and back; pure functions, one pair a table."""
+"""Conversion of records to rows and back: pure functions, one pair per table."""
 
 import dataclasses
 import hashlib
@@ -30,7 +30,7 @@ Row = Mapping[Any, Any]
 
 
 class PackedChoices(Mapping[str, str]):
-    """Layer name -> choice name, unpacked by the first look at a layer: most readers of many trials need none."""
+    """Layer name -> choice name, unpacked on first access, because most readers of many trials need no choices."""
 
     __slots__ = ("_layers", "_packed", "_unpacked")
 
@@ -53,7 +53,7 @@ class PackedChoices(Mapping[str, str]):
         return repr(self._unpack())
 
     def values(self) -> ValuesView[str]:
-        """Return the choices; nothing is kept of that."""
+        """Return the choices, without caching the unpacked form."""
         return self._unpack().values()
 
     def _unpack(self) -> dict[str, str]:
@@ -78,7 +78,7 @@ def job_row(job: JobRecord) -> dict[str, Any]:
 
 
 def job_record(row: Row) -> JobRecord:
-    """Return the job in a row."""
+    """Return the job from its row."""
     fields = dict(row)
     order = fields.pop("requested")
     if fields["description"] is not None:
@@ -88,32 +88,32 @@ def job_record(row: Row) -> JobRecord:
 
 
 def is_same_submission(found: JobRecord, job: JobRecord) -> bool:
-    """Return whether a recorded job is the one to be recorded: a call whose answer was lost is made again."""
+    """Return whether a recorded job equals a new one, as it does when a caller retries after a lost response."""
     same = ("id", "name", "owner", "created_at", "document")
     return all(getattr(found, name) == getattr(job, name) for name in same)
 
 
 def directions(requested: str | None, document: Mapping[str, Any]) -> Directions:
-    """Return the directions in columns of a job's row."""
+    """Return the directions from columns of a job's row."""
     order = Order(requested) if requested else None
     search = document["search"]
     return Directions(order=order, trials=search["trials"], time_limit_s=search.get("time_limit_s"))
 
 
 def held_job(job_id: str, driver: str | None, epoch: int, document: Mapping[str, Any], kind: str | None) -> HeldJob:
-    """Return the held job in columns of its row; ``kind`` is that of its description, if it has one."""
+    """Return the held job from columns of its row; ``kind`` is the hardware kind of its description, if any."""
     wanted = {name: document["workers"][name] for name in ("count", "cpus", "gpus")}
     return HeldJob(job_id=job_id, driver=driver or "", epoch=epoch, kind=kind or "", **wanted)
 
 
 def layers_key(layers: Iterable[str]) -> tuple[str, list[str]]:
-    """Return the key of a list of layers, and the list as it is stored."""
+    """Return the key of a list of layers, and the list in its stored form."""
     names = list(layers)
     return hashlib.sha256(json.dumps(names).encode()).hexdigest(), names
 
 
 def trial_row(trial: TrialRecord) -> dict[str, Any]:
-    """Return a trial's own row; figures and latencies have rows of their own, and the list of layers has one."""
+    """Return a trial's own row; its figures, latencies and list of layers are stored in separate rows."""
     return {
         "job_id": trial.job_id,
         "number": trial.number,
@@ -137,7 +137,7 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
 
 
 def trial_record(row: Row, layers: Sequence[str], figures: Mapping[str, Figure]) -> TrialRecord:
-    """Return the trial in its row, the list of layers and the rows of its figures."""
+    """Return the trial from its row, its list of layers and its figures."""
     fields = dict(row)
     failure = fields.pop("failure")
     del fields["layers_key"]
@@ -153,7 +153,7 @@ def trial_record(row: Row, layers: Sequence[str], figures: Mapping[str, Figure])
 
 
 def figure_rows(trial: TrialRecord) -> list[dict[str, Any]]:
-    """Return a row for each figure of a trial."""
+    """Return one row per figure of a trial."""
     return [
         _key(trial) | {"metric": name, "value": figure.value, "low": figure.low, "high": figure.high}
         for name, figure in trial.figures.items()
@@ -161,7 +161,7 @@ def figure_rows(trial: TrialRecord) -> list[dict[str, Any]]:
 
 
 def latency_rows(result: TrialResult) -> list[dict[str, Any]]:
-    """Return a row for each workload and batch size a trial was timed in."""
+    """Return one row per workload and batch size in which a trial was timed."""
     return [
         _key(result.trial)
         | {
@@ -176,7 +176,7 @@ def latency_rows(result: TrialResult) -> list[dict[str, Any]]:
 
 
 def latency_samples(rows: Iterable[Row]) -> tuple[LatencySamples, ...]:
-    """Return the latencies in rows ordered by position."""
+    """Return the latencies from rows ordered by position."""
     return tuple(
         LatencySamples(
             batch_size=row["batch_size"],
@@ -194,7 +194,7 @@ def event_row(job_id: str, position: int, event: EventRecord) -> dict[str, Any]:
 
 
 def probes_row(key: str, probes: Probes) -> dict[str, Any]:
-    """Return the row of probes; the layers have rows of their own."""
+    """Return the row of probes; their layers are stored in separate rows."""
     return {
         "key": key,
         "pass_ms": probes.pass_ms,
@@ -206,14 +206,14 @@ def probes_row(key: str, probes: Probes) -> dict[str, Any]:
 
 
 def layer_probe_rows(key: str, probes: Probes) -> list[dict[str, Any]]:
-    """Return a row for each layer and choice."""
+    """Return one row per layer and choice."""
     return [
         {"key": key, "position": position} | dataclasses.asdict(probe) for position, probe in enumerate(probes.layers)
     ]
 
 
 def probes(row: Row, layers: Iterable[Row]) -> Probes:
-    """Return the probes in their row and the rows of their layers, ordered by position."""
+    """Return the probes from their row and the rows of their layers, ordered by position."""
     return Probes(
         layers=tuple(
             LayerProbe(**{name: layer[name] for name in ("layer", "choice", "divergence", "latency_ms")})

@@ -32,7 +32,7 @@ from workers.setup import Probes
 
 _log = logging.getLogger(__name__)
 
-#: Seconds before a failed call is tried again, at first and at most.
+#: First and longest pause before a retry, in seconds.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 T = TypeVar("T")
@@ -42,12 +42,12 @@ class SqlStore:
     """Keeps records in a database. Each method is one transaction."""
 
     def __init__(self, engine: Engine, *, patience_s: float = 0.0) -> None:
-        """Use the database of ``engine``, waiting up to ``patience_s`` seconds for it when it is down or full."""
+        """Use the database of ``engine``; each call retries up to ``patience_s`` seconds while it is down or full."""
         self._engine = engine
-        # Reading must not wait for writers, nor they for it.
+        # Readers must not wait for writers, nor writers for readers.
         self._reading = engine.execution_options(reading=True)
         self._patience_s = patience_s
-        #: Lists of layers known to be recorded.
+        #: Keys of the lists of layers that are known to be recorded.
         self._layer_lists: set[str] = set()
 
     def jobs(
@@ -67,7 +67,7 @@ class SqlStore:
     def trials(
         self, job_id: str, *, numbers: Sequence[int] | None = None, after: int = -1, limit: int | None = None
     ) -> list[TrialRecord]:
-        """See ``ReadStore.trials``. Four queries, whatever the number of trials."""
+        """See ``ReadStore.trials``. The number of queries does not depend on the number of trials."""
         return self._read(lambda connection: statements.trials(connection, job_id, numbers, after, limit))
 
     def tallies(self, job_ids: Sequence[str]) -> Mapping[str, Tally]:
@@ -92,10 +92,10 @@ class SqlStore:
             return statements.create_job(connection, job, submission, most_live)
 
         for _ in range(2):
-            # A key that another process took after it was looked up here is found the second time.
+            # If another process takes the key after the lookup here, the second attempt finds it.
             with suppress(_Duplicate):
                 return self._run(create)
-        raise ConflictError(f"there is a job {job.id!r} already; submit again to get another id")
+        raise ConflictError(f"job {job.id!r} already exists; submit again to get another id")
 
     def change_job(self, job_id: str, transition: Transition, *, most_live: int | None = None) -> JobRecord:
         return self._run(lambda connection: statements.change_job(connection, job_id, transition, most_live))
@@ -128,7 +128,7 @@ class SqlStore:
             self._run(write)
         except _Duplicate:
             numbers = ", ".join(str(result.trial.number) for result in results)
-            raise ConflictError(f"trial {numbers} of job {job_id} has the same map as another one") from None
+            raise ConflictError(f"trial {numbers} of job {job_id} has the same map as another trial") from None
         self._layer_lists |= unknown.keys()
 
     def record_probes(self, key: str, probes: Probes) -> None:
@@ -142,7 +142,7 @@ class SqlStore:
         try:
             self._run(lambda connection: summaries.add_token(connection, token, secret_hash))
         except _Duplicate:
-            raise ConflictError(f"there is a token {token.id!r} already; add another one") from None
+            raise ConflictError(f"token {token.id!r} already exists; add another one") from None
 
     def tokens(self) -> list[TokenRecord]:
         return self._read(summaries.tokens)
@@ -160,7 +160,7 @@ class SqlStore:
         return self._run(work, self._reading)
 
     def _run(self, work: Callable[[Connection], T], engine: Engine | None = None) -> T:
-        """Run one transaction, again while the database is away; its errors leave as this project's."""
+        """Run one transaction, retrying while the database is unavailable; convert its errors into this project's."""
         give_up, pause_s = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
         while True:
             try:
@@ -172,10 +172,10 @@ class SqlStore:
                 problem = store_error(error, self._engine.url)
                 if not isinstance(problem, StoreUnavailableError) or time.monotonic() >= give_up:
                     raise problem from error
-                _log.warning("%s; trying again", problem)
+                _log.warning("%s; retrying", problem)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 class _Duplicate(Exception):
-    """A row whose key is taken."""
+    """The key of a row is already taken."""

@@ -1,4 +1,4 @@
-"""What is said to the database, one function a purpose; each is part of its caller's transaction."""
+"""SQL statements, one function per purpose; each runs in its caller's transaction."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ from workers.measurement import LatencySamples
 from workers.setup import Probes
 from workers.timing.estimates import Figure
 
-#: First key of the advisory locks of PostgreSQL under which an owner's jobs are counted.
+#: First key of PostgreSQL's advisory locks under which an owner's jobs are counted.
 _ROOM_LOCK = 716_305
 
 _jobs = tables.jobs.c
@@ -52,7 +52,7 @@ def jobs(
 
 
 def job(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord:
-    """Return a job; with ``lock``, nobody else changes it before the transaction ends."""
+    """Return a job; with ``lock``, nobody else can change it before the transaction ends."""
     wanted = sa.select(tables.jobs).where(_jobs.id == job_id)
     row = connection.execute(wanted.with_for_update() if lock else wanted).mappings().first()
     if row is None:
@@ -129,7 +129,7 @@ def probes(connection: Connection, key: str) -> Probes | None:
 def create_job(
     connection: Connection, record: JobRecord, submission: Submission | None, most_live: int | None
 ) -> JobRecord:
-    """Record a job, or return the one that was submitted under the same key."""
+    """Record a job, or return the one submitted under the same key."""
     if submission:
         earlier = _submitted(connection, record.owner, submission)
         if earlier is not None:
@@ -155,9 +155,9 @@ def change_job(connection: Connection, job_id: str, transition: Transition, most
 
 
 def claim_next(connection: Connection, transition: Transition) -> JobRecord | None:
-    """Apply a transition to the served job that should be driven next; None if none waits.
+    """Apply a transition to the served job to drive next; None if none waits.
 
-    Jobs that another controller is claiming just now are passed over.
+    Jobs that another controller is claiming at this moment are skipped.
     """
     expired = (_jobs.state == JobState.RUNNING.value) & (_jobs.leased_until <= clock(connection))
     waiting = _jobs.served & ((_jobs.state == JobState.QUEUED.value) | expired)
@@ -167,7 +167,7 @@ def claim_next(connection: Connection, transition: Transition) -> JobRecord | No
 
 
 def directions(connection: Connection, job_id: str, epoch: int) -> Directions:
-    """Return what the driver of a job has to know. Light: it is asked for every second."""
+    """Return the user's orders and the budget for the driver of a job. Cheap, because drivers poll it every second."""
     wanted = sa.select(_jobs.epoch, _jobs.requested, _jobs.spec).where(_jobs.id == job_id)
     row = connection.execute(wanted).first()
     if row is None or row.epoch != epoch:
@@ -177,9 +177,9 @@ def directions(connection: Connection, job_id: str, epoch: int) -> Directions:
 
 
 def renew(connection: Connection, job_id: str, epoch: int, lease_s: float) -> None:
-    """Let a lease run for ``lease_s`` seconds from now; readers need not look at the job again for that."""
+    """Extend a lease to ``lease_s`` seconds from now; the job's version stays, so that pollers do not read it again."""
     until = clock(connection) + timedelta(seconds=lease_s)
-    # A job that its driver has just settled has no lease any more.
+    # A job that its driver has just settled has no lease.
     held = (_jobs.id == job_id) & (_jobs.epoch == epoch) & (_jobs.state == JobState.RUNNING.value)
     if connection.execute(sa.update(tables.jobs).where(held).values(leased_until=until)).rowcount == 0:
         lifecycle.check_epoch(job(connection, job_id), epoch)
@@ -194,14 +194,14 @@ def held_jobs(connection: Connection) -> list[HeldJob]:
 
 
 def check_held(connection: Connection, job_id: str, epoch: int) -> None:
-    """Make writers of a job take turns, and refuse the one whose lease was lost."""
+    """Serialise the writers of a job, and reject one that has lost its lease."""
     wanted = sa.select(_jobs.epoch).where(_jobs.id == job_id).with_for_update()
     if connection.execute(wanted).scalar() != epoch:
         lifecycle.check_epoch(job(connection, job_id), epoch)
 
 
 def add_layer_lists(connection: Connection, lists: Mapping[str, list[str]]) -> None:
-    """Record lists of layers, unless they are recorded."""
+    """Record lists of layers that are not yet recorded."""
     if lists:
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         many = [{"key": key, "layers": names} for key, names in lists.items()]
@@ -209,7 +209,7 @@ def add_layer_lists(connection: Connection, lists: Mapping[str, list[str]]) -> N
 
 
 def record(connection: Connection, job_id: str, results: Sequence[TrialResult]) -> None:
-    """Insert what was not recorded before of finished trials, with everything that belongs to them."""
+    """Insert finished trials that are not yet recorded, with everything that belongs to them."""
     known = _recorded(connection, job_id, [result.trial.number for result in results])
     new = [result for result in results if result.trial.number not in known]
     if not new:
@@ -230,7 +230,7 @@ def add_probes(connection: Connection, key: str, found: Probes) -> None:
 
 
 def clock(connection: Connection) -> datetime:
-    """Return the database's time: of PostgreSQL's server; of this host with SQLite, which runs in this process."""
+    """Return the database's time: that of the PostgreSQL server, or of this host for SQLite."""
     if connection.dialect.name == "sqlite":
         return now()
     time: datetime = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
@@ -248,13 +248,13 @@ def _change(connection: Connection, record: JobRecord, transition: Transition) -
 
 
 def _touch(connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:
-    """Change a job's row and count the change."""
+    """Change a job's row and increment its version."""
     changed = dict(changes) | {"updated_at": now(), "version": _jobs.version + 1}
     connection.execute(sa.update(tables.jobs).where(_jobs.id == job_id).values(changed))
 
 
 def _submitted(connection: Connection, owner: str, submission: Submission) -> str | None:
-    """Return the id of the job that was submitted under a key, None if it is new."""
+    """Return the id of the job submitted under a key, or None if the key is new."""
     table = tables.submissions
     wanted = sa.select(table).where(table.c.owner == owner, table.c.key == submission.key)
     row = connection.execute(wanted).first()
@@ -262,22 +262,22 @@ def _submitted(connection: Connection, owner: str, submission: Submission) -> st
         return None
     if row.request_hash != submission.request_hash:
         raise ConflictError(
-            f"the key {submission.key!r} was used for job {row.job_id}, which asks for something else; "
-            "use another key for another job"
+            f"the key {submission.key!r} was already used for job {row.job_id}, which is a different request; "
+            "use another key"
         )
     return str(row.job_id)
 
 
 def _check_room(connection: Connection, owner: str, most_live: int) -> None:
     if connection.dialect.name == "postgresql":
-        # Others who count this owner's jobs wait until this one is there to be counted.
+        # Other transactions that count this owner's jobs wait until this job is committed.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ROOM_LOCK, sa.func.hashtext(owner))))
     live = [state.value for state in JobState if state.is_live]
     count = sa.select(sa.func.count()).select_from(tables.jobs).where(_jobs.owner == owner, _jobs.state.in_(live))
     waiting = connection.execute(count).scalar_one()
     if waiting >= most_live:
         raise ConflictError(
-            f"a user may have {most_live} jobs that wait or run, but {owner} has {waiting}; "
+            f"a user may have {most_live} queued or running jobs, but {owner} has {waiting}; "
             "wait for some to finish, or cancel them"
         )
 
@@ -346,7 +346,7 @@ def _add_events(connection: Connection, job_id: str, many: Sequence[EventRecord]
 
 
 def _next(connection: Connection, column: sa.Column[int], job_id: str) -> int:
-    """Return the number after the last one in a column that counts a job's rows."""
+    """Return the next number of a column that numbers a job's rows."""
     last = sa.select(sa.func.max(column)).where(column.table.c.job_id == job_id)
     highest = connection.execute(last).scalar()
     return 0 if highest is None else highest + 1

@@ -1,4 +1,4 @@
-"""Figures over jobs that the database counts itself, and the tokens; each is part of its caller's transaction."""
+"""Statistics over jobs that the database counts itself, and tokens; each runs in its caller's transaction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _jobs, _trials, _tokens = tables.jobs.c, tables.trials.c, tables.tokens.c
 
 
 def tallies(connection: Connection, job_ids: Sequence[str]) -> dict[str, Tally]:
-    """Return how far jobs have come."""
+    """Return the jobs' progress."""
     searched = (_trials.kind != TrialKind.FINAL.value) & _trials.job_id.in_(job_ids)
     counts = sa.select(_trials.job_id, sa.func.count()).where(searched).group_by(_trials.job_id)
     counted = _numbers(connection, counts)
@@ -30,7 +30,7 @@ def tallies(connection: Connection, job_ids: Sequence[str]) -> dict[str, Tally]:
 
 
 def statistics(connection: Connection) -> Statistics:
-    """Return figures over all jobs."""
+    """Return statistics over all jobs."""
     kind = tables.events.c.kind
     waiting = sa.select(sa.func.min(_jobs.created_at)).where(_jobs.state == JobState.QUEUED.value)
     oldest = connection.execute(waiting).scalar()
@@ -61,12 +61,12 @@ def add_token(connection: Connection, record: TokenRecord, secret_hash: str) -> 
 
 
 def revoke_token(connection: Connection, token_id: str) -> TokenRecord:
-    """Make a token invalid from now on."""
+    """Revoke a token with immediate effect."""
     valid = (_tokens.id == token_id) & _tokens.revoked_at.is_(None)
     connection.execute(sa.update(tables.tokens).where(valid).values(revoked_at=now()))
     found = token(connection, token_id)
     if found is None:
-        raise NotFoundError(f"no token {token_id!r}; 'autotune token list' has them all")
+        raise NotFoundError(f"no token {token_id!r}; list all with 'autotune token list'")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""The tables, one for each kind of record; ``docs/database.md`` describes them for readers."""
+"""The tables, one per kind of record; ``docs/database.md`` describes them for readers."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -34,13 +34,13 @@ metadata = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time with its zone, on databases that keep none as well."""
+    """A time with a time zone, even on databases that store none."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Return the time as it is stored: in UTC."""
+        """Return the time in UTC, as stored."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
@@ -51,7 +51,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def _trial_key() -> list[Any]:
-    """Return the columns that name a trial, for the tables of its parts."""
+    """Return the columns that identify a trial, for the tables of its parts."""
     return [
         Column("job_id", String(32), primary_key=True),
         Column("number", Integer, primary_key=True),
@@ -81,7 +81,7 @@ jobs = Table(
     Column("owner", Text, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("served", Boolean, nullable=False),
-    # "order" is a word of SQL.
+    # The order; "order" itself is an SQL keyword.
     Column("requested", String(32)),
     Column("epoch", Integer, nullable=False),
     Column("leased_until", UtcDateTime),
@@ -89,7 +89,7 @@ jobs = Table(
     Index("ix_jobs_queue", "served", "state", "priority", "created_at"),
 )
 
-# The keys under which jobs were submitted: the same one again is the same job.
+# The keys under which jobs were submitted, so that a retry with the same key returns the same job.
 submissions = Table(
     "submissions",
     metadata,
@@ -99,7 +99,7 @@ submissions = Table(
     Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
 )
 
-# Access tokens; only the hash of what its holder sends is kept.
+# Access tokens; only the hash of the text that the holder sends is stored.
 tokens = Table(
     "tokens",
     metadata,
@@ -112,7 +112,7 @@ tokens = Table(
     Column("revoked_at", UtcDateTime),
 )
 
-# The layers that maps speak of, in execution order, as a JSON list; the trials of a job share one.
+# Layers of maps in execution order, as a JSON list; the trials of a job share one list.
 layer_lists = Table(
     "layer_lists",
     metadata,
@@ -130,7 +130,7 @@ trials = Table(
     Column("state", String(32), nullable=False),
     Column("map_key", String(64), nullable=False),
     Column("layers_key", String(64), ForeignKey("layer_lists.key"), nullable=False),
-    # One choice for each layer of the list, with commas between them.
+    # One choice per layer of the list, separated by commas.
     Column("choices", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("failure", String(32)),
@@ -144,7 +144,7 @@ trials = Table(
     Column("finished_at", UtcDateTime, nullable=False),
 )
 
-# A map is recorded once by the search, and once at full fidelity.
+# A job records a map at most once from the search and once at full fidelity.
 for _name, _where in (("uq_trials_searched_map", "kind <> 'final'"), ("uq_trials_final_map", "kind = 'final'")):
     Index(
         _name, trials.c.job_id, trials.c.map_key, unique=True,
@@ -168,7 +168,7 @@ latency_samples = Table(
     Column("position", Integer, primary_key=True),
     Column("batch_size", Integer, nullable=False),
     Column("workload", String(32), nullable=False),
-    # Milliseconds as little-endian 64-bit floats, in the order measured.
+    # Milliseconds as little-endian 64-bit floats, in measurement order.
     Column("candidate_ms", LargeBinary, nullable=False),
     Column("reference_ms", LargeBinary, nullable=False),
 )

@@ -231,7 +231,7 @@ def test_layers_that_only_unrolled_attention_calls_are_refused(
 ) -> None:
     with pytest.raises(ExportError) as caught:
         export(maps.with_choices(task_name, {layer: "int8_weight_only"}), as_built.name, tmp_path / "out")
-    assert f"  {layer}: int8_weight_only: the format has nn.MultiheadAttention as it was" in str(caught.value)
+    assert f"  {layer}: int8_weight_only: the format keeps nn.MultiheadAttention fused" in str(caught.value)
     assert str(caught.value).splitlines()[0].endswith("Formats that can: onnxruntime, torchao, torch-export, map")
 
 
@@ -304,14 +304,14 @@ def test_failure_leaves_nothing_behind_and_the_earlier_export_as_it_was(
 
 def test_a_folder_of_something_else_is_never_replaced(exporter: Exporter, quick_task: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConflictError, match="exists and is no export"):
+    with pytest.raises(ConflictError, match="exists but is not an export"):
         export(maps.with_choices(quick_task, {}), exporter.name, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_another_model_is_refused(exporter: Exporter, quick_task: str, tmp_path: Path) -> None:
     document = maps.with_choices(quick_task, {}) | {"model_fingerprint": "0" * 64}
-    with pytest.raises(ExportError, match="now builds a model with other weights"):
+    with pytest.raises(ExportError, match="now builds a model with different weights"):
         export(document, exporter.name, tmp_path / "out")
 
 
@@ -319,9 +319,9 @@ def test_damage_is_noticed(exporter: Exporter, quick_task: str, tmp_path: Path) 
     manifest = export(maps.with_choices(quick_task, {}), exporter.name, tmp_path / "out")
     largest = tmp_path / "out" / max(manifest.files, key=lambda name: manifest.files[name].bytes)
     largest.write_bytes(largest.read_bytes()[:-1] + b"?")
-    with pytest.raises(ExportError, match="missing or was changed; export again"):
+    with pytest.raises(ExportError, match="missing or was changed after the export; export again"):
         Manifest.read(tmp_path / "out")
-    with pytest.raises(ExportError, match=r"holds no export: cannot read export\.json"):
+    with pytest.raises(ExportError, match=r"is not an export: cannot read export\.json"):
         Manifest.read(tmp_path)
 
 
@@ -339,7 +339,7 @@ def test_unknown_format_names_the_known_ones() -> None:
 
 
 def test_model_of_another_library_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"huggingface is for models of transformers, .* a Sequential") as caught:
+    with pytest.raises(ExportError, match=r"huggingface needs a model of transformers, .* a Sequential") as caught:
         export(maps.with_choices("tiny-cnn", {}), "huggingface", tmp_path / "out")
     assert "Formats that can: onnxruntime, torchao, torch-export, modelopt, neural-compressor, nncf, map" in str(
         caught.value

@@ -105,7 +105,9 @@ def test_a_key_still_names_its_job_when_that_has_changed(store: Store) -> None:
 @pytest.mark.parametrize("other", [{"spec": spec(trials=10)}, {"priority": 1}])
 def test_a_key_for_another_request_is_a_mistake(store: Store, other: dict[str, Any]) -> None:
     first = submit(store, spec(), key="k")
-    with pytest.raises(ConflictError, match=f"the key 'k' was used for job {first.id}, which asks for something else"):
+    with pytest.raises(
+        ConflictError, match=f"the key 'k' was already used for job {first.id}, which is a different request"
+    ):
         submit(store, **{"spec": spec(), "key": "k"} | other)
     assert store.jobs() == [first]
 
@@ -124,7 +126,7 @@ def test_clients_that_ask_for_different_things_under_one_key_get_one_job_or_a_co
 
 def test_a_user_has_a_number_of_live_jobs_at_most(store: Store) -> None:
     jobs = [submit(store, spec(), owner="ann", most_live=2) for _ in range(2)]
-    with pytest.raises(ConflictError, match="may have 2 jobs that wait or run, but ann has 2"):
+    with pytest.raises(ConflictError, match="may have 2 queued or running jobs, but ann has 2"):
         submit(store, spec(), owner="ann", most_live=2)
     submit(store, spec(), owner="bob", most_live=2)
     cancel(store, jobs[0].id)

@@ -129,7 +129,7 @@ def test_export_that_computes_something_else_is_found_out(run: Run, exported: Pa
         if constant.data_type == onnx.TensorProto.FLOAT:
             constant.CopyFrom(onnx.numpy_helper.from_array(0.5 * onnx.numpy_helper.to_array(constant), constant.name))
     onnx.save(model, path)
-    with pytest.raises(ExportError, match="missing or was changed; export again"):
+    with pytest.raises(ExportError, match="missing or was changed after the export; export again"):
         verify_export(path.parent, task_file=TASK_FILE)
 
     accept(path)
@@ -164,9 +164,9 @@ def accept(path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["export", "last", "-f", "onxruntime"], 5, "unknown format 'onxruntime'; did you mean 'onnxruntime'?"),
-        (["export", "last", "-f", "onnxruntime", "-o", "."], 8, "exists and is no export"),
+        (["export", "last", "-f", "onnxruntime", "-o", "."], 8, "exists but is not an export"),
         (["export", "last", "-f", "onnxruntime"], 2, "unknown task 'tiny-cnn'"),
-        (["verify", "."], 5, "holds no export: cannot read export.json"),
+        (["verify", "."], 5, "is not an export: cannot read export.json"),
     ],
 )
 def test_errors_say_what_to_do(run: Run, arguments: list[str], code: int, message: str) -> None:

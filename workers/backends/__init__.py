@@ -1,4 +1,4 @@
-"""Backends: a layer and a choice -> a module that runs it with this hardware's own kernels."""
+"""Backends: run layers with their choices, on this hardware's own kernels or in another runtime."""
 
 import functools
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from workers.backends.onnx.backend import OnnxRuntimeBackend
 from workers.backends.torchao.backend import TorchAoBackend
 from workers.errors import BackendError
 
-#: Name -> backend, best first: ``auto`` takes the first that is available. Those for GPUs come last as long as they
-#: have run on none.
+#: Name -> backend, best first: ``auto`` selects the first available one. Backends for GPUs come last until they have
+#: been tested on a GPU.
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "cpu": CpuBackend,
     "onnxruntime": OnnxRuntimeBackend,
     "torchao": TorchAoBackend,
     "torchao-compiled": functools.partial(TorchAoBackend, compiler="inductor"),
 }
-#: Name in jobs and maps of before -> name today.
+#: Name in old jobs and maps -> current name.
 FORMER_NAMES = {"x86": "cpu"}
 
 

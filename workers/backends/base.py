@@ -1,4 +1,4 @@
-"""The ``Backend`` seam: kernels of one kind of hardware, or another runtime."""
+"""The ``Backend`` protocol: kernels for one kind of hardware, or another runtime."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -12,25 +12,25 @@ from workers.task import Task
 
 
 class Deployed(Protocol):
-    """A whole model as it is deployed and measured: it runs any map of its layers.
+    """A whole model as deployed and measured, which can run any map of its layers.
 
-    Its figures are those of the map that was applied last, full precision before the first.
+    Its methods refer to the map applied last, or to full precision before the first.
     """
 
     @property
     def model(self) -> nn.Module:
-        """Return what is called like the original model."""
+        """A module that is called like the original model."""
         ...
 
     @property
     def session_seconds(self) -> float | None:
-        """Return how long the runtime took to make a session of the map, None if there is no such thing."""
+        """Seconds that the runtime took to create a session for the map; None if it has no sessions."""
         ...
 
     def apply(self, names: Mapping[str, str]) -> None:
-        """Have the map layer name -> choice name run from now on; layers it does not name take full precision.
+        """Install the map layer name -> choice name; layers it does not name take full precision.
 
-        An error leaves the model as it was. Changing to full precision and back costs next to nothing.
+        If an error occurs, the previous map stays installed. Switching to full precision and back is cheap.
 
         Raises:
             MapError, ChoiceError, CalibrationError: see ``PreparedModel.apply``.
@@ -39,7 +39,7 @@ class Deployed(Protocol):
         ...
 
     def reset(self) -> None:
-        """Have full precision run from now on."""
+        """Install full precision everywhere."""
         ...
 
     def other_bytes(self) -> int:
@@ -47,11 +47,11 @@ class Deployed(Protocol):
         ...
 
     def weight_bytes(self) -> int:
-        """Return the exact bytes of all weights: ``other_bytes``, and the layers' as ``layer_bytes`` says."""
+        """Return the exact bytes of all weights: ``other_bytes`` plus the ``layer_bytes`` of every layer."""
         ...
 
     def working_bytes(self, run: Callable[[], object]) -> int:
-        """Return the largest sum of bytes alive at once that one pass allocated; ``run`` makes it."""
+        """Return the peak of live bytes that one pass allocates; ``run`` runs the pass."""
         ...
 
     def layer_latencies(
@@ -59,11 +59,11 @@ class Deployed(Protocol):
     ) -> tuple[dict[tuple[str, str], float], float]:
         """Return (layer name, choice name) -> ms inside the layer in one pass, and the ms of a full-precision pass.
 
-        Layers of one shape are taken together. The caller holds the device lock. Full precision runs when the call
-        returns.
+        Layers of one shape share their samples. The caller holds the device lock. Full precision is installed when
+        the call returns.
 
         Args:
-            layers: to time.
+            layers: the layers to time.
             choices: layer name -> names of the choices to time, full precision included.
             run: runs one forward pass.
         """
@@ -71,16 +71,16 @@ class Deployed(Protocol):
 
 
 class Backend(LayerBackend, Protocol):
-    """Turns full-precision layers and choices into what runs with real kernels, and deploys whole models."""
+    """Prepares layers for real kernels, and deploys whole models."""
 
     #: Name in job files.
     name: str
     #: PyTorch device the model runs on.
     device: str
-    #: Distribution names of the libraries it runs with, beside PyTorch.
+    #: Distribution names of the libraries it uses, apart from PyTorch.
     libraries: tuple[str, ...]
-    #: Whether prepared modules are what runs. If not, they hold the weights of what does, and only compute
-    #: the same, so that sensitivities can be estimated in PyTorch.
+    #: Whether the deployed model runs the prepared modules. If not, another runtime runs it; the modules then hold the
+    #: same weights and compute the same, so that sensitivities can be estimated in PyTorch.
     runs_modules: bool
 
     def unavailable(self) -> str | None:
@@ -92,12 +92,12 @@ class Backend(LayerBackend, Protocol):
         ...
 
     def deploy(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Deployed:
-        """Return the prepared model as it is deployed; it has its layers from ``prepared``, whose map it sets.
+        """Return the model in its deployed form; it uses the layers of ``prepared`` and changes its map.
 
         Args:
-            task: how the model is called.
-            prepared: the model in full precision.
-            batch_sizes: sizes that latency is measured at.
+            task: calls the model.
+            prepared: the model with full precision installed.
+            batch_sizes: batch sizes at which latency is measured.
 
         Raises:
             BackendError: if the runtime cannot run the model.

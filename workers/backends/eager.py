@@ -16,7 +16,7 @@ from workers.timing.clock import clock_of
 
 
 class EagerBackend:
-    """What backends share whose prepared layers PyTorch runs one by one. See ``Backend``."""
+    """Base of backends whose prepared layers PyTorch runs one by one. See ``Backend``."""
 
     device: str
     runs_modules = True

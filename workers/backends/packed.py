@@ -11,15 +11,15 @@ from workers.errors import CalibrationError
 
 
 class PackedLayer(nn.Module):
-    """A layer whose weights are held in a kernel's own packed form only.
+    """A layer that holds its weights only in a kernel's packed form.
 
-    Packed weights are not parameters or buffers, so the layer says itself how many bytes it holds.
+    Packed weights are neither parameters nor buffers, so the layer itself reports its bytes.
     """
 
-    #: Bytes of packed weights, scales, zero points and bias. What a kernel library adds for itself, such as sums of
-    #: columns or padding of layers narrower than its blocks, is not visible, and not counted.
+    #: Bytes of packed weights, scales, zero points and bias. Data that a kernel library adds internally, such as column
+    #: sums or padding of layers narrower than its blocks, is not visible and not counted.
     packed_bytes: int
-    #: Name of the kernel that computes it, where the backend has several.
+    #: Name of the kernel that computes the layer, if the backend has several.
     kernel: str | None = None
 
     def __init__(self, original: nn.Module) -> None:
@@ -27,13 +27,13 @@ class PackedLayer(nn.Module):
         self._summary = original.extra_repr()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer; its input may have the name it has in PyTorch's layers."""
+        """Run the layer; like PyTorch's layers, it accepts its input under the name ``input``."""
         if "input" in kwargs:
             args = (kwargs.pop("input"), *args)
         return super().__call__(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Return what the original says of itself, the kernel, and the bytes held now."""
+        """Return the original's text, the kernel and the packed bytes."""
         kernel = f", kernel={self.kernel}" if self.kernel else ""
         return f"{self._summary}{kernel}, packed_bytes={self.packed_bytes}"
 
@@ -45,7 +45,7 @@ def bias_of(original: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Te
 
 
 def stored_bytes(*tensors: torch.Tensor | None) -> int:
-    """Return the bytes of all tensors that are there."""
+    """Return the total bytes of the tensors that are not None."""
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
@@ -57,10 +57,10 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def range_of(choice: LayerChoice, input_range: ActivationRange | None) -> ActivationRange | None:
-    """Return the range that a layer is prepared with: the calibrated one for choices that need it, else None.
+    """Return the range for preparing a layer: the calibrated one for choices that need calibration, else None.
 
     Raises:
-        CalibrationError: if the choice needs one and there is none, or it lacks the factors or moments of the choice.
+        CalibrationError: if the choice needs a range and there is none, or the range lacks its factors or moments.
     """
     if not choice.needs_calibration:
         return None

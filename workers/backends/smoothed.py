@@ -1,4 +1,4 @@
-"""Linear layers whose input channels are divided before they are quantized: SmoothQuant (arXiv:2211.10438)."""
+"""Linear layers that divide their input channels before quantizing them: SmoothQuant (arXiv:2211.10438)."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ from workers.backends.packed import PackedLayer
 
 
 class SmoothedLinear(PackedLayer):
-    """A prepared static layer that is given divided inputs, and has its weights multiplied to make up for it.
+    """A prepared static layer with multiplied weights, whose inputs are divided to compensate.
 
-    The factors are not folded into the layer before, which may have other readers; what the multiplication takes is
-    measured with the rest.
+    The factors are not folded into the previous layer, because other layers may read its output. Latency therefore
+    includes the multiplication of the inputs.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class SmoothedLinear(PackedLayer):
         prepare: Callable[[nn.Linear, ActivationRange], PackedLayer],
         device: str = "cpu",
     ) -> None:
-        """Take the full-precision layer, its range with the factors, and what prepares a layer on the device."""
+        """Take the full-precision layer, its range with factors, and a function that prepares a layer on the device."""
         super().__init__(linear)
         assert input_range.smoothing is not None
         factors = torch.tensor(input_range.smoothing.factors, device=linear.weight.device)
@@ -39,7 +39,7 @@ class SmoothedLinear(PackedLayer):
 
 
 def multiplied(linear: nn.Linear, factors: torch.Tensor) -> nn.Linear:
-    """Return a layer with the weights that meet each input channel multiplied by its factor, and the same bias."""
+    """Return the layer with the weights of each input channel multiplied by its factor, and the same bias."""
     with torch.device("meta"):
         scaled = nn.Linear(linear.in_features, linear.out_features, bias=False)
     scaled.weight = nn.Parameter(linear.weight.detach() * factors, requires_grad=False)

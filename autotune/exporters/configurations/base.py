@@ -1,4 +1,4 @@
-"""Configurations for libraries that quantize by themselves: written, validated by the library, never run by us."""
+"""Configurations for other quantization libraries: written by us, validated by the library, never run by us."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -15,24 +15,24 @@ from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import QuantizationMap
 
-#: Name of the file beside each configuration that says what it is and how far it was checked.
+#: Name of the file that explains each configuration and how it was checked.
 NOTE = "NOTE.txt"
 
 
 class Configuration(ABC):
-    """An exporter whose artefact is a recipe: which layer takes which choice, in the words of one library."""
+    """An exporter whose artefact is a recipe: the layers' choices in the format of one library."""
 
     name: str
     #: Name of the file in the folder.
     file: str
-    #: Distribution name of the library that reads the file, and the version whose rules it follows.
+    #: Distribution name of the library that reads the file, and the version whose rules the file follows.
     library: str
     written_for: str
-    #: Choices beside full precision that a layer may take in the library as in our kernels.
+    #: Choices, apart from full precision, that both the library and our kernels support.
     choices: tuple[str, ...]
     #: Lines of Python that use the file.
     usage: str
-    #: What the library does otherwise than our backend, for people.
+    #: How the library differs from our backend, for people.
     differs: str
     libraries: tuple[str, ...] = ()
     untimed: str | None = "a configuration holds no model"
@@ -40,7 +40,7 @@ class Configuration(ABC):
 
     @property
     def rounding(self) -> str:
-        """Return how the library's outputs may differ from our backend's."""
+        """How the library's outputs may differ from our backend's."""
         return f"not run; {self.differs}"
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
@@ -63,7 +63,7 @@ class Configuration(ABC):
 
     @abstractmethod
     def validate(self, text: str) -> None:
-        """Parse ``text`` with the library, which raises an exception of its own if that is not a configuration."""
+        """Parse ``text`` with the library, which raises its own exception if it rejects the configuration."""
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
         text = self.text(source.file.quantization_map())
@@ -75,8 +75,8 @@ class Configuration(ABC):
     def load(self, folder: Path, details: Mapping[str, Any], build_model: Callable[[], nn.Module]) -> nn.Module:
         """Raise ``ExportError``, because there is no model to load."""
         raise ExportError(
-            f"the format {self.name} is a configuration for {self.library}, not run: there is nothing to "
-            f"load. Quantize with {self.library}, as {NOTE} shows, and evaluate what comes out"
+            f"the format {self.name} is a configuration for {self.library} and contains no model to load. "
+            f"Quantize with {self.library}, as {NOTE} shows, and evaluate the result"
         )
 
     def _validated(self, text: str) -> str | None:
@@ -90,7 +90,7 @@ class Configuration(ABC):
                 self.validate(text)
             except ImportError:
                 raise
-            except Exception as error:  # every library has its own
+            except Exception as error:  # every library raises its own exceptions
                 raise ExportError(f"{self.library} {version} does not accept the configuration: {error}") from None
         return version
 
@@ -98,15 +98,13 @@ class Configuration(ABC):
         checked = (
             f"{self.library} {version} accepted {self.file} when it was written: validated, not run."
             if version
-            else f"{self.library} is not installed here. {self.file} was written by the rules of {self.written_for} "
-            "and is neither validated here nor run; install it and export again to validate."
+            else f"{self.library} is not installed here. {self.file} follows the rules of {self.written_for} "
+            "and was neither validated nor run; install the library and export again to validate it."
         )
         differs = f"{self.differs[0].upper()}{self.differs[1:]}."
-        return (
-            f"{checked}\n\n{differs}\nWhat was measured is in map.json, calibrated ranges included.\n\n{self.usage}\n"
-        )
+        return f"{checked}\n\n{differs}\nMeasured figures and calibrated ranges are in map.json.\n\n{self.usage}\n"
 
 
 def header(configuration: Configuration) -> str:
     """Return the first lines of a configuration in a format that has comments."""
-    return f"# For {configuration.library}. Not run by autotune; {NOTE} says what validated it.\n"
+    return f"# For {configuration.library}. Not run by autotune; see {NOTE} for its validation.\n"

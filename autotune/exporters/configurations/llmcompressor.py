@@ -1,4 +1,4 @@
-"""The ``llm-compressor`` format: a recipe whose groups are those of our compressed-tensors checkpoints."""
+"""The ``llm-compressor`` format: a recipe with the groups of our compressed-tensors checkpoints."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from search_spaces.quantization_map import QuantizationMap
 
 
 class LlmCompressorConfiguration(Configuration):
-    """Writes the recipe that ``llmcompressor.oneshot`` takes."""
+    """Writes a recipe for ``llmcompressor.oneshot``."""
 
     name = "llm-compressor"
     file = "recipe.yaml"
@@ -25,8 +25,8 @@ class LlmCompressorConfiguration(Configuration):
         '    oneshot(model=model, dataset=dataset, recipe="recipe.yaml", output_dir="compressed")'
     )
     differs = (
-        "llm-compressor calibrates static ranges and GPTQ again on its own data, takes dynamic ranges of each token, "
-        "and its int4 groups have no zero points; the format compressed-tensors keeps what we calibrated"
+        "llm-compressor calibrates static ranges and GPTQ again on its own data, uses dynamic ranges per token, "
+        "and its int4 groups have no zero points; the format compressed-tensors keeps our calibration"
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
@@ -51,7 +51,7 @@ class LlmCompressorConfiguration(Configuration):
 
 
 class _NoAliases(yaml.SafeDumper):
-    """Writes the scheme of two groups twice, which people read more easily than a reference."""
+    """Repeats a scheme that groups share, because that is easier to read than a YAML alias."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""The ``modelopt`` format: a ``quant_cfg`` for NVIDIA ModelOpt, one entry for each quantizer by its exact name."""
+"""The ``modelopt`` format: a ``quant_cfg`` for NVIDIA ModelOpt, with one entry per quantizer by exact name."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from workers.backends.rounding.weights import INT4_GROUP
 
 
 class ModelOptConfiguration(Configuration):
-    """Writes the ordered list that ``mtq.quantize`` takes, with static ranges as constants."""
+    """Writes the ordered list for ``mtq.quantize``, with static ranges as constants."""
 
     name = "modelopt"
     file = "quant_cfg.yaml"
@@ -22,7 +22,7 @@ class ModelOptConfiguration(Configuration):
     usage = (
         "    import yaml, modelopt.torch.quantization as mtq\n"
         '    config = yaml.safe_load(open("quant_cfg.yaml"))\n'
-        "    model = mtq.quantize(model, config, forward_loop)  # runs the model once; static ranges are fixed already"
+        "    model = mtq.quantize(model, config, forward_loop)  # runs the model once; static ranges are already fixed"
     )
     differs = (
         "ModelOpt's int8 inputs are symmetric, so a static range reaches as far below zero as above, and int4 groups "
@@ -31,7 +31,7 @@ class ModelOptConfiguration(Configuration):
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
         if not layer.kind.is_product:
-            return f"is written for linear layers and convolutions, but this is an {layer.kind} layer"
+            return f"supports linear layers and convolutions, but this is a layer of kind {layer.kind}"
         if choice.precision is Precision.INT4 and (
             layer.kind is not LayerKind.LINEAR or layer.weight_shape[1] % INT4_GROUP
         ):

@@ -1,4 +1,4 @@
-"""The ``neural-compressor`` format: JSON for Intel Neural Compressor, one section for each of its algorithms."""
+"""The ``neural-compressor`` format: JSON for Intel Neural Compressor, with one section per algorithm."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import QuantizationMap
 from workers.backends.rounding.weights import INT4_GROUP
 
-#: What a layer that is not named gets, by algorithm.
+#: Algorithm -> settings of layers that are not named.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "static_quant": {"w_dtype": "fp32", "act_dtype": "fp32"},
     "pt2e_dynamic_quant": {"w_dtype": "fp32", "act_dtype": "fp32"},
@@ -31,7 +31,7 @@ _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class NeuralCompressorConfiguration(Configuration):
-    """Writes a composed configuration by layer names, which Neural Compressor reads as regular expressions."""
+    """Writes a composed configuration by layer name; Neural Compressor reads the names as regular expressions."""
 
     name = "neural-compressor"
     file = "neural_compressor.json"
@@ -48,12 +48,12 @@ class NeuralCompressorConfiguration(Configuration):
         "    # ComposableConfig.from_dict (3.10) reads the first section only"
     )
     differs = (
-        "Neural Compressor calibrates static ranges and GPTQ again, and its algorithms are applied one after the other"
+        "Neural Compressor calibrates static ranges and GPTQ again, and applies its algorithms one after the other"
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
         if layer.kind is not LayerKind.LINEAR:
-            return f"is written for linear layers only, but this is an {layer.kind} layer"
+            return f"supports linear layers only, but this is a layer of kind {layer.kind}"
         return None
 
     def text(self, quantization: QuantizationMap) -> str:
@@ -72,9 +72,9 @@ class NeuralCompressorConfiguration(Configuration):
 
         known = config_registry.get_cls_configs()["torch"]
         for algorithm, section in json.loads(text).items():
-            kept = known[algorithm].from_dict(section).to_dict().get("local", {})  # without layers it leaves that out
+            kept = known[algorithm].from_dict(section).to_dict().get("local", {})  # absent if no layer is named
             for layer, settings in section["local"].items():
-                # It drops what it does not know without a word.
+                # The library silently drops unknown settings.
                 lost = [name for name, value in settings.items() if kept[layer].get(name) != value]
                 if lost:
                     raise ValueError(f"{algorithm} of {layer} lost {lost}")

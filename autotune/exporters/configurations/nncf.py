@@ -1,4 +1,4 @@
-"""The ``nncf`` format: calls of NNCF on an OpenVINO model, whose scopes leave out all but the layers of one choice."""
+"""The ``nncf`` format: calls of NNCF on an OpenVINO model, whose scopes ignore all but the layers of one choice."""
 
 import inspect
 import json
@@ -11,7 +11,7 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import QuantizationMap
 from workers.backends.rounding.weights import INT4_GROUP
 
-#: Choice -> function of NNCF, and its arguments beside the scope, in the order of the calls.
+#: Choice -> function of NNCF, and its arguments apart from the scope, in the order of the calls.
 _CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "int8_weight_only": ("compress_weights", {"mode": "int8_sym"}),
     "int4_weight_only": (
@@ -26,7 +26,7 @@ _OPERATIONS = "MatMul|Convolution|GroupConvolution|Gather"
 
 
 class NncfConfiguration(Configuration):
-    """Writes the arguments of ``nncf.compress_weights`` and ``nncf.quantize``, a call for each choice."""
+    """Writes the arguments of ``nncf.compress_weights`` and ``nncf.quantize``, one call per choice."""
 
     name = "nncf"
     file = "nncf.json"
@@ -47,19 +47,19 @@ class NncfConfiguration(Configuration):
         "        model = nncf.quantize(model, nncf.Dataset(batches), **call)"
     )
     differs = (
-        "NNCF calibrates static ranges again and corrects biases, its int4 zero points are integers, and its "
-        "embeddings have no offsets in int8, and groups in int4"
+        "NNCF calibrates static ranges again and corrects biases, its int4 zero points are integers, its int8 "
+        "embeddings have no offsets, and its int4 embeddings have groups"
     )
 
     def refuses_layer(self, layer: Layer, choice: LayerChoice) -> str | None:
         if layer.kind not in _KINDS:
-            return f"is written for linear layers, convolutions and embeddings, but this is an {layer.kind} layer"
+            return f"supports linear layers, convolutions and embeddings, but this is a layer of kind {layer.kind}"
         if choice.needs_calibration and layer.kind is LayerKind.EMBEDDING:
-            return "an embedding has no input to take ranges of"
+            return "an embedding has no activation to calibrate"
         if choice.precision is Precision.INT4 and (
             layer.kind not in (LayerKind.LINEAR, LayerKind.EMBEDDING) or layer.weight_shape[1] % INT4_GROUP
         ):
-            return f"NNCF's int4 needs input features divisible by {INT4_GROUP}, and no convolution"
+            return f"NNCF's int4 needs a linear layer or embedding with features divisible by {INT4_GROUP}"
         return None
 
     def text(self, quantization: QuantizationMap) -> str:
@@ -83,7 +83,7 @@ class NncfConfiguration(Configuration):
 
 
 def _all_but(layers: list[str]) -> dict[str, Any]:
-    """Return the scope of every operation but those of ``layers``; weights have names of their own there."""
+    """Return a scope that matches every operation except those of ``layers``, and except weights (``self.*``)."""
     names = "|".join(map(re.escape, layers))
     pattern = rf"(?!self\.|__module\.({names})/[^/]+/({_OPERATIONS})(_\d+)?$)"
     return {"patterns": [pattern], "validate": False}

@@ -1,1 +1,1 @@
-"""Alembic's scripts: how the tables came to be, one file a revision."""
+"""Alembic's migration scripts, one file per revision of the tables."""

@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that ``autotune.store.open`` hands over."""
+"""Runs migrations on the connection that ``autotune.store.open`` provides."""
 
 from alembic import context
 

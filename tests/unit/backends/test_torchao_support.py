@@ -44,10 +44,10 @@ def test_linear_layers_take_what_the_tensor_cores_do(capability: Capability, exp
 
 def test_refusal_names_capability_and_way_out() -> None:
     assert refuses((8, 0), LINEAR, choice_named("fp8_dynamic")) == (
-        "fp8 needs compute capability 8.9 (L4, H100 or newer), but this GPU has 8.0; take int8"
+        "fp8 needs compute capability 8.9 (L4, H100 or newer), but this GPU has 8.0; use int8"
     )
     assert refuses((7, 5), LINEAR, choice_named("bf16")) == (
-        "bf16 needs compute capability 8.0 (A100 or newer), but this GPU has 7.5; take fp16"
+        "bf16 needs compute capability 8.0 (A100 or newer), but this GPU has 7.5; use fp16"
     )
 
 
@@ -80,16 +80,16 @@ def test_shape_refusals_name_the_shape_and_the_way_out() -> None:
     odd = dataclasses.replace(LINEAR, weight_shape=(10, 50))
     assert refuses((9, 0), odd, choice_named("fp8_dynamic")) == (
         "8-bit products need features divisible by 16, but this layer takes 50 and returns 10; "
-        "take bf16, or weights only"
+        "use bf16 or a weight-only choice"
     )
     assert refuses((9, 0), odd, choice_named("int4_weight_only")) == (
-        "int4 needs input features divisible by 32, but this layer has 50; take int8"
+        "int4 needs input features divisible by 32, but this layer has 50; use int8"
     )
 
 
 def test_scales_of_tokens_are_what_int8_dynamic_has() -> None:
     assert refuses((9, 0), LINEAR, choice_named("int8_dynamic_per_token")) == (
-        "torchao's int8_dynamic has a scale for each row of the input already; take that"
+        "torchao's int8_dynamic already has one scale per row of the input; use that"
     )
 
 

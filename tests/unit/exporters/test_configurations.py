@@ -152,7 +152,7 @@ def test_note_says_whether_the_library_accepted_it(
     monkeypatch.setattr(type(configuration(name)), "validate", lambda self, text: None)
     assert write(name, tmp_path) == {"validated_with": version}
     note = (tmp_path / NOTE).read_text()
-    expected = "9.9 accepted" if version else "is neither validated here nor run"
+    expected = "9.9 accepted" if version else "was neither validated nor run"
     assert expected in note
     assert ("validated, not run" in note) == (version is not None)
 
@@ -170,7 +170,7 @@ def test_what_the_library_does_not_accept_is_not_written(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_there_is_no_model_to_load(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="not run: there is nothing to load"):
+    with pytest.raises(ExportError, match="contains no model to load"):
         configuration(name).load(tmp_path, {}, nn.Module)
 
 

@@ -160,7 +160,7 @@ def test_single_samples_and_odd_embeddings_are_refused() -> None:
     layers = source_of(Model()).layers
     conv = replace(layers[0], kind=LayerKind.CONV2D, weight_shape=(4, 3, 3, 3), input_shape=(3, 8, 8))
     assert OnnxExporter().refuses(conv, CHOICES["int8_static"]) == (
-        "ONNX convolves batches only, but this layer gets single samples"
+        "ONNX convolves batches only, but this layer takes single samples"
     )
     embedding = replace(layers[0], kind=LayerKind.EMBEDDING, weight_shape=(9, 7))
     assert "but this embedding has 7" in str(OnnxExporter().refuses(embedding, CHOICES["int4_weight_only"]))

@@ -74,6 +74,6 @@ def test_program_tells_no_folders(tmp_path: Path) -> None:
 
 
 def test_model_that_cannot_be_traced_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"torch\.export cannot trace the model: .*format torchao holds it"):
+    with pytest.raises(ExportError, match=r"torch\.export cannot trace the model: .*Use the format torchao"):
         ProgramExporter().write(source(stubborn=True), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -90,7 +90,7 @@ def test_neighbours_of_every_choice_are_exported_together(format_name: str, task
 def test_fp8_with_a_static_range_is_refused_with_a_way_out() -> None:
     layer = layers_of("tiny-bert")[-1]
     reason = exporters.build_exporter("torchao").refuses(layer, choice_named("fp8_static"))
-    assert reason == "torchao has no fp8 tensor that holds a static scale; take fp8_dynamic, or int8_static"
+    assert reason == "torchao has no fp8 tensor with a static scale; use fp8_dynamic or int8_static"
 
 
 def test_types_that_layers_compute_in_are_told_beside_the_weights(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_every_trial_is_a_run(tmp_path: Path) -> None:
     assert first.info.end_time - first.info.start_time == 1500
     assert (first.info.status, lost.info.status) == ("FINISHED", "FAILED")
     assert lost.data.tags["autotune.message"] == "out of memory"
-    with pytest.raises(ConflictError, match="holds an experiment 'small abc' already"):
+    with pytest.raises(ConflictError, match="already has an experiment 'small abc'"):
         export_runs(JOB, [FIRST], (), store)
 
 

@@ -44,7 +44,7 @@ def test_every_trial_is_copied(tmp_path: Path) -> None:
     assert study.trials[0].params == {"first": "fp32", "second": "int8_static"}
     assert study.trials[2].user_attrs["figures"] == {"accuracy": 0.1}
     assert [t.number for t in study.best_trials] == [0], "trial 1 breaks a constraint"
-    with pytest.raises(ConflictError, match="holds a study 'small abc' already"):
+    with pytest.raises(ConflictError, match="already has a study 'small abc'"):
         export_study(JOB, TRIALS, storage)
 
 

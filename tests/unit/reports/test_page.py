@@ -100,7 +100,7 @@ def test_front_is_drawn_and_the_pick_ringed(finished: Review) -> None:
 def test_reader_learns_why_and_against_what(finished: Review) -> None:
     text = Seen(build(finished)).text
     assert f"Trial {finished.picked.number} was picked because it is the knee of the front" in text
-    assert "All constraints hold." in text
+    assert "All constraints are satisfied." in text
     full, mine = (trial.figures["latency_p50_ms"].value for trial in (finished.full_precision, finished.picked))
     assert f"{100 * (mine / full - 1):+.1f}\u00a0%" in text
     assert finished.job.description is not None
@@ -117,8 +117,8 @@ def test_corrected_biases_are_told(finished: Review) -> None:
 def test_broken_constraints_are_told(finished: Review) -> None:
     picked = replace(finished.picked, violations={"latency_p95_ms": 0.5, "accuracy_drop": -0.1})
     text = Seen(build(replace(finished, picked=picked, how="7"))).text
-    assert "asked for by its number" in text
-    assert "It does not hold all constraints." in text
+    assert "its number was given" in text
+    assert "It does not satisfy all constraints." in text
     assert "broken" in text
 
 

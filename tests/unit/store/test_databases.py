@@ -130,7 +130,7 @@ def test_newer_tables_are_refused(url: str, engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
     for read_only in (False, True):
-        with pytest.raises(StoreError, match="revision 9999, which this program does not know: a newer ver") as caught:
+        with pytest.raises(StoreError, match="revision 9999, which is newer than this program") as caught:
             open_store(url, read_only=read_only)
         shown = make_engine(parse_url(url), read_only=False).url.render_as_string()
         assert f"the tables of {shown} are" in str(caught.value)
@@ -173,11 +173,11 @@ def test_reader_in_the_middle_of_reading_does_not_stop_a_writer(sqlite_url: str)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("nonsense secret", "but this is no URL"),
+        ("nonsense secret", "but the given text is not a URL"),
         ("mysql://user:secret@host/db", r"but got 'mysql://user:\*\*\*@host/db'"),
         ("sqlite://", "but got 'sqlite://'"),
         ("postgresql://user:secret@127.0.0.1:1/db", r"cannot open the database postgresql\+psycopg://user:\*\*\*@"),
-        ("sqlite:////proc/nowhere/x.db", "cannot make the folder"),
+        ("sqlite:////proc/nowhere/x.db", "cannot create the database folder"),
     ],
 )
 def test_wrong_urls_are_explained_without_their_password(wrong: str, message: str) -> None:
@@ -187,7 +187,7 @@ def test_wrong_urls_are_explained_without_their_password(wrong: str, message: st
 
 
 def test_reading_where_there_is_nothing_says_what_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="'autotune run' makes one"):
+    with pytest.raises(StoreError, match="create it with 'autotune run'"):
         open_store(f"sqlite:///{tmp_path}/none.db", read_only=True)
 
 

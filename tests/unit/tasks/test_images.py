@@ -142,7 +142,7 @@ def test_folded_models_are_refused_where_transformers_would_load_them() -> None:
     assert pretrained.refusal(build_image_model(vision_of("tiny-resnet"), fold=False)) is None
     reason = pretrained.refusal(build_image_model(vision_of("tiny-resnet"), fold=True))
     assert reason is not None
-    assert "the layers of this ResNetForImageClassification were changed" in reason
+    assert "the task changed layers of this ResNetForImageClassification" in reason
     assert "fold_batch_norms: false" in reason
 
 

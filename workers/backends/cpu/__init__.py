@@ -1,1 +1,1 @@
-"""PyTorch's own CPU kernels: several may compute one choice, and the fastest on this processor is taken."""
+"""PyTorch's own CPU kernels. Several may compute one choice; the backend uses the fastest on this processor."""

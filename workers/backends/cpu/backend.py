@@ -20,12 +20,12 @@ from workers.backends.rounding.weights import INT4_GROUP
 from workers.device import environment
 from workers.device.processor import this_processor
 
-#: Rows of the inputs by which kernels are chosen for a layer whose own are not known: one token, and a text.
+#: Numbers of input rows for choosing the kernels of a layer with unknown input shapes: one token, and a text.
 _USUAL_ROWS = (1, 128)
 
 _W8A8 = CHOICES["int8_dynamic"]
 
-#: What was timed in this process: layer, kernels, bits, shapes and threads -> the pick.
+#: Picks timed in this process: layer, choice, kernels, shapes and threads -> the pick.
 _timed: dict[tuple[object, ...], Pick] = {}
 
 
@@ -39,8 +39,8 @@ class CpuBackend(EagerBackend):
     def __init__(self) -> None:
         self._processor = this_processor()
         with warnings.catch_warnings():
-            # PyTorch warns once a process that quantized tensors will go some day; the int8 kernels have
-            # no other way in yet (pytorch issue 184982). Users cannot act on it, so it is spent here.
+            # PyTorch warns once per process that quantized tensors will be removed, but the int8 kernels have
+            # no other API yet (pytorch issue 184982). Users cannot act on the warning, so trigger it here, silently.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
             torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
@@ -75,7 +75,7 @@ class CpuBackend(EagerBackend):
         """See ``Backend.prepare``.
 
         Raises:
-            CalibrationError: if the choice is static and there is no range.
+            CalibrationError: if the choice needs calibration and there is no range.
         """
         if choice == FULL_PRECISION:
             return module
@@ -95,7 +95,7 @@ class CpuBackend(EagerBackend):
         return layer_bytes.layer_bytes(layer, choice)
 
     def _pick(self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape], known: str | None) -> Pick:
-        """Return the kernels of a layer and choice: those known, else timed if there are several and they were not."""
+        """Return the kernels for a layer and choice: the known ones, else the fastest, timed once per process."""
         kind = kind_of(module)
         assert kind is not None
         kernels = [kernel for kernel in self._usable(kind, choice) if _fits(kernel, module)]
@@ -127,7 +127,7 @@ def _computing(kind: LayerKind, choice: LayerChoice) -> list[Kernel]:
 
 
 def _timed_as(choice: LayerChoice) -> LayerChoice:
-    """Return the choice whose time stands for another's: of one kernel for both, so that they are never apart."""
+    """Return the choice to time in place of another one that uses the same kernels, so that both get the same pick."""
     if choice.needs_int8_products and not choice.is_per_token:
         return CHOICES["int8_static"].with_weight_bits(choice.weight_bits)
     return CHOICES["int4_weight_only"] if choice.is_gptq else choice
@@ -145,7 +145,7 @@ def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     if layer.kind.looks_up and choice.activation is not ActivationMode.NONE:
         return "embeddings take integer indices, so there is no activation to quantize"
     if layer.kind in (LayerKind.LSTM, LayerKind.GRU) and choice.needs_calibration:
-        return "hidden states are inputs too, and kernels take their range at each step only; take int8_dynamic"
+        return "hidden states are inputs too, and kernels compute their range only at each step; use int8_dynamic"
     if layer.kind.is_transposed and choice.precision is Precision.INT8:
         return "PyTorch's int8 kernels of transposed convolutions are wrong for some shapes, or slower than fp32"
     return _int4_refuses(layer) if choice.precision is Precision.INT4 else None
@@ -156,7 +156,7 @@ def _int4_refuses(layer: Layer) -> str | None:
         return None
     features = layer.weight_shape[1]
     if layer.kind.looks_up:
-        return f"int4 rows hold two features a byte, but this embedding has {features}" if features % 2 else None
+        return f"int4 rows hold two features per byte, but this embedding has {features}" if features % 2 else None
     if features % INT4_GROUP:
         return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}"
     return None

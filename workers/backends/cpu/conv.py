@@ -1,18 +1,18 @@
 """Convolutions on CPUs: bf16, W8A8 static and dynamic.
 
-2-d kernels compute in channels_last. The output has the memory format the original would give it:
-channels_last if input or weight is, else contiguous, so that ``view`` works where it did. Turning it
-back costs a third to a half of a quantized convolution; a model converted by
-``model.to(memory_format=torch.channels_last)`` does not pay it.
+2-d kernels compute in channels_last. The output has the same memory format as the original's:
+channels_last if input or weight is, else contiguous, so that ``view`` still works. Converting it
+back costs a third to a half of a quantized convolution; a model converted with
+``model.to(memory_format=torch.channels_last)`` avoids this cost.
 
-Three errors of PyTorch 2.13's kernels are kept away from, each found by fuzzing against float64:
+This module works around three errors of PyTorch 2.13's kernels, each found by fuzzing against float64:
 
-* ``quantized.conv2d_dynamic`` is wrong for depthwise convolutions. Dynamic W8A8 takes its range at
+* ``quantized.conv2d_dynamic`` is wrong for depthwise convolutions. Dynamic W8A8 computes its range at
   run time and then runs the static kernel, which is as fast.
 * With AMX, strided outputs one column wide are wrong in int8 and bf16. They run with stride 1, and
-  the first column is kept.
-* int8 is wrong or crashes where the kernel lies in padding alone, which takes padding that reaches
-  further than the kernel, or dilation that steps over a small input. Such an input is padded before.
+  only the first column is kept.
+* int8 is wrong or crashes where the kernel covers padding only. This happens if padding exceeds the
+  kernel's extent, or dilation steps over a small input. Such an input is padded before the kernel runs.
 """
 
 import copy
@@ -32,7 +32,7 @@ ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
 class _PackedConv(PackedLayer):
-    """What all kernels share: geometry and memory format."""
+    """Base of all kernels: geometry and memory format."""
 
     def __init__(self, conv: Conv) -> None:
         super().__init__(conv)
@@ -81,8 +81,8 @@ class Bf16Conv(_PackedConv):
 class Bf16ConvTranspose(PackedLayer):
     """A transposed 1-d or 2-d convolution with weights and products in bf16; input and output in fp32.
 
-    Int8 has no kernel that is right: in PyTorch 2.13 they take one scale for all weights; oneDNN's and FBGEMM's are
-    wrong for some shapes, and QNNPACK's takes several times as long as fp32.
+    No int8 kernel of PyTorch 2.13 is usable: all take a single scale for the weights, oneDNN's and FBGEMM's are
+    wrong for some shapes, and QNNPACK's is several times slower than fp32.
     """
 
     def __init__(self, conv: ConvTranspose, choice: LayerChoice, input_range: ActivationRange | None) -> None:
@@ -97,7 +97,7 @@ class Bf16ConvTranspose(PackedLayer):
 
 
 class Int8Conv(_PackedConv):
-    """W8A8: per-channel symmetric weights; asymmetric uint8 input, per tensor, static or dynamic. By oneDNN."""
+    """W8A8 by oneDNN: per-channel symmetric weights; asymmetric per-tensor uint8 input, static or dynamic."""
 
     def __init__(self, conv: Conv, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(conv)
@@ -105,11 +105,11 @@ class Int8Conv(_PackedConv):
         self._pack(values)
         self._bias = bias_of(conv)
         self._affine = None if input_range is None else input_range.affine_uint8()
-        # Scales and zero points are of four bytes each.
+        # Scales and zero points have four bytes each.
         self.packed_bytes = values.nbytes + (4 + 4) * len(self._scales) + stored_bytes(self._bias)
 
     def _pack(self, values: torch.Tensor) -> None:
-        # The range is told at each call; what prepacking is told here changes neither result nor speed.
+        # Each call passes the actual range; the one given to prepacking affects neither result nor speed.
         self._packed = torch.ops.onednn.qconv_prepack(
             values.contiguous(), self._scales, 1.0, 0, self._stride, self._padding, self._dilation, self._groups, None
         )
@@ -117,7 +117,7 @@ class Int8Conv(_PackedConv):
         self._kernel = torch.ops.onednn.qconv1d_pointwise if self._dims == 3 else torch.ops.onednn.qconv_pointwise
 
     def _convolve(self, x: torch.Tensor, stride: list[int]) -> torch.Tensor:
-        # Looking for extremes is slow where memory order and dimension order differ.
+        # Finding extremes is slow if memory order and dimension order differ.
         return self._product(x, stride, *(self._affine or affine_of(x.movedim(1, -1) if _is_channels_last(x) else x)))
 
     def _product(self, x: torch.Tensor, stride: list[int], scale: float, zero_point: int) -> torch.Tensor:
@@ -131,7 +131,7 @@ class Int8Conv(_PackedConv):
 
 
 class WidenedInt8Conv(Int8Conv):
-    """The same integers in fp32, which any processor gets right: sums are rounded, never saturated."""
+    """W8A8 with the integers computed in fp32, exact enough on any processor: sums are rounded, never saturated."""
 
     def _pack(self, values: torch.Tensor) -> None:
         self._values = values
@@ -146,16 +146,16 @@ class WidenedInt8Conv(Int8Conv):
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:
-    # A 1x1 kernel or one channel is contiguous in both formats; only strides tell which one is meant.
+    # A 1x1 kernel or a single channel is contiguous in both formats; only the strides show which one is meant.
     return tensor.dim() == 4 and tensor.stride(0) > tensor.stride(1) == 1 and tensor.stride(3) >= tensor.shape[1]
 
 
 def _padding(conv: Conv, reach: list[int]) -> tuple[list[int], list[int]]:
-    """Return the padding left to the kernel, and what to pad the input with before.
+    """Return the padding for the kernel, and the padding to apply to the input before, in the order of ``F.pad``.
 
     Args:
         conv: the original.
-        reach: how much further the kernel extends than one element, in each dimension.
+        reach: extent of the kernel minus one, per dimension.
     """
     sides = [(0, 0)] * len(reach)
     if conv.padding == "same":
@@ -163,8 +163,8 @@ def _padding(conv: Conv, reach: list[int]) -> tuple[list[int], list[int]]:
     elif conv.padding != "valid":
         sides = [(int(p), int(p)) for p in conv.padding]
     for (begin, end), r, dilation in zip(sides, reach, conv.dilation, strict=True):
-        # Kernels cannot pad unevenly either.
+        # Kernels also cannot pad asymmetrically.
         if begin != end or begin > r or (begin and dilation > 1):
-            # F.pad wants the last dimension first.
+            # F.pad expects the last dimension first.
             return [0] * len(reach), [side for pair in reversed(sides) for side in pair]
     return [begin for begin, _ in sides], []

@@ -1,4 +1,4 @@
-"""Embeddings and bags of them on CPUs: bf16 and fp16 rows, int8 and int4 rows with a scale each."""
+"""Embeddings and embedding bags on CPUs: bf16 and fp16 rows, int8 and int4 rows with per-row scales."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ class RowwiseEmbedding(PackedLayer):
 
 
 class _PackedBag(PackedLayer):
-    """What all kernels share: the forms that bags may have. Those of maxima have no kernel."""
+    """Base of all kernels: the input forms of bags. Bags with mode ``max`` have no kernel."""
 
     def __init__(self, bag: nn.EmbeddingBag) -> None:
         super().__init__(bag)
@@ -57,7 +57,7 @@ class _PackedBag(PackedLayer):
         """Return the sum or mean of each bag's rows, shape ``(bags, features)``; see ``nn.EmbeddingBag``."""
         if x.dim() == 2:
             if offsets is not None:
-                raise ValueError("bags in rows of indices need no offsets, as nn.EmbeddingBag says too")
+                raise ValueError("2-d indices must come without offsets, as in nn.EmbeddingBag")
             offsets = torch.arange(0, x.numel(), x.shape[1])
             per_sample_weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         assert offsets is not None
@@ -116,7 +116,7 @@ def _halves(weight: torch.Tensor, choice: LayerChoice) -> torch.Tensor:
 
 
 def _packed_rows(weight: torch.Tensor, bits: int) -> tuple[Any, int]:
-    """Return rows as the kernels hold them, and the bytes of them."""
+    """Return rows in the kernels' packed form, and their bytes."""
     rows, features = weight.shape
     # Each packed row ends with its scale and offset, fp32 for 8 bits and fp16 for 4.
     held = rows * (features * bits // 8 + (8 if bits == 8 else 4))

@@ -1,4 +1,4 @@
-"""Which of PyTorch's quantized engines packs weights."""
+"""Selection of PyTorch's quantized engine, which packs weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ import torch
 
 
 def has_fbgemm() -> bool:
-    """Return whether this build of PyTorch and this processor have FBGEMM."""
+    """Return whether this build of PyTorch and this processor support FBGEMM."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 @contextmanager
 def fbgemm() -> Iterator[None]:
-    """Pack weights for FBGEMM while the context is open, whatever the process has chosen otherwise."""
+    """Pack weights for FBGEMM while the context is open, regardless of the process's engine."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:

@@ -1,9 +1,9 @@
-"""The kernels that compute each choice on CPUs. To add one, add an entry: contract tests cover it from then on.
+"""The kernels that compute each choice on CPUs. To add one, add an entry; contract tests then cover it.
 
-Entries of one choice compute the same numbers, and are alternatives: the fastest at a layer's shapes is taken.
-Measured with AVX2 alone, two threads, relative to fp32: FBGEMM's W8A8 takes 0.12 at 1 row of 2048 x 2048 and oneDNN's
-0.48; at 512 rows they take 0.55 and 0.51. int8 weights at 1 row take 0.24 by ``_weight_int8pack_mm`` and 0.87 widened
-to fp32; at 128 rows of 384 x 1536 1.8 and 1.3 (``python -m benchmarks.kernels``).
+Entries of one choice compute the same numbers, so the backend uses the fastest at a layer's shapes.
+Times relative to fp32, measured with AVX2 only and two threads: W8A8 at 1 row of 2048 x 2048 takes 0.12 with FBGEMM and
+0.48 with oneDNN; at 512 rows 0.55 and 0.51. int8 weights at 1 row take 0.24 with ``_weight_int8pack_mm`` and 0.87
+widened to fp32; at 128 rows of 384 x 1536 1.8 and 1.3 (``python -m benchmarks.kernels``).
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from workers.device.processor import Processor
 
 #: Prepares a layer from its module, its choice, and its calibrated range if the choice needs one.
 Prepare = Callable[[Any, LayerChoice, ActivationRange | None], PackedLayer]
-#: Returns what the processor lacks to run a choice right, and not emulated; None if nothing.
+#: Returns what the processor lacks to run a choice correctly and without emulation; None if it lacks nothing.
 Lacks = Callable[[Processor, LayerChoice], str | None]
 
 
 def nothing(processor: Processor, choice: LayerChoice) -> str | None:
-    """Return that a kernel runs right everywhere."""
+    """Return None: a kernel that runs correctly on every processor lacks nothing."""
     return None
 
 
@@ -37,15 +37,15 @@ def nothing(processor: Processor, choice: LayerChoice) -> str | None:
 class Kernel:
     """One way to compute some choices of some kinds of layers."""
 
-    #: What people know it by, such as ``onednn``; ``fp32`` widens weights, and needs nothing.
+    #: Name shown to people, such as ``onednn``; ``fp32`` widens weights and runs on every processor.
     name: str
     kinds: tuple[LayerKind, ...]
     #: Names of the choices it computes.
     choices: tuple[str, ...]
-    #: Kernels of one choice with the same ``prepare`` read the same packed weights, so that a layer may use several.
+    #: Kernels of one choice with the same ``prepare`` share packed weights, so that a layer may use several of them.
     prepare: Prepare
     lacks: Lacks = nothing
-    #: What the input and output features of linear layers must be divisible by.
+    #: Divisors of the input and output features of linear layers.
     blocks: tuple[int, int] = (1, 1)
 
 
@@ -59,7 +59,7 @@ def _fbgemm(processor: Processor, choice: LayerChoice) -> str | None:
     if not has_fbgemm():
         return "needs FBGEMM, which PyTorch has on x86 processors with AVX2 only"
     if choice.precision is Precision.INT8 and choice.weight_bits == 8 and "avx512_vnni" not in processor.features:
-        return "needs VNNI of 512 bits, which this processor lacks; FBGEMM's products of 8-bit weights would saturate"
+        return "needs 512-bit VNNI, which this processor lacks; FBGEMM's products of 8-bit weights would saturate"
     return None
 
 
@@ -77,14 +77,14 @@ _W8A8_CONV = ("int8_static", "int8_dynamic")
 _W4 = ("int4_weight_only", "int4_weight_only_gptq")
 _ROWS = ("int8_weight_only", "int4_weight_only")
 
-#: The first of a choice is right on every processor, if there is such a one: others must agree with it.
+#: The first kernel of a choice is the reference for the others; it runs on every processor if any kernel does.
 KERNELS: tuple[Kernel, ...] = (
     Kernel("fp32", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.WidenedProduct)),
     Kernel("onednn", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.OneDnnProduct), _onednn),
     Kernel("fbgemm", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.FbgemmProduct), _fbgemm),
     Kernel("fp32", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear),
     Kernel("bf16", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, _bf16),
-    # It reads input features in blocks of 16, and runs past the end of others (PyTorch 2.13).
+    # It reads input features in blocks of 16, and reads out of bounds if they are not divisible (PyTorch 2.13).
     Kernel("int8pack", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, blocks=(16, 1)),
     Kernel("fp32", _LINEAR, _W4, linear.WidenedInt4Linear),
     Kernel("int4pack", _LINEAR, _W4, linear.Int4WeightOnlyLinear, blocks=(1, 16)),

@@ -1,4 +1,4 @@
-"""Bytes of prepared layers, from their shape alone."""
+"""Bytes of prepared layers, computed from their shapes."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ _LOOKUP: dict[str, _Bytes] = {
     "int8_weight_only": lambda weights, rows, _: weights + (4 + 4) * rows,
     "int4_weight_only": lambda weights, rows, _: weights // 2 + (2 + 2) * rows,
 }
-#: LSTM and GRU; integers have a scale, a zero point and a sum of weights for each output.
+#: LSTM and GRU; int8 layers have a scale, a zero point and a sum of weights per output.
 _RECURRENT: dict[str, _Bytes] = {
     "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
     "fp16": lambda weights, outputs, biases: 2 * weights + 4 * biases,
@@ -54,7 +54,7 @@ def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
 
 
 def _recurrent_sizes(layer: Layer) -> tuple[int, int]:
-    """Return outputs and weights of all products: of inputs and of hidden states, for each layer and direction."""
+    """Return the total outputs and weights of the input and hidden-state products of all layers and directions."""
     layers, directions, outputs, features = layer.weight_shape
     hidden = outputs // (4 if layer.kind is LayerKind.LSTM else 3)
     inputs = features + (layers - 1) * directions * hidden

@@ -1,6 +1,6 @@
 """Linear layers on CPUs: W8A8 static, dynamic and per token, int8 and int4 weight-only, bf16 and fp16.
 
-Each layer is built from the full-precision one, its choice, and what calibration found if the choice needs that.
+Each layer is built from the full-precision layer, its choice, and the calibrated range if the choice needs one.
 """
 
 import math
@@ -21,7 +21,7 @@ from workers.backends.smoothed import SmoothedLinear
 
 
 class Int8Product(Protocol):
-    """The product of an input that is quantized to uint8 with packed int8 weights.
+    """The product of inputs quantized to uint8 with packed int8 weights.
 
     It is built from int8 values of shape ``(out, in)``, fp32 scales of shape ``(out,)`` and the bias.
     """
@@ -29,7 +29,7 @@ class Int8Product(Protocol):
     def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None: ...
 
     def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        """Return the product in fp32, shape ``(rows, out)``, of fp32 rows of shape ``(rows, in)``."""
+        """Return the fp32 product, shape ``(rows, out)``, for fp32 rows of shape ``(rows, in)``."""
         ...
 
 
@@ -50,7 +50,7 @@ class OneDnnProduct:
 
 
 class FbgemmProduct:
-    """FBGEMM's, which quantizes the input as it packs it. See ``Int8Product``."""
+    """FBGEMM's int8 matrix product, which quantizes the input while packing it. See ``Int8Product``."""
 
     def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         zero_points = torch.zeros(len(scales), dtype=torch.int64)
@@ -66,7 +66,7 @@ class FbgemmProduct:
 
 
 class WidenedProduct:
-    """The same integers in fp32, which any processor gets right: sums are rounded, never saturated. See above."""
+    """The product computed in fp32, for any processor: sums are rounded, never saturated. See ``Int8Product``."""
 
     def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._values, self._scales, self._bias = values, scales, bias
@@ -92,7 +92,7 @@ class Int8Linear(PackedLayer):
         self._product = product(values, scales, None if choice.is_per_token else self._bias)
         self._affine = None if input_range is None else input_range.affine_uint8()
         self._out_features = linear.out_features
-        # Scales and zero points are of four bytes each.
+        # Scales and zero points have four bytes each.
         self.packed_bytes = values.nbytes + (4 + 4) * len(scales) + stored_bytes(self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ class Int8Linear(PackedLayer):
 
 
 class Int8PerTokenLinear(Int8Linear):
-    """W8A8 dynamic with a scale for each row of the input: the same product, scaled afterwards."""
+    """Dynamic W8A8 with per-row scales of the input: the same product, scaled afterwards."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
@@ -118,7 +118,7 @@ class Int8PerTokenLinear(Int8Linear):
 def int8_linear(
     linear: nn.Linear, choice: LayerChoice, input_range: ActivationRange | None, product: type[Int8Product]
 ) -> PackedLayer:
-    """Return a prepared W8A8 layer of any method, whose products ``product`` computes."""
+    """Return a prepared W8A8 layer with any method; ``product`` computes its products."""
     if choice.is_smooth:
         assert input_range is not None
         return SmoothedLinear(linear, input_range, lambda inner, divided: Int8Linear(inner, choice, divided, product))
@@ -126,7 +126,7 @@ def int8_linear(
 
 
 class Int8WeightOnlyLinear(PackedLayer):
-    """Per-channel symmetric int8 weights, no activation quantization; which kernel runs depends on the rows."""
+    """Per-channel symmetric int8 weights without activation quantization; the number of rows selects the kernel."""
 
     def __init__(self, linear: nn.Linear, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(linear)
@@ -136,7 +136,7 @@ class Int8WeightOnlyLinear(PackedLayer):
         self.packed_bytes = stored_bytes(self._values, self._scales, self._bias)
 
     def follow(self, plan: Mapping[int, str]) -> None:
-        """Run kernels by number of rows -> name, and by the nearest number for others."""
+        """Use kernels by a plan of number of rows -> name; other numbers of rows use the nearest one."""
         kernels = {"int8pack": self._int8pack, "bf16": self._bf16, "fp32": self._fp32}
         self._kernels = {rows: kernels[name] for rows, name in plan.items()}
 
@@ -150,7 +150,7 @@ class Int8WeightOnlyLinear(PackedLayer):
         return product.view(*x.shape[:-1], len(self._scales))
 
     def _int8pack(self, rows: torch.Tensor) -> torch.Tensor:
-        # Reads each weight once from memory, which is what decoding one token waits for. It wants contiguous rows.
+        # Reads each weight once from memory, which bounds the decoding of one token. It requires contiguous rows.
         halves = rows.to(torch.bfloat16).contiguous()
         return torch._weight_int8pack_mm(halves, self._values, self._scales).to(torch.float32)
 
@@ -169,15 +169,15 @@ def _nearest(rows: int, known: Mapping[int, object]) -> int:
 class Int4WeightOnlyLinear(PackedLayer):
     """Per-group asymmetric int4 weights, bf16 products, no activation quantization.
 
-    The packed layout depends on the processor and has no kernel that unpacks it, so many rows take
-    the same kernel as one; it is made for few.
+    The packed layout depends on the processor, and no kernel unpacks it. Many rows therefore use
+    the same kernel as one row, although it is made for few.
     """
 
     def __init__(self, linear: nn.Linear, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(linear)
         values, scales, zeros = _int4(linear, input_range)
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
-        # The kernel wants (groups, out, 2).
+        # The kernel requires shape (groups, out, 2).
         self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()
         self._bias = bias_of(linear)
         self._out_features = linear.out_features
@@ -185,7 +185,7 @@ class Int4WeightOnlyLinear(PackedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()  # the kernel reads it so
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()  # the kernel requires it
         product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self._packed, INT4_GROUP, self._scales_and_zeros
         )
@@ -196,7 +196,7 @@ class Int4WeightOnlyLinear(PackedLayer):
 
 
 class WidenedInt4Linear(PackedLayer):
-    """The same weights, two to a byte, widened to fp32 in every pass: for many rows, and for any processor."""
+    """The same weights, two per byte, widened to fp32 in every pass; for many rows, and for any processor."""
 
     def __init__(self, linear: nn.Linear, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(linear)

@@ -1,7 +1,7 @@
 """LSTM and GRU on CPUs: bf16, fp16 weights, and W8A8 with dynamic ranges.
 
-Static W8A8 has no kernel: PyTorch quantizes the hidden state anew at every step, and no one calibration pass sees the
-states that a quantized layer gets into.
+Static W8A8 has no kernel: PyTorch quantizes the hidden state again at every step, and a calibration pass cannot observe
+the states of the quantized layer.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ _States = tuple[torch.Tensor, ...]
 
 
 class _PackedRecurrent(PackedLayer):
-    """What all kernels share: the forms that input, output and states may have."""
+    """Base of all kernels: the forms of input, output and states."""
 
     def __init__(self, module: Recurrent) -> None:
         super().__init__(module)
-        # What a model may read to make a first state.
+        # Attributes that a model may read to create an initial state.
         self.input_size, self.hidden_size, self.num_layers = module.input_size, module.hidden_size, module.num_layers
         self.bidirectional, self.batch_first, self.bias = module.bidirectional, module.batch_first, module.bias
         self._is_lstm = isinstance(module, nn.LSTM)
 
     def flatten_parameters(self) -> None:
-        """Do nothing; models call it before they run their layer."""
+        """Do nothing; some models call this before they run the layer."""
 
     def forward(self, x: torch.Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
-        """Return outputs and last states, in the forms that ``torch.nn.LSTM`` and ``torch.nn.GRU`` give them."""
+        """Return outputs and last states, in the same forms as ``torch.nn.LSTM`` and ``torch.nn.GRU``."""
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, hx)
         if x.dim() == 2:
@@ -58,7 +58,7 @@ class _PackedRecurrent(PackedLayer):
         return PackedSequence(output, batch_sizes, order, back), self._in_form(states)
 
     def _states(self, hx: Any, x: torch.Tensor, batch: int) -> _States:
-        """Return the first states, which are zero if none are given."""
+        """Return the initial states; zeros if none are given."""
         if hx is not None:
             return tuple(hx) if self._is_lstm else (hx,)
         zeros = x.new_zeros(self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size)
@@ -73,7 +73,7 @@ class _PackedRecurrent(PackedLayer):
 
 
 class Bf16Recurrent(_PackedRecurrent):
-    """Weights, states and products in bf16; input, output and the states that are handed over in fp32."""
+    """Weights, states and products in bf16; input, output and the states passed in and out in fp32."""
 
     def __init__(self, module: Recurrent, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(module)
@@ -93,9 +93,10 @@ class Bf16Recurrent(_PackedRecurrent):
 
 
 class FbgemmRecurrent(_PackedRecurrent):
-    """Weights that FBGEMM has packed: int8 with dynamic ranges (W8A8), or fp16 with products and sums in fp32.
+    """Weights packed by FBGEMM: int8 with dynamic ranges (W8A8), or fp16 with products and sums in fp32.
 
-    W8A8 has per-channel symmetric weights, and asymmetric uint8 input of all steps and hidden state of each step.
+    W8A8 has per-channel symmetric weights. The input of all steps together and the hidden state of each step are
+    asymmetric uint8.
     """
 
     def __init__(self, module: Recurrent, choice: LayerChoice, input_range: ActivationRange | None) -> None:
@@ -108,7 +109,7 @@ class FbgemmRecurrent(_PackedRecurrent):
         self.packed_bytes = sum(self._held(weight) if weight.dim() == 2 else weight.nbytes for weight in flat)
 
     def _held(self, weight: torch.Tensor) -> int:
-        # Int8 has a scale, a zero point and a sum of weights for each output, of four bytes.
+        # Int8 has a scale, a zero point and a sum of weights per output, with four bytes each.
         return 2 * weight.numel() if self._dtype is torch.float16 else weight.numel() + 3 * 4 * len(weight)
 
     def _run(self, x: torch.Tensor, batch_sizes: torch.Tensor | None, states: _States) -> Sequence[torch.Tensor]:
@@ -136,7 +137,7 @@ def _cell(
         halves = [torch.ops.quantized.linear_prepack_fp16(fp16(weight).float(), bias) for weight, bias in pairs]
         return torch.ops.quantized.make_quantized_cell_params_fp16(*halves)
     packed = [_packed(weight, bias, choice.weight_bits) for weight, bias in pairs]
-    # The kernel reads the biases that are packed; these are only kept with it.
+    # The kernel reads the packed biases; these arguments are only stored.
     nothing = torch.empty(0)
     return torch.ops.quantized.make_quantized_cell_params_dynamic(*packed, nothing, nothing, False)
 

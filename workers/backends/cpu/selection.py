@@ -1,4 +1,4 @@
-"""Which kernel computes a layer: the fastest of those that this processor has, timed at the layer's own shapes."""
+"""Selection of a layer's kernel: the fastest one on this processor, timed at the layer's own shapes."""
 
 import math
 import re
@@ -17,16 +17,16 @@ from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.kernels import Kernel
 from workers.backends.packed import PackedLayer
 
-#: Most and fewest rounds in which each kernel has a timed pass, in turn with the others; the median counts.
+#: Maximum and minimum number of rounds; in each, every kernel has one timed pass, and the median counts.
 _ROUNDS, _FEWEST_ROUNDS = 30, 5
 #: Seconds after which rounds end.
 _LONGEST_S = 0.1
-#: Kernels that take so many times as long as the fastest in their first passes are not timed further.
+#: Kernels whose first passes take this many times as long as the fastest are not timed further.
 _HOPELESS = 2.0
-#: Kernels that are slower than the fastest by no more than this count as fast as it; the last of them is taken. Layers
-#: should change kernels for a reason: in MiniLM the first layer after a change took up to a quarter longer.
+#: Kernels up to this factor slower than the fastest count as equally fast, and the last of them is used. Layers should
+#: not change kernels without a reason: in MiniLM the first layer after a change took up to a quarter longer.
 _TIE = 1.05
-#: Largest difference from the first kernel, relative to the outputs: kernels that are wrong are not taken.
+#: Largest difference from the first kernel, relative to the outputs; kernels beyond it are wrong and not used.
 _LARGEST_ERROR = 0.02
 
 #: Range of the inputs that kernels are timed with.
@@ -40,19 +40,19 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pick:
-    """The kernels of one layer and choice, all of one form of packed weights."""
+    """The kernels of one layer and choice, which all share one form of packed weights."""
 
     #: Shape of the input -> the kernel that is fastest there.
     kernels: Mapping[Shape, Kernel]
 
     @property
     def kernel(self) -> Kernel:
-        """The first of the kernels; all prepare the same layer."""
+        """The first kernel; all kernels prepare the same layer."""
         return next(iter(self.kernels.values()))
 
     @property
     def name(self) -> str:
-        """What people are shown: one name, or one for each number of rows if they differ."""
+        """Name shown to people: a single name, or one per number of rows if they differ."""
         names = {rows_of(shape): kernel.name for shape, kernel in self.kernels.items()}
         if len(set(names.values())) == 1:
             return self.kernel.name
@@ -68,17 +68,17 @@ class Pick:
 
 
 def rows_of(shape: Shape) -> int:
-    """Return the rows that a linear layer sees of an input."""
+    """Return the number of rows in a linear layer's input."""
     return math.prod(shape[:-1])
 
 
 def only(kernel: Kernel, shapes: Sequence[Shape]) -> Pick:
-    """Return the pick that takes one kernel for all shapes."""
+    """Return the pick that uses one kernel for all shapes."""
     return Pick(kernels=dict.fromkeys(shapes or ((1,),), kernel))
 
 
 def named(name: str, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick | None:
-    """Return the pick with that ``Pick.name``, None if it is not one of these kernels at these shapes."""
+    """Return the pick whose ``Pick.name`` is ``name``, or None if these kernels and shapes do not yield it."""
     by_name = {kernel.name: kernel for kernel in kernels}
     if name in by_name:
         return only(by_name[name], shapes)
@@ -89,13 +89,13 @@ def named(name: str, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick
 
 
 def fastest(module: nn.Module, choice: LayerChoice, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick:
-    """Return the pick that is fastest at ``shapes``; of several, each counts as much as the others.
+    """Return the fastest pick at ``shapes``, which all have equal weight.
 
     Args:
         module: the full-precision layer.
-        choice: that the kernels compute; one that needs no more of calibration than a range.
-        kernels: in the order in which they are preferred, the last most.
-        shapes: of its inputs, at least one.
+        choice: choice that the kernels compute; it must need no calibration beyond a range.
+        kernels: kernels in ascending order of preference.
+        shapes: input shapes of the layer, at least one.
     """
     taken: dict[Kernel, dict[Shape, float]] = {kernel: {} for kernel in kernels}
     with torch.inference_mode():
@@ -116,12 +116,12 @@ def fastest(module: nn.Module, choice: LayerChoice, kernels: Sequence[Kernel], s
 
 
 def _least(options: Sequence[T], costs: Sequence[float]) -> T:
-    """Return the last of the options that cost no more than the cheapest and a little."""
+    """Return the last of the options that cost at most ``_TIE`` times as much as the cheapest."""
     return [option for option, cost in zip(options, costs, strict=True) if cost <= _TIE * min(costs)][-1]
 
 
 def _times(module: nn.Module, layers: Mapping[Kernel, PackedLayer], shape: Shape) -> dict[Kernel, float]:
-    """Return kernel -> seconds of a pass at one shape, comparable within the call; those that are wrong are absent."""
+    """Return kernel -> seconds per pass at one shape, comparable within the call; wrong kernels are absent."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp_(_RANGE.low, _RANGE.high)
     found: dict[Kernel, float] = {}
     reference = None
@@ -129,7 +129,7 @@ def _times(module: nn.Module, layers: Mapping[Kernel, PackedLayer], shape: Shape
         try:
             output = layer(x)
         except (RuntimeError, NotImplementedError):
-            continue  # a build of PyTorch for another processor may lack it
+            continue  # this build of PyTorch may lack the kernel
         reference = output if reference is None else reference
         if (output - reference).norm() <= _LARGEST_ERROR * reference.norm():
             found[kernel] = min(_seconds(layer, x) for _ in range(2))
@@ -139,9 +139,9 @@ def _times(module: nn.Module, layers: Mapping[Kernel, PackedLayer], shape: Shape
     rounds: list[list[float]] = []
     deadline = time.perf_counter() + _LONGEST_S
     while len(rounds) < _ROUNDS and (len(rounds) < _FEWEST_ROUNDS or time.perf_counter() < deadline):
-        module(x)  # leaves the caches as full as other layers do
+        module(x)  # fills the caches as neighbouring layers would
         rounds.append([_seconds(layers[kernel], x) for kernel in hopeful])
-    # What slows a round down slows all of its passes.
+    # Use shares of a round, because a disturbance slows down all passes of a round.
     shares = [[elapsed / sum(of_round) for elapsed in of_round] for of_round in rounds]
     whole = sum(found[kernel] for kernel in hopeful)
     return found | {

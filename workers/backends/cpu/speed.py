@@ -1,4 +1,4 @@
-"""How fast each choice is on this processor, beside full precision: one linear layer of a common shape."""
+"""Speed of each choice on this processor relative to full precision, for one linear layer of a common shape."""
 
 import statistics
 import time
@@ -14,26 +14,26 @@ from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS
 from workers.device.environment import usable_cores
 
-#: Features of the layer, that of many a transformer's, and numbers of rows: one token, and a text.
+#: Input and output features of the layer, typical of transformers, and numbers of rows: one token, and a text.
 FEATURES, OUTPUTS, ROWS = 768, 3072, (1, 128)
-#: Passes of each, in turn with full precision.
+#: Timed passes per choice, alternating with full precision.
 _PASSES = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """One choice on this processor."""
+    """Speed of one choice on this processor."""
 
     choice: str
-    #: Why no kernel runs it; None if one does.
+    #: Why no kernel runs the choice; None if one does.
     refused: str | None = None
-    #: Number of rows -> name of the kernel, and its time relative to full precision's.
+    #: Number of rows -> name of the kernel, and its time relative to full precision.
     kernels: dict[int, str]
     ratios: dict[int, float]
 
 
 def speeds() -> list[Speed]:
-    """Return what every choice of a linear layer takes relative to full precision, with all cores."""
+    """Return the speed of every choice of a linear layer relative to full precision, using all cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(usable_cores())
     try:
@@ -49,7 +49,7 @@ def _speeds(backend: CpuBackend) -> list[Speed]:
     (layer,) = discover(nn.Sequential(linear), lambda model: model(inputs[1]))
     found = []
     for plain in CHOICES.values():
-        # Those that need more of calibration run the kernels of those that do not.
+        # Skip smoothed and GPTQ choices, which run the same kernels as plain ones.
         if plain.is_smooth or plain.is_gptq or not any(plain.name in kernel.choices for kernel in KERNELS):
             continue
         choice = plain.with_weight_bits(backend.int8_weight_bits(layer))
@@ -65,7 +65,7 @@ def _speeds(backend: CpuBackend) -> list[Speed]:
 
 
 def _ratio(prepared: nn.Module, full: nn.Module, x: torch.Tensor) -> float:
-    """Return the median, over passes in turn, of what ``prepared`` takes relative to ``full``."""
+    """Return the median time of ``prepared`` relative to ``full``, over alternating passes."""
     return statistics.median(_seconds(prepared, x) / _seconds(full, x) for _ in range(_PASSES))
 
 

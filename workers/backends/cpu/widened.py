@@ -13,7 +13,7 @@ from workers.backends.rounding.weights import fp16
 
 
 class WidenedFp16(PackedLayer):
-    """Any layer with fp16 weights; biases, products and sums stay in fp32. It saves memory, not time."""
+    """Any layer with fp16 weights; biases, products and sums stay in fp32. This saves memory, not time."""
 
     def __init__(self, module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(module)
@@ -22,14 +22,14 @@ class WidenedFp16(PackedLayer):
             for name, parameter in module.named_parameters()
         }
         twin = copy.copy(module)
-        twin._parameters = dict(module._parameters)  # one that is None stays so
+        twin._parameters = dict(module._parameters)  # keeps parameters that are None
         for name, tensor in stored.items():
             twin._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-        # In a list, so that the stored weights are no parameters of this layer.
+        # In a list, so that PyTorch does not register the stored weights as parameters of this layer.
         self._twin = [twin]
         self.packed_bytes = stored_bytes(*stored.values())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the original does with these weights."""
+        """Return the original's output with the stored weights."""
         (twin,) = self._twin
         return functional_call(twin, {name: stored.float() for name, stored in twin.named_parameters()}, args, kwargs)

@@ -1,1 +1,1 @@
-"""Whole models as ONNX graphs in which every layer runs with its own choice, and ONNX Runtime that runs them."""
+"""Whole models as ONNX graphs in which every layer has its own choice, run by ONNX Runtime."""

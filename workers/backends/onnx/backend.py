@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: whole maps run as sessions on the CPU; PyTorch only computes what a layer would."""
+"""The ONNX Runtime backend: whole maps run as sessions on the CPU; PyTorch only emulates single layers."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,7 @@ class OnnxRuntimeBackend:
     def kernel(
         self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]], known: str | None = None
     ) -> str | None:
-        """See ``Backend.kernel``; which kernel runs is ONNX Runtime's own matter."""
+        """See ``Backend.kernel``; ONNX Runtime itself selects kernels."""
         return None
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
@@ -67,7 +67,7 @@ class OnnxRuntimeBackend:
         """See ``Backend.prepare``.
 
         Raises:
-            CalibrationError: if the choice is static and there is no range.
+            CalibrationError: if the choice needs calibration and there is no range.
         """
         if choice == FULL_PRECISION:
             return module
@@ -91,4 +91,4 @@ class OnnxRuntimeBackend:
 
     def _processor_refuses(self, choice: LayerChoice) -> str | None:
         reason = self._processor.saturates(choice.weight_bits) if choice.needs_int8_products else None
-        return reason and f"{reason}, so run a new job here, whose weights have 7 bits"
+        return reason and f"{reason}; run a new job here, which will use 7-bit weights"

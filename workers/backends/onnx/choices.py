@@ -1,4 +1,4 @@
-"""Which choices ONNX can express, without any of its libraries."""
+"""The choices that ONNX can express; imports none of its libraries."""
 
 from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
@@ -18,12 +18,12 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
 
 
 def has_place(layer: Layer) -> bool:
-    """Return whether a layer may be quantized in a graph; others are traced with all else."""
+    """Return whether a layer gets a placeholder in the graph; other layers are traced with the model."""
     return layer.frozen_reason is None and layer.kind in _CHOICES
 
 
 def refuses(layer: Layer, choice: LayerChoice) -> str | None:
-    """Return why no operator computes ``layer`` with ``choice``, or None if one does."""
+    """Return why no operator computes ``layer`` with ``choice``, or None if one can."""
     if choice == FULL_PRECISION:
         return None
     if choice.precision is Precision.FP8:
@@ -35,10 +35,10 @@ def refuses(layer: Layer, choice: LayerChoice) -> str | None:
 
 def _shape_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     if len(layer.input_shape) < len(layer.weight_shape) and layer.kind in (LayerKind.CONV1D, LayerKind.CONV2D):
-        return "ONNX convolves batches only, but this layer gets single samples"
+        return "ONNX convolves batches only, but this layer takes single samples"
     if choice.precision is not Precision.INT4:
         return None
     features = layer.weight_shape[1]
     if layer.kind is LayerKind.EMBEDDING:
-        return f"int4 rows hold two features a byte, but this embedding has {features}" if features % 2 else None
+        return f"int4 rows hold two features per byte, but this embedding has {features}" if features % 2 else None
     return f"int4 needs input features divisible by {INT4_GROUP}, but got {features}" if features % INT4_GROUP else None

@@ -1,4 +1,4 @@
-"""A whole model in ONNX Runtime: every map is a session of its own, made of parts that are made once."""
+"""A whole model in ONNX Runtime: every map has its own session, assembled from parts that are built once."""
 
 import statistics
 import tempfile
@@ -22,28 +22,28 @@ from workers.model.prepared import PreparedModel
 from workers.task import Task
 from workers.timing.layer_latency import by_shape
 
-#: Passes of each profiled session, and those of them that are not counted.
+#: Passes per profiled session, and how many of the first are not counted.
 _PASSES, _COLD = 12, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Opened:
-    """A session and the map it is of."""
+    """A session and its map."""
 
     names: Mapping[str, str]
     session: onnxruntime.InferenceSession
-    #: Seconds it took to make.
+    #: Seconds that creating the session took.
     seconds: float
 
 
 class OnnxDeployed:
-    """See ``Deployed``. Sessions are kept of full precision and of the map applied last before or after it."""
+    """See ``Deployed``. It keeps two sessions: that of full precision and that of the last other map."""
 
     def __init__(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> None:
-        """Trace the model and make the session of full precision.
+        """Trace the model and create the session of full precision.
 
         Raises:
-            BackendError: if the model cannot be brought into a graph, or ONNX Runtime refuses it.
+            BackendError: if the model cannot be converted into a graph, or ONNX Runtime rejects it.
         """
         self._prepared = prepared
         prepared.reset()
@@ -53,7 +53,7 @@ class OnnxDeployed:
         if missing:
             raise BackendError(
                 f"the traced graph lacks the layers {', '.join(missing)}: the model does not use their outputs, or "
-                "takes another way for other inputs; take them out of the model, or use the backend cpu"
+                "takes a different path for other inputs; remove them from the model, or use the backend cpu"
             )
         self._other_bytes = constant_bytes(graph) - prepared.weight_bytes() + prepared.other_bytes()
         self._full = self._candidate = self._current = self._open(serialized(graph))
@@ -91,8 +91,8 @@ class OnnxDeployed:
     ) -> tuple[dict[tuple[str, str], float], float]:
         """See ``Deployed.layer_latencies``.
 
-        The uniform map of each choice has one session, which ONNX Runtime profiles, so that all layers of a choice
-        are timed at once, fused as they are with their neighbours.
+        ONNX Runtime profiles one session per uniform map, so that all layers with one choice are timed at once, fused
+        with their neighbours as in deployment.
         """
         latencies_ms: dict[tuple[str, str], list[float]] = {}
         try:
@@ -106,7 +106,7 @@ class OnnxDeployed:
         return by_shape(latencies_ms, layers, choices), statistics.median(_time_ms(run) for _ in range(_PASSES))
 
     def _opened(self) -> _Opened:
-        """Return the session of the installed map, made now if need be."""
+        """Return the session of the installed map, creating it if necessary."""
         installed = self._prepared.installed
         for opened in (self._full, self._candidate):
             if opened.names == installed:
@@ -123,7 +123,7 @@ class OnnxDeployed:
         return serialized(self._traced.filled(self._fragments())[0])
 
     def _fragments(self) -> dict[str, Fragment]:
-        """Return what computes each layer of the installed map that has a place in the graph."""
+        """Return layer name -> fragment of the installed map, for layers with placeholders in the graph."""
         installed = self._prepared.installed
         modules = {
             layer.name: self._prepared.module(layer.name, installed[layer.name])
@@ -136,7 +136,7 @@ class OnnxDeployed:
         }
 
     def _profiled(self, run: Callable[[], object], *, passes: int) -> list[profiling.Events]:
-        """Return the profile of passes through a fresh session of the installed map."""
+        """Return the profile of each pass through a new session of the installed map."""
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(self._graph(), profile=Path(folder, "profile"))
             self.model.session, usual = session, self.model.session
@@ -147,7 +147,7 @@ class OnnxDeployed:
                 self.model.session = usual
                 written = Path(session.end_profiling())
             calls = profiling.read_calls(written)
-        # A task may call its model more than once a pass.
+        # A task may call its model more than once per pass.
         each = len(calls) // passes
         starts = range(0, len(calls), each)
         return [[event for call in calls[start : start + each] for event in call] for start in starts]

@@ -1,6 +1,6 @@
-"""One layer with one choice as ONNX nodes, which compute what the CPU backend's kernels compute.
+"""One layer with one choice as ONNX nodes, which compute the same as the CPU backend's kernels.
 
-Integers, scales and zero points are those of ``workers.backends``; nothing is calibrated or rounded again.
+Integers, scales and zero points come from ``workers.backends.rounding``; nothing is calibrated or rounded again.
 """
 
 import math
@@ -25,36 +25,36 @@ from workers.backends.smoothed import multiplied
 
 #: Domain of ONNX Runtime's own operators.
 MICROSOFT = "com.microsoft"
-#: ``MatMulNBits`` multiplies in fp32; its faster levels would quantize activations.
+#: Accuracy level at which ``MatMulNBits`` multiplies in fp32; its faster levels would quantize activations.
 _FP32_PRODUCTS = 1
 
 
-#: Name by which nodes read a layer's input before they are placed.
+#: Name under which nodes read the layer's input before they are placed.
 _INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fragment:
-    """One layer with one choice: nodes and constants under names of their own, to be placed at each of its calls."""
+    """One layer with one choice: nodes and constants with local names, to be placed at each call of the layer."""
 
     nodes: tuple[onnx.NodeProto, ...]
     constants: Mapping[str, onnx.TensorProto]
-    #: The value that is the layer's output.
+    #: Local name of the layer's output.
     output: str
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of the constants."""
+        """Bytes of the constants."""
         return sum(len(constant.raw_data) for constant in self.constants.values())
 
     def place(self, *, layer: str, call: str, reads: str, writes: str) -> list[onnx.NodeProto]:
         """Return the nodes for one call of the layer.
 
         Args:
-            layer: starts the names of the constants, which all calls share.
-            call: starts the names of the nodes; unique in the graph.
-            reads: name of the value the layer reads.
-            writes: name of the value it writes.
+            layer: prefix of the constants' names; all calls share the constants.
+            call: prefix of the nodes' names; unique in the graph.
+            reads: name of the layer's input value.
+            writes: name of the layer's output value.
         """
         names = {_INPUT: reads, self.output: writes} | {name: f"{layer}.{name}" for name in self.constants}
         placed = []
@@ -68,7 +68,7 @@ class Fragment:
         return placed
 
     def placed_constants(self, layer: str) -> Iterator[onnx.TensorProto]:
-        """Yield the constants under the names that the placed nodes read."""
+        """Yield the constants under the names used by the placed nodes."""
         for name, constant in self.constants.items():
             copy = onnx.TensorProto()
             copy.CopyFrom(constant)
@@ -78,7 +78,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """What is written."""
+    """The layer to convert."""
 
     module: nn.Module
     choice: LayerChoice
@@ -87,7 +87,7 @@ class _Layer:
 
 
 def fragment(module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> Fragment:
-    """Return what computes ``module`` with ``choice``."""
+    """Return the fragment that computes ``module`` with ``choice``."""
     graph = _Builder()
     with torch.no_grad():
         emit = next(emit for kind, emit in _EMIT.items() if isinstance(module, kind))
@@ -103,7 +103,7 @@ class _Builder:
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def node(self, op: str, inputs: Sequence[str], *, outputs: int = 1, domain: str = "", **attributes: Any) -> str:
-        """Add a node and return the name of its first output; the others' names end in their number."""
+        """Add a node and return the name of its first output; output names end in their number."""
         name = f"{op}_{len(self.nodes)}"
         results = [f"{name}:{number}" for number in range(outputs)]
         self.nodes.append(helper.make_node(op, inputs, results, name=name, domain=domain, **attributes))
@@ -112,7 +112,7 @@ class _Builder:
     def constant(
         self, name: str, value: torch.Tensor | npt.NDArray[Any] | np.generic, data_type: int | None = None
     ) -> str:
-        """Add a constant, once; its bytes are read as ``data_type`` if numpy lacks that type."""
+        """Add a constant unless it exists, and return its name; ``data_type`` is for types that numpy lacks."""
         if name not in self.constants:
             array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
             constant = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
@@ -160,7 +160,7 @@ def _per_token_linear(graph: _Builder, layer: _Layer) -> str:
     values, scales = _int8_weight(graph, layer)
     one = graph.constant("one", np.float32(1.0))
     quantized, scale, zero_point = _per_token_input(graph, one)
-    # The kernel to which ONNX Runtime fuses the others; it has one scale for all of its input.
+    # ONNX Runtime fuses the other variants into this kernel too; it takes a single scale for its input.
     product = graph.node("MatMulIntegerToFloat", [quantized, values, one, scales, zero_point], domain=MICROSOFT)
     return graph.node("Mul", [product, scale])
 
@@ -226,10 +226,10 @@ def _embedding(graph: _Builder, layer: _Layer) -> str:
 def _integer_rows(graph: _Builder, layer: _Layer, bits: int) -> str:
     weight = _tensor(layer.module.weight)
     quantized, scales, offsets = affine_per_row(weight, bits)
-    values = quantized.int_repr().view(len(weight), -1)  # two features a byte with 4 bits
+    values = quantized.int_repr().view(len(weight), -1)  # with 4 bits, two features per byte
     rows = graph.node("Gather", [graph.constant(f"weight_int{bits}", values), _INPUT])
     rows = _unpacked(graph, rows) if bits == 4 else rows
-    # PyTorch's kernel holds them in fp16 beside 4-bit rows.
+    # As in PyTorch's kernel, scales and offsets of 4-bit rows are fp16.
     stored = [row[:, None].to(torch.float16 if bits == 4 else torch.float32) for row in (scales, offsets)]
     scale, offset = (
         graph.node("Gather", [graph.constant(f"weight_{name}", row), _INPUT])
@@ -242,7 +242,7 @@ def _integer_rows(graph: _Builder, layer: _Layer, bits: int) -> str:
 
 
 def _unpacked(graph: _Builder, rows: str) -> str:
-    """Return 4-bit integers of twice the features; the lower half of each byte comes first."""
+    """Return the unpacked 4-bit integers, twice as many features; the lower half of each byte comes first."""
     last = graph.constant("last", np.array([-1]))
     low = graph.node("BitwiseAnd", [rows, graph.constant("low_half", np.uint8(15))])
     high = graph.node("BitShift", [rows, graph.constant("half", np.uint8(4))], direction="RIGHT")
@@ -263,14 +263,14 @@ def _static_input(graph: _Builder, layer: _Layer, x: str = _INPUT) -> tuple[str,
 
 
 def _dynamic_input(graph: _Builder, layer: _Layer) -> tuple[str, str, str]:
-    """Return the quantized input, its scale and its zero point, from the range it spans."""
+    """Return the quantized input, its scale and its zero point, from the input's own range."""
     quantized = graph.node("DynamicQuantizeLinear", [_INPUT], outputs=3)
     node = graph.nodes[-1]
     return quantized, node.output[1], node.output[2]
 
 
 def _per_token_input(graph: _Builder, one: str) -> tuple[str, str, str]:
-    """Return the quantized input, the scale of each of its rows, and the zero point of all."""
+    """Return the quantized input, its per-row scales and the shared zero point."""
     last = graph.constant("last", np.array([-1]))
     ends = [graph.node("ReduceMax", [_INPUT, last], keepdims=1), graph.node("ReduceMin", [_INPUT, last], keepdims=1)]
     largest = graph.node("Max", [graph.node("Abs", [end]) for end in ends])
@@ -281,7 +281,7 @@ def _per_token_input(graph: _Builder, one: str) -> tuple[str, str, str]:
 
 
 def _scaled(graph: _Builder, product: str, input_scale: str, weight_scale: str) -> str:
-    # In this order and no other ONNX Runtime turns the whole of it into one kernel.
+    # ONNX Runtime fuses these operations into one kernel only in this order.
     scale = graph.node("Mul", [input_scale, weight_scale])
     return graph.node("Mul", [graph.node("Cast", [product], to=TensorProto.FLOAT), scale])
 
@@ -295,7 +295,7 @@ def _int8_weight(graph: _Builder, layer: _Layer) -> tuple[str, str]:
 
 def _float_weight(graph: _Builder, layer: _Layer, *, transpose: bool = False) -> str:
     stored = _stored_weight(graph, layer, transpose=transpose)
-    # ONNX Runtime's CPU kernels multiply in fp32; it widens the constant when it loads the file.
+    # ONNX Runtime's CPU kernels multiply in fp32; the cast constant is widened when the graph is loaded.
     return stored if layer.choice.precision.bits == 32 else graph.node("Cast", [stored], to=TensorProto.FLOAT)
 
 
@@ -314,7 +314,7 @@ def _stored_weight(graph: _Builder, layer: _Layer, *, transpose: bool = False) -
 
 
 def _per_channel(graph: _Builder, layer: _Layer, name: str, value: torch.Tensor) -> str:
-    """Return a constant with one value for each output channel of a convolution."""
+    """Return a constant with one value per output channel of a convolution."""
     return graph.constant(name, value.view(-1, *[1] * (_tensor(layer.module.weight).dim() - 2)))
 
 

@@ -1,4 +1,4 @@
-"""Geometry of convolutions, as ONNX says it."""
+"""Geometry of convolutions as ONNX attributes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def convolution_geometry(conv: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a convolution; ``pads`` lists all beginnings, then all ends."""
+    """Return the ONNX attributes of a convolution; ``pads`` lists all begins, then all ends."""
     assert isinstance(conv, nn.Conv1d | nn.Conv2d)
     reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     begins = {"same": [total // 2 for total in reach], "valid": [0] * len(reach)}

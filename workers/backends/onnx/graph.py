@@ -1,4 +1,4 @@
-"""Trace a model into an ONNX graph, and put each layer's own nodes where it was."""
+"""Trace a model into an ONNX graph, and replace the placeholder of each layer by its nodes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from workers.backends.onnx.signature import signature, task_batches
 from workers.errors import BackendError
 from workers.task import Task
 
-#: The first operator set with everything the graph uses; ONNX Runtime reads it from 1.20 on.
+#: The first operator set with all operators of the graph; ONNX Runtime supports it since 1.20.
 _OPSET = 21
-#: Protobuf, in which ONNX is written, holds no more.
+#: Limit of protobuf, the file format of ONNX.
 _MAX_BYTES = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """A model as a graph with a place for each call of a layer that may be quantized."""
+    """A model as a graph with a placeholder for each call of a layer that may be quantized."""
 
     graph: onnx.ModelProto
-    #: Positions and names of the model's arguments that are the graph's inputs, in order.
+    #: Positions or names of the model's arguments that are inputs of the graph, in order.
     arguments: tuple[int | str, ...]
     #: Form of the model's result; see ``workers.backends.onnx.signature.in_form``.
     form: str
 
     def filled(self, fragments: Mapping[str, Fragment]) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
-        """Return the graph with a fragment in each layer's places, and layer name -> names of its nodes.
+        """Return the graph with fragments in place of placeholders, and layer name -> names of its nodes.
 
-        Layers that the graph does not have, because nothing depends on them, have none.
+        A layer has no nodes if the graph lacks it, because no output depends on it.
         """
         graph = onnx.ModelProto()
         graph.CopyFrom(self.graph)
@@ -42,16 +42,16 @@ class Traced:
 
 
 def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Sequence[int]) -> Traced:
-    """Return the graph of ``model`` as ``task`` calls it; the model is as it was when the call returns.
+    """Return the graph of ``model`` as called by ``task``; the model is unchanged when the call returns.
 
     Args:
         task: runs the model.
-        model: in full precision.
-        layers: its layers; those that must stay as they are become part of the graph.
-        batch_sizes: sizes that latency is measured at.
+        model: the full-precision model.
+        layers: its layers; those without placeholders become part of the graph.
+        batch_sizes: batch sizes at which latency is measured.
 
     Raises:
-        BackendError: if PyTorch cannot trace the model, or its inputs or outputs are no tensors.
+        BackendError: if PyTorch cannot trace the model, or its inputs or outputs are not tensors.
     """
     calls = signature(task, model, task_batches(task, batch_sizes))
     flat = Flat(model, calls).eval()
@@ -69,12 +69,12 @@ def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Se
             "PyTorch cannot trace this model into ONNX; its forward must not depend on the values of its inputs: "
             f"{str(cause).strip().splitlines()[0]}"
         ) from error
-    except Exception as error:  # what optimizes a traced graph raises as it likes
+    except Exception as error:  # the graph optimizer raises exceptions of any type
         cause = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise BackendError(
-            "PyTorch traced this model, but onnxscript cannot optimize the graph; take another format or backend: "
+            "PyTorch traced this model, but onnxscript cannot optimize the graph; use another format or backend: "
             f"{type(cause).__name__}: {cause}"
         ) from error
     assert program is not None
@@ -105,15 +105,13 @@ def _fill(graph: onnx.ModelProto, fragments: Mapping[str, Fragment]) -> dict[str
 
 
 def serialized(graph: onnx.ModelProto) -> bytes:
-    """Return the bytes of a file with ``graph``.
+    """Return ``graph`` serialized as a file.
 
     Raises:
-        BackendError: if they are more than ONNX files may hold.
+        BackendError: if it exceeds the size limit of ONNX files.
     """
     if graph.ByteSize() > _MAX_BYTES:
-        raise BackendError(
-            "an ONNX graph holds at most 2 GiB; choose narrower precisions, or another format or backend"
-        )
+        raise BackendError("an ONNX graph holds at most 2 GiB; use lower precisions, or another format or backend")
     content: bytes = graph.SerializeToString(deterministic=True)
     return content
 
@@ -124,9 +122,9 @@ def constant_bytes(graph: onnx.ModelProto) -> int:
 
 
 def _clean(graph: onnx.ModelProto) -> None:
-    """Take away what says where the graph was made, and the placeholders' domain."""
+    """Remove metadata about where the graph was made, and the placeholders' domain."""
     for described in (graph, graph.graph, *graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
-        # PyTorch notes stack traces there: paths of this machine, which differ from run to run.
+        # PyTorch stores stack traces here, with paths of this machine that vary between runs.
         del described.metadata_props[:]
     kept = [entry for entry in graph.opset_import if entry.domain != DOMAIN]
     del graph.opset_import[:]

@@ -1,4 +1,4 @@
-"""A layer as a part of a graph, which PyTorch can compute too."""
+"""A layer as part of an ONNX graph, which PyTorch can emulate."""
 
 import torch
 from torch import nn
@@ -13,10 +13,10 @@ from workers.backends.rounding.weights import rounded
 
 
 class OnnxLayer(PackedLayer):
-    """A layer as a part of a graph.
+    """A layer as part of an ONNX graph.
 
-    Called, it computes in PyTorch what its nodes compute: with the weights that the stored ones stand for, and the
-    input rounded to the same integers. Products are taken in fp32, so that outputs differ in their last bits.
+    A call emulates the nodes in PyTorch, with the dequantized weights and with the input rounded to the same integers.
+    Products are computed in fp32, so outputs differ from the nodes' in their last bits.
     """
 
     def __init__(self, original: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> None:
@@ -24,7 +24,7 @@ class OnnxLayer(PackedLayer):
         #: Nodes and constants.
         self.fragment = fragment(original, choice, input_range)
         self.packed_bytes = self.fragment.nbytes
-        # In a list, so that the original's weights are no parameters of this layer.
+        # In a list, so that PyTorch does not register the original's weights as parameters of this layer.
         self._original = [original]
         self._choice = choice
         self._moments = input_range.moments if choice.is_gptq and input_range is not None else None
@@ -34,7 +34,7 @@ class OnnxLayer(PackedLayer):
         self._affine = None if calibrated is None else calibrated.affine_uint8()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the nodes compute of ``x``."""
+        """Return the nodes' output for ``x``, up to rounding in the last bits."""
         (original,) = self._original
         assert isinstance(original.weight, torch.Tensor)
         full = original.weight

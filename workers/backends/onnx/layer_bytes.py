@@ -1,4 +1,4 @@
-"""Bytes of a layer's constants in an ONNX graph, from its shape alone."""
+"""Bytes of a layer's constants in an ONNX graph, computed from its shape."""
 
 import math
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer, LayerKind
 from workers.backends.rounding.weights import INT4_GROUP
 
-#: Input features that share one scale of ``MatMulNBits`` with 8 bits; ours are equal along the whole row.
+#: Input features per scale of 8-bit ``MatMulNBits``; our scales are equal along the whole row.
 INT8_BLOCK = 128
 #: Scale and zero point of the input.
 _INPUT = 4 + 1
-#: The numbers that make uint8 of rows: dimension, largest integer, least scale, and the zero point in two types.
+#: Constants of per-row quantization: dimension, largest integer, smallest scale, the scale 1, and the zero point.
 _ROWS = 8 + 4 + 4 + 4 + 1
-#: The numbers that unpack two integers from a byte.
+#: Constants for unpacking two integers from a byte.
 _UNPACKING = 8 + 1 + 1
 
 
@@ -31,7 +31,7 @@ def _int8_weight_only(outputs: int, features: int) -> int:
     return outputs * math.ceil(features / INT8_BLOCK) * (INT8_BLOCK + 4)
 
 
-#: Bytes without bias from the number of outputs and of weights of each.
+#: Choice -> bytes without bias, given the number of outputs and the weights per output.
 _PRODUCT: dict[str, Callable[[int, int], int]] = {
     "int8_static": lambda outputs, features: outputs * (features + 4) + _INPUT,
     "int8_static_smooth": lambda outputs, features: outputs * (features + 4) + _INPUT + 4 * features,
@@ -43,7 +43,7 @@ _PRODUCT: dict[str, Callable[[int, int], int]] = {
         lambda outputs, features: outputs * (features // 2 + features // INT4_GROUP * (4 + 4)),
     ),
 }
-#: The same of embeddings; each row is an output.
+#: The same for embeddings, whose outputs are rows.
 _LOOKUP: dict[str, Callable[[int, int], int]] = {
     "int8_weight_only": lambda rows, features: rows * (features + 4 + 4),
     "int4_weight_only": lambda rows, features: rows * (features // 2 + 2 + 2) + _UNPACKING,

@@ -1,4 +1,4 @@
-"""Placeholders: a model that is traced with one node in the place of each call of a layer."""
+"""Placeholders: trace a model with a single node in place of each layer call."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from workers.backends.onnx.geometry import convolution_geometry
 from workers.backends.onnx.signature import Signature, named_outputs
 from workers.model.prepared import describe
 
-#: Domain of the operator that holds a layer's place until its own nodes take it.
+#: Domain of the placeholder operator, which the layer's own nodes replace later.
 DOMAIN = "autotune"
 
 
 class Flat(nn.Module):
-    """The model with its tensors as arguments and results; all else is as in the first call."""
+    """The model with its tensors as positional arguments and results; other arguments are fixed to the first call's."""
 
     def __init__(self, model: nn.Module, calls: Signature) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class Flat(nn.Module):
 
 
 class _Placeholder(nn.Module):
-    """One ONNX node in the place of a layer."""
+    """A single ONNX node in place of a layer."""
 
     def __init__(self, name: str, original: nn.Module) -> None:
         super().__init__()
         self._name = name
-        # In a list, so that its weights are no parameters of the traced model.
+        # In a list, so that PyTorch does not register its weights as parameters of the traced model.
         self._original = [original]
         describe(self, original)
 
@@ -73,7 +73,7 @@ def _output_shape(module: nn.Module, x: torch.Tensor) -> tuple[int, ...]:
 
 @contextmanager
 def places_held(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
-    """Have placeholders wherever a layer hangs that may be quantized, inside this context."""
+    """Replace every layer that may be quantized by a placeholder while the context is open."""
     modules = {layer.name: model.get_submodule(layer.name) for layer in layers if has_place(layer)}
     placeholders = {id(module): _Placeholder(name, module) for name, module in modules.items()}
     slots = [

@@ -1,11 +1,11 @@
-"""What ONNX Runtime's own profile of a session says of its passes: time in each layer, and memory."""
+"""Time per layer and memory of a session's passes, from ONNX Runtime's own profile."""
 
 import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-#: What the nodes of one call or pass did, in order.
+#: Profile events of the nodes in one call or pass, in order.
 Events = list[dict[str, Any]]
 
 
@@ -21,10 +21,10 @@ def read_calls(path: Path) -> list[Events]:
 
 
 def layer_ms(events: Events, layers: Collection[str]) -> dict[str, float]:
-    """Return the milliseconds one pass spent in the nodes of each layer.
+    """Return the milliseconds that one pass spent in the nodes of each layer.
 
-    Nodes that ONNX Runtime makes of several keep the name of one of them, which starts with the layer's; what it
-    makes of a layer's bias and of what follows the layer counts for neither.
+    A fused node keeps the name of one of its parts, which starts with the layer's name. A node fused from a layer's
+    bias and the operation after the layer counts for no layer.
     """
     found = dict.fromkeys(layers, 0.0)
     for event in events:
@@ -36,9 +36,9 @@ def layer_ms(events: Events, layers: Collection[str]) -> dict[str, float]:
 
 
 def working_bytes(events: Events) -> int:
-    """Return how many bytes the first pass of a session had allocated at once, beyond those it began with.
+    """Return the peak of bytes that the first pass of a session allocated, beyond those in use at its start.
 
-    The allocator's peak also counts temporary memory inside kernels, but may date from when the session was made.
+    The allocator's peak includes temporary memory inside kernels, but it may date from the creation of the session.
     """
     in_use = [int(event["args"]["mem_bytes_in_use"]) for event in events]
     peaks = [int(event["args"]["mem_in_use_peak"]) for event in events]

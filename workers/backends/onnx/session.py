@@ -11,31 +11,31 @@ from workers.backends.onnx.signature import in_form
 from workers.device.threads import OtherRuntime
 from workers.errors import BackendError
 
-#: Only errors are logged; warnings are about the file's metadata.
+#: Log errors only, because warnings concern the file's metadata.
 _LOG_ERRORS = 3
 
 
 def open_session(graph: Path | bytes, *, profile: Path | None = None) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU with as many threads as PyTorch uses.
+    """Return a session on the CPU with as many threads as PyTorch.
 
     Args:
-        graph: a file, or what one would hold.
-        profile: starts the name of the file that ``end_profiling`` writes; None does not profile.
+        graph: path of a file, or its content.
+        profile: prefix of the file that ``end_profiling`` writes; None disables profiling.
 
     Raises:
-        BackendError: if ONNX Runtime refuses the graph.
+        BackendError: if ONNX Runtime rejects the graph.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _LOG_ERRORS
-    # Else its threads look for work for milliseconds after a pass, and slow down the model that is timed next.
+    # Otherwise its threads spin for milliseconds after a pass, and slow down the model that is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base but this one
+    except Exception as error:  # ONNX Runtime's exceptions share no narrower base
         what = repr(str(graph)) if isinstance(graph, Path) else "the graph of the map"
         raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {what}: {error}") from error
 
@@ -45,7 +45,7 @@ class OnnxModule(OtherRuntime):
 
     def __init__(self, session: onnxruntime.InferenceSession, arguments: Sequence[int | str], form: str) -> None:
         super().__init__()
-        #: What runs; another session of the same model may take its place.
+        #: The session that runs; it may be replaced by another session of the same model.
         self.session = session
         self._arguments = arguments
         self._form = form
@@ -53,7 +53,7 @@ class OnnxModule(OtherRuntime):
         self._outputs = [value.name for value in session.get_outputs()]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs in the form the model returns them."""
+        """Return the outputs in the same form as the original model."""
         given = (args[key] if isinstance(key, int) else kwargs[key] for key in self._arguments)
         feed = {name: tensor.numpy() for name, tensor in zip(self._inputs, given, strict=True)}
         results = self.session.run(self._outputs, feed)

@@ -1,4 +1,4 @@
-"""How a task calls its model: inputs, which of their sizes vary, and the form of the output."""
+"""The signature of a task's model calls: inputs, their varying dimensions, and the form of the output."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from workers.task import Batch, Task, splits
 
 
 class _Caught(Exception):
-    """Ends a forward pass whose inputs are known."""
+    """Aborts a forward pass after its inputs have been captured."""
 
 
 #: Arguments of one call, by position and by name.
@@ -21,7 +21,7 @@ Arguments = dict[int | str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """How a model is called: with tensors that vary, and with all else as in the first call."""
+    """How a model is called: tensors vary between calls, all other arguments are fixed to the first call's."""
 
     #: The arguments of the first call.
     arguments: Arguments
@@ -30,29 +30,29 @@ class Signature:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return the tensors of the first call, in the order of ``varying``."""
+        """Tensors of the first call, in the order of ``varying``."""
         return tuple(self.arguments[key] for key in self.varying)
 
     def call(self, model: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
-        """Return what ``model`` returns for ``tensors``, given in the order of ``varying``."""
+        """Return the result of ``model`` for ``tensors``, given in the order of ``varying``."""
         arguments = self.arguments | dict(zip(self.varying, tensors, strict=True))
         args = [value for key, value in arguments.items() if isinstance(key, int)]
         return model(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
 
 
 def task_batches(task: Task, batch_sizes: Sequence[int]) -> list[Batch]:
-    """Return every batch that a task's model is run on, a real evaluation batch first."""
+    """Return every batch that the task runs its model on, starting with a real evaluation batch."""
     timed = [task.latency_batch(size) for size in batch_sizes]
     return [*(batch for split in splits(task) for batch in task.evaluation(split)), *task.calibration(), *timed]
 
 
 def signature(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Signature:
-    """Return how ``task`` calls ``model``, from the arguments it passes for ``batches``; runs no layer.
+    """Return the signature with which ``task`` calls ``model`` for ``batches``; runs no layer.
 
-    The first dimension counts samples and always varies, others do if the batches differ in them.
+    The first dimension counts samples and always varies; other dimensions vary if the batches differ in them.
 
     Raises:
-        BackendError: if tensors hide in containers, or batches pass different arguments.
+        BackendError: if an argument is a container, or batches pass different kinds of arguments.
     """
     seen = [_arguments(task, model, batch) for batch in batches]
     varying: dict[int | str, tuple[int, ...]] = {}
@@ -106,11 +106,11 @@ class Outputs(dict[str, torch.Tensor]):
 def named_outputs(result: Any) -> tuple[str, dict[str, torch.Tensor]]:
     """Return the form of a model's result and its tensors by name.
 
-    Forms are ``tensor``, ``sequence`` and ``mapping``; entries of a mapping that are no tensor, such as caches, are
-    left out.
+    Forms are ``tensor``, ``sequence`` and ``mapping``. Entries of a mapping that are not tensors, such as caches, are
+    omitted.
 
     Raises:
-        BackendError: if the result has no such form.
+        BackendError: if the result has another form.
     """
     if isinstance(result, torch.Tensor):
         return "tensor", {"output": result}

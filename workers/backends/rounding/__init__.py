@@ -1,1 +1,1 @@
-"""Weights and activations to integers: scales, rounding, GPTQ, bias correction. Pure tensor arithmetic."""
+"""Quantization of weights and activations: scales, rounding, GPTQ, bias correction. Pure tensor arithmetic."""

@@ -1,16 +1,16 @@
-"""Inputs to uint8: asymmetric with one scale and zero point for the whole tensor, or symmetric by row."""
+"""Quantization of inputs to uint8: asymmetric per tensor, or symmetric per row."""
 
 import torch
 
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.rounding.weights import INT8_LARGEST
 
-#: The uint8 value that stands for 0 where rows have scales of their own.
+#: The zero point of uint8 inputs with per-row scales.
 ZERO_OF_ROWS = 128
 
 
 def affine_of(x: torch.Tensor) -> tuple[float, int]:
-    """Return the scale and zero point of the range ``x`` itself spans: dynamic quantization.
+    """Return the scale and zero point of the range that ``x`` spans, for dynamic quantization.
 
     Raises:
         MapError: if ``x`` is not finite.
@@ -27,18 +27,17 @@ def to_uint8(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
 
 
 def to_steps(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-    """Return ``clamp(round(x / scale), -zero_point, 255 - zero_point)`` in fp32: how far ``to_uint8`` is from zero."""
+    """Return ``clamp(round(x / scale), -zero_point, 255 - zero_point)`` in fp32: ``to_uint8`` minus the zero point."""
     return torch.round(x * (1.0 / scale)).clamp_(-zero_point, 255 - zero_point)
 
 
 def scales_of_rows(x: torch.Tensor) -> torch.Tensor:
-    """Return the scale of each row of symmetric integers about ``ZERO_OF_ROWS``: dynamic quantization per token.
+    """Return per-row scales of symmetric integers around ``ZERO_OF_ROWS``, for dynamic quantization per token.
 
     Args:
         x: shape ``(..., features)``, fp32.
 
     Returns:
-        scales of shape ``(..., 1)``: the row's largest absolute value over 127. A row that is not finite has a scale
-        that is not.
+        scales of shape ``(..., 1)``: the row's largest absolute value divided by 127; not finite if the row is not.
     """
     return x.abs().amax(dim=-1, keepdim=True).div_(INT8_LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)

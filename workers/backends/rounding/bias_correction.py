@@ -1,4 +1,4 @@
-"""Biases that take off what rounded weights add to outputs on average: Nagel et al., arXiv:1906.04721, section 4.2."""
+"""Bias correction for the mean output error of rounded weights: Nagel et al., arXiv:1906.04721, section 4.2."""
 
 import copy
 
@@ -12,14 +12,14 @@ from workers.backends.rounding.weights import in_parts, rounded
 
 
 def has_correction(layer: Layer) -> bool:
-    """Return whether a layer has a bias that can be corrected; one that has none gets none, for formats without it."""
+    """Return whether a layer has a correctable bias; a layer without a bias gets none, because formats may lack it."""
     return layer.kind.is_product and layer.has_bias
 
 
 def means_of(module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> tuple[float, ...] | None:
-    """Return the means by which the bias is corrected, or None if it stays as it is.
+    """Return the channel means for correcting the bias, or None if it is not corrected.
 
-    GPTQ has no part in it: it already gives to other weights what one was rounded.
+    GPTQ needs no correction, because other weights already compensate for each rounding error.
     """
     if input_range is None or not choice.rounds_to_nearest or getattr(module, "bias", None) is None:
         return None
@@ -27,14 +27,14 @@ def means_of(module: nn.Module, choice: LayerChoice, input_range: ActivationRang
 
 
 def corrected(module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> nn.Module:
-    """Return the layer with the bias that its rounded weights need, or ``module`` itself if that is its own.
+    """Return the layer with a corrected bias, or ``module`` itself if nothing is corrected.
 
-    It shares everything but the bias.
+    The returned layer shares everything but the bias with ``module``.
 
     Args:
         module: the full-precision layer.
-        choice: how its weights will be stored.
-        input_range: of its input; nothing is corrected without its means.
+        choice: the choice that its weights will be rounded for.
+        input_range: range of its input; without channel means, nothing is corrected.
     """
     if input_range is None or means_of(module, choice, input_range) is None:
         return module
@@ -48,7 +48,7 @@ def corrected(module: nn.Module, choice: LayerChoice, input_range: ActivationRan
 
 
 def _added(weight: torch.Tensor, choice: LayerChoice, calibrated: ActivationRange) -> torch.Tensor:
-    """Return what rounding ``weight``, ``(out, in / groups, ...)``, adds to outputs on average; shape ``(out,)``."""
+    """Return the mean output error of rounding ``weight``, ``(out, in / groups, ...)``; shape ``(out,)``."""
     means = torch.tensor(calibrated.means, device=weight.device).view(-1, weight.shape[1])  # (groups, in / groups)
     smoothing = calibrated.smoothing if choice.is_smooth else None
     factors = torch.tensor(1.0 if smoothing is None else smoothing.factors, device=weight.device)

@@ -1,4 +1,4 @@
-"""Weights to few bits: per-channel symmetric int8 and fp8, per-group asymmetric int4, per-row affine embeddings."""
+"""Rounding of weights: per-channel symmetric int8 and fp8, per-group asymmetric int4, per-row affine embeddings."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from search_spaces.choice import LayerChoice, Precision
 from search_spaces.quantization_map import SecondMoments
 from workers.backends.rounding import gptq
 
-#: Input features that share one int4 scale; the size PyTorch's int4 kernel and most runtimes use.
+#: Input features per int4 scale; PyTorch's int4 kernel and most runtimes support this size.
 INT4_GROUP = 32
 
 #: Largest integer of symmetric int8, which leaves out -128.
@@ -17,7 +17,7 @@ INT8_LARGEST = 127.0
 #: Largest number of fp16, to which larger weights are clamped, as FBGEMM does.
 FP16_LARGEST = 65504.0
 
-#: Largest number of fp8 as activations and weights have it: four bits of exponent, three of fraction (e4m3).
+#: Largest number of the fp8 format for weights and activations (e4m3: four exponent bits, three mantissa bits).
 FP8_LARGEST = 448.0
 
 #: Bytes of weights rounded at once.
@@ -27,21 +27,21 @@ _BYTES_AT_ONCE = 16 << 20
 def int8_per_channel(
     weight: torch.Tensor, scale_dtype: torch.dtype = torch.float32, *, bits: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return symmetric int8 values and one scale for each output channel.
+    """Return symmetric int8 values and one scale per output channel.
 
     Args:
         weight: shape ``(out, ...)``.
-        scale_dtype: the kernel's type for scales; values are rounded with the scale it will really use.
-        bits: that the values take, 8 or 7; see ``LayerChoice.weight_bits``.
+        scale_dtype: the kernel's type for scales; values are rounded with the scale that the kernel uses.
+        bits: bits of the values, 8 or 7; see ``LayerChoice.weight_bits``.
 
     Returns:
         int8 values of the same shape in [-127, 127] or [-63, 63], and scales of shape ``(out,)``; ``weight`` is
-        about ``values * scales``.
+        approximately ``values * scales``.
     """
     largest = 2.0 ** (bits - 1) - 1.0
     low, high = weight.flatten(1).aminmax(dim=1)
     scales = _usable(torch.maximum(-low, high) / largest).to(scale_dtype)
-    # Contiguous, because the kernels refuse a transposed layout or misread it.
+    # Contiguous, because the kernels reject or misread a transposed layout.
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for some, scale, into in in_parts(weight, scales.float().view(-1, *[1] * (weight.dim() - 1)), values):
         into.copy_((some / scale).round_().clamp_(-largest, largest))
@@ -49,8 +49,8 @@ def int8_per_channel(
 
 
 def fp16(weight: torch.Tensor) -> torch.Tensor:
-    """Return ``weight`` in fp16; what is too large becomes the largest number that there is."""
-    # In place, which keeps the strides of a 1 x 1 kernel in channels_last.
+    """Return ``weight`` in fp16, clamped to the largest finite number."""
+    # Clamp in place, which keeps the strides of a 1 x 1 kernel in channels_last.
     return weight.detach().to(torch.float16, copy=True).clamp_(-FP16_LARGEST, FP16_LARGEST)
 
 
@@ -67,18 +67,18 @@ def fp8_per_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def int4_per_group(
     weight: torch.Tensor, moments: SecondMoments | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return asymmetric int4 values with one scale and zero for each group of input features.
+    """Return asymmetric int4 values with one scale and zero per group of input features.
 
-    Each group's range is widened to hold 0, which bounds its zero to 8 scales and so the error of
-    rounding it to bf16. Values are rounded with the bf16 scale and zero the kernel will really use.
+    Each group's range is widened to include 0. This limits its zero to 8 scales, and thereby the error of
+    rounding the zero to bf16. Values are rounded with the bf16 scale and zero that the kernel uses.
 
     Args:
         weight: shape ``(out, in)``, ``in`` divisible by ``INT4_GROUP``.
-        moments: of the layer's inputs, to round by GPTQ; None rounds to the nearest.
+        moments: second moments of the layer's inputs, to round by GPTQ; None rounds to the nearest.
 
     Returns:
         int32 values of shape ``(out, in)`` in [0, 15], and bf16 scales and zeros of shape
-        ``(out, in / INT4_GROUP)``; ``weight`` is about ``(values - 8) * scale + zero``.
+        ``(out, in / INT4_GROUP)``; ``weight`` is approximately ``(values - 8) * scale + zero``.
     """
     groups = weight.reshape(len(weight), -1, INT4_GROUP)  # (out, in / group, group)
     low, high = groups.amin(dim=-1).clamp(max=0.0), groups.amax(dim=-1).clamp(min=0.0)
@@ -93,7 +93,7 @@ def int4_per_group(
 
 
 def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the rows of an embedding as asymmetric integers, with one scale and offset for each row.
+    """Return the rows of an embedding as asymmetric integers, with one scale and offset per row.
 
     The formula is that of PyTorch's ``torch.per_channel_affine_float_qparams``.
 
@@ -103,7 +103,7 @@ def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch
 
     Returns:
         a PyTorch quantized tensor of the same shape, whose bytes hold one or two integers, and fp32 scales and
-        offsets of shape ``(rows,)``; ``weight`` is about ``integers * scale + offset``.
+        offsets of shape ``(rows,)``; ``weight`` is approximately ``integers * scale + offset``.
     """
     low, high = weight.amin(dim=1), weight.amax(dim=1)
     scales = torch.clamp((high - low) / (2**bits - 1), min=1e-8)
@@ -114,13 +114,13 @@ def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch
 def rounded(
     weight: torch.Tensor, choice: LayerChoice, moments: SecondMoments | None = None, *, by_row: bool
 ) -> torch.Tensor:
-    """Return the fp32 weights that the stored ones of a choice stand for.
+    """Return ``weight`` rounded for a choice and dequantized to fp32.
 
     Args:
         weight: shape ``(out, ...)``.
-        choice: how they are stored.
-        moments: of the layer's inputs, for GPTQ.
-        by_row: whether they are an embedding's, whose rows have scales and offsets of their own.
+        choice: the choice to round for.
+        moments: second moments of the layer's inputs, for GPTQ.
+        by_row: whether the weights belong to an embedding, whose rows have their own scales and offsets.
     """
     match choice.precision:
         case Precision.BF16:
@@ -131,7 +131,7 @@ def rounded(
             quantized, *affine = affine_per_row(weight, choice.precision.bits)
             scales, offsets = (part[:, None] for part in affine)
             integers = torch.round((quantized.dequantize() - offsets) / scales)
-            # Both runtimes hold them in fp16 beside 4-bit rows.
+            # Both runtimes store scales and offsets of 4-bit rows in fp16.
             kept = torch.float16 if choice.precision is Precision.INT4 else torch.float32
             return integers * scales.to(kept).float() + offsets.to(kept).float()
         case Precision.INT8:
@@ -147,16 +147,16 @@ def rounded(
 
 def _fp8(weight: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales = _usable(largest / FP8_LARGEST)
-    # Beyond its largest number the type has nothing but nan.
+    # Clamp, because the type represents larger numbers as nan.
     return (weight / scales).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scales
 
 
 def in_parts(weight: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield some rows of each at a time, so that what is computed of large weights is never there whole in fp32."""
+    """Yield a few rows of each tensor at a time, so that computations on large weights need little fp32 memory."""
     rows = max(1, _BYTES_AT_ONCE * len(weight) // max(1, weight.nbytes))
     return zip(*(torch.split(tensor, rows) for tensor in (weight, *others)), strict=True)
 
 
 def _usable(scales: torch.Tensor) -> torch.Tensor:
-    """Return ``scales`` without zeros, by which weights that are all zero would be divided."""
+    """Return ``scales`` with a positive lower bound, because weights are divided by them."""
     return scales.clamp(min=torch.finfo(torch.float32).tiny)

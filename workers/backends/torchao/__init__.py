@@ -1,1 +1,1 @@
-"""Layers by torchao's tensors, on CUDA and CPUs."""
+"""Layers that run on torchao's tensors, on CUDA GPUs and CPUs."""

@@ -24,16 +24,16 @@ _HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 class TorchAoBackend(EagerBackend):
-    """Runs layers in torchao's tensors, and in PyTorch's own CUDA kernels for what those lack."""
+    """Runs layers on torchao's tensors, and on PyTorch's own CUDA kernels for choices that torchao lacks."""
 
     libraries: tuple[str, ...] = ("torchao",)
 
     def __init__(self, device: str = "cuda", *, compiler: str | None = None) -> None:
-        """Take a device and, if layers are to be compiled, the backend of ``torch.compile``.
+        """Take a device and, to compile layers, the backend of ``torch.compile``.
 
-        On the device ``cpu`` the same code runs with CPU kernels: to be tested, not to be fast.
+        On the device ``cpu`` the same code runs with CPU kernels, for tests rather than for speed.
         """
-        # A mode is a backend of its own, because figures of one cannot be compared with those of the other.
+        # The two modes count as separate backends, because their figures are not comparable.
         self.name = "torchao" if compiler is None else "torchao-compiled"
         self.device = device
         self._compiler = compiler
@@ -43,9 +43,9 @@ class TorchAoBackend(EagerBackend):
         if absent or self.device == "cpu":
             return absent
         if torch.version.cuda is None:
-            return f"needs a build of PyTorch with CUDA, but this is {torch.__version__}; install one, or take cpu"
+            return f"needs a build of PyTorch with CUDA, but this is {torch.__version__}; install one, or use cpu"
         if not torch.cuda.is_available():
-            return "needs a CUDA device, but PyTorch sees none; take cpu, or give the workers one by workers.gpus"
+            return "needs a CUDA device, but PyTorch sees none; use cpu, or assign GPUs to workers with workers.gpus"
         return None
 
     def hardware(self) -> str:
@@ -73,7 +73,7 @@ class TorchAoBackend(EagerBackend):
         """See ``Backend.prepare``; the prepared module is on the backend's device.
 
         Raises:
-            CalibrationError: if the choice is static and there is no range.
+            CalibrationError: if the choice needs calibration and there is no range.
         """
         if choice == FULL_PRECISION:
             return module

@@ -1,7 +1,7 @@
-"""Layers that torchao's tensors, and PyTorch's own kernels beside them, run; on GPUs, and on CPUs to be tested.
+"""Layers on torchao's tensors and PyTorch's own kernels, for GPUs, and for CPUs in tests.
 
-Activations are quantized as runtimes on GPUs do it: symmetrically, by one scale for each row (token) where it is taken
-at run time, by one for the whole tensor where it was calibrated.
+Activations are quantized as in GPU runtimes: symmetrically, with one scale per row (token) if it is computed at run
+time, and one per tensor if it was calibrated.
 """
 
 import copy
@@ -30,35 +30,35 @@ from workers.backends.rounding.weights import (
     int8_per_channel,
 )
 
-#: cuBLAS multiplies no fewer rows of int8 than 17; fewer are filled up to a whole tile.
+#: cuBLAS multiplies at least 17 rows of int8; fewer rows are padded to a whole tile.
 _FEW_ROWS, _TILE = 16, 32
-#: Tiles of 16 input features that tinygemm packs together; the more, the wider its loads.
+#: Numbers of 16-feature tiles that tinygemm can pack together; more tiles allow wider loads.
 _INNER_TILES, _TILE_FEATURES = (8, 4, 2), 16
 
-#: Returns a function that computes the same; what it returns is shared by all layers of one key.
+#: Returns an equivalent function, possibly compiled; all layers with one key share it.
 Compile = Callable[..., Callable[..., torch.Tensor]]
 
 
 def uncompiled(function: Callable[..., torch.Tensor], *key: object) -> Callable[..., torch.Tensor]:
-    """Return ``function`` as it is. See ``Compile``."""
+    """Return ``function`` unchanged. See ``Compile``."""
     return function
 
 
 def regional(compiler: str) -> Compile:
-    """Return what compiles a layer's product by ``torch.compile``, once for each key.
+    """Return a function that compiles a layer's product with ``torch.compile``, once per key.
 
-    Every key has guards and limits of its own: a layer's call looks through the few variants of its own shape and
-    choice only, and however many there are, none falls back to running uncompiled.
+    Every key has its own guards and limits: a call checks only the few variants of the layer's own shape and choice,
+    and no number of keys makes layers fall back to uncompiled code.
     """
     torch._dynamo.config.accumulated_recompile_limit = 1 << 16
-    # It takes no torchao tensor (PyTorch 2.13), and tells of each in a traceback; the cache below it works.
+    # The autograd cache rejects torchao tensors (PyTorch 2.13) with a traceback for each; the inductor cache works.
     torch._functorch.config.enable_autograd_cache = False
 
-    options: dict[str, Any] = {  # PyTorch has them all, but its stubs do not
+    options: dict[str, Any] = {  # untyped, because PyTorch's stubs lack some of them
         "fullgraph": True,
         "backend": compiler,
         "isolate_recompiles": True,
-        # No row, one, few and many, before and after their number is known to vary, with gradients off in two ways.
+        # Zero, one, few and many rows, before and after their number is known to vary, in two no-gradient modes.
         "recompile_limit": 32,
     }
 
@@ -79,14 +79,14 @@ class HalfLayer(PackedLayer):
         self.packed_bytes = stored_bytes(*self._half.parameters())
 
     def forward(self, x: torch.Tensor, output_size: Sequence[int] | None = None) -> torch.Tensor:
-        """Return what the original does; transposed convolutions may be told the size of their output."""
+        """Return the original's output; ``output_size`` is for transposed convolutions."""
         size = () if output_size is None else (output_size,)
         outputs: torch.Tensor = self._half(x.to(self._dtype) if x.is_floating_point() else x, *size)
         return outputs.to(torch.float32)
 
 
 class QuantizedLinear(PackedLayer):
-    """int8 and fp8: a torchao tensor as weight, which knows how to be multiplied."""
+    """int8 and fp8: the weight is a torchao tensor, which implements its own product."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class QuantizedLinear(PackedLayer):
     ) -> None:
         super().__init__(linear)
         self._weight = quantized_weight(linear.weight.detach().to(device), choice, input_range)
-        # Integer products are summed up and scaled in fp32; the others come out of tensor cores in bf16.
+        # Integer products are scaled in fp32; tensor cores return the others in bf16.
         self._dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
         bias = bias_of(linear, self._dtype)
         self._bias = None if bias is None else bias.to(device)
@@ -117,9 +117,9 @@ class QuantizedLinear(PackedLayer):
 
 
 class Int4Linear(PackedLayer):
-    """Per-group asymmetric int4 weights and bf16 products, by tinygemm.
+    """Per-group asymmetric int4 weights and bf16 products, computed by tinygemm.
 
-    Not torchao's tensor, which fills weights up to 1,024 input features: some 2.7 times those of a layer with 384.
+    This avoids torchao's tensor, which pads weights to 1,024 input features: about 2.7 times those of a layer with 384.
     """
 
     def __init__(self, linear: nn.Linear, input_range: ActivationRange | None, device: str, compile_: Compile) -> None:
@@ -127,7 +127,7 @@ class Int4Linear(PackedLayer):
         moments = None if input_range is None else input_range.moments
         values, scales, zeros = int4_per_group(linear.weight.detach().to(device), moments)
         self._packed = _tinygemm_layout(values)
-        # The kernel wants (groups, out, 2).
+        # The kernel requires shape (groups, out, 2).
         self._scales_and_zeros = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()
         bias = bias_of(linear, torch.bfloat16)
         self._bias = None if bias is None else bias.to(device)
@@ -149,7 +149,7 @@ def multiply(
     input_scale: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Return the fp32 product of ``rows``, shape ``(rows, in)``, with a torchao tensor that is given ``dtype``."""
+    """Return the fp32 product of ``rows``, shape ``(rows, in)``, with a torchao tensor that takes ``dtype`` inputs."""
     count = len(rows)
     rows = rows.to(dtype)
     if dtype == torch.float32 and count <= _FEW_ROWS:
@@ -163,7 +163,7 @@ def multiply_int4(
     rows: torch.Tensor, packed: torch.Tensor, scales_and_zeros: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the fp32 product of ``rows``, shape ``(rows, in)``, with packed int4 weights."""
-    if not len(rows):  # the kernel cannot be started on nothing
+    if not len(rows):  # the kernel cannot run without rows
         return rows.new_zeros(0, scales_and_zeros.shape[1])
     on_cpu = rows.device.type == "cpu"
     kernel = torch.ops.aten._weight_int4pack_mm_for_cpu if on_cpu else torch.ops.aten._weight_int4pack_mm
@@ -185,20 +185,20 @@ def quantized_weight(weight: torch.Tensor, choice: LayerChoice, input_range: Act
         arguments["act_quant_scale"] = torch.full(
             (1, 1), input_range.symmetric_scale(INT8_LARGEST), device=weight.device
         )
-    # It is given what it returns in this type.
+    # Type of the tensor's inputs and outputs.
     dtype = torch.float32 if choice.needs_int8_products else torch.bfloat16
     tensor: torch.Tensor = Int8Tensor(values, scales.unsqueeze(1), [1, weight.shape[1]], dtype, **arguments)
     return tensor
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes of all tensors that a torchao tensor is made of."""
+    """Return the total bytes of the parts of a torchao tensor."""
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     return stored_bytes(*(getattr(tensor, name) for name in names))
 
 
 def _fp8_weight(weight: torch.Tensor, choice: LayerChoice) -> torch.Tensor:
-    # Per-row scales of the weights need per-row scales of the input, which a static range has not.
+    # Per-row scales of the weights require per-row scales of the input, which a static range lacks.
     by_row = choice.name != "fp8_static"
     values, scales = fp8_per_channel(weight) if by_row else fp8_per_tensor(weight)
     arguments: dict[str, Any] = {}
@@ -211,7 +211,7 @@ def _fp8_weight(weight: torch.Tensor, choice: LayerChoice) -> torch.Tensor:
         scales,
         block_size=[1 if by_row else weight.shape[0], weight.shape[1]],
         mm_config=Float8MMConfig(use_fast_accum=True),
-        # Others are taken where their library happens to be installed.
+        # Other preferences depend on which libraries happen to be installed.
         kernel_preference=KernelPreference.TORCH,
         dtype=torch.bfloat16,
         **arguments,
@@ -220,14 +220,14 @@ def _fp8_weight(weight: torch.Tensor, choice: LayerChoice) -> torch.Tensor:
 
 
 def _fp8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return ``rows`` in fp8 with one scale for all."""
+    """Return ``rows`` in fp8 with a single scale."""
     values = (rows.to(torch.float32) / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
     tensor: torch.Tensor = Float8Tensor(values, scale, block_size=list(rows.shape), dtype=rows.dtype)
     return tensor
 
 
 def _tinygemm_layout(values: torch.Tensor) -> torch.Tensor:
-    """Return integers in [0, 15], shape ``(out, in)``, packed as the device's kernel reads them."""
+    """Return integers in [0, 15], shape ``(out, in)``, in the packed layout of the device's kernel."""
     packed: torch.Tensor
     if values.device.type == "cpu":
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)

@@ -1,4 +1,4 @@
-"""What torchao runs on which GPU, and the bytes of it: functions of compute capability, layer and choice alone."""
+"""Layers that torchao supports on each GPU, and their bytes: pure functions of capability, layer and choice."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from search_spaces.choice import FULL_PRECISION, LayerChoice, Precision
 from search_spaces.layer import Layer, LayerKind
 from workers.backends.rounding.weights import INT4_GROUP
 
-#: Major and minor compute capability of a GPU; None for the CPU, where no kernel needs any.
+#: Major and minor compute capability of a GPU; None for the CPU, which has no such requirement.
 Capability = tuple[int, int] | None
 
 _HALVES = ("bf16", "fp16")
@@ -25,8 +25,8 @@ _CHOICES: dict[LayerKind, tuple[str, ...]] = {
     LayerKind.CONV_TRANSPOSE2D: _HALVES,
     LayerKind.EMBEDDING: _HALVES,
 }
-#: Weight format -> least compute capability whose tensor cores take it, the first GPUs that have it, and what to take
-#: instead. Weights of int8 and int4 alone are multiplied in bf16.
+#: Weight format -> minimum compute capability whose tensor cores support it, the first GPUs with it, and a replacement.
+#: Weight-only int8 and int4 layers multiply in bf16.
 _LEAST: dict[Precision, tuple[tuple[int, int], str, str]] = {
     Precision.FP16: ((7, 0), "V100", "fp32"),
     Precision.BF16: ((8, 0), "A100", "fp16"),
@@ -34,12 +34,12 @@ _LEAST: dict[Precision, tuple[tuple[int, int], str, str]] = {
     Precision.INT4: ((8, 0), "A100", "fp16"),
     Precision.FP8: ((8, 9), "L4, H100", "int8"),
 }
-#: Features that 8-bit tensor cores and the int4 kernel take at once.
+#: Divisor of the features that 8-bit tensor cores and the int4 kernel require.
 _ALIGNMENT = 16
 
 
 def refuses(capability: Capability, layer: Layer, choice: LayerChoice) -> str | None:
-    """Return why no kernel runs ``layer`` with ``choice`` on a GPU of this capability, or None if one does."""
+    """Return why no kernel runs ``layer`` with ``choice`` on a GPU of this capability, or None if one can."""
     if choice == FULL_PRECISION:
         return None
     return layer.frozen_reason or _layer_refuses(layer, choice) or _device_refuses(capability, choice)
@@ -53,7 +53,7 @@ def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
     return _BYTES[choice.name](math.prod(layer.weight_shape), outputs, outputs if layer.has_bias else 0)
 
 
-#: Bytes from the numbers of weights, outputs and biases.
+#: Choice -> bytes, given the numbers of weights, outputs and biases.
 _BYTES: dict[str, Callable[[int, int, int], int]] = {
     "bf16": lambda weights, outputs, biases: 2 * (weights + biases),
     "fp16": lambda weights, outputs, biases: 2 * (weights + biases),
@@ -74,7 +74,7 @@ _BYTES: dict[str, Callable[[int, int, int], int]] = {
 def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     choices = _CHOICES.get(layer.kind, ())
     if choice.is_per_token:
-        return "torchao's int8_dynamic has a scale for each row of the input already; take that"
+        return "torchao's int8_dynamic already has one scale per row of the input; use that"
     if choice.name not in choices:
         return f"torchao has no {choice.name} kernel for {layer.kind} layers; they take {', '.join(('fp32', *choices))}"
     if choice.precision in (Precision.BF16, Precision.FP16):
@@ -82,13 +82,13 @@ def _layer_refuses(layer: Layer, choice: LayerChoice) -> str | None:
     outputs, features = layer.weight_shape
     if choice.precision is Precision.INT4:
         if features % INT4_GROUP:
-            return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}; take int8"
+            return f"int4 needs input features divisible by {INT4_GROUP}, but this layer has {features}; use int8"
         if outputs % _ALIGNMENT:
-            return f"int4 needs output features divisible by {_ALIGNMENT}, but this layer has {outputs}; take int8"
+            return f"int4 needs output features divisible by {_ALIGNMENT}, but this layer has {outputs}; use int8"
     elif choice.activation != "none" and (outputs % _ALIGNMENT or features % _ALIGNMENT):
         return (
             f"8-bit products need features divisible by {_ALIGNMENT}, but this layer takes {features} and returns "
-            f"{outputs}; take bf16, or weights only"
+            f"{outputs}; use bf16 or a weight-only choice"
         )
     return None
 
@@ -100,5 +100,5 @@ def _device_refuses(capability: Capability, choice: LayerChoice) -> str | None:
     needed, found = (".".join(map(str, version)) for version in (least, capability))
     return (
         f"{choice.precision} needs compute capability {needed} ({gpus} or newer), but this GPU has {found}; "
-        f"take {instead}"
+        f"use {instead}"
     )
