@@ -15,6 +15,7 @@ from workers.backends.base import Deployed
 from workers.device.hardware import kind_of
 from workers.device.placement import placed
 from workers.model.attention import unroll_as, unrolled_layers
+from workers.model.compiled import full_precision_model
 from workers.model.prepared import PreparedModel
 from workers.task import Task
 
@@ -32,7 +33,7 @@ class Source:
 
     def build_model(self) -> nn.Module:
         """Return another copy of the full-precision model, as its task builds it but with attention unrolled."""
-        model = self.task.build_model().eval()
+        model = full_precision_model(self.task)
         unroll_as(model, self.file.layers)
         return model
 
@@ -44,7 +45,7 @@ class Source:
     def as_built(self) -> "Source":
         """Return the source with another copy of the model, as its task builds it, without unrolling attention."""
         layers = tuple(layer for layer in self.layers if layer.name not in self.unrolled)
-        return replace(self, model=self.task.build_model().eval(), layers=layers)
+        return replace(self, model=full_precision_model(self.task), layers=layers)
 
     def deployed(self) -> tuple[Task, Deployed]:
         """Return the task on the device of the map's own backend, and the model as that backend deploys it.

@@ -15,6 +15,7 @@ from workers.backends import build_backend
 from workers.device.hardware import kind_of
 from workers.errors import BackendError
 from workers.model.attention import unroll_as
+from workers.model.compiled import uncompiled
 from workers.model.fingerprint import fingerprint
 from workers.model.prepared import PreparedModel
 
@@ -31,13 +32,14 @@ class NativeMap:
 
         Args:
             model: the full-precision model; it is moved to the device of the map's backend, and its other layers stay
-                as they are.
+                as they are. A compiled model is returned uncompiled; compile the result.
 
         Raises:
             MapError: if it is not the model the map was made for, or this hardware cannot run a layer's
                 choice; the message names the first difference, and the model is as it was.
             BackendError: if the map's backend cannot run on this hardware, or runs no layers of PyTorch models.
         """
+        model = uncompiled(model)
         quantization = self.file.quantization_map()
         backend = build_backend(self.file.backend)
         if not backend.runs_modules:

@@ -20,6 +20,7 @@ from workers.evaluation.map_quality import MapQuality
 from workers.evaluation.soundness import check_full_precision, without_uncalled
 from workers.measurement import Environment, Measurement, Workload
 from workers.model.attention import unroll_attention
+from workers.model.compiled import full_precision_model
 from workers.model.fingerprint import fingerprint
 from workers.model.prepared import PreparedModel
 from workers.sensitivity.estimate import Sensitivity, estimate
@@ -44,7 +45,7 @@ class Evaluator:
         torch.set_num_threads(self._settings.threads or environment.usable_cores())
         self._backend = build_backend(setup.backend)
         self._task = placed(build_task(setup.task, setup.task_parameters), self._backend.device)
-        model = self._task.build_model().eval()
+        model = full_precision_model(self._task)
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
         model_fingerprint = fingerprint(model)
         fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
