@@ -152,6 +152,8 @@ class Calibration:
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """Return what calibration lacks for ``layer`` to take ``choice``, or None if it lacks nothing."""
         known = self.ranges.get(layer.name)
+        if choice.needs_calibration and known is None and not layer.kind.looks_up:
+            return "needs a calibrated range, but no calibration batch ran this layer; static choices need data for it"
         if choice.is_smooth and (known is None or known.smoothing is None):
             return f"needs smoothing factors, which are calibrated only if search.choices includes {choice.name}"
         if choice.is_gptq and (known is None or known.moments is None):

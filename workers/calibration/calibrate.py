@@ -58,10 +58,11 @@ def calibrate(
     """Return range and histogram of the input of every layer that may be quantized, from one pass over ``batches``.
 
     Calibration observes the full-precision model, so ranges do not depend on the choices of other layers.
-    Embeddings have no range, because their inputs are indices. With bias correction, ranges include channel means.
+    Embeddings have no range, because their inputs are indices, and neither has a layer that no batch ran. With bias
+    correction, ranges include channel means.
 
     Raises:
-        CalibrationError: if a layer received no data, or an input is not finite.
+        CalibrationError: if no layer received any data, or an input is not finite.
     """
     start = time.perf_counter()
     histograms = {
@@ -72,14 +73,15 @@ def calibrate(
     observers = {name: _observer(name, histogram, means.get(name)) for name, histogram in histograms.items()}
     with _observed(model, observers), torch.inference_mode():
         samples = sum(len(forward(model, batch)) for batch in batches)
-    for name, histogram in histograms.items():
-        if not histogram.total:
-            raise CalibrationError(
-                f"calibration needs data for every layer, but {name!r} received none in {len(batches)} batches; "
-                "give the task calibration batches that run the whole model"
-            )
+    if histograms and not any(histogram.total for histogram in histograms.values()):
+        raise CalibrationError(
+            f"calibration needs data, but no layer received any in {len(batches)} batches; give the task calibration "
+            "batches that run the model"
+        )
+    # A layer that no batch ran, such as an idle expert, has no range; ``Calibration.refuses`` says what that means.
+    histograms = {name: histogram for name, histogram in histograms.items() if histogram.total}
     ranges = {name: observed_range(histogram, settings) for name, histogram in histograms.items()}
-    ranges |= {name: replace(ranges[name], means=seen.means()) for name, seen in means.items()}
+    ranges |= {name: replace(ranges[name], means=seen.means()) for name, seen in means.items() if name in ranges}
     summaries = {name: summary(histogram, ranges[name]) for name, histogram in histograms.items()}
     return Calibration(ranges=ranges, histograms=summaries, samples=samples, seconds=time.perf_counter() - start)
 

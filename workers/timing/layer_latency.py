@@ -140,16 +140,18 @@ def _hooks(timer: _Timer, key: tuple[str, str]) -> tuple[Callable[..., None], Ca
 def by_shape(
     found: Mapping[tuple[str, str], Sequence[float]], layers: Sequence[Layer], choices: Mapping[str, Sequence[str]]
 ) -> dict[tuple[str, str], float]:
-    """Return (layer, choice) -> median over all layers of the same shape, for all ``choices`` of the layers."""
+    """Return (layer, choice) -> median over all layers of the same shape, for all ``choices`` of the layers.
+
+    A layer that did not run in the timed passes takes no time.
+    """
     shapes = {layer.name: _shape(layer) for layer in layers}
     pooled: dict[tuple[object, str], list[float]] = defaultdict(list)
     for (layer, choice), latencies_ms in found.items():
         pooled[shapes[layer], choice] += latencies_ms
     return {
-        (layer, choice): statistics.median(pooled[shapes[layer], choice])
+        (layer, choice): statistics.median(pooled[shapes[layer], choice]) if (shapes[layer], choice) in pooled else 0.0
         for layer, names in choices.items()
         for choice in names
-        if (shapes[layer], choice) in pooled
     }
 
 

@@ -43,7 +43,7 @@ def test_large_weights_are_rounded_in_parts_as_in_one(monkeypatch: pytest.Monkey
         return [*int8_per_channel(weight), *int8_per_channel(kernel), *int4_per_group(weight)]
 
     whole = rounded()
-    monkeypatch.setattr(weights, "_BYTES_AT_ONCE", most_bytes)
+    monkeypatch.setattr(weight_rounding, "_BYTES_AT_ONCE", most_bytes)
     in_parts = rounded()
     assert all(torch.equal(one, other) for one, other in zip(whole, in_parts, strict=True))
     assert all(found.is_contiguous() for found in in_parts)

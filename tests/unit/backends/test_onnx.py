@@ -157,8 +157,8 @@ def test_export_holds_what_was_measured(deployed: OnnxDeployed, graphs: list[byt
     deployed.apply(MIXED | {"2": "int8_weight_only"})
     file = map_file(MIXED | {"2": "int8_weight_only"})
     task, model = Task(), Task().build_model()
-    fragments = discover(model, lambda m: task.forward(m, X))
-    source = Source(file=file, task=task, model=model, layers=fragments)
+    layers = discover(model, lambda m: task.forward(m, X))
+    source = Source(file=file, task=task, model=model, layers=layers)
     details = OnnxExporter().write(source, tmp_path)
     assert (tmp_path / MODEL).read_bytes() == graphs[-1]
     assert torch.equal(outputs(OnnxExporter().load(tmp_path, details, Task().build_model)), outputs(deployed.model))
@@ -170,7 +170,7 @@ def map_file(choices: dict[str, str]) -> MapFile:
         task="small",
         backend="onnxruntime",
         model_fingerprint=fingerprint(model),
-        fragments={
+        layers={
             layer.name: MappedLayer(
                 kind=layer.kind,
                 weight_shape=layer.weight_shape,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from search_spaces.choice import CHOICES
 from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange
 from workers.calibration.calibrate import calibrate
@@ -65,8 +66,27 @@ def test_input_that_is_not_finite_names_its_layer(value: float) -> None:
 
 @pytest.mark.parametrize("batches", [[], [torch.zeros(0, dtype=torch.long)]])
 def test_no_data_is_refused(batches: list[torch.Tensor]) -> None:
-    with pytest.raises(CalibrationError, match=rf"'first' received none in {len(batches)} batches"):
+    with pytest.raises(CalibrationError, match=f"no layer received any in {len(batches)} batches"):
         run(Model(), batches)
+
+
+def test_a_layer_that_no_batch_runs_can_be_anything_but_static() -> None:
+    class Routed(Model):
+        def forward(self, indices: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(self.embed(indices)).relu()
+            result: torch.Tensor = self.unused(hidden) if int(indices[0]) == 3 else self.second(hidden)
+            return result
+
+    model = Routed()
+    layers = {layer.name: layer for layer in discover(model, lambda m: m(torch.tensor([3])))}
+    settings = CalibrationSettings(bias_correction=True)
+    calibration = calibrate(model, tuple(layers.values()), [torch.tensor([0])], lambda m, batch: m(batch), settings)
+    assert set(calibration.ranges) == {"first"}
+    refused = {name for name, choice in CHOICES.items() if calibration.refuses(layers["unused"], choice)}
+    assert {"int8_static", "fp8_static", "int8_static_smooth"} <= refused
+    assert not {"int8_weight_only", "int8_dynamic", "bf16"} & refused
+    assert "no calibration batch ran this layer" in str(calibration.refuses(layers["unused"], CHOICES["int8_static"]))
+    assert calibration.refuses(layers["first"], CHOICES["int8_static"]) is None
 
 
 def test_model_of_embeddings_needs_no_data() -> None:

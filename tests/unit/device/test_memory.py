@@ -103,7 +103,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
 PASSES = """
 import resource, torch
 from torch import nn
-from workers import memory
+from workers.device import memory
 KEEP
 torch.set_num_threads(1)
 model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(4)])

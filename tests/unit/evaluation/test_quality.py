@@ -132,6 +132,19 @@ def test_outputs_without_features_are_refused(kind: OutputKind) -> None:
         divergence(torch.zeros(7), torch.zeros(7), kind)
 
 
+@pytest.mark.parametrize("accuracy", [1, 0.25, np.float32(0.25), torch.tensor(0.25), torch.tensor([0.25]), np.ones(1)])
+def test_an_accuracy_that_is_a_number_is_taken(accuracy: object) -> None:
+    found = quality.number(accuracy)
+    assert type(found) is float
+    assert found in (1.0, 0.25)
+
+
+@pytest.mark.parametrize("accuracy", [None, "0.5", {"accuracy": 0.5}, torch.ones(2)])
+def test_an_accuracy_that_is_no_number_is_refused_by_what_was_returned(accuracy: object) -> None:
+    with pytest.raises(TaskError, match=f"must return a number, but returned .*, a {type(accuracy).__name__}"):
+        quality.number(accuracy)
+
+
 class Doubling:
     """A task with two batches a split."""
 

@@ -275,10 +275,10 @@ def test_questions_decide_accuracy_and_the_text_divergence(tmp_path: Path) -> No
     }
     settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0)
     found = Evaluator(WorkerSetup(task="causal-lm", task_parameters=parameters, measurement=settings))
-    accuracy, divergence = found.quality({"lm_head": "int8_dynamic"}, Split.EVALUATION)
+    accuracy, divergence = found.quality.of({"lm_head": "int8_dynamic"}, Split.EVALUATION)
     assert accuracy == 0.5
     assert 0.0 < divergence < 0.1
-    assert found.quality({}, Split.SHIFTED)[0] in (0.0, 1.0)
+    assert found.quality.of({}, Split.SHIFTED)[0] in (0.0, 1.0)
     assert placed(CausalLM(**SMALL), "meta").generate is None  # type: ignore[attr-defined]
 
 

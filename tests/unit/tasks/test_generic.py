@@ -1,7 +1,8 @@
 """The generic task: any module, any form of input, agreement with full precision as accuracy."""
 
+from collections import UserDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -102,6 +103,24 @@ def test_latency_batch_repeats_samples_and_leaves_the_rest() -> None:
     assert torch.equal(found["mask"][0], torch.ones(2, 2))
     assert torch.equal(found["mask"][1][0], values(1)[rows])
     assert found["flag"] is True
+
+
+class Pair(NamedTuple):
+    rows: torch.Tensor
+    mask: torch.Tensor
+
+
+class Encoding(UserDict[str, torch.Tensor]):
+    """Such as a tokenizer returns."""
+
+
+def test_containers_keep_their_type() -> None:
+    pair = with_samples(Pair(values(0), values(1)), 2)
+    assert isinstance(pair, Pair)
+    assert torch.equal(pair.mask, values(1)[:2])
+    encoding = with_samples(Encoding(ids=values(0)), 7)
+    assert isinstance(encoding, Encoding)
+    assert len(encoding["ids"]) == 7
 
 
 def test_shifted_inputs_are_a_split_of_their_own() -> None:

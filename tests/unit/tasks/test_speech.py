@@ -226,7 +226,7 @@ def test_every_layer_and_workload_is_measured_quantized(monkeypatch: pytest.Monk
     ]
     assert measurement.accuracy > 0.5
     monkeypatch.setattr(SpeechSeq2Seq, "generate", lambda *_: torch.zeros(4, 6, dtype=torch.long))
-    assert found.quality(choices, Split.EVALUATION)[0] == 0.0
+    assert found.quality.of(choices, Split.EVALUATION)[0] == 0.0
 
 
 def test_another_runtime_is_judged_by_what_it_writes() -> None:

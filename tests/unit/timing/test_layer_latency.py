@@ -104,6 +104,16 @@ def test_every_layer_and_choice_is_timed() -> None:
     assert pass_ms > 0.0
 
 
+def test_a_layer_that_does_not_run_takes_no_time() -> None:
+    prepared, layers = prepared_model()
+    model = prepared.model
+    assert isinstance(model, Model)
+    latency_ms, _ = timed(prepared, layers, run=lambda: model.first(X))
+    assert set(latency_ms) == EVERY
+    assert latency_ms["wide", "fp32"] == latency_ms["odd", "int8_weight_only"] == 0.0
+    assert latency_ms["first", "fp32"] > 0.0
+
+
 def test_layers_of_one_shape_share_a_value() -> None:
     latency_ms, _ = timed(*prepared_model())
     for choice in CHOICES:
