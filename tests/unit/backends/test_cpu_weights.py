@@ -8,6 +8,7 @@ from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.kernels import KERNELS, Kernel
 from workers.backends.cpu.selection import only
+from workers.backends.rounding import weights as weight_rounding
 from workers.backends.rounding.weights import INT4_GROUP, int4_per_group, int8_per_channel
 from workers.device.processor import this_processor
 
