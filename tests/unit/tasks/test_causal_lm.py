@@ -321,7 +321,10 @@ def test_too_few_questions_and_ones_without_shifted_ones_are_refused(tmp_path: P
             r"cannot load the tokenizer of checkpoint 'no/such': .*; give a folder of safetensors",
         ),
         ({"text": "/no/such"}, "cannot read the text '/no/such'"),
-        ({"windows": 1 << 20}, r"the text has \d+ tokens, but 3145728 windows of 64 tokens need 201326592; give a longer"),
+        (
+            {"windows": 1 << 20},
+            r"the text has \d+ tokens, but 3145728 windows of 64 tokens need 201326592; give a longer",
+        ),
         ({"prompt_tokens": 1}, "'prompt_tokens' must be an integer from 2"),
         ({"text": 3}, "'text' must be text, but got 3"),
     ],

@@ -188,7 +188,7 @@ def test_a_published_folder_is_a_checkpoint_and_written_as_transformers_does(che
         model, batch["input_features"], decoder_input_ids=torch.tensor([prefix] * 2), max_new_tokens=6
     )
     with torch.inference_mode():
-        assert torch.equal(task._settled(model, batch), generated[:, len(prefix) :])
+        assert torch.equal(task._generated_in_parallel(model, batch), generated[:, len(prefix) :])
     assert fingerprint(build_speech_model(str(checkpoint))) == fingerprint(model)
 
 

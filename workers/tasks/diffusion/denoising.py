@@ -90,7 +90,7 @@ class Diffusion:
         return build_schedule(self.checkpoint, self.steps)
 
     @functools.cached_property
-    def _made(self) -> Mapping[str, tuple[list[Batch], torch.Tensor]]:
+    def _reference(self) -> Mapping[str, tuple[list[Batch], torch.Tensor]]:
         """Arguments of every step and final latents of full precision, for calibration and each split."""
         model, draw = self.build_model(), torch.Generator().manual_seed(self.seed)
         begins = {part: self._noise(draw) for part in ("calibration", Split.EVALUATION, Split.HELD_OUT)}
@@ -99,11 +99,11 @@ class Diffusion:
 
     @property
     def _paths(self) -> dict[str, list[Batch]]:
-        return {part: path for part, (path, _) in self._made.items()}
+        return {part: path for part, (path, _) in self._reference.items()}
 
     @property
     def _finals(self) -> dict[str, torch.Tensor]:
-        return {part: final.flatten(1) for part, (_, final) in self._made.items()}
+        return {part: final.flatten(1) for part, (_, final) in self._reference.items()}
 
     def _noise(self, draw: torch.Generator) -> Batch:
         """Return the arguments of the first step, with random noise."""

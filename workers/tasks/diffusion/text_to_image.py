@@ -64,11 +64,11 @@ class TextToImage:
 
     def calibration(self) -> Sequence[Batch]:
         """Return one batch per step."""
-        return self._made["calibration"][0]
+        return self._reference["calibration"][0]
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
         """Return one batch per step, with different prompts per split."""
-        return self._made[split][0]
+        return self._reference[split][0]
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the images that one step's prediction implies, shape ``(samples, features)``."""
@@ -77,11 +77,11 @@ class TextToImage:
 
     def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
         """Return the images of the split's prompts, shape ``(samples, features)``."""
-        return self._walked(model, beside(model, self._begin(split)))[1].flatten(1)
+        return self._sampled_with_path(model, beside(model, self._begin(split)))[1].flatten(1)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return the mean cosine of images to those of full precision; negative cosines and nan count as 0."""
-        return agreement(outputs, self._made[split][1].flatten(1))
+        return agreement(outputs, self._reference[split][1].flatten(1))
 
     def latency_batch(self, batch_size: int) -> Batch:
         """Return calibration samples at the middle step, repeated if there are too few."""
@@ -93,11 +93,11 @@ class TextToImage:
         return {Workload.SAMPLING: Timed(prepare=lambda model: beside(model, begin), run=self._sampled)}
 
     @functools.cached_property
-    def _made(self) -> Mapping[str, tuple[list[Batch], torch.Tensor]]:
+    def _reference(self) -> Mapping[str, tuple[list[Batch], torch.Tensor]]:
         """Arguments of every step and final images of full precision, for calibration and each split."""
         model = self.build_model()
         with torch.inference_mode():
-            return {part: self._walked(model, self._begin(part)) for part in _PARTS}
+            return {part: self._sampled_with_path(model, self._begin(part)) for part in _PARTS}
 
     def _begin(self, part: str) -> Batch:
         """Return the tokens of prompts, and noise."""
@@ -135,7 +135,7 @@ class TextToImage:
         rows = torch.arange(count) % self.samples
         return {name: value[rows] for name, value in batch.items()}
 
-    def _walked(self, model: nn.Module, begin: Batch) -> tuple[list[Batch], torch.Tensor]:
+    def _sampled_with_path(self, model: nn.Module, begin: Batch) -> tuple[list[Batch], torch.Tensor]:
         """Return the arguments of every step from noise on, and the images that the last prediction implies."""
         latents, path = begin["latents"], []
         images = latents

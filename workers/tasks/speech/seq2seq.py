@@ -88,7 +88,7 @@ class SpeechSeq2Seq:
         token-by-token generation, with fewer passes and without a cache, which a deployed model may lack (Santilli et
         al., "Accelerating transformer inference for translation via parallel decoding", 2023).
         """
-        return torch.cat([self._settled(model, beside(model, batch)) for batch in self.evaluation(split)])
+        return torch.cat([self._generated_in_parallel(model, beside(model, batch)) for batch in self.evaluation(split)])
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return 1 - word error rate of the generated tokens, or 0 if there are more errors than words."""
@@ -165,7 +165,9 @@ class SpeechSeq2Seq:
             model = self.build_model()
             with torch.inference_mode():
                 parts = torch.split(self._features, self.batch_size)
-                return torch.cat([_written(model, part, self._speech, self.output_tokens) for part in parts])
+                return torch.cat(
+                    [_generated_with_cache(model, part, self._speech, self.output_tokens) for part in parts]
+                )
         rows = [self._speech.encode(str(chunk.text)) for chunk in self._chunks]
         for chunk, row in zip(self._chunks, rows, strict=True):
             if len(row) >= self.output_tokens:
@@ -182,15 +184,15 @@ class SpeechSeq2Seq:
     def _batch(self, numbers: torch.Tensor) -> Batch:
         return {
             "input_features": self._features[numbers],
-            "decoder_input_ids": _behind(self._speech.prefix, self._tokens[numbers]),
+            "decoder_input_ids": _decoder_inputs(self._speech.prefix, self._tokens[numbers]),
         }
 
-    def _settled(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def _generated_in_parallel(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the tokens after the prefix, once each is the likeliest one after its predecessors."""
         draft = batch["decoder_input_ids"]
         for _ in range(self.output_tokens):  # each pass fixes at least one more token
             tokens = self._speech.chosen(self.forward(model, {**batch, "decoder_input_ids": draft}))
-            before, draft = draft, _behind(self._speech.prefix, tokens)
+            before, draft = draft, _decoder_inputs(self._speech.prefix, tokens)
             if torch.equal(draft, before):
                 break
         return tokens
@@ -200,7 +202,7 @@ def _part(split: Split) -> int:
     return 1 if split is Split.EVALUATION else 2
 
 
-def _behind(prefix: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+def _decoder_inputs(prefix: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
     """Return the decoder's input to generate ``tokens``: the prefix, then all tokens but the last."""
     return torch.cat([torch.tensor(prefix, device=tokens.device).expand(len(tokens), -1), tokens[:, :-1]], dim=1)
 
@@ -210,7 +212,7 @@ def _numbers(tokens: torch.Tensor, end: int) -> list[str]:
     return [" ".join(str(token) for token in row if token != end) for row in tokens.tolist()]
 
 
-def _written(model: nn.Module, features: torch.Tensor, speech: Speech, count: int) -> torch.Tensor:
+def _generated_with_cache(model: nn.Module, features: torch.Tensor, speech: Speech, count: int) -> torch.Tensor:
     """Return ``count`` tokens that a model generates greedily with its cache, padded with the end token."""
     logits, answer = _begin(model, features, prefix=torch.tensor(speech.prefix).expand(len(features), -1))
     for _ in range(1, count):

@@ -74,7 +74,7 @@ class CausalLM:
     def build_model(self) -> nn.Module:
         """Return the checkpoint's model in fp32."""
         for split in splits(self) if self.questions else ():
-            self._asked(split)  # reports errors in the questions before anything slow runs
+            self._question_windows(split)  # reports errors in the questions before anything slow runs
         return build_causal_model(self.checkpoint)
 
     def calibration(self) -> Sequence[Tokens]:
@@ -97,7 +97,7 @@ class CausalLM:
         """Function that scores the endings of a split's questions; None if there are no questions."""
         if not self.questions:
             return None
-        return lambda model, split: self._asked(split).scores(
+        return lambda model, split: self._question_windows(split).scores(
             lambda few: self.forward(model, beside(model, few)), self.batch_size
         )
 
@@ -107,7 +107,7 @@ class CausalLM:
         Otherwise return the geometric mean of the probabilities of the next tokens; 0 for nan logits.
         """
         if self.questions:
-            return self._asked(split).share_right(outputs)
+            return self._question_windows(split).share_right(outputs)
         tokens = torch.cat(list(self.evaluation(split)))
         losses = [  # window by window, because float64 logits of all windows would take twice the outputs' memory
             F.cross_entropy(logits[:-1].double(), window[1:]) for logits, window in zip(outputs, tokens, strict=True)
@@ -140,11 +140,13 @@ class CausalLM:
     def _windows(self, text: str) -> Tokens:
         return _windows(self.checkpoint, text, self.prompt_tokens, 3 * self.windows)
 
-    def _asked(self, split: Split) -> Windows:
+    def _question_windows(self, split: Split) -> Windows:
         if split is Split.SHIFTED:
-            return _asked("shifted_questions", self.shifted_questions, 0, 1, self.checkpoint, self.prompt_tokens)
+            return _question_windows(
+                "shifted_questions", self.shifted_questions, 0, 1, self.checkpoint, self.prompt_tokens
+            )
         begin = 0 if split is Split.EVALUATION else 1
-        return _asked("questions", self.questions, begin, 2, self.checkpoint, self.prompt_tokens)
+        return _question_windows("questions", self.questions, begin, 2, self.checkpoint, self.prompt_tokens)
 
 
 def _begin(model: nn.Module, prompts: Tokens) -> Answer:
@@ -179,7 +181,7 @@ def _windows(checkpoint: str, text: str, length: int, count: int) -> Tokens:
 
 
 @functools.cache
-def _asked(name: str, path: str, begin: int, step: int, checkpoint: str, length: int) -> Windows:
+def _question_windows(name: str, path: str, begin: int, step: int, checkpoint: str, length: int) -> Windows:
     """Return every ``step``-th question of a file as windows of ``length`` tokens.
 
     Raises:
