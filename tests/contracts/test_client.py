@@ -231,7 +231,7 @@ def test_the_same_key_is_the_same_job(client: Client) -> None:
     job = client.submit(spec(), key="é 1/2", priority=3)
     assert client.submit(spec(), key="é 1/2", priority=3) == job
     assert (job.priority, job.served, job.owner) == (3, True, "local")
-    with pytest.raises(ConflictError, match="the key 'é 1/2' was used"):
+    with pytest.raises(ConflictError, match="the key 'é 1/2' was already used"):
         client.submit(spec(name="other"), key="é 1/2")
     assert client.clone(job.id, key="c") == client.clone(job.id, key="c") != job
     assert len({client.submit(spec()).id for _ in range(3)}) == 3

@@ -350,7 +350,7 @@ def test_job_without_sensitivities_says_why(run: Run, folder: Path) -> None:
 
 WRONG = [
     (["run", "missing.yaml"], 2, "cannot read job file"),
-    (["run", "job.yaml"], 2, "One of your own is registered by --task-file"),
+    (["run", "job.yaml"], 2, "Register your own with --task-file"),
     (["run", "job.yaml", "--task-file", "gone.py"], 2, "gone.py'; --task-file takes a path from this folder"),
     (["show", "last"], 7, "there is no database"),
     (["export", "last", "-d", "mysql://somewhere/db"], 7, "a database URL must be sqlite:///FILE or postgresql://"),

@@ -227,12 +227,12 @@ def test_state_dicts_as_torchvision_published_them_are_read(architecture: str, t
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"checkpoint": "torchvision:resnet18"}, "'weights' must be given for an architecture of torchvision"),
+        ({"checkpoint": "torchvision:resnet18"}, "'weights' is required for architectures of torchvision"),
         ({"weights": "mine.pth"}, "got 'mine.pth' for checkpoint 'tiny-resnet'"),
         ({"checkpoint": "torchvision:resnet8", "weights": "a"}, "unknown classifier of torchvision 'resnet8'; did you"),
         ({"checkpoint": "torchvision:alexnet", "weights": "no.pth"}, r"torchvision:alexnet': .*No such file.* DEFAULT"),
         ({"checkpoint": "torchvision:alexnet", "weights": "pickle.pth"}, r"Weights only load failed.* DEFAULT"),
-        ({"checkpoint": "torchvision:alexnet", "weights": "other.pth"}, r"'classifier.6.bias'; give by the parameter"),
+        ({"checkpoint": "torchvision:alexnet", "weights": "other.pth"}, r"'classifier.6.bias'; give the parameter"),
         ({"checkpoint": "headless"}, "'headless' must be a classifier, but has no classes"),
         ({"checkpoint": "strange"}, r"model of checkpoint 'strange': Unknown model \(resnet9000\); give a folder"),
         ({"checkpoint": "empty"}, r"model of checkpoint 'empty': No suitable checkpoints found .*; give a folder"),
@@ -259,5 +259,5 @@ def test_jobs_of_others_read_no_weights_outside_the_data_folder(
     outside = timm_folder(tmp_path / "outside", "test_resnet")
     monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "data"))
     for checkpoint, weights in ((f"local-dir:{outside}", ""), ("torchvision:alexnet", str(outside / "a.pth"))):
-        with pytest.raises(TaskError, match="must be a path inside the folder"):
+        with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
             vision_of(checkpoint, weights)

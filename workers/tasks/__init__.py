@@ -1,7 +1,7 @@
 """Registered tasks: job files name a task, never a module to import.
 
-A package adds its own by the entry point group ``autotune.tasks`` (name -> class); a script adds
-its own by the ``register`` decorator.
+A package adds tasks with the entry point group ``autotune.tasks`` (name -> class); a script adds
+them with the decorator ``register``.
 """
 
 import importlib
@@ -24,7 +24,7 @@ TaskFactory = Callable[..., "Task"]
 
 ENTRY_POINT_GROUP = "autotune.tasks"
 
-#: Built-in tasks: name -> where the class is. Resolved on use, so that listing tasks stays light.
+#: Built-in tasks: name -> module and class. Imported on use, to keep this module light.
 _BUILT_IN = {
     "minilm-lee": "workers.tasks.text.minilm_lee:MiniLMLee",
     "digits-cnn": "workers.tasks.images.digits:DigitsCNN",
@@ -40,7 +40,7 @@ _registered: dict[str, TaskFactory] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInfo:
-    """A task as it is listed to users."""
+    """Description of a task for users."""
 
     name: str
     #: First line of the class's docstring.
@@ -50,16 +50,16 @@ class TaskInfo:
 
 
 def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
-    """Return a decorator that makes a task class known as ``name``.
+    """Return a decorator that registers a task class as ``name``.
 
     Raises:
-        TaskError: if another class has that name.
+        TaskError: if another class is registered under that name.
     """
 
     def decorate(factory: TaskFactory) -> TaskFactory:
         taken = name in _BUILT_IN or _registered.get(name, factory).__qualname__ != factory.__qualname__
         if taken:
-            raise TaskError(f"a task named {name!r} is registered already; choose another name")
+            raise TaskError(f"a task named {name!r} is already registered; choose another name")
         _registered[name] = factory
         return factory
 
@@ -72,7 +72,7 @@ def task_names() -> tuple[str, ...]:
 
 
 def task_info(name: str) -> TaskInfo:
-    """Return what users are told about the task called ``name``.
+    """Return the description of the task called ``name``.
 
     Raises:
         TaskError: if no task has that name.
@@ -84,15 +84,15 @@ def task_info(name: str) -> TaskInfo:
 
 
 def list_tasks() -> list[TaskInfo]:
-    """Return what users are told about all registered tasks, by name."""
+    """Return the descriptions of all registered tasks, by name."""
     return [task_info(name) for name in task_names()]
 
 
 def build_task(name: str, parameters: Mapping[str, Any]) -> "Task":
-    """Return the task called ``name`` with the given parameters, and the secrets that they refer to.
+    """Return the task called ``name`` with the given parameters, in which secrets replace their references.
 
     Raises:
-        TaskError: if no task has that name, it has no such parameter, or a secret is not known here.
+        TaskError: if no task has that name, it has no such parameter, or this worker does not have a secret.
     """
     factory = _factory(name)
     known = inspect.signature(factory).parameters
@@ -127,7 +127,7 @@ def _factory(name: str) -> TaskFactory:
         if point.name == name:
             loaded: TaskFactory = point.load()
             return loaded
-    raise TaskError(f"{unknown('task', name, task_names())}. One of your own is registered by --task-file")
+    raise TaskError(f"{unknown('task', name, task_names())}. Register your own with --task-file")
 
 
 def _entry_points() -> metadata.EntryPoints:

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers as job files name them: a tiny model's name, a folder, a name on the hub."""
+"""Checkpoints of transformers, as named by job files: a folder, or a name on the hub."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from workers.tasks.checks import contained, extra_packages
 
 
 def source(checkpoint: str) -> str:
-    """Return a checkpoint's folder, or its name on the hub if there is no such folder."""
+    """Return a checkpoint's folder, or its name on the hub if no such folder exists."""
     folder = contained("checkpoint", checkpoint)
     return str(folder) if folder.exists() else checkpoint
 
@@ -23,7 +23,7 @@ def quiet_transformers() -> Iterator[None]:
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files heeds no setting
+            with contextlib.redirect_stderr(io.StringIO()):  # the progress bar of GGUF files ignores the setting
                 yield
         finally:
             if shown:
@@ -42,6 +42,6 @@ def explained(what: str, checkpoint: str, tiny: Iterable[str]) -> Iterator[None]
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise TaskError(
-            f"cannot load the {what} of checkpoint {checkpoint!r}: {first}; give a folder of safetensors, the name of "
-            f"one on the hub, or one of {', '.join(tiny)}"
+            f"cannot load the {what} of checkpoint {checkpoint!r}: {first}; give a folder of safetensors, a name on "
+            f"the hub, or one of {', '.join(tiny)}"
         ) from None

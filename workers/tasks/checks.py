@@ -1,4 +1,4 @@
-"""What the built-in tasks check before they start: their parameters and the packages they need."""
+"""Checks of the built-in tasks: their parameters, and the packages they need."""
 
 import contextlib
 import importlib.util
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from workers.errors import TaskError
 
-#: Environment variable with the folder that files named by jobs must be in; unset where a user runs only their own.
+#: Environment variable that names the folder to which job files are confined; unset if users run only their own jobs.
 DATA_FOLDER = "AUTOTUNE_DATA"
 
 
 def contained(name: str, path: str) -> Path:
-    """Return the path that a task parameter names, relative to the data folder and inside it if there is one.
+    """Return the path named by a task parameter; if there is a data folder, relative to it and inside it.
 
     Raises:
-        TaskError: if it is outside.
+        TaskError: if the path is outside the data folder.
     """
     if not os.environ.get(DATA_FOLDER):
         return Path(path)
@@ -26,22 +26,22 @@ def contained(name: str, path: str) -> Path:
     found = (folder / path).resolve()
     if not found.is_relative_to(folder):
         raise TaskError(
-            f"task parameter {name!r} must be a path inside the folder ${DATA_FOLDER} of the workers, {str(folder)!r}, "
+            f"task parameter {name!r} must be a path inside the workers' folder ${DATA_FOLDER}, {str(folder)!r}, "
             f"but got {path!r}; put the file there"
         )
     return found
 
 
 def read_text(name: str, path: str, *, kind: str = "a file") -> str:
-    """Return the UTF-8 text of a file that a task parameter names.
+    """Return the UTF-8 text of a file named by a task parameter.
 
     Args:
-        name: of the parameter.
-        path: see ``contained``.
-        kind: what to give instead, for messages.
+        name: name of the parameter.
+        path: its value; see ``contained``.
+        kind: kind of file that the error message asks for.
 
     Raises:
-        TaskError: if it cannot be read, or is outside the data folder.
+        TaskError: if the file cannot be read, or is outside the data folder.
     """
     try:
         return contained(name, path).read_text(encoding="utf-8")
@@ -50,40 +50,40 @@ def read_text(name: str, path: str, *, kind: str = "a file") -> str:
 
 
 def require_integer(name: str, value: object, *, low: int, high: int) -> None:
-    """Check a task parameter that came from a job file.
+    """Check a task parameter from a job file.
 
     Raises:
-        TaskError: if ``value`` is no integer from ``low`` to ``high``.
+        TaskError: if ``value`` is not an integer from ``low`` to ``high``.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise TaskError(f"task parameter {name!r} must be an integer from {low} to {high}, but got {value!r}")
 
 
 def require_text(name: str, value: object) -> None:
-    """Check a task parameter that came from a job file.
+    """Check a task parameter from a job file.
 
     Raises:
-        TaskError: if ``value`` is no text.
+        TaskError: if ``value`` is not text.
     """
     if not isinstance(value, str):
         raise TaskError(f"task parameter {name!r} must be text, but got {value!r}")
 
 
 def require_flag(name: str, value: object) -> None:
-    """Check a task parameter that came from a job file.
+    """Check a task parameter from a job file.
 
     Raises:
-        TaskError: if ``value`` is not true or false.
+        TaskError: if ``value`` is neither true nor false.
     """
     if not isinstance(value, bool):
         raise TaskError(f"task parameter {name!r} must be true or false, but got {value!r}")
 
 
 def require_number(name: str, value: object, *, low: float, high: float) -> None:
-    """Check a task parameter that came from a job file.
+    """Check a task parameter from a job file.
 
     Raises:
-        TaskError: if ``value`` is no number from ``low`` to ``high``.
+        TaskError: if ``value`` is not a number from ``low`` to ``high``.
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise TaskError(f"task parameter {name!r} must be a number from {low:g} to {high:g}, but got {value!r}")
@@ -91,12 +91,12 @@ def require_number(name: str, value: object, *, low: float, high: float) -> None
 
 @contextlib.contextmanager
 def extra_packages(extra: str = "tasks") -> Iterator[None]:
-    """Import packages of an extra inside this context, without what they log.
+    """Silence the logs of an extra's packages that are imported inside this context.
 
-    With torchao installed, transformers loads it, and it tells of kernels for hardware that is not here.
+    If torchao is installed, transformers imports it, and torchao logs about kernels for missing hardware.
 
     Raises:
-        TaskError: if one is not installed, or if torchvision, which transformers imports too, does not fit PyTorch.
+        TaskError: if a package is not installed, or if torchvision, which transformers imports, does not fit PyTorch.
     """
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -106,7 +106,7 @@ def extra_packages(extra: str = "tasks") -> Iterator[None]:
         if (misfit := _misfit(error)) is not None:
             raise TaskError(
                 f"torchvision was built for another PyTorch than the installed {metadata.version('torch')} ({misfit}); "
-                "install it again from the same package index as PyTorch: pip install --force-reinstall --no-deps "
+                "reinstall it from the same package index as PyTorch: pip install --force-reinstall --no-deps "
                 "torchvision"
             ) from None
         if isinstance(error, ImportError):
@@ -120,7 +120,7 @@ def package_folder(package: str) -> Path:
     """Return the folder of an installed package without importing it.
 
     Raises:
-        TaskError: if it is not installed.
+        TaskError: if the package is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -129,7 +129,7 @@ def package_folder(package: str) -> Path:
 
 
 def _misfit(error: BaseException | None) -> str | None:
-    """Return what PyTorch says of operators that torchvision lacks, if an error was caused by that."""
+    """Return PyTorch's message about missing torchvision operators if they caused the error, else None."""
     while error is not None and "operator torchvision::" not in str(error):
         error = error.__cause__ or error.__context__
     return None if error is None else str(error)
@@ -138,5 +138,5 @@ def _misfit(error: BaseException | None) -> str | None:
 def _missing(package: str, extra: str = "tasks") -> TaskError:
     return TaskError(
         f"this task needs the package {package!r}, which is not installed; "
-        f"install what it needs with: pip install 'quant-autotune[{extra}]'"
+        f"install it with: pip install 'quant-autotune[{extra}]'"
     )

@@ -1,4 +1,4 @@
-"""Any module and any inputs, without labels: accuracy is how far the model still says what full precision says."""
+"""A task for any module and any inputs, without labels: accuracy is the agreement with full precision."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from workers import quality
 from workers.errors import TaskError
 from workers.task import Batch, OutputKind, Split, splits
 
-#: Inputs needed: calibration and both splits take one at least.
+#: Minimum number of inputs: at least one each for calibration and both splits.
 _LEAST_INPUTS = 3
 
 
 class GenericTask:
-    """A model that is tuned to stay itself; for a task file of a few lines, see ``examples/own_model.py``.
+    """A model that is compared with its own full precision; ``examples/own_model.py`` shows a short task file.
 
-    Every third input calibrates, every third is evaluated on and every third is held out, so that all three see
-    the whole of what the inputs are. Accuracy is 1 for full precision: the share of decisions that are its own
-    for logits, the mean cosine to its vectors for embeddings.
+    Inputs alternate between calibration, evaluation and held-out data, so that each part covers the variety of the
+    inputs. Accuracy is the agreement with full precision, which scores 1: for logits the share of equal decisions, for
+    embeddings the mean cosine.
     """
 
     def __init__(
@@ -36,17 +36,18 @@ class GenericTask:
         """Take a model and its inputs.
 
         Args:
-            build: returns the model, equal to the last bit each time.
-            inputs: batches that production could send. A tuple is the model's positional arguments, a mapping its
-                keyword arguments, anything else its only argument; tensors that have as many rows as the first
-                one in the batch have one row a sample. Outputs of all must have one shape but for the samples.
-            output_kind: what the outputs are.
-            output: returns the outputs, shape ``(samples, ..., features)``, from what the model returns; the
+            build: returns the model, bit-identical on every call.
+            inputs: batches that production could send. A tuple holds the model's positional arguments, a mapping its
+                keyword arguments; anything else is its only argument. Tensors with as many rows as the first
+                tensor in the batch have one row per sample. The outputs for all batches must have the same shape,
+                apart from the number of samples.
+            output_kind: kind of the outputs.
+            output: extracts the outputs, shape ``(samples, ..., features)``, from the model's result; the
                 default takes the first tensor.
-            shifted: batches unlike those, as production's may become; none is fine.
+            shifted: batches distributed differently, as production inputs may become; may be empty.
 
         Raises:
-            TaskError: if there are fewer than three inputs, or one holds no tensor.
+            TaskError: if there are fewer than three inputs, or one contains no tensor.
         """
         self.output_kind = output_kind
         self._build, self._output = build, output or first_tensor
@@ -54,15 +55,15 @@ class GenericTask:
         self.has_shifted = bool(self._shifted)
         if len(self._inputs) < _LEAST_INPUTS:
             raise TaskError(
-                f"a generic task needs at least {_LEAST_INPUTS} inputs, to calibrate, to evaluate and to hold out, "
-                f"but got {len(self._inputs)}; give it more batches, or split the ones it has"
+                f"a generic task needs at least {_LEAST_INPUTS} inputs, for calibration, evaluation and held-out data, "
+                f"but got {len(self._inputs)}; give it more batches, or split the existing ones"
             )
         for batch in (*self._inputs, *self._shifted):
             first_tensor(batch)
         self._references: dict[Split, torch.Tensor] = {}
 
     def build_model(self) -> nn.Module:
-        """Return the model, after the first call has kept what it says of every split."""
+        """Return the model; the first call also records its outputs for every split."""
         model = self._build().eval()
         if not self._references:
             self._references = {split: quality.outputs(self, model, split) for split in splits(self)}
@@ -73,7 +74,7 @@ class GenericTask:
         return self._inputs[::3]
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
-        """Return every third input, from the second on for the evaluation and from the third on to be held out."""
+        """Return every third input, starting with the second for evaluation and with the third for held-out data."""
         if split is Split.SHIFTED:
             return self._shifted
         return self._inputs[1::3] if split is Split.EVALUATION else self._inputs[2::3]
@@ -85,7 +86,7 @@ class GenericTask:
         return self._output(model(*batch) if isinstance(batch, tuple) else model(batch))
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return how far outputs agree with full precision's, from 0 to 1; nan agrees with nothing."""
+        """Return the agreement of outputs with those of full precision, from 0 to 1; nan agrees with nothing."""
         if not self._references:
             self.build_model()
         reference = self._references[split]
@@ -96,7 +97,7 @@ class GenericTask:
         return float(agreement.masked_fill(outputs.isnan().any(dim=-1), 0.0).mean())
 
     def latency_batch(self, batch_size: int) -> Batch:
-        """Return the first input with so many samples, from its first one again if it has too few."""
+        """Return the first input with ``batch_size`` samples, repeating its samples if it has too few."""
         return with_samples(self._inputs[0], batch_size)
 
 
@@ -110,15 +111,15 @@ def first_tensor(value: Any) -> torch.Tensor:
     if found is None:
         raise TaskError(
             f"a generic task needs a tensor in every input and output, but found none in a {type(value).__name__}; "
-            "put the samples into tensors, and name the outputs by the argument output"
+            "put the samples into tensors, and extract the outputs with the argument output"
         )
     return found
 
 
 def with_samples(batch: Batch, count: int) -> Batch:
-    """Return a batch with ``count`` samples: those of ``batch``, over and over.
+    """Return a batch with ``count`` samples: those of ``batch``, repeated if necessary.
 
-    Tensors with another number of rows than the first one are no samples, and stay as they are.
+    Tensors whose number of rows differs from that of the first tensor hold no samples and stay unchanged.
     """
     samples = len(first_tensor(batch))
     rows = torch.arange(count) % samples

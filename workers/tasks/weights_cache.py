@@ -1,4 +1,4 @@
-"""Weights of models that tasks train themselves, kept on disk so that each is trained once."""
+"""A disk cache for the weights of models that tasks train themselves, so that each model is trained once."""
 
 import contextlib
 import os
@@ -12,27 +12,27 @@ from torch import nn
 
 
 def cache_folder() -> Path:
-    """Return the folder of trained weights: ``$AUTOTUNE_CACHE``, else ``~/.cache/quant-autotune``."""
+    """Return the folder of trained weights: ``$AUTOTUNE_CACHE``, by default ``~/.cache/quant-autotune``."""
     return Path(os.environ.get("AUTOTUNE_CACHE") or "~/.cache/quant-autotune").expanduser()
 
 
 def restore_or_train(model: nn.Module, name: str, train: Callable[[nn.Module], None]) -> None:
-    """Give ``model`` its cached weights, or train it and cache them.
+    """Load cached weights into ``model``, or train it and cache its weights.
 
-    Safe when several processes train at once: a file appears whole or not at all, and the last one
-    to finish replaces equal weights with equal weights.
+    Safe if several processes train at once: files are written atomically, and later processes
+    replace a file by equal weights.
 
     Args:
-        model: changed in place.
-        name: names everything that decides what the weights are; file name without its ending.
+        model: the model, changed in place.
+        name: file name without its ending; it must identify everything that determines the weights.
         train: trains the model in place, deterministically.
     """
     path = cache_folder() / f"{name}.safetensors"
     try:
         weights = load_file(path)
-    except (OSError, SafetensorError):  # not there yet, or damaged
+    except (OSError, SafetensorError):  # missing or damaged
         train(model)
-        # A disk that cannot be written to costs the next process some seconds, not this one its job.
+        # If the disk cannot be written, the job continues, and the next process trains again.
         with contextlib.suppress(OSError):
             _write(model, path)
     else:

@@ -286,7 +286,7 @@ def test_questions_decide_accuracy_and_the_text_divergence(tmp_path: Path) -> No
     ("line", "message"),
     [
         ('{"ctx": "a", "endings": ["b", "c"]', r"line 2 of the questions '.*' must be an object with the text 'ctx'"),
-        ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', r"the number of the right one from 0 on, but got '.*2}'"),
+        ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', r"correct ending counted from 0, but got '.*2}'"),
         ('{"ctx": "a", "endings": ["b", "c"], "label": ""}', "line 2"),
         ('{"ctx": "a", "endings": ["b", "c"], "label": true}', "line 2"),
         ('{"ctx": "a", "endings": ["b"], "label": 0}', "line 2"),
@@ -305,11 +305,11 @@ def test_wrong_questions_are_explained_before_the_model_is_loaded(line: str, mes
 
 
 def test_too_few_questions_and_ones_without_shifted_ones_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="must be at least 2, but are 1"):
+    with pytest.raises(TaskError, match=r"needs at least 2 questions, but .* has 1"):
         CausalLM(**SMALL, questions=questions_file(tmp_path / "q.jsonl", QUESTIONS[:1])).build_model()
     with pytest.raises(TaskError, match="cannot read the questions '/no/such'"):
         CausalLM(questions="/no/such").build_model()
-    with pytest.raises(TaskError, match="'shifted_questions' goes with both"):
+    with pytest.raises(TaskError, match="'shifted_questions' is required with both"):
         CausalLM(questions="a", shifted_text="b")
 
 
@@ -321,7 +321,10 @@ def test_too_few_questions_and_ones_without_shifted_ones_are_refused(tmp_path: P
             r"cannot load the tokenizer of checkpoint 'no/such': .*; give a folder of safetensors",
         ),
         ({"text": "/no/such"}, "cannot read the text '/no/such'"),
-        ({"windows": 1 << 20}, r"the text has \d+ tokens, but 3145728 windows of 64 take 201326592; give a longer"),
+        (
+            {"windows": 1 << 20},
+            r"the text has \d+ tokens, but 3145728 windows of 64 tokens need 201326592; give a longer",
+        ),
         ({"prompt_tokens": 1}, "'prompt_tokens' must be an integer from 2"),
         ({"text": 3}, "'text' must be text, but got 3"),
     ],
@@ -383,11 +386,11 @@ def test_jobs_of_others_read_no_files_outside_the_data_folder(
     (data / "inside.txt").write_text("hello " * 1000)
     monkeypatch.setenv("AUTOTUNE_DATA", str(data))
     assert len(CausalLM(**SMALL, text="inside.txt").calibration())
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         CausalLM(**SMALL, text=outside).calibration()
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         CausalLM(**SMALL, questions=outside).build_model()
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         build_causal_model(outside)
 
 

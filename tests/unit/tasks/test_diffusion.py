@@ -161,9 +161,9 @@ def test_jobs_of_others_read_no_checkpoints_outside_the_data_folder(
     build_denoiser("tiny-dit", "").save_pretrained(tmp_path / "outside")
     build_denoiser("tiny-dit", "").save_pretrained(tmp_path / "data" / "inside")
     monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "data"))
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         Diffusion(checkpoint="../outside").build_model()
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         Diffusion(checkpoint="inside", subfolder="../../outside").build_model()
     assert Diffusion(checkpoint="inside").build_model()
 

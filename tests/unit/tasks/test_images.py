@@ -192,7 +192,7 @@ def test_classes_go_by_name_or_else_by_place() -> None:
     ("parameters", "message"),
     [
         ({"checkpoint": "no/such", "images": "."}, r"cannot load the model of checkpoint 'no/such': .* tiny-resnet"),
-        ({"checkpoint": "no/such"}, "'no/such' needs a folder of images; name it by the parameter images"),
+        ({"checkpoint": "no/such"}, "'no/such' needs a folder of images; give it as the parameter images"),
         ({"images": "no/such"}, r"at least 3 images are needed, .* 'no/such' has 0; give a folder of png or jpeg"),
         ({"fold_batch_norms": 1}, "'fold_batch_norms' must be true or false, but got 1"),
         ({"samples": 0}, "'samples' must be an integer from 1"),
@@ -241,10 +241,10 @@ def test_images_that_cannot_be_used_are_explained(checkpoint: Path, tmp_path: Pa
 
     write_images(tmp_path, {"cat": 3})
     (tmp_path / "cat" / "9.png").write_text("no image")
-    with pytest.raises(TaskError, match=r"cannot read the image .*9.png'.*; take it away"):
+    with pytest.raises(TaskError, match=r"cannot read the image .*9.png'.*; remove or replace it"):
         use()
     write_images(tmp_path, {".": 1})
-    with pytest.raises(TaskError, match=r"images must all be in folders .* move those that are elsewhere"):
+    with pytest.raises(TaskError, match=r"images must all be in subfolders .* move the other images"):
         use()
 
 
@@ -254,10 +254,10 @@ def test_jobs_of_others_read_no_images_outside_the_data_folder(tmp_path: Path, m
     write_images(tmp_path / "outside", {".": 3})
     monkeypatch.setenv("AUTOTUNE_DATA", str(tmp_path / "data"))
     assert len(ImageClassification(**SMALL, images="images")._paths) == 3
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         ImageClassification(**SMALL, images="../outside").calibration()
     (inside / "link.png").symlink_to(tmp_path / "outside" / "0.png")
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         ImageClassification(samples=4, images=str(inside), checkpoint="tiny-resnet").calibration()
 
 

@@ -195,5 +195,5 @@ def test_damaged_corpus_is_named(
         (tmp_path / "test" / "test_data").mkdir(parents=True)
         (tmp_path / "test" / "test_data" / "lee.cor").write_text(content)
     monkeypatch.setattr("workers.tasks.text.lee_corpus.package_folder", lambda package: tmp_path)
-    with pytest.raises(TaskError, match=r"lee\.cor.*install gensim again"):
+    with pytest.raises(TaskError, match=r"lee\.cor.*reinstall gensim"):
         lee_corpus.rated_documents()

@@ -188,7 +188,7 @@ def test_a_published_folder_is_a_checkpoint_and_written_as_transformers_does(che
         model, batch["input_features"], decoder_input_ids=torch.tensor([prefix] * 2), max_new_tokens=6
     )
     with torch.inference_mode():
-        assert torch.equal(task._settled(model, batch), generated[:, len(prefix) :])
+        assert torch.equal(task._generated_in_parallel(model, batch), generated[:, len(prefix) :])
     assert fingerprint(build_speech_model(str(checkpoint))) == fingerprint(model)
 
 
@@ -243,10 +243,10 @@ def test_another_runtime_is_judged_by_what_it_writes() -> None:
     ("parameters", "message"),
     [
         ({"checkpoint": "no/such", "audio": "."}, "cannot load the processor of checkpoint 'no/such': .* tiny-whisper"),
-        ({"checkpoint": "no/such"}, "'no/such' needs a folder of wav files; name it by the parameter audio"),
+        ({"checkpoint": "no/such"}, "'no/such' needs a folder of wav files; give it as the parameter audio"),
         ({"audio": "no/such"}, "cannot read the audio 'no/such': .*; give a folder of wav files"),
         ({"chunk_seconds": -1}, "'chunk_seconds' must be a number from 0 to 3600, but got -1"),
-        ({"chunk_seconds": 3}, "'chunk_seconds' must be at most the 2 seconds that 'tiny-whisper' hears"),
+        ({"chunk_seconds": 3}, "'chunk_seconds' must be at most 2, the window of 'tiny-whisper' in seconds"),
         ({"output_tokens": 0}, "'output_tokens' must be an integer from 1"),
         ({"language": 3}, "'language' must be text, but got 3"),
     ],
@@ -268,7 +268,7 @@ def test_audio_that_cannot_be_used_is_explained(spoken: Path, checkpoint: Path) 
         SpeechSeq2Seq(**{**SMALL, "audio": str(spoken), **parameters}).calibration()  # type: ignore[arg-type]
 
     with pytest.raises(
-        TaskError, match=r"transcript of '0.wav' has 3 tokens and an end, but output_tokens is 3; raise"
+        TaskError, match=r"transcript of '0.wav' has 3 tokens plus an end token, but output_tokens is 3; raise"
     ):
         use(output_tokens=3)
     with pytest.raises(TaskError, match=r"'2.wav' lasts 0.7 s, but a chunk 0.6 s, and its transcript cannot be cut"):
@@ -293,7 +293,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     from transformers import LlamaConfig
 
     LlamaConfig().save_pretrained(tmp_path)
-    with pytest.raises(TaskError, match=r"Whisper's architecture, but checkpoint .* is of the type 'llama'"):
+    with pytest.raises(TaskError, match=r"Whisper's architecture, but checkpoint .* has the type 'llama'"):
         build_speech_model(str(tmp_path))
 
 
@@ -310,7 +310,7 @@ def test_jobs_of_others_read_no_files_outside_the_data_folder(
     write_table(audio, [("../inside.wav", "a")])
     assert len(read_folder("audio")) == 1
     write_table(audio, [(name.replace("../out", "../../out"), "a")])
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         read_folder("audio")
-    with pytest.raises(TaskError, match="must be a path inside the folder"):
+    with pytest.raises(TaskError, match="must be a path inside the workers' folder"):
         SpeechSeq2Seq(**SMALL, audio="..").calibration()

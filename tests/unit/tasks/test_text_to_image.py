@@ -79,7 +79,7 @@ def test_what_is_timed_makes_the_images_that_are_judged(guidance: float) -> None
     timed = workloads(task, 2)[Workload.SAMPLING]
     with torch.inference_mode():
         images = timed.run(model, timed.prepare(model))
-        _, judged = task._walked(model, task._begin("calibration"))
+        _, judged = task._sampled_with_path(model, task._begin("calibration"))
     assert isinstance(images, torch.Tensor)
     assert images.shape == (2, 3, 16, 16)
     torch.testing.assert_close(images, judged, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Denoisers of diffusers with their schedules: checkpoints, and tiny ones of random weights."""
+"""Denoisers of diffusers and their schedules: checkpoints, and tiny models with random weights."""
 
 import contextlib
 import warnings
@@ -14,7 +14,7 @@ from workers.errors import TaskError
 from workers.tasks.checkpoints import explained, source
 from workers.tasks.checks import contained, extra_packages
 
-#: Checkpoints that need no file: name -> class and what its configuration sets.
+#: Checkpoints without files: name -> class and configuration.
 TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tiny-unet": (
         "UNet2DConditionModel",
@@ -42,31 +42,31 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
-#: Class -> the name of its first argument, whose conditions are known here.
+#: Supported class -> name of its argument for latents.
 _LATENTS = {
     "UNet2DModel": "sample",
     "UNet2DConditionModel": "sample",
     "DiTTransformer2DModel": "hidden_states",
 }
-#: Entries of configurations that ask for conditions that nobody gives here.
+#: Configuration entries that require conditions unknown to this task.
 _UNKNOWN_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "num_class_embeds")
-#: Tokens of random text.
+#: Tokens of the random text condition.
 _TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denoiser:
-    """How a checkpoint's model is called."""
+    """The arguments of a checkpoint's model."""
 
-    #: Name of the argument that takes latents, and their shape, ``(channels, height, width)``.
+    #: Name of the argument for latents, and their shape, ``(channels, height, width)``.
     latents: str
     shape: tuple[int, int, int]
-    #: Width of text, and number of classes, that samples are conditioned on; 0 if they are not.
+    #: Width of the text condition, and number of classes of the class condition; 0 without such a condition.
     text_width: int
     classes: int
 
     def conditions(self, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Return random conditions of ``count`` samples, by the names of the model's arguments."""
+        """Return random conditions for ``count`` samples, by argument name."""
         if self.text_width:
             return {"encoder_hidden_states": torch.randn(count, _TOKENS, self.text_width, generator=generator)}
         return {"class_labels": torch.randint(self.classes, (count,), generator=generator)} if self.classes else {}
@@ -76,11 +76,11 @@ def build_denoiser(checkpoint: str, subfolder: str) -> nn.Module:
     """Return a denoiser in fp32 and evaluation mode.
 
     Args:
-        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub.
-        subfolder: of the model in the folder of a pipeline; empty if the checkpoint is the model.
+        checkpoint: name of a tiny model, a folder of safetensors, or a name on the hub.
+        subfolder: the model's subfolder in the folder of a pipeline; empty if the checkpoint is the model.
 
     Raises:
-        TaskError: if it cannot be loaded, or its conditions are not known.
+        TaskError: if it cannot be loaded, or its conditions are unknown.
     """
     with diffusers_used("model", checkpoint), torch.random.fork_rng(devices=[]):
         import diffusers
@@ -96,17 +96,17 @@ def build_denoiser(checkpoint: str, subfolder: str) -> nn.Module:
                 subfolder=subfolder or None,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
-                low_cpu_mem_usage=False,  # or it would miss the library accelerate
+                low_cpu_mem_usage=False,  # otherwise it would need the library accelerate
             )
         )
     return model.eval()
 
 
 def denoiser_of(checkpoint: str, subfolder: str) -> Denoiser:
-    """Return how a checkpoint's model is called.
+    """Return the arguments of a checkpoint's model.
 
     Raises:
-        TaskError: if it cannot be loaded, or its conditions are not known.
+        TaskError: if it cannot be loaded, or its conditions are unknown.
     """
     with diffusers_used("configuration", checkpoint):
         found = _configuration(checkpoint, subfolder)
@@ -122,14 +122,14 @@ def denoiser_of(checkpoint: str, subfolder: str) -> Denoiser:
 
 
 def build_schedule(checkpoint: str, steps: int) -> Any:
-    """Return a pipeline's configuration of DDIM, or diffusers' own if the checkpoint is a model alone."""
+    """Return a DDIM scheduler with the pipeline's configuration, or diffusers' default for a model without pipeline."""
     with diffusers_used("scheduler", checkpoint):
         import diffusers
 
         scheduler: Any = diffusers.DDIMScheduler
         schedule = scheduler(clip_sample=False)
         if checkpoint not in TINY:
-            with contextlib.suppress(OSError):  # a model alone has none
+            with contextlib.suppress(OSError):  # a model without a pipeline has none
                 schedule = scheduler.from_pretrained(source(checkpoint), subfolder="scheduler")
         schedule.set_timesteps(steps)
     return schedule
@@ -148,7 +148,7 @@ def _configuration(checkpoint: str, subfolder: str) -> Mapping[str, Any]:
     unknown = [entry for entry in _UNKNOWN_CONDITIONS if found.get(entry) is not None]
     if name not in _LATENTS or unknown or isinstance(found.get("cross_attention_dim"), list):
         raise TaskError(
-            f"this task knows what {', '.join(_LATENTS)} are called with, but checkpoint {checkpoint!r} is a "
+            f"this task supports {', '.join(_LATENTS)}, but checkpoint {checkpoint!r} is a "
             f"{name or 'model without a class'}{f' with {unknown[0]}' if unknown else ''}; write a task for it"
         )
     return found
@@ -156,12 +156,12 @@ def _configuration(checkpoint: str, subfolder: str) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def diffusers_used(what: str, checkpoint: str) -> Iterator[None]:
-    """Load a part of a checkpoint by diffusers in this context.
+    """Load a part of a checkpoint with diffusers in this context.
 
     Raises:
         TaskError: if it cannot be loaded.
     """
     with extra_packages(), explained(what, checkpoint, TINY), warnings.catch_warnings():
-        # diffusers still passes it to the hub's library, which takes it no longer.
+        # diffusers still passes this argument to the hub's library, which has deprecated it.
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
         yield

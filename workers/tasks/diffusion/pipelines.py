@@ -1,4 +1,4 @@
-"""Pipelines of diffusers from text to images as one model: its text encoder, its denoiser and its decoder of images."""
+"""Text-to-image pipelines of diffusers as one model: text encoder, denoiser and image decoder."""
 
 import functools
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from workers.errors import TaskError
 from workers.tasks.checkpoints import explained, quiet_transformers, source
 from workers.tasks.diffusion.denoisers import build_denoiser, build_schedule, denoiser_of, diffusers_used
 
-#: The checkpoint that needs no file: random weights, and tokens that are the bytes of UTF-8.
+#: The checkpoint without files, which has random weights and UTF-8 bytes as tokens.
 TINY = "tiny-text-to-image"
-#: Sizes of its text encoder and of its autoencoder; the denoiser is ``tiny-unet``.
+#: Sizes of its text encoder and its autoencoder; its denoiser is ``tiny-unet``.
 _TEXT = {
     "vocab_size": 258, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 32, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257,
@@ -25,7 +25,7 @@ _AUTOENCODER = {
 
 
 class Pipeline(nn.Module):
-    """The parts of a pipeline under the names of their folders; of the autoencoder, what decodes."""
+    """The parts of a pipeline under the names of their folders; of the autoencoder only the decoder."""
 
     def __init__(
         self, text_encoder: nn.Module, unet: nn.Module, vae: nn.Module, *, schedule: Any, guidance: float
@@ -33,17 +33,18 @@ class Pipeline(nn.Module):
         super().__init__()
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
         self._guidance = guidance
-        #: Share of the variance that is the image's, at each time step.
+        #: Share of the image in the variance, at each time step.
         self.register_buffer("_kept", schedule.alphas_cumprod.clone(), persistent=False)
         self._predicts_velocity = schedule.config.prediction_type == "v_prediction"
 
     def forward(
         self, prompts: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images that one step points to, and what it predicts, of the shape of the latents.
+        """Return the images that one step's prediction implies, and the prediction, which has the latents' shape.
 
         Args:
-            prompts: tokens, shape ``(samples, prompts, tokens)``. With guidance each has two, the second empty.
+            prompts: tokens, shape ``(samples, prompts, tokens)``. With guidance each sample has two prompts, the second
+                of them empty.
             latents: shape ``(samples, channels, height, width)``.
             timestep: shape ``(samples,)``.
         """
@@ -51,31 +52,31 @@ class Pipeline(nn.Module):
         return self.decoded(self.pointed(latents, timestep, predicted)), predicted
 
     def encoded(self, prompts: torch.Tensor) -> torch.Tensor:
-        """Return prompts as the denoiser takes them, all first ones first; shape ``(all, tokens, width)``."""
+        """Return the encoded prompts, all first prompts before all second ones; shape ``(all, tokens, width)``."""
         states: torch.Tensor = self.text_encoder(prompts.transpose(0, 1).flatten(0, 1)).last_hidden_state
         return states
 
     def denoised(self, latents: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Return what the denoiser predicts, guided if it is to be; of the shape of the latents."""
+        """Return the denoiser's prediction, with guidance if enabled; it has the shape of the latents."""
         if self._guidance == 1.0:
             alone: torch.Tensor = self.unet(latents, timestep, encoder_hidden_states=states).sample
             return alone
         twice = (torch.cat([given, given]) for given in (latents, timestep))
         both = self.unet(*twice, encoder_hidden_states=states).sample
-        count = latents.shape[0]  # no len() and no chunks, which a traced graph would fix
+        count = latents.shape[0]  # neither len() nor chunk, which would be constant in a traced graph
         right, without = both[:count], both[count:]
         guided: torch.Tensor = without + self._guidance * (right - without)
         return guided
 
     def pointed(self, latents: torch.Tensor, timestep: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-        """Return the latents without noise that a prediction points to (Song et al., arXiv:2010.02502, eq. 9)."""
+        """Return the noise-free latents that a prediction implies (Song et al., arXiv:2010.02502, eq. 9)."""
         kept = self.get_buffer("_kept")[timestep].view(-1, 1, 1, 1)
         if self._predicts_velocity:
             return kept.sqrt() * latents - (1.0 - kept).sqrt() * predicted
         return (latents - (1.0 - kept).sqrt() * predicted) / kept.sqrt()
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the images of latents without noise."""
+        """Return the images of noise-free latents."""
         vae: Any = self.vae
         config = vae.config
         images: torch.Tensor = vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0)).sample
@@ -86,27 +87,27 @@ def build_pipeline(checkpoint: str, guidance: float) -> Pipeline:
     """Return a pipeline in fp32 and evaluation mode.
 
     Args:
-        checkpoint: ``TINY``, else the folder of a pipeline, or the name of one on the hub.
+        checkpoint: ``TINY``, the folder of a pipeline, or a name on the hub.
         guidance: scale of classifier-free guidance, 1 for none.
 
     Raises:
-        TaskError: if it cannot be loaded, or is of another kind.
+        TaskError: if it cannot be loaded, or is not supported.
     """
     schedule = schedule_of(checkpoint, 1)
     if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
         raise TaskError(
             f"the scheduler of checkpoint {checkpoint!r} predicts {schedule.config.prediction_type!r}, but this task "
-            "knows 'epsilon' and 'v_prediction'; write a task for it"
+            "supports 'epsilon' and 'v_prediction'; write a task for it"
         )
     unet = build_denoiser("tiny-unet", "") if checkpoint == TINY else build_denoiser(checkpoint, "unet")
     vae: Any = _autoencoder(checkpoint)
-    # Making images takes no part of what encodes them.
+    # Drop the encoder, which generating images does not use.
     vae.encoder, vae.quant_conv = nn.Identity(), nn.Identity()
     return Pipeline(_text_encoder(checkpoint), unet, vae, schedule=schedule, guidance=guidance).eval()
 
 
 def schedule_of(checkpoint: str, steps: int) -> Any:
-    """Return the pipeline's schedule as DDIM takes it."""
+    """Return the pipeline's schedule as a DDIM scheduler."""
     return build_schedule("tiny-unet" if checkpoint == TINY else checkpoint, steps)
 
 
@@ -116,7 +117,7 @@ def latents_of(checkpoint: str) -> tuple[int, int, int]:
 
 
 def encode(checkpoint: str, prompts: Sequence[str]) -> torch.Tensor:
-    """Return the tokens of prompts, cut or padded to what the text encoder takes; shape ``(prompts, tokens)``."""
+    """Return the tokens of prompts, truncated or padded to the text encoder's length; shape ``(prompts, tokens)``."""
     if checkpoint == TINY:
         most = int(_TEXT["max_position_embeddings"])
         rows = [[256, *list(prompt.encode())[: most - 2]] for prompt in prompts]
@@ -139,10 +140,13 @@ def _tokenizer(checkpoint: str) -> Any:
 
 
 class _Positions(nn.Embedding):
-    """A table of positions that stays as it is, because CLIP's text encoder looks at its weight for its size."""
+    """A position embedding that is never quantized, because CLIP's text encoder reads the shape of its weight.
+
+    Its own ``forward`` keeps it from being discovered as a quantizable layer.
+    """
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return the rows of positions."""
+        """Return the rows of the given positions."""
         return super().forward(positions)
 
 

@@ -1,4 +1,4 @@
-"""Pipelines from text to images, searched as one model: text encoder, denoiser and decoder under one budget."""
+"""Text-to-image pipelines, searched as one model: text encoder, denoiser and decoder share one budget."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from workers.tasks.checks import read_text, require_integer, require_number, req
 from workers.tasks.diffusion.denoising import agreement
 from workers.tasks.diffusion.pipelines import TINY, Pipeline, build_pipeline, encode, latents_of, schedule_of
 
-#: The model's arguments: ``prompts``, ``latents`` and ``timestep``, each with one row a sample.
+#: The model's arguments: ``prompts``, ``latents`` and ``timestep``, with one row per sample.
 Batch = dict[str, torch.Tensor]
 
-#: Of every three prompts one calibrates, one is evaluated on, and one is held out.
+#: Prompts alternate between calibration, evaluation and held-out data.
 _PARTS = {"calibration": 0, Split.EVALUATION: 1, Split.HELD_OUT: 2}
 _PROMPTS = (
     "a red fox in the snow", "a bowl of ripe oranges", "an old harbour at night",
@@ -29,21 +29,21 @@ _PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TextToImage:
-    """A pipeline of diffusers; accuracy is the mean cosine of its images to full precision's, 0 at least.
+    """A pipeline of diffusers; accuracy is the mean cosine of its images to those of full precision, at least 0.
 
-    An image begins as noise of a fixed seed and takes all steps of a DDIM schedule, which draws nothing. The latents
-    that full precision comes by on its way calibrate and are evaluated on: outputs are the images they point to.
+    Sampling starts from noise with a fixed seed and runs all steps of a deterministic DDIM schedule. Calibration and
+    evaluation use the latents of full precision at all steps; outputs are the images that a step's prediction implies.
     """
 
-    #: The folder of a pipeline, the name of one on the hub, or ``tiny-text-to-image``.
+    #: The folder of a pipeline, a name on the hub, or ``tiny-text-to-image``.
     checkpoint: str = TINY
-    #: A file of UTF-8 text with one prompt a line; empty for a few of our own.
+    #: A file of UTF-8 text with one prompt per line; empty for a few built-in prompts.
     prompts: str = ""
     #: Steps of the sampling loop.
     steps: int = 20
-    #: Scale of classifier-free guidance, which runs every step without the prompt too; 1 for none.
+    #: Scale of classifier-free guidance, which also runs every step without the prompt; 1 for none.
     guidance: float = 7.5
-    #: Images made to calibrate, to be evaluated on, and to be held out, each.
+    #: Images each for calibration, evaluation and held-out data.
     samples: int = 4
     #: Seed of the noise.
     seed: int = 0
@@ -63,44 +63,44 @@ class TextToImage:
         return build_pipeline(self.checkpoint, self.guidance)
 
     def calibration(self) -> Sequence[Batch]:
-        """Return a batch for each step."""
-        return self._made["calibration"][0]
+        """Return one batch per step."""
+        return self._reference["calibration"][0]
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
-        """Return a batch for each step, of other prompts for each split."""
-        return self._made[split][0]
+        """Return one batch per step, with different prompts per split."""
+        return self._reference[split][0]
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the images that one step points to, shape ``(samples, features)``."""
+        """Return the images that one step's prediction implies, shape ``(samples, features)``."""
         images: torch.Tensor = model(**batch)[0]
         return images.flatten(1)
 
     def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
         """Return the images of the split's prompts, shape ``(samples, features)``."""
-        return self._walked(model, beside(model, self._begin(split)))[1].flatten(1)
+        return self._sampled_with_path(model, beside(model, self._begin(split)))[1].flatten(1)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return the mean cosine of images to full precision's; opposite ones and nan count as 0."""
-        return agreement(outputs, self._made[split][1].flatten(1))
+        """Return the mean cosine of images to those of full precision; negative cosines and nan count as 0."""
+        return agreement(outputs, self._reference[split][1].flatten(1))
 
     def latency_batch(self, batch_size: int) -> Batch:
-        """Return samples that calibrate at the middle step, from the first again if there are too few."""
+        """Return calibration samples at the middle step, repeated if there are too few."""
         return self._repeated(self.calibration()[self.steps // 2], batch_size)
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return sampling, from the tokens of prompts to images."""
+        """Return the workload sampling: from the tokens of prompts to images."""
         begin = self._repeated(self._begin("calibration"), batch_size)
         return {Workload.SAMPLING: Timed(prepare=lambda model: beside(model, begin), run=self._sampled)}
 
     @functools.cached_property
-    def _made(self) -> Mapping[str, tuple[list[Batch], torch.Tensor]]:
-        """What full precision comes by, and the images it arrives at, for calibration and each split."""
+    def _reference(self) -> Mapping[str, tuple[list[Batch], torch.Tensor]]:
+        """Arguments of every step and final images of full precision, for calibration and each split."""
         model = self.build_model()
         with torch.inference_mode():
-            return {part: self._walked(model, self._begin(part)) for part in _PARTS}
+            return {part: self._sampled_with_path(model, self._begin(part)) for part in _PARTS}
 
     def _begin(self, part: str) -> Batch:
-        """Return tokens of prompts and noise."""
+        """Return the tokens of prompts, and noise."""
         draw = torch.Generator().manual_seed(self.seed + _PARTS[part])
         lines = self._lines[_PARTS[part] :: len(_PARTS)]
         chosen = [lines[row % len(lines)] for row in range(self.samples)]
@@ -125,16 +125,18 @@ class TextToImage:
         lines = read_text("prompts", self.prompts).splitlines()
         found = [line for line in lines if line.strip()]
         if len(found) < len(_PARTS):
-            raise TaskError(f"the prompts {self.prompts!r} must be at least {len(_PARTS)}, but are {len(found)}")
+            raise TaskError(
+                f"{self.prompts!r} must have at least {len(_PARTS)} prompts, but has {len(found)}; add more"
+            )
         return found
 
     def _repeated(self, batch: Batch, count: int) -> Batch:
-        """Return so many samples, from the first again if there are too few."""
+        """Return ``count`` samples, repeated if there are too few."""
         rows = torch.arange(count) % self.samples
         return {name: value[rows] for name, value in batch.items()}
 
-    def _walked(self, model: nn.Module, begin: Batch) -> tuple[list[Batch], torch.Tensor]:
-        """Return the arguments of every step from noise on, and the images that the last one points to."""
+    def _sampled_with_path(self, model: nn.Module, begin: Batch) -> tuple[list[Batch], torch.Tensor]:
+        """Return the arguments of every step from noise on, and the images that the last prediction implies."""
         latents, path = begin["latents"], []
         images = latents
         for step in self._schedule.timesteps:
@@ -144,7 +146,7 @@ class TextToImage:
         return path, images
 
     def _sampled(self, model: nn.Module, begin: Batch) -> torch.Tensor:
-        """Return the images of the same loop as it is deployed: texts are read once, and images made once."""
+        """Return the images of the same loop as deployed: it encodes the prompts once and decodes the images once."""
         assert isinstance(model, Pipeline)
         latents, states = begin["latents"], model.encoded(begin["prompts"])
         pointed = latents

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, as every runtime does, so that one layer is quantized."""
+"""Folding of batch norms into the preceding convolutions, as every runtime does, so that one layer is quantized."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -8,30 +8,30 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-#: Largest difference of outputs, relative to the largest one, that the order of sums may make.
+#: Largest difference of outputs, relative to the largest output, that the order of summation may cause.
 _TOLERANCE = 1e-4
 
-#: Types of which a replacement is known to compute the same.
+#: Types for which folding is known to be exact.
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[str, ...]:
-    """Fold what can be folded, in place; return the names of the batch norms that are gone.
+    """Fold batch norms in place where possible; return the names of the folded ones.
 
-    A norm is folded if it is the only one to read what a convolution just returned, both run once in one pass, and
-    the model's outputs stay equal. Others stay as they are, and so do layers that a norm itself calls on its results.
+    A norm is folded if it reads the output of a convolution, both run once per pass, and the model's outputs stay
+    equal within rounding. Layers that a norm itself calls on its result are kept.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         run: returns the outputs of the model on an example batch.
     """
-    with torch.no_grad():  # inference mode would make weights that no gradient can pass
+    with torch.no_grad():  # inference mode would create weights that block gradients
         reference, pairs = _pairs(model, run)
         tolerance = _TOLERANCE * float(reference.abs().max())
 
         def fold(some: Sequence[tuple[str, str]]) -> bool:
-            """Fold some norms unless outputs change; return whether they are gone."""
+            """Fold the given norms unless outputs change; return whether they were folded."""
             kept: dict[str, Any] = {name: model.get_submodule(name) for pair in some for name in pair}
             for norm, conv in some:
                 model.set_submodule(conv, fuse_conv_bn_eval(kept[conv], kept[norm]))
@@ -48,7 +48,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[nn.Module], torch.Tensor])
 
 
 def _pairs(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[torch.Tensor, list[tuple[str, str]]]:
-    """Return the outputs, and each batch norm with the convolution whose result it reads."""
+    """Return the outputs, and each batch norm with the convolution whose output it reads."""
     calls: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     modules = {name: module for name, module in model.named_modules() if _may_be_folded(module)}
 
@@ -62,23 +62,23 @@ def _pairs(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> tuple[
         for handle in handles:
             handle.remove()
     once = {name for name, count in Counter(name for name, _, _ in calls).items() if count == 1}
-    # The calls hold every tensor, so that no two of them have one id.
+    # The calls keep every tensor alive, so ids are unique.
     writers = {id(output): name for name, _, output in calls if type(modules[name]) in _CONVOLUTIONS}
     read = [(name, writers[id(read)]) for name, read, _ in calls if _is_fixed(modules[name]) and id(read) in writers]
     return outputs, [(norm, conv) for norm, conv in read if {norm, conv} <= once]
 
 
 def _may_be_folded(module: nn.Module) -> bool:
-    """Return whether a module is of a known type, or a norm that calls layers, which only outputs tell of."""
+    """Return whether a module has a known type, or is a norm that calls layers, which comparing outputs verifies."""
     return type(module) in (*_CONVOLUTIONS, *_NORMS) or (isinstance(module, _NORMS) and any(module.children()))
 
 
 def _is_fixed(module: nn.Module) -> bool:
-    """Return whether a module is a batch norm whose statistics do not depend on the batch."""
+    """Return whether a module is a batch norm with fixed statistics."""
     return isinstance(module, _NORMS) and not module.training and module.running_mean is not None
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """Return what is left of a folded batch norm: timm's call an activation."""
+    """Return the replacement of a folded batch norm: its child layers, as timm's norms call an activation."""
     own = dict(norm.named_children())
     return (nn.Sequential(OrderedDict(own)) if own else nn.Identity()).eval()

@@ -1,4 +1,4 @@
-"""Image classifiers on a folder of images; accuracy is top-1."""
+"""Image classification on a folder of images; accuracy is top-1."""
 
 import functools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from workers.tasks.images.torchvision_models import PREFIX
 #: Prepared images, shape ``(images, 3, height, width)``.
 Images = torch.Tensor
 
-#: Images needed: calibration and both splits take one at least.
+#: Minimum number of images: at least one each for calibration and both splits.
 _LEAST_IMAGES = 3
 
 
@@ -28,22 +28,22 @@ _LEAST_IMAGES = 3
 class ImageClassification:
     """An image classifier of transformers, timm or torchvision; accuracy is top-1.
 
-    Right is a label, or else what full precision says. Images take turns to calibrate, to be evaluated on and to be
-    held out.
+    Without labels, the decisions of full precision count as correct. Images alternate between calibration, evaluation
+    and held-out data.
     """
 
-    #: A folder of safetensors or the name of one on the hub, of transformers or timm; an architecture of torchvision,
-    #: as ``torchvision:resnet50``; or ``tiny-resnet``, ``tiny-mobilenet``.
+    #: A folder of safetensors or a name on the hub, for transformers or timm; an architecture of torchvision such as
+    #: ``torchvision:resnet50``; or ``tiny-resnet``, ``tiny-mobilenet``.
     checkpoint: str = "tiny-resnet"
-    #: For torchvision: a file of safetensors or of a state dict, or its own name of weights, as ``DEFAULT``.
+    #: For torchvision: a safetensors or state dict file, or torchvision's name of weights such as ``DEFAULT``.
     weights: str = ""
-    #: A folder with a folder of images for each class, or of images; empty for shapes, which tiny models know.
+    #: A folder with one subfolder of images per class, or of images only; empty for shapes, which tiny models know.
     images: str = ""
-    #: Whether batch norms are folded into the convolutions before them, where that changes nothing.
+    #: Whether to fold batch norms into the preceding convolutions where outputs stay equal.
     fold_batch_norms: bool = True
-    #: Images that calibrate, are evaluated on, and are held out, each, at most.
+    #: Maximum number of images each for calibration, evaluation and held-out data.
     samples: int = 300
-    #: Images in one forward pass of evaluation and calibration.
+    #: Images per forward pass in evaluation and calibration.
     batch_size: int = 50
 
     output_kind = OutputKind.LOGITS
@@ -56,11 +56,11 @@ class ImageClassification:
         for name in ("samples", "batch_size"):
             require_integer(name, getattr(self, name), low=1, high=1 << 20)
         if self.checkpoint not in TINY and not self.images:
-            raise TaskError(f"checkpoint {self.checkpoint!r} needs a folder of images; name it by the parameter images")
+            raise TaskError(f"checkpoint {self.checkpoint!r} needs a folder of images; give it as the parameter images")
         if self.checkpoint.startswith(PREFIX) != bool(self.weights):
             raise TaskError(
-                f"task parameter 'weights' must be given for an architecture of torchvision, as {PREFIX}resnet50, and "
-                f"for nothing else, but got {self.weights!r} for checkpoint {self.checkpoint!r}"
+                f"task parameter 'weights' is required for architectures of torchvision, such as {PREFIX}resnet50, and "
+                f"must be empty otherwise, but got {self.weights!r} for checkpoint {self.checkpoint!r}"
             )
 
     def build_model(self) -> nn.Module:
@@ -72,7 +72,7 @@ class ImageClassification:
         return torch.split(self._inputs[0::3], self.batch_size)
 
     def evaluation(self, split: Split) -> Sequence[Images]:
-        """Return every third image, from another one on for each split."""
+        """Return every third image, starting with a different one per split."""
         return torch.split(self._inputs[_part(split)], self.batch_size)
 
     def forward(self, model: nn.Module, batch: Images) -> torch.Tensor:
@@ -80,12 +80,12 @@ class ImageClassification:
         return self._vision.logits(model, batch)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return the share of images whose largest logit is that of their class; nan logits are wrong."""
+        """Return the share of images whose largest logit is that of their class; nan logits count as wrong."""
         right = outputs.argmax(dim=-1) == self._classes[_part(split)]
         return float((right & ~outputs.isnan().any(dim=-1)).double().mean())
 
     def latency_batch(self, batch_size: int) -> Images:
-        """Return images that calibrate, from the first again if there are too few."""
+        """Return calibration images, repeated if there are too few."""
         images = self._inputs[0::3]
         return images[torch.arange(batch_size) % len(images)]
 
@@ -99,7 +99,7 @@ class ImageClassification:
         found = image_paths(self.images)
         if len(found) < _LEAST_IMAGES:
             raise TaskError(
-                f"at least {_LEAST_IMAGES} images are needed, to calibrate, to evaluate and to hold out, but the "
+                f"at least {_LEAST_IMAGES} images are needed, for calibration, evaluation and held-out data, but the "
                 f"folder {self.images!r} has {len(found)}; give a folder of png or jpeg files"
             )
         return found
@@ -112,13 +112,13 @@ class ImageClassification:
     def _inputs(self) -> Images:
         if not self.images:
             return self._vision.prepared([picture for picture, _ in self._shapes])
-        # One by one: they are smaller once they are prepared.
+        # Prepare images one by one, because prepared images need less memory.
         chosen = self._paths[: 3 * self.samples]
         return torch.cat([self._vision.prepared([read_image(path)]) for path, _ in chosen])
 
     @functools.cached_property
     def _classes(self) -> torch.Tensor:
-        """Number of each image's class, shape ``(images,)``; what full precision says if there are no labels."""
+        """Class number of each image, shape ``(images,)``; the decision of full precision if there are no labels."""
         named = self._paths if self.images else self._shapes
         names = {name for _, name in named}
         if None in names:
@@ -131,10 +131,10 @@ class ImageClassification:
 
 
 def class_numbers(folders: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
-    """Return folder -> number of its class: by name, or by its place if there are as many folders as classes.
+    """Return folder -> class number: by name, or by position if there are as many folders as classes.
 
     Raises:
-        TaskError: if neither tells.
+        TaskError: if neither is possible.
     """
     if set(folders) <= set(labels):
         return {name: labels.index(name) for name in folders}
@@ -142,9 +142,9 @@ def class_numbers(folders: Sequence[str], labels: Sequence[str]) -> dict[str, in
         return {name: number for number, name in enumerate(folders)}
     strange = next(name for name in folders if name not in labels)
     raise TaskError(
-        f"folders of images must be named by classes of the model, but got {strange!r}; it knows "
-        f"{', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}. Rename them, or give one for each of its "
-        f"{len(labels)} classes, which then are taken in order"
+        f"folders of images must be named after classes of the model, but got {strange!r}; it knows "
+        f"{', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}. Rename them, or give one folder for each of its "
+        f"{len(labels)} classes, in order"
     )
 
 

@@ -1,4 +1,4 @@
-"""What image classifiers of every library have in common."""
+"""The common interface of image classifiers from all libraries."""
 
 import contextlib
 import pickle
@@ -16,9 +16,9 @@ from workers.tasks.images.shape_images import Pixels
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Vision:
-    """An image classifier: its model, and what that takes and says."""
+    """An image classifier: its model, inputs and outputs."""
 
-    #: Return the model in fp32.
+    #: Returns the model in fp32.
     build: Callable[[], nn.Module]
     #: Model, inputs -> logits, shape ``(pictures, classes)``.
     logits: Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -36,14 +36,14 @@ def called(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def loading(checkpoint: str, remedy: str) -> Iterator[None]:
-    """Build a model and load its weights in this context, quietly; random numbers stay as they were.
+    """Build a model and load its weights in this context, silently and without changing the random state.
 
     Args:
-        checkpoint: as the job names it.
-        remedy: what to give instead, for messages.
+        checkpoint: the checkpoint's name in the job.
+        remedy: way out, for the error message.
 
     Raises:
-        TaskError: if it cannot be loaded.
+        TaskError: if the model cannot be loaded.
     """
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):

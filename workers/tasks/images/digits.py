@@ -21,18 +21,18 @@ from workers.tasks.weights_cache import restore_or_train
 #: Grey images in [0, 1], shape ``(images, 1, 8, 8)``.
 Images = torch.Tensor
 
-#: Images of each part but the first, which takes the rest of the 1,797.
+#: Number of images per part; the remaining ones of all 1,797 are for training.
 _SIZES = {"calibration": 128, Split.EVALUATION: 400, Split.HELD_OUT: 400}
-#: Shifted images are those of the evaluation in so much more contrast, as another scanner may send them.
+#: Factor on the contrast of the evaluation images in the shifted data, as if sent by another scanner.
 _SHIFTED_CONTRAST = 4.0
 _SPLIT_SEED = 7
-#: Images in one forward pass of an evaluation.
+#: Images per forward pass in evaluation.
 _BATCH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Digits(ABC):
-    """What both tasks share: the data, the training and its cache."""
+    """Base of both tasks: the data, the training and its cache."""
 
     #: Seed of the initial weights and of the order of the training images.
     seed: int = 0
@@ -57,11 +57,11 @@ class _Digits(ABC):
         return model.eval()
 
     def calibration(self) -> Sequence[Images]:
-        """Return 128 images that nothing else looks at."""
+        """Return 128 images that nothing else uses."""
         return [images_of("calibration")[0]]
 
     def evaluation(self, split: Split) -> Sequence[Images]:
-        """Return the 400 images of ``split``; the shifted ones are the evaluation's in four times the contrast."""
+        """Return the 400 images of ``split``; shifted ones are the evaluation images with four times the contrast."""
         return torch.split(images_of(split)[0], _BATCH)
 
     def forward(self, model: nn.Module, batch: Images) -> torch.Tensor:
@@ -70,17 +70,17 @@ class _Digits(ABC):
         return logits
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return the share of images whose largest logit is their digit; nan logits are wrong."""
+        """Return the share of images whose largest logit is that of their digit; nan logits count as wrong."""
         right = outputs.argmax(dim=-1) == images_of(split)[1]
         return float((right & ~outputs.isnan().any(dim=-1)).double().mean())
 
     def latency_batch(self, batch_size: int) -> Images:
-        """Return the first calibration images, from the start again if there are too few."""
+        """Return calibration images, repeated if there are too few."""
         images = images_of("calibration")[0]
         return images[torch.arange(batch_size) % len(images)]
 
     def _weights_name(self) -> str:
-        # Networks and training are in this file, so any edit of it trains again.
+        # Networks and training are in this file, so any change to it leads to new training.
         source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
         versions = f"torch{torch.__version__}-sklearn{metadata.version('scikit-learn')}"
         return f"{type(self).__name__}-seed{self.seed}-{versions}-{source}"
@@ -116,7 +116,7 @@ class _VisionTransformer(nn.Module):
     def __init__(self, width: int = 64, blocks: int = 4, patches: int = 16) -> None:
         super().__init__()
         self.patch_embed = nn.Conv2d(1, width, kernel_size=2, stride=2)
-        # Wide enough to tell positions apart from the start: with the usual 0.02 accuracy falls by 2 points.
+        # Wide enough to distinguish positions from the start; with the usual 0.02, accuracy is 2 points lower.
         self.position = nn.Parameter(0.5 * torch.randn(1, patches, width))
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
@@ -129,7 +129,7 @@ class _VisionTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    """Self-attention and a feed-forward network, each behind a norm and beside a residual."""
+    """Self-attention and a feed-forward network, each with a preceding norm and a residual connection."""
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class _Block(nn.Module):
 
 
 def train(model: nn.Module, epochs: int = 15) -> None:
-    """Train ``model`` in place on the training images; random numbers come from torch's global generator."""
+    """Train ``model`` in place on the training images, with random numbers from torch's global generator."""
     images, labels = images_of("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     steps = epochs * -(-len(images) // 32)
@@ -170,7 +170,7 @@ def train(model: nn.Module, epochs: int = 15) -> None:
 
 
 def images_of(part: str) -> tuple[Images, torch.Tensor]:
-    """Return the images and digits of ``train``, ``calibration`` or a split; all but the shifted are disjoint."""
+    """Return the images and digits of ``train``, ``calibration`` or a split; all parts but the shifted are disjoint."""
     if part == Split.SHIFTED:
         images, digits = _parts()[Split.EVALUATION]
         return _SHIFTED_CONTRAST * images, digits

@@ -1,4 +1,4 @@
-"""Folders of images, one folder for each class, as every framework reads them."""
+"""Folders of images with one subfolder per class, the layout that every framework reads."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,25 +12,25 @@ from workers.tasks.images.shape_images import Pixels
 if TYPE_CHECKING:
     from PIL import Image
 
-#: Endings of images, in lower case.
+#: Suffixes of image files, in lower case.
 _ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
 
 def image_paths(folder: str) -> list[tuple[Path, str | None]]:
-    """Return all images of a folder, each with the name of the folder it is in; None if all are in none.
+    """Return all images of a folder, each with the name of its subfolder, or None if there are no subfolders.
 
-    They are in one fixed random order, so that a few of them are of all classes.
+    Images are in a fixed random order, so that even a few of them cover all classes.
 
     Raises:
-        TaskError: if some are in folders of one depth and others are not.
+        TaskError: if images are in nested subfolders, or only some are in subfolders.
     """
     root = contained("images", folder)
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS)
     depths = {len(path.relative_to(root).parts) for path in paths}
     if depths > {1} or depths - {1, 2}:
         raise TaskError(
-            f"images must all be in folders of {folder!r} that are named by their classes, or all in itself if there "
-            "are no labels; move those that are elsewhere"
+            f"images must all be in subfolders of {folder!r} named after their classes, or, without labels, all in the "
+            "folder itself; move the other images"
         )
     # The legacy generator, because numpy promises that its stream never changes.
     order = np.random.RandomState(0).permutation(len(paths))
@@ -41,7 +41,7 @@ def read_image(path: Path) -> Pixels:
     """Return one image of a folder.
 
     Raises:
-        TaskError: if it cannot be read, or is outside the data folder.
+        TaskError: if the image cannot be read, or is outside the data folder.
     """
     with extra_packages():
         from PIL import Image
@@ -49,11 +49,11 @@ def read_image(path: Path) -> Pixels:
         with Image.open(contained("images", str(path.absolute()))) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
-        raise TaskError(f"cannot read the image {str(path)!r}: {error}; take it away") from None
+        raise TaskError(f"cannot read the image {str(path)!r}: {error}; remove or replace it") from None
 
 
 def picture_of(pixels: Pixels) -> "Image.Image":
-    """Return an image as libraries take it that prepare images by PIL."""
+    """Return an image as a PIL image, for libraries that preprocess those."""
     with extra_packages():
         from PIL import Image
     return Image.fromarray(pixels)

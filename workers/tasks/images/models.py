@@ -1,4 +1,4 @@
-"""Image classifiers with what prepares images for them: checkpoints of any library, and tiny ones for shapes."""
+"""Image classifiers with their preprocessing: checkpoints of any library, and tiny models for pictures of shapes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from workers.tasks.images.timm_models import timm_vision
 from workers.tasks.images.torchvision_models import torchvision_vision
 from workers.tasks.weights_cache import restore_or_train
 
-#: Checkpoints that need no file: name -> architecture and what its configuration sets.
+#: Checkpoints without files: name -> architecture and configuration.
 TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tiny-resnet": (
         "resnet",
@@ -31,7 +31,7 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"depth_multiplier": 0.25, "image_size": SIDE, "output_stride": 16, "classifier_dropout_prob": 0.0},
     ),
 }
-#: Pictures that tiny models are trained on, and their seed; no task looks at them.
+#: Number of training pictures for tiny models, and their seed; no task evaluates on them.
 _TRAINING, _SEED = 900, 1
 
 
@@ -39,12 +39,12 @@ def vision_of(checkpoint: str, weights: str = "") -> Vision:
     """Return an image classifier.
 
     Args:
-        checkpoint: a tiny model's name, an architecture of torchvision behind its prefix, or else a folder or the name
-            of one on the hub, of timm or of transformers.
-        weights: for torchvision.
+        checkpoint: name of a tiny model, an architecture of torchvision with its prefix, or a folder or a name on the
+            hub, for timm or transformers.
+        weights: weights for torchvision.
 
     Raises:
-        TaskError: if it cannot be loaded.
+        TaskError: if the classifier cannot be loaded.
     """
     if checkpoint in TINY:
         return Vision(
@@ -61,11 +61,11 @@ def build_image_model(vision: Vision, *, fold: bool) -> nn.Module:
     """Return an image classifier in fp32 and evaluation mode.
 
     Args:
-        vision: what it takes and says.
-        fold: whether batch norms are folded into convolutions where that changes nothing.
+        vision: the classifier.
+        fold: whether to fold batch norms into convolutions where outputs stay equal.
 
     Raises:
-        TaskError: if it cannot be loaded.
+        TaskError: if the model cannot be loaded.
     """
     model = vision.build().eval()
     if fold:
@@ -75,7 +75,7 @@ def build_image_model(vision: Vision, *, fold: bool) -> nn.Module:
 
 
 def _is_of_timm(checkpoint: str) -> bool:
-    """Return whether a checkpoint names an architecture of timm; those of transformers may name several."""
+    """Return whether a checkpoint belongs to timm, whose configurations name one architecture."""
     with quiet_transformers(), explained("model", checkpoint, TINY):
         from transformers import PreTrainedConfig
 
@@ -88,7 +88,7 @@ def _transformers_vision(checkpoint: str) -> Vision:
         from transformers import AutoConfig, AutoImageProcessor
 
         place = source(checkpoint)
-        # The other backend needs torchvision.
+        # The default backend needs torchvision.
         processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             place, backend="pil"
         )
@@ -130,12 +130,12 @@ def _logits_of_transformers(model: nn.Module, inputs: torch.Tensor) -> torch.Ten
 
 
 def train(model: nn.Module, epochs: int = 8) -> None:
-    """Train ``model`` in place on pictures of shapes; random numbers come from torch's global generator."""
+    """Train ``model`` in place on pictures of shapes, with random numbers from torch's global generator."""
     pictures, names = zip(*draw(_TRAINING, _SEED), strict=True)
     images, labels = _scaled(pictures), torch.tensor([SHAPES.index(name) for name in names])
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1  # MobileNet's configuration has one for runs of weeks
+            module.momentum = 0.1  # MobileNet's configured momentum suits training runs of weeks
     steps = epochs * -(-len(images) // 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
@@ -158,7 +158,7 @@ def _configuration(checkpoint: str) -> Any:
 
 
 def _weights_name(checkpoint: str) -> str:
-    # Networks, training and pictures are in these files, so any edit of one trains again.
+    # Networks, training and pictures are in these files, so any change to them leads to new training.
     sources = b"".join(Path(file).read_bytes() for file in (__file__, shape_images.__file__))
     return f"{checkpoint}-torch{torch.__version__}-{hashlib.sha256(sources).hexdigest()[:12]}"
 

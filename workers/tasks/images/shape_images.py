@@ -1,4 +1,4 @@
-"""Pictures of shapes, drawn the same each time, for image classifiers that need no files."""
+"""Reproducible pictures of shapes, for image classifiers without image files."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ _Plane = npt.NDArray[np.float64]
 
 #: Height and width.
 SIDE = 32
-#: Shape -> whether points are in it; they are given by their distances from its middle, where its size is 1.
+#: Shape -> test whether points are inside, given their distances from its centre for a shape of size 1.
 _INSIDE: Mapping[str, Callable[[_Plane, _Plane], npt.NDArray[np.bool_]]] = {
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 1.0),
     "disc": lambda x, y: x**2 + y**2 < 1.0,
@@ -24,7 +24,7 @@ SHAPES = tuple(_INSIDE)
 
 
 def draw(count: int, seed: int) -> list[tuple[Pixels, str]]:
-    """Return ``count`` pictures with the names of their shapes, which take turns; colours, places and noise differ."""
+    """Return ``count`` pictures with the names of their alternating shapes; colours, positions and noise are random."""
     # The legacy generator, because numpy promises that its stream never changes.
     random = np.random.RandomState(seed)
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float64)

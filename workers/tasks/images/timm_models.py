@@ -1,4 +1,4 @@
-"""Image classifiers of timm, with the preprocessing and the classes that their checkpoints name."""
+"""Image classifiers of timm, with the preprocessing and class names of their checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from workers.tasks.checks import contained, extra_packages
 from workers.tasks.images.classifier import Vision, called, loading
 from workers.tasks.images.folder import picture_of
 
-#: What timm writes in front of names on the hub, and of folders.
+#: timm's prefixes of names on the hub, and of folders.
 PREFIXES = _HUB, _FOLDER = "hf-hub:", "local-dir:"
 
 
@@ -20,17 +20,17 @@ def timm_vision(checkpoint: str) -> Vision:
     """Return an image classifier of timm.
 
     Args:
-        checkpoint: a folder, or the name of one on the hub; timm's prefix may tell which.
+        checkpoint: a folder or a name on the hub, optionally with timm's prefix.
 
     Raises:
-        TaskError: if it cannot be loaded, or is no classifier.
+        TaskError: if it cannot be loaded, or is not a classifier.
     """
     model: Any = _create(checkpoint, pretrained=False)
     from timm.data import create_transform, resolve_model_data_config
 
     if not model.num_classes:
         raise TaskError(f"checkpoint {checkpoint!r} must be a classifier, but has no classes; give one with a head")
-    # As timm's model cards do, at the size of training.
+    # At the training size, as in timm's model cards.
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     return Vision(
         build=lambda: _create(checkpoint, pretrained=True),
@@ -41,21 +41,21 @@ def timm_vision(checkpoint: str) -> Vision:
 
 
 def _create(checkpoint: str, *, pretrained: bool) -> nn.Module:
-    """Return a checkpoint's model, with its weights or with random ones."""
+    """Return a checkpoint's model, with its own or with random weights."""
     with extra_packages("vision"):
         from timm import create_model
         from timm.layers import Linear
 
-    with loading(checkpoint, "give a folder as timm.models.save_for_hf writes it, or the name of one on the hub"):
+    with loading(checkpoint, "give a folder written by timm.models.save_for_hf, or a name on the hub"):
         model: nn.Module = create_model(_name(checkpoint), pretrained=pretrained)
     for module in model.modules():
         if type(module) is Linear:
-            module.__class__ = nn.Linear  # computes the same, and is known to
+            module.__class__ = nn.Linear  # equivalent, and recognised as a quantizable layer
     return model
 
 
 def _name(checkpoint: str) -> str:
-    """Return what timm calls a checkpoint."""
+    """Return timm's name of a checkpoint."""
     if checkpoint.startswith(_HUB):
         return checkpoint
     if checkpoint.startswith(_FOLDER):
@@ -65,7 +65,7 @@ def _name(checkpoint: str) -> str:
 
 
 def _labels(model: Any) -> tuple[str, ...]:
-    """Return the names that a checkpoint gives its classes, else ImageNet's for as many, else their numbers."""
+    """Return the checkpoint's class names, else those of the ImageNet subset with as many classes, else numbers."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     names = model.pretrained_cfg.get("label_names")

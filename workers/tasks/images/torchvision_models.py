@@ -1,4 +1,4 @@
-"""Image classifiers of torchvision: an architecture, and weights that its own names or a file give."""
+"""Image classifiers of torchvision: an architecture, and weights from a file or by torchvision's name."""
 
 import re
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from workers.tasks.checks import contained, extra_packages
 from workers.tasks.images.classifier import Vision, called, loading
 from workers.tasks.images.folder import picture_of
 
-#: In front of the name of an architecture.
+#: Prefix of an architecture's name.
 PREFIX = "torchvision:"
 _REMEDY = (
-    "give by the parameter weights a file of the state dict of this architecture, or the name that torchvision gives "
-    "weights, such as DEFAULT"
+    "give the parameter weights a state dict file of this architecture, or torchvision's name of weights, such as "
+    "DEFAULT"
 )
 
 
@@ -27,11 +27,11 @@ def torchvision_vision(checkpoint: str, weights: str) -> Vision:
     """Return an image classifier of torchvision.
 
     Args:
-        checkpoint: the prefix and the name of an architecture.
-        weights: a file of safetensors or of a state dict, or torchvision's name of weights.
+        checkpoint: prefix and name of an architecture.
+        weights: a safetensors or state dict file, or torchvision's name of weights.
 
     Raises:
-        TaskError: if it cannot be loaded.
+        TaskError: if the classifier cannot be loaded.
     """
     with extra_packages("vision"):
         from torchvision import models
@@ -61,9 +61,9 @@ def torchvision_vision(checkpoint: str, weights: str) -> Vision:
 
 
 def _recipe(published: Any, weights: str) -> Any:
-    """Return the weights of torchvision that are meant, by their name or that of their file, else its default ones.
+    """Return torchvision's entry for the given weights, found by name or file name; by default its default entry.
 
-    They tell how images are prepared, for weights of others too.
+    The entry defines the preprocessing, also for weights from elsewhere.
     """
     if weights in published.__members__:
         return published[weights]
@@ -71,21 +71,21 @@ def _recipe(published: Any, weights: str) -> Any:
 
 
 def _options(architecture: str, recipe: Any) -> dict[str, Any]:
-    """Return what torchvision builds an architecture with when it loads weights."""
+    """Return the arguments with which torchvision builds an architecture when it loads weights."""
     if architecture in ("googlenet", "inception_v3"):
         return {"transform_input": True, "init_weights": False, "aux_logits": False}
     return {"image_size": recipe.meta["min_size"][0]} if architecture.startswith("vit_") else {}
 
 
 def _state(recipe: Any, weights: str) -> Mapping[str, torch.Tensor]:
-    """Return the state dict of a file, or of weights that are downloaded unless they were before."""
+    """Return the state dict of a file, or of torchvision's weights, which are downloaded once."""
     if weights in type(recipe).__members__:
         state = recipe.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     elif weights.endswith(".safetensors"):
         state = load_file(contained("weights", weights))
     else:
         state = torch.load(contained("weights", weights), map_location="cpu", weights_only=True)
-    # Heads for training only are not built; DenseNet's names changed after its weights were published.
+    # Drop auxiliary heads, which are for training only; DenseNet's names changed after its weights were published.
     return {
         re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): tensor
         for name, tensor in state.items()

@@ -1,4 +1,4 @@
-"""Audio of speech: folders of wav files with a table of transcripts, as `datasets` lays them out, and tones."""
+"""Speech audio: folders of wav files with a table of transcripts, in the layout of `datasets`, and tones."""
 
 import csv
 import wave
@@ -15,15 +15,15 @@ from workers.tasks.checks import contained
 #: Samples from -1 to 1, shape ``(samples,)``.
 Waveform = npt.NDArray[np.float32]
 
-#: Samples a second.
+#: Samples per second.
 RATE = 16_000
-#: The table, and its columns.
+#: File name of the table, and its columns.
 TABLE, FILE, TEXT = "metadata.csv", "file_name", "transcription"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Utterance:
-    """What one file says."""
+    """The audio of one file, or a piece of it, with its transcript."""
 
     name: str
     waveform: Waveform
@@ -32,10 +32,10 @@ class Utterance:
 
 
 def read_folder(folder: str) -> list[Utterance]:
-    """Return the utterances of a folder: those of its table in order, or all its wav files by name.
+    """Return the utterances of a folder: those in its table in order, or all its wav files by name.
 
     Raises:
-        TaskError: if a file is missing, outside the data folder, or not mono, of 16 bits and 16 kHz.
+        TaskError: if a file is missing, is outside the data folder, or is not 16-bit mono at 16 kHz.
     """
     root = contained("audio", folder)
     table = root / TABLE
@@ -48,15 +48,15 @@ def read_folder(folder: str) -> list[Utterance]:
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read the audio {folder!r}: {error}; give a folder of wav files") from None
     if any(not row.get(FILE) or row.get(TEXT) is None for row in rows):
-        raise TaskError(f"every line of {str(table)!r} must have the columns {FILE} and {TEXT}; write them in its head")
+        raise TaskError(f"every line of {str(table)!r} must have the columns {FILE} and {TEXT}; add them to its header")
     return [Utterance(name=row[FILE], waveform=_waveform(folder, row[FILE]), text=row[TEXT]) for row in rows]
 
 
 def pieces(utterances: Sequence[Utterance], most: int) -> list[Utterance]:
-    """Return utterances cut to pieces of ``most`` samples.
+    """Return utterances cut into pieces of at most ``most`` samples.
 
     Raises:
-        TaskError: if one with a transcript is longer.
+        TaskError: if an utterance with a transcript is longer.
     """
     found = []
     for utterance in utterances:
@@ -64,7 +64,7 @@ def pieces(utterances: Sequence[Utterance], most: int) -> list[Utterance]:
         if length > most and utterance.text is not None:
             raise TaskError(
                 f"{utterance.name!r} lasts {length / RATE:.1f} s, but a chunk {most / RATE:g} s, and its transcript "
-                "cannot be cut with it; cut both yourself, raise chunk_seconds, or take the table away"
+                "cannot be cut with it; cut both yourself, raise chunk_seconds, or remove the table"
             )
         cut = (utterance.waveform[start : start + most] for start in range(0, length, most))
         found += [Utterance(name=utterance.name, waveform=piece, text=utterance.text) for piece in cut]
@@ -72,7 +72,7 @@ def pieces(utterances: Sequence[Utterance], most: int) -> list[Utterance]:
 
 
 def tones(count: int, samples: int) -> list[Utterance]:
-    """Return sounds that are equal each time: a tone that glides, and another one that joins it."""
+    """Return reproducible sounds: a gliding tone, joined by a second one."""
     # The legacy generator, because numpy promises that its stream never changes.
     draw = np.random.RandomState(0)
     time = np.arange(samples) / RATE

@@ -1,4 +1,4 @@
-"""Whisper's architecture with its ears and its words: checkpoints of transformers, and a tiny one of random weights."""
+"""Whisper models with feature extractors and tokenizers: checkpoints of transformers, and a tiny random model."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,11 @@ from workers.errors import TaskError
 from workers.tasks.checkpoints import explained, quiet_transformers, source
 from workers.tasks.speech.audio import RATE, Waveform
 
-#: Tokens of the tiny model: the bytes of UTF-8, the end of an answer and its start.
+#: Special tokens of the tiny model, after the UTF-8 bytes: end and start of an answer.
 _END, _START = 256, 257
-#: Seconds that the tiny model hears at a time, in frames of 20 ms.
+#: Seconds of audio per pass of the tiny model, in frames of 20 ms.
 _TINY_WINDOW_S = 2
-#: Checkpoints that need no file, and what their configuration sets.
+#: Checkpoints without files: name -> configuration.
 TINY: Mapping[str, Mapping[str, Any]] = {
     "tiny-whisper": {
         "vocab_size": 258,
@@ -35,7 +35,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
         "bos_token_id": _END,
         "eos_token_id": _END,
         "pad_token_id": _END,
-        # As wide as this, answers differ with the sound; with the usual 0.02 they are one token over and over.
+        # Wide enough that answers depend on the sound; with the usual 0.02 they repeat one token.
         "init_std": 0.2,
     }
 }
@@ -43,14 +43,14 @@ TINY: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Speech:
-    """How a checkpoint turns audio into features, text into tokens, and tokens into text."""
+    """A checkpoint's conversions: audio to features, text to tokens, and tokens to text."""
 
-    #: Seconds that one pass of the encoder hears, silence included.
+    #: Seconds of audio per pass of the encoder, padding included.
     window_s: int
-    #: Tokens that every answer starts behind, and the one that ends it.
+    #: Tokens that precede every answer, and the token that ends it.
     prefix: tuple[int, ...]
     end: int
-    #: Tokens that are never written, and those that no answer begins with.
+    #: Tokens that are never generated, and tokens that are never generated first.
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
     #: Waveforms -> features, shape ``(waveforms, mel bins, frames)``.
@@ -59,10 +59,10 @@ class Speech:
     decode: Callable[[Sequence[int]], str]
 
     def chosen(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the likeliest tokens of whole answers, shape ``(samples, tokens)``; nothing follows the end.
+        """Return the likeliest tokens of whole answers, shape ``(samples, tokens)``, padded with the end token.
 
         Args:
-            logits: from the first token of the answers on, shape ``(samples, tokens, vocabulary)``.
+            logits: logits from the first token of the answers on, shape ``(samples, tokens, vocabulary)``.
         """
         allowed = logits.clone()
         allowed[..., list(self.suppressed)] = -torch.inf
@@ -75,7 +75,7 @@ def build_speech_model(checkpoint: str) -> nn.Module:
     """Return a model of Whisper's architecture in fp32 and evaluation mode.
 
     Args:
-        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub.
+        checkpoint: name of a tiny model, a folder of safetensors, or a name on the hub.
 
     Raises:
         TaskError: if it cannot be loaded, or has another architecture.
@@ -91,7 +91,7 @@ def build_speech_model(checkpoint: str) -> nn.Module:
         found = AutoConfig.from_pretrained(place).model_type
         if found != "whisper":
             raise TaskError(
-                f"this task needs a model of Whisper's architecture, but checkpoint {checkpoint!r} is of the type "
+                f"this task needs a model of Whisper's architecture, but checkpoint {checkpoint!r} has the type "
                 f"{found!r}; write a task for it"
             )
         model: nn.Module = WhisperForConditionalGeneration.from_pretrained(
@@ -102,10 +102,10 @@ def build_speech_model(checkpoint: str) -> nn.Module:
 
 @functools.cache
 def speech_of(checkpoint: str, language: str) -> Speech:
-    """Return what surrounds a checkpoint's model; ``language`` is empty if it knows but one.
+    """Return a checkpoint's conversions; ``language`` is empty for single-language models.
 
     Raises:
-        TaskError: if it cannot be loaded, or does not know the language.
+        TaskError: if it cannot be loaded, or does not support the language.
     """
     with quiet_transformers(), explained("processor", checkpoint, TINY):
         if checkpoint in TINY:
@@ -114,7 +114,7 @@ def speech_of(checkpoint: str, language: str) -> Speech:
 
 
 def normal(text: str) -> str:
-    """Return a text in lower case without punctuation, as Whisper's authors compare texts of any language."""
+    """Return a text in lower case without punctuation, by the normalization of Whisper's authors for any language."""
     with quiet_transformers():
         from transformers.models.whisper.english_normalizer import BasicTextNormalizer
     return str(BasicTextNormalizer()(text)).strip()
@@ -139,12 +139,12 @@ def _tiny(sizes: Mapping[str, Any]) -> Speech:
 def _pretrained(place: str, language: str) -> Speech:
     from transformers import GenerationConfig, WhisperProcessor
 
-    # A model of one language has no tokens for languages and tasks.
+    # Single-language models have no tokens for languages and tasks.
     spoken: Any = {"language": language, "task": "transcribe"} if language else {}
     processor: Any = WhisperProcessor.from_pretrained(place, **spoken)
     try:
         generation = GenerationConfig.from_pretrained(place)
-    except OSError:  # written without one
+    except OSError:  # the checkpoint has none
         generation = GenerationConfig()  # type: ignore[no-untyped-call]
     tokenizer, extractor = processor.tokenizer, processor.feature_extractor
     return Speech(

@@ -1,4 +1,4 @@
-"""Speech to text with Whisper's architecture: word error rate, time to the first word, time per further token."""
+"""Speech to text with Whisper's architecture: word error rate, time to first token, time per output token."""
 
 import functools
 import math
@@ -18,35 +18,35 @@ from workers.tasks.speech.audio import RATE, Utterance, pieces, read_folder, ton
 from workers.tasks.speech.models import TINY, Speech, build_speech_model, normal, speech_of
 from workers.tasks.text.decoding import Answer, decode, respond
 
-#: What the model takes: ``input_features``, shape ``(chunks, mel bins, frames)``, and ``decoder_input_ids``.
+#: The model's inputs: ``input_features``, shape ``(chunks, mel bins, frames)``, and ``decoder_input_ids``.
 Batch = dict[str, torch.Tensor]
 
-#: Chunks needed: calibration and both splits take one at least.
+#: Minimum number of chunks: at least one each for calibration and both splits.
 _LEAST_CHUNKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechSeq2Seq:
-    """Speech to text with Whisper's architecture; accuracy is 1 - word error rate, 0 at least.
+    """Speech to text with Whisper's architecture; accuracy is 1 - word error rate, at least 0.
 
-    What is written greedily is compared with the transcripts, or token by token with what full precision writes if
-    there are none. Chunks of audio take turns to calibrate, to be evaluated on and to be held out. Logits are those of
-    the tokens that follow in the transcript, or in full precision's.
+    Greedily generated text is compared with the transcripts or, without transcripts, token by token with the output of
+    full precision. Chunks of audio alternate between calibration, evaluation and held-out data. Logits are those of the
+    next tokens in the transcript, or in the output of full precision.
     """
 
-    #: A folder of safetensors, the name of one on the hub, or ``tiny-whisper``.
+    #: A folder of safetensors, a name on the hub, or ``tiny-whisper``.
     checkpoint: str = "tiny-whisper"
-    #: A folder of wav files with or without ``metadata.csv``; empty for tones, which the tiny model hears.
+    #: A folder of wav files with or without ``metadata.csv``; empty for tones, for the tiny model.
     audio: str = ""
-    #: Language of the speech, such as ``en``; empty for models that know but one.
+    #: Language of the speech, such as ``en``; empty for single-language models.
     language: str = ""
-    #: Seconds of audio in a chunk; 0 for as many as the model hears at a time.
+    #: Seconds of audio per chunk; 0 for the model's full window.
     chunk_seconds: float = 0.0
-    #: Tokens written for a chunk, at most.
+    #: Maximum number of tokens generated per chunk.
     output_tokens: int = 24
-    #: Chunks that calibrate, are evaluated on, and are held out, each, at most.
+    #: Maximum number of chunks each for calibration, evaluation and held-out data.
     chunks: int = 64
-    #: Chunks in one forward pass of evaluation and calibration.
+    #: Chunks per forward pass in evaluation and calibration.
     batch_size: int = 16
 
     output_kind = OutputKind.LOGITS
@@ -59,7 +59,7 @@ class SpeechSeq2Seq:
         require_number("chunk_seconds", self.chunk_seconds, low=0.0, high=3600.0)
         if self.checkpoint not in TINY and not self.audio:
             raise TaskError(
-                f"checkpoint {self.checkpoint!r} needs a folder of wav files; name it by the parameter audio"
+                f"checkpoint {self.checkpoint!r} needs a folder of wav files; give it as the parameter audio"
             )
 
     def build_model(self) -> nn.Module:
@@ -71,48 +71,47 @@ class SpeechSeq2Seq:
         return self._batches(0)
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
-        """Return every third chunk, from another one on for each split."""
+        """Return every third chunk, starting with a different one per split."""
         return self._batches(_part(split))
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the logits of the answers, shape ``(chunks, output tokens, vocabulary)``; 0 behind their end."""
+        """Return the logits of the answers, shape ``(chunks, output tokens, vocabulary)``; 0 after their end."""
         logits: torch.Tensor = model(**batch, use_cache=False).logits
         written = len(self._speech.prefix) - 1
         ended = batch["decoder_input_ids"][:, written:] == self._speech.end
         return logits[:, written:].masked_fill(ended.unsqueeze(-1), 0.0)
 
     def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
-        """Return the tokens that the model writes greedily, shape ``(chunks, output tokens)``.
+        """Return the tokens that the model generates greedily, shape ``(chunks, output tokens)``.
 
-        All tokens of a draft are looked at in one pass, and replaced by what follows those before them, until nothing
-        changes: the tokens that one pass each would write, in fewer passes, and without a cache, which a deployed
-        model need not have (Santilli et al., "Accelerating transformer inference for translation via parallel
-        decoding", 2023).
+        Each pass recomputes all tokens of a draft from the tokens before them, until nothing changes. The result equals
+        token-by-token generation, with fewer passes and without a cache, which a deployed model may lack (Santilli et
+        al., "Accelerating transformer inference for translation via parallel decoding", 2023).
         """
-        return torch.cat([self._settled(model, beside(model, batch)) for batch in self.evaluation(split)])
+        return torch.cat([self._generated_in_parallel(model, beside(model, batch)) for batch in self.evaluation(split)])
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return 1 - word error rate of the tokens written, or 0 if there are more errors than words."""
+        """Return 1 - word error rate of the generated tokens, or 0 if there are more errors than words."""
         with extra_packages():
             from jiwer import wer
         part = _part(split)
         texts = [self._chunks[index].text for index in range(part, len(self._chunks), 3)]
         if None in texts:
-            said, heard = (_numbers(tokens, self._speech.end) for tokens in (self._tokens[part::3], outputs))
+            expected, generated = (_numbers(tokens, self._speech.end) for tokens in (self._tokens[part::3], outputs))
         else:
-            said = [normal(str(text)) for text in texts]
-            heard = [normal(self._speech.decode(tokens)) for tokens in outputs.tolist()]
-        return max(0.0, 1.0 - float(wer(said, heard)))
+            expected = [normal(str(text)) for text in texts]
+            generated = [normal(self._speech.decode(tokens)) for tokens in outputs.tolist()]
+        return max(0.0, 1.0 - float(wer(expected, generated)))
 
     def latency_batch(self, batch_size: int) -> Batch:
-        """Return chunks that calibrate, from the first again if there are too few."""
+        """Return calibration chunks, repeated if there are too few."""
         return self._batch(3 * (torch.arange(batch_size) % math.ceil(len(self._chunks) / 3)))
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return prefill, the encoder's pass over a chunk up to the first token, decode, one more token, and request.
+        """Return prefill (encoding a chunk up to the first token), decode (one more token) and request.
 
-        A request is a chunk with an answer of ``output_tokens``.
-        Decoding begins behind the first token, and begins there again after ``output_tokens``.
+        A request is a chunk with an answer of ``output_tokens`` tokens.
+        Decoding starts after the first token, and restarts there after ``output_tokens`` tokens.
         """
         batch = self.latency_batch(batch_size)
         features, prefix = batch["input_features"], batch["decoder_input_ids"][:, : len(self._speech.prefix)]
@@ -143,15 +142,15 @@ class SpeechSeq2Seq:
         seconds = self.chunk_seconds or self._speech.window_s
         if seconds > self._speech.window_s:
             raise TaskError(
-                f"task parameter 'chunk_seconds' must be at most the {self._speech.window_s} seconds that "
-                f"{self.checkpoint!r} hears at a time, but got {seconds:g}"
+                f"task parameter 'chunk_seconds' must be at most {self._speech.window_s}, the window of "
+                f"{self.checkpoint!r} in seconds, but got {seconds:g}"
             )
         most = int(seconds * RATE)
         found = pieces(read_folder(self.audio), most) if self.audio else tones(3 * self.chunks, most)
         if len(found) < _LEAST_CHUNKS:
             raise TaskError(
-                f"at least {_LEAST_CHUNKS} chunks are needed, to calibrate, to evaluate and to hold out, but the audio "
-                f"{self.audio!r} has {len(found)}; give more or longer files"
+                f"at least {_LEAST_CHUNKS} chunks are needed, for calibration, evaluation and held-out data, but the "
+                f"audio {self.audio!r} has {len(found)}; give more or longer files"
             )
         return found[: 3 * self.chunks]
 
@@ -161,17 +160,19 @@ class SpeechSeq2Seq:
 
     @functools.cached_property
     def _tokens(self) -> torch.Tensor:
-        """Tokens that follow the prefix, shape ``(chunks, output tokens)``, the end repeated behind their end."""
+        """Tokens after the prefix, shape ``(chunks, output tokens)``, padded with the end token."""
         if self._chunks[0].text is None:
             model = self.build_model()
             with torch.inference_mode():
                 parts = torch.split(self._features, self.batch_size)
-                return torch.cat([_written(model, part, self._speech, self.output_tokens) for part in parts])
+                return torch.cat(
+                    [_generated_with_cache(model, part, self._speech, self.output_tokens) for part in parts]
+                )
         rows = [self._speech.encode(str(chunk.text)) for chunk in self._chunks]
         for chunk, row in zip(self._chunks, rows, strict=True):
             if len(row) >= self.output_tokens:
                 raise TaskError(
-                    f"the transcript of {chunk.name!r} has {len(row)} tokens and an end, but output_tokens is "
+                    f"the transcript of {chunk.name!r} has {len(row)} tokens plus an end token, but output_tokens is "
                     f"{self.output_tokens}; raise it"
                 )
         return torch.tensor([[*row, *[self._speech.end] * (self.output_tokens - len(row))] for row in rows])
@@ -183,15 +184,15 @@ class SpeechSeq2Seq:
     def _batch(self, numbers: torch.Tensor) -> Batch:
         return {
             "input_features": self._features[numbers],
-            "decoder_input_ids": _behind(self._speech.prefix, self._tokens[numbers]),
+            "decoder_input_ids": _decoder_inputs(self._speech.prefix, self._tokens[numbers]),
         }
 
-    def _settled(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return what follows the prefix once every token is the one that those before it lead to."""
+    def _generated_in_parallel(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the tokens after the prefix, once each is the likeliest one after its predecessors."""
         draft = batch["decoder_input_ids"]
-        for _ in range(self.output_tokens):  # each pass settles one more token at least
+        for _ in range(self.output_tokens):  # each pass fixes at least one more token
             tokens = self._speech.chosen(self.forward(model, {**batch, "decoder_input_ids": draft}))
-            before, draft = draft, _behind(self._speech.prefix, tokens)
+            before, draft = draft, _decoder_inputs(self._speech.prefix, tokens)
             if torch.equal(draft, before):
                 break
         return tokens
@@ -201,8 +202,8 @@ def _part(split: Split) -> int:
     return 1 if split is Split.EVALUATION else 2
 
 
-def _behind(prefix: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
-    """Return what the decoder reads to write ``tokens``: all but the last of them, behind the prefix."""
+def _decoder_inputs(prefix: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+    """Return the decoder's input to generate ``tokens``: the prefix, then all tokens but the last."""
     return torch.cat([torch.tensor(prefix, device=tokens.device).expand(len(tokens), -1), tokens[:, :-1]], dim=1)
 
 
@@ -211,8 +212,8 @@ def _numbers(tokens: torch.Tensor, end: int) -> list[str]:
     return [" ".join(str(token) for token in row if token != end) for row in tokens.tolist()]
 
 
-def _written(model: nn.Module, features: torch.Tensor, speech: Speech, count: int) -> torch.Tensor:
-    """Return the ``count`` tokens that a model writes greedily with its cache, the end repeated behind their end."""
+def _generated_with_cache(model: nn.Module, features: torch.Tensor, speech: Speech, count: int) -> torch.Tensor:
+    """Return ``count`` tokens that a model generates greedily with its cache, padded with the end token."""
     logits, answer = _begin(model, features, prefix=torch.tensor(speech.prefix).expand(len(features), -1))
     for _ in range(1, count):
         token = speech.chosen(logits)[:, -1:]
@@ -221,7 +222,7 @@ def _written(model: nn.Module, features: torch.Tensor, speech: Speech, count: in
 
 
 def _begin(model: nn.Module, features: torch.Tensor, *, prefix: torch.Tensor) -> tuple[torch.Tensor, Answer]:
-    """Return the logits and the likeliest of the first tokens, with the cache of audio and prefix."""
+    """Return the logits and the likeliest value of the first token, with the cache of audio and prefix."""
     from transformers import DynamicCache, EncoderDecoderCache
 
     prefix = prefix.to(features.device)

@@ -1,4 +1,4 @@
-"""Causal language models on a text: perplexity, time to first token, time per output token."""
+"""Causal language models evaluated on a text: perplexity, time to first token, time per output token."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -27,29 +27,29 @@ Tokens = torch.Tensor
 class CausalLM:
     """A causal language model on a text; accuracy is the probability of the next token, 1 / perplexity.
 
-    It is the geometric mean over all tokens of the text's windows, so a drop of 1 % is a perplexity 1 % higher.
-    Windows of the text take turns to calibrate, to be evaluated on and to be held out. With questions, accuracy is the
-    share of them whose right ending is found likeliest, and they take turns to be evaluated on and held out.
+    This is the geometric mean over all tokens of the text's windows, so a drop of 1 % means a perplexity 1 % higher.
+    Windows alternate between calibration, evaluation and held-out data. With questions, accuracy is the share of
+    questions whose correct ending is the likeliest; questions alternate between evaluation and held-out data.
     """
 
-    #: A folder of safetensors, the name of one on the hub, a GGUF file in either, or ``tiny-llama``,
-    #: ``tiny-tied-llama``, ``tiny-mixtral``.
+    #: A folder of safetensors, a name on the hub, a GGUF file in either, or ``tiny-llama``, ``tiny-tied-llama``,
+    #: ``tiny-mixtral``.
     checkpoint: str = "tiny-llama"
     #: A file of UTF-8 text; empty for the news of the Lee corpus.
     text: str = ""
-    #: A file of text unlike the first, as production's may become; empty for none.
+    #: A file of differently distributed text, as production inputs may become; empty for none.
     shifted_text: str = ""
     #: A jsonl file of multiple-choice questions with the fields ``ctx``, ``endings`` and ``label``; empty for none.
     questions: str = ""
-    #: The same for the shifted text: with questions and a shifted text, both are judged by questions.
+    #: Questions for the shifted data; required if both questions and a shifted text are given.
     shifted_questions: str = ""
-    #: Tokens of a window of text, and of the prompts that latency is measured on.
+    #: Tokens per window of text, and per prompt in latency measurements.
     prompt_tokens: int = 64
-    #: Tokens written after a prompt.
+    #: Tokens generated after a prompt.
     output_tokens: int = 16
-    #: Windows that calibrate, are evaluated on, and are held out, each.
+    #: Windows each for calibration, evaluation and held-out data.
     windows: int = 64
-    #: Windows in one forward pass of evaluation and calibration.
+    #: Windows per forward pass in evaluation and calibration.
     batch_size: int = 16
 
     output_kind = OutputKind.LOGITS
@@ -61,20 +61,20 @@ class CausalLM:
             require_integer(name, getattr(self, name), low=low, high=1 << 20)
         if bool(self.shifted_questions) != bool(self.questions and self.shifted_text):
             raise TaskError(
-                "task parameter 'shifted_questions' goes with both 'questions' and 'shifted_text', but got "
+                "task parameter 'shifted_questions' is required with both 'questions' and 'shifted_text', but got "
                 f"{self.shifted_questions!r} with {self.questions!r} and {self.shifted_text!r}; give all three, or "
-                "take one of them out"
+                "omit one of them"
             )
 
     @property
     def has_shifted(self) -> bool:
-        """Return whether there is a shifted text."""
+        """Whether there is a shifted text."""
         return bool(self.shifted_text)
 
     def build_model(self) -> nn.Module:
         """Return the checkpoint's model in fp32."""
         for split in splits(self) if self.questions else ():
-            self._asked(split)  # which tells what is wrong with them before anything takes time
+            self._question_windows(split)  # reports errors in the questions before anything slow runs
         return build_causal_model(self.checkpoint)
 
     def calibration(self) -> Sequence[Tokens]:
@@ -82,7 +82,7 @@ class CausalLM:
         return torch.split(self._windows(self.text)[0::3], self.batch_size)
 
     def evaluation(self, split: Split) -> Sequence[Tokens]:
-        """Return every third window of the text, from another one on for each split; those of the shifted text."""
+        """Return every third window of the split's text; evaluation and held-out windows do not overlap."""
         if split is Split.SHIFTED:
             return torch.split(self._windows(self.shifted_text)[1::3], self.batch_size)
         return torch.split(self._windows(self.text)[1 if split is Split.EVALUATION else 2 :: 3], self.batch_size)
@@ -94,35 +94,35 @@ class CausalLM:
 
     @property
     def generate(self) -> Callable[[nn.Module, Split], torch.Tensor] | None:
-        """Return what scores the endings of questions, in windows like the text's; None if there are no questions."""
+        """Function that scores the endings of a split's questions; None if there are no questions."""
         if not self.questions:
             return None
-        return lambda model, split: self._asked(split).scores(
+        return lambda model, split: self._question_windows(split).scores(
             lambda few: self.forward(model, beside(model, few)), self.batch_size
         )
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
-        """Return the share of questions answered rightly, if there are questions.
+        """Return the share of correctly answered questions, if there are questions.
 
-        Otherwise it is the geometric mean of the probabilities of the tokens that follow; 0 for nan logits.
+        Otherwise return the geometric mean of the probabilities of the next tokens; 0 for nan logits.
         """
         if self.questions:
-            return self._asked(split).share_right(outputs)
+            return self._question_windows(split).share_right(outputs)
         tokens = torch.cat(list(self.evaluation(split)))
-        losses = [  # window by window: the float64 of all would be twice the outputs
+        losses = [  # window by window, because float64 logits of all windows would take twice the outputs' memory
             F.cross_entropy(logits[:-1].double(), window[1:]) for logits, window in zip(outputs, tokens, strict=True)
         ]
         return float(torch.stack(losses).mean().neg().exp().nan_to_num(nan=0.0))
 
     def latency_batch(self, batch_size: int) -> Tokens:
-        """Return windows that calibrate, from the first again if there are too few, as prompts."""
+        """Return calibration windows as prompts, repeated if there are too few."""
         windows = self._windows(self.text)[0::3]
         return windows[torch.arange(batch_size) % len(windows)]
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return prefill, up to the first token, decode, one more token with the cache, and request, a whole answer.
+        """Return prefill (up to the first token), decode (one more token with the cache) and request (a whole answer).
 
-        Decoding begins behind the prompt, and begins there again after ``output_tokens``.
+        Decoding starts after the prompt, and restarts there after ``output_tokens`` tokens.
         """
         prompts = self.latency_batch(batch_size)
         return {
@@ -140,11 +140,13 @@ class CausalLM:
     def _windows(self, text: str) -> Tokens:
         return _windows(self.checkpoint, text, self.prompt_tokens, 3 * self.windows)
 
-    def _asked(self, split: Split) -> Windows:
+    def _question_windows(self, split: Split) -> Windows:
         if split is Split.SHIFTED:
-            return _asked("shifted_questions", self.shifted_questions, 0, 1, self.checkpoint, self.prompt_tokens)
+            return _question_windows(
+                "shifted_questions", self.shifted_questions, 0, 1, self.checkpoint, self.prompt_tokens
+            )
         begin = 0 if split is Split.EVALUATION else 1
-        return _asked("questions", self.questions, begin, 2, self.checkpoint, self.prompt_tokens)
+        return _question_windows("questions", self.questions, begin, 2, self.checkpoint, self.prompt_tokens)
 
 
 def _begin(model: nn.Module, prompts: Tokens) -> Answer:
@@ -157,7 +159,7 @@ def _begin(model: nn.Module, prompts: Tokens) -> Answer:
 
 
 def _step(model: nn.Module, tokens: Tokens, cache: Any) -> torch.Tensor:
-    """Return the logits behind the last of ``tokens``, shape ``(prompts, 1, vocabulary)``."""
+    """Return the logits of the token after ``tokens``, shape ``(prompts, 1, vocabulary)``."""
     logits: torch.Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     return logits
 
@@ -167,19 +169,19 @@ def _windows(checkpoint: str, text: str, length: int, count: int) -> Tokens:
     """Return the first ``count`` windows of a text, shape ``(count, length)``.
 
     Raises:
-        TaskError: if the file cannot be read, or is too short.
+        TaskError: if the file cannot be read, or the text is too short.
     """
     tokens = encode_first(checkpoint, _read(text), count * length)
     if len(tokens) < count * length:
         raise TaskError(
-            f"the text has {len(tokens)} tokens, but {count} windows of {length} take {count * length}; "
+            f"the text has {len(tokens)} tokens, but {count} windows of {length} tokens need {count * length}; "
             "give a longer text, or lower windows or prompt_tokens"
         )
     return tokens.reshape(count, length)
 
 
 @functools.cache
-def _asked(name: str, path: str, begin: int, step: int, checkpoint: str, length: int) -> Windows:
+def _question_windows(name: str, path: str, begin: int, step: int, checkpoint: str, length: int) -> Windows:
     """Return every ``step``-th question of a file as windows of ``length`` tokens.
 
     Raises:
@@ -187,7 +189,7 @@ def _asked(name: str, path: str, begin: int, step: int, checkpoint: str, length:
     """
     questions = read_questions(name, path)
     if len(questions) < step:
-        raise TaskError(f"the {name} {path!r} must be at least {step}, but are {len(questions)}; give more")
+        raise TaskError(f"{name} needs at least {step} questions, but {path!r} has {len(questions)}; add more")
     return windows_of(questions[begin::step], functools.partial(encode, checkpoint), length)
 
 

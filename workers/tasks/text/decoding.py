@@ -1,4 +1,4 @@
-"""Writing token after token with a cache, as every decoder of transformers does."""
+"""Token-by-token generation with a cache, for any decoder of transformers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from torch import nn
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """Where decoding stands."""
+    """State of decoding."""
 
-    #: Returns logits, shape ``(samples, tokens, vocabulary)``, from a model, tokens and the cache, which it adds to.
+    #: Takes a model, tokens and the cache, which it extends; returns logits, shape ``(samples, tokens, vocabulary)``.
     step: Callable[[nn.Module, torch.Tensor, Any], torch.Tensor]
     cache: Any
-    #: Token to go on from, shape ``(samples, 1)``.
+    #: Last generated token, shape ``(samples, 1)``.
     token: torch.Tensor
-    #: The first one, and how many are in the cache before it.
+    #: First generated token, and the number of tokens in the cache before it.
     first: torch.Tensor
     begin: int
 
 
 def respond(model: nn.Module, given: Any, *, begin: Callable[[nn.Module, Any], Answer], tokens: int) -> Answer:
-    """Return a whole answer of ``tokens`` tokens, the first of which ``begin`` writes to what is ``given``."""
+    """Generate a whole answer of ``tokens`` tokens; ``begin`` generates the first one from ``given``."""
     answer = begin(model, given)
     for _ in range(tokens - 1):
         decode(model, answer, most=answer.begin + tokens)
@@ -31,7 +31,7 @@ def respond(model: nn.Module, given: Any, *, begin: Callable[[nn.Module, Any], A
 
 
 def decode(model: nn.Module, answer: Answer, *, most: int) -> None:
-    """Write one more token; at ``most`` tokens the answer begins again."""
+    """Generate one more token; at ``most`` tokens in the cache, restart the answer."""
     answer.token = answer.step(model, answer.token, answer.cache)[:, -1:].argmax(dim=-1)
     length = answer.cache.get_seq_length()
     if length >= most:

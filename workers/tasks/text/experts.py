@@ -1,6 +1,6 @@
-"""Experts of a mixture as separate linear layers, so that they can be quantized.
+"""Mixture-of-experts blocks with separate linear layers per expert, so that they can be quantized.
 
-transformers keeps the experts of a block as two tensors of three dimensions, which no kernel of ours takes.
+transformers stores the experts of a block as two 3-d tensors, which our kernels do not support.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from workers.tasks.text.transposed import linear_of
 
 
 class Experts(nn.ModuleList):
-    """The experts of one block, each with its own layers; replaces a fused module of transformers."""
+    """The experts of one block, each with its own linear layers; replaces a fused module of transformers."""
 
     def __init__(self, fused: nn.Module) -> None:
         gates, downs = fused.get_parameter("gate_up_proj"), fused.get_parameter("down_proj")
@@ -25,14 +25,14 @@ class Experts(nn.ModuleList):
 
         Args:
             hidden: shape ``(tokens, features)``.
-            chosen: numbers of each token's experts, shape ``(tokens, experts a token)``.
-            weights: of these, same shape.
+            chosen: numbers of each token's experts, shape ``(tokens, experts per token)``.
+            weights: weights of these experts, same shape.
         """
         outputs = torch.zeros_like(hidden)
         for number, expert in enumerate(self):
             tokens, place = torch.where(chosen == number)
             if len(tokens):
-                # Out of place, because the gradient sketch needs what was added to.
+                # Not in place, because the gradient sketch needs the previous tensor.
                 added = expert(hidden[tokens]) * weights[tokens, place, None]
                 outputs = outputs.index_add(0, tokens, added.to(outputs.dtype))
         return outputs
@@ -53,14 +53,14 @@ class _Expert(nn.Module):
 
 
 def separate_experts(model: nn.Module) -> None:
-    """Replace every fused module of experts whose layout is known, in place; others stay as they are."""
+    """Replace every fused module of experts with a known layout, in place; others stay unchanged."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if _is_fused(child):
                 parent.register_module(name, Experts(child))
 
 
-#: What transformers says of experts that are laid out as gate above up, without transposition or biases.
+#: transformers' attributes of experts with gate above up, without transposition or biases.
 _LAYOUT: Mapping[str, bool] = {
     "has_gate": True,
     "has_bias": False,

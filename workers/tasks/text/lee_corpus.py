@@ -1,4 +1,4 @@
-"""The Lee corpus as gensim ships it: news documents, and how similar people found each pair of them.
+"""The Lee corpus as shipped with gensim: news documents, and human ratings of the similarity of each pair.
 
 Source: Lee, Pincombe and Welsh, "An empirical evaluation of models of text document similarity",
 CogSci 2005.
@@ -16,9 +16,9 @@ from workers.tasks.checks import package_folder
 
 #: Documents that people rated.
 RATED = 50
-#: Documents of the background corpus, none of which was rated.
+#: Documents of the background corpus, which are not rated.
 BACKGROUND = 300
-#: What is held out, and what calibrates, is the same in every job.
+#: Fixed, so that held-out pairs and calibration documents are the same in every job.
 _SEED = 2005
 
 
@@ -40,14 +40,14 @@ def rated_documents() -> tuple[str, ...]:
 
 
 def background_documents() -> tuple[str, ...]:
-    """Return the 300 background documents, in one fixed random order."""
+    """Return the 300 background documents in a fixed random order."""
     documents = _lines("lee_background.cor", BACKGROUND)
     return tuple(documents[index] for index in _permutation(BACKGROUND))
 
 
 @functools.cache
 def rated_pairs(split: Split) -> RatedPairs:
-    """Return a random half of the 1,225 pairs of rated documents; held-out ones are the other half."""
+    """Return a random half of the 1,225 pairs of rated documents; the held-out split has the other half."""
     ratings = np.array([line.split() for line in _lines("similarities0-1.txt", RATED)], dtype=np.float64)
     first, second = np.triu_indices(RATED, k=1)
     evaluation, held_out = np.array_split(_permutation(len(first)), 2)
@@ -67,7 +67,7 @@ def _lines(name: str, count: int) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="latin-1").splitlines()
     except OSError as error:
-        raise TaskError(f"cannot read the corpus file {str(path)!r}: {error.strerror}; install gensim again") from None
+        raise TaskError(f"cannot read the corpus file {str(path)!r}: {error.strerror}; reinstall gensim") from None
     if len(lines) != count:
-        raise TaskError(f"{str(path)!r} must have {count} lines, but has {len(lines)}; install gensim again")
+        raise TaskError(f"{str(path)!r} must have {count} lines, but has {len(lines)}; reinstall gensim")
     return tuple(lines)

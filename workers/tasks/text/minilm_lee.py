@@ -17,9 +17,9 @@ from workers.tasks.text.lee_corpus import BACKGROUND, background_documents, rate
 #: Model inputs by name, each of shape ``(documents, tokens)``.
 Tokens = dict[str, torch.Tensor]
 
-#: Positions the model has.
+#: Number of positions of the model.
 _MAX_TOKENS = 512
-#: Tokens of shifted documents.
+#: Maximum tokens of shifted documents.
 _SHIFTED_TOKENS = 32
 
 
@@ -29,17 +29,17 @@ class MiniLMLee:
 
     Accuracy is Pearson's correlation of cosine similarities and ratings over a random half of the
     1,225 pairs of 50 news documents; the other half is held out. Both halves are pairs of the same
-    documents. Calibration reads a separate background corpus. Shifted data are the evaluation's documents
-    cut to their first 32 tokens, as of users who send headlines.
+    documents. Calibration uses a separate background corpus. Shifted data are the evaluation documents
+    cut to their first 32 tokens, as if users sent headlines only.
     """
 
-    #: Tokens that a document is cut to.
+    #: Maximum tokens per document.
     max_tokens: int = 256
-    #: Background documents that calibrate static ranges.
+    #: Background documents for calibration.
     calibration_documents: int = 64
-    #: Documents in one forward pass of evaluation and calibration.
+    #: Documents per forward pass in evaluation and calibration.
     batch_size: int = 10
-    #: Tokens of the documents that latency is measured on.
+    #: Tokens per document in latency measurements.
     latency_tokens: int = 128
 
     output_kind = OutputKind.EMBEDDING
@@ -52,15 +52,15 @@ class MiniLMLee:
         require_integer("latency_tokens", self.latency_tokens, low=8, high=_MAX_TOKENS)
 
     def build_model(self) -> nn.Module:
-        """Return the encoder as it is published, pooler included, although embeddings do not use it."""
+        """Return the encoder as published, including the pooler, which embeddings do not use."""
         with extra_packages():
             from transformers import BertConfig, BertModel
         folder = _model_folder()
         with torch.random.fork_rng(devices=[]):
             model: nn.Module = BertModel(BertConfig.from_pretrained(folder, local_files_only=True))
-        # Not from_pretrained: it prints a progress bar that only a global switch turns off.
+        # Avoid from_pretrained, which prints a progress bar that only a global setting disables.
         weights = load_file(folder / "model.safetensors")
-        del weights["embeddings.position_ids"]  # 0, 1, 2, ...: the model counts by itself
+        del weights["embeddings.position_ids"]  # 0, 1, 2, ..., which the model generates itself
         model.load_state_dict(weights)
         return model.eval()
 
@@ -70,11 +70,11 @@ class MiniLMLee:
         return _batches(_encode(sample, self.max_tokens), self.batch_size)
 
     def evaluation(self, split: Split) -> Sequence[Tokens]:
-        """Return the rated documents by length, cut if ``split`` is shifted; all splits rate the same documents."""
+        """Return the rated documents by length, cut if ``split`` is shifted; all splits use the same documents."""
         return self._shifted_batches if split is Split.SHIFTED else self._rated_batches
 
     def forward(self, model: nn.Module, batch: Tokens) -> torch.Tensor:
-        """Return the mean over each document's tokens as a unit vector; shape ``(documents, 384)``."""
+        """Return the normalised mean over each document's tokens, shape ``(documents, 384)``."""
         hidden = model(**batch).last_hidden_state  # (documents, tokens, 384)
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
@@ -91,8 +91,8 @@ class MiniLMLee:
     def latency_batch(self, batch_size: int) -> Tokens:
         """Return background documents, the longest first, cut to ``latency_tokens``.
 
-        271 of the 300 have the default 128 tokens or more, so no time goes into padding, and all
-        batches of one size have one shape.
+        Of the 300 documents, 271 have at least the default 128 tokens, so padding takes no time, and all
+        batches of one size have the same shape.
         """
         documents = sorted(_encode(background_documents(), self.latency_tokens), key=len, reverse=True)
         return _stack([documents[index % BACKGROUND] for index in range(batch_size)], self.latency_tokens)
@@ -121,12 +121,12 @@ def _encode(documents: Sequence[str], max_tokens: int) -> list[list[int]]:
     tokenizer = Tokenizer.from_file(str(_model_folder() / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    # One by one: encoding a batch starts threads, which would print a warning when the process forks.
+    # Encode one by one, because encoding a batch starts threads, which would print a warning when the process forks.
     return [tokenizer.encode(document).ids for document in documents]
 
 
 def _by_length(documents: Sequence[Sequence[int]]) -> list[int]:
-    """Return the numbers of the documents, short ones first, so that neighbours need little padding."""
+    """Return the numbers of the documents, short ones first, so that batches need little padding."""
     return sorted(range(len(documents)), key=lambda number: len(documents[number]))
 
 

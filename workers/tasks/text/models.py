@@ -1,4 +1,4 @@
-"""Causal language models with their tokens: checkpoints of transformers, and tiny ones of random weights."""
+"""Causal language models and their tokenizers: checkpoints of transformers, and tiny models with random weights."""
 
 import functools
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from workers.tasks.checkpoints import explained, quiet_transformers, source
 from workers.tasks.text.experts import separate_experts
 from workers.tasks.text.transposed import straighten
 
-#: Sizes of the tiny models; their tokens are the bytes of UTF-8.
+#: Sizes of the tiny models, whose tokens are UTF-8 bytes.
 _SIZES = {
     "vocab_size": 256,
     "hidden_size": 64,
@@ -22,27 +22,27 @@ _SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
 }
-#: Checkpoints that need no file: name -> architecture and what its configuration sets.
+#: Checkpoints without files: name -> architecture and configuration.
 TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tiny-llama": ("llama", _SIZES),
     "tiny-tied-llama": ("llama", {**_SIZES, "tie_word_embeddings": True}),
     "tiny-mixtral": ("mixtral", {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-#: Checkpoints beside folders and names, for messages.
+#: Checkpoints apart from folders and names, for error messages.
 _OTHERS = ("a GGUF file in either", *TINY)
-#: Largest difference of logits, relative to the largest one, that the order of sums may make.
+#: Largest difference of logits, relative to the largest logit, that the order of summation may cause.
 _TOLERANCE = 1e-4
 
 
 def build_causal_model(checkpoint: str) -> nn.Module:
-    """Return a causal language model in fp32 and evaluation mode, its experts and projections as linear layers.
+    """Return a causal language model in fp32 and evaluation mode, with experts and projections as linear layers.
 
     Args:
-        checkpoint: a tiny model's name, else a folder of safetensors or the name of one on the hub, or a GGUF file
-            in either, whose weights are dequantized.
+        checkpoint: name of a tiny model, a folder of safetensors, a name on the hub, or a GGUF file in either, whose
+            weights are dequantized.
 
     Raises:
-        TaskError: if it cannot be loaded, or linear layers in place of its own change what it says.
+        TaskError: if the model cannot be loaded, or linear layers change its outputs.
     """
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -67,14 +67,14 @@ def build_causal_model(checkpoint: str) -> nn.Module:
         after = model(input_ids=tokens, use_cache=False).logits
     if not torch.allclose(after, before, rtol=0.0, atol=_TOLERANCE * float(before.abs().max())):
         raise TaskError(
-            f"checkpoint {checkpoint!r} says something else once its experts and projections are linear layers, so "
-            "they cannot be quantized; report the architecture"
+            f"converting the experts and projections of checkpoint {checkpoint!r} to linear layers changes its "
+            "outputs, so they cannot be quantized; report the architecture"
         )
     return model
 
 
 def encode(checkpoint: str, text: str) -> torch.Tensor:
-    """Return the tokens of a text, shape ``(tokens,)``: bytes for a tiny model, else its own tokenizer's.
+    """Return the tokens of a text, shape ``(tokens,)``: bytes for a tiny model, else by the checkpoint's tokenizer.
 
     Raises:
         TaskError: if the checkpoint has no tokenizer.
@@ -87,10 +87,10 @@ def encode(checkpoint: str, text: str) -> torch.Tensor:
 def encode_first(checkpoint: str, text: str, count: int) -> torch.Tensor:
     """Return the first ``count`` tokens of a text, or all if there are fewer; see ``encode``.
 
-    A tokenizer takes hundreds of bytes for each token, so a long text is not encoded to its end. Where it is cut, its
-    tokens may be others; those wanted are at least as many tokens away.
+    A tokenizer needs hundreds of bytes of memory per token, so only the start of a long text is encoded. Tokens may
+    differ near the cut, which is therefore at least ``count`` tokens behind the returned ones.
     """
-    length = 16 * count  # characters: four times as many as most tokens have
+    length = 16 * count  # in characters; most tokens have at most a quarter of 16
     while True:
         tokens = encode(checkpoint, text[:length])
         if length >= len(text) or len(tokens) >= 2 * count:
@@ -108,7 +108,7 @@ def _tokenizer(checkpoint: str) -> Any:
 
 
 def _source(checkpoint: str) -> dict[str, str]:
-    """Return where transformers finds a checkpoint: a folder, else a name on the hub, and the GGUF file in it."""
+    """Return transformers' arguments for a checkpoint: its folder or name on the hub, and the GGUF file in it."""
     place, _, file = checkpoint.rpartition("/") if checkpoint.endswith(".gguf") else (checkpoint, "", "")
     found = {"pretrained_model_name_or_path": source(place)}
     return found | {"gguf_file": file} if file else found

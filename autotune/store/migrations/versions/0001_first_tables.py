@@ -12,7 +12,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Bring the tables to this revision."""
+    """Upgrade the tables to this revision."""
     _create_jobs()
     _create_events()
     _create_fronts()
@@ -24,7 +24,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the tables back to the revision before."""
+    """Downgrade the tables to the previous revision."""
     op.drop_table("measurements")
     op.drop_table("layer_choices")
     op.drop_table("latency_samples")

@@ -1,4 +1,4 @@
-"""Probes: what is expected of every layer and choice.
+"""Probes: predicted effects of every layer and choice.
 
 Revision: 0002
 Revises: 0001
@@ -12,7 +12,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Bring the tables to this revision."""
+    """Upgrade the tables to this revision."""
     op.create_table(
         "probes",
         sa.Column("key", sa.String(length=64), nullable=False),
@@ -37,6 +37,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the tables back to the revision before."""
+    """Downgrade the tables to the previous revision."""
     op.drop_table("layer_probes")
     op.drop_table("probes")

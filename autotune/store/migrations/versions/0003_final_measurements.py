@@ -18,7 +18,7 @@ _ONCE = {
 
 
 def upgrade() -> None:
-    """Bring the tables to this revision."""
+    """Upgrade the tables to this revision."""
     with op.batch_alter_table("trials") as batch:
         batch.drop_constraint(_SEARCHED_ONLY, type_="unique")
     for name, where in _ONCE.items():
@@ -26,11 +26,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the tables back to the revision before; final measurements have no place there."""
+    """Downgrade the tables to the previous revision, dropping final measurements."""
     for name in _ONCE:
         op.drop_index(name, "trials")
     final = "SELECT 1 FROM trials t WHERE t.job_id = c.job_id AND t.number = c.number AND t.kind = 'final'"
-    # SQLite enforces no references while tables are rebuilt.
+    # SQLite does not enforce references while tables are rebuilt.
     for child in ("measurements", "latency_samples", "layer_choices", "front_members"):
         op.execute(sa.text(f"DELETE FROM {child} AS c WHERE EXISTS ({final})"))
     op.execute(sa.text("DELETE FROM trials WHERE kind = 'final'"))

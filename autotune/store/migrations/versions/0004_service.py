@@ -25,7 +25,7 @@ _trials = sa.table("trials", *(sa.column(name) for name in ("job_id", "number", 
 
 
 def upgrade() -> None:
-    """Bring the tables to this revision."""
+    """Upgrade the tables to this revision."""
     _extend_jobs()
     for old, new in _STATES.items():
         op.execute(sa.text(f"UPDATE jobs SET state = '{new}' WHERE state = '{old}'"))
@@ -49,7 +49,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the tables back to the revision before; keys and tokens have no place there."""
+    """Downgrade the tables to the previous revision, dropping keys and tokens."""
     _create_layer_choices()
     _unpack_maps()
     with op.batch_alter_table("trials") as batch:
@@ -129,7 +129,7 @@ def _create_layer_choices() -> None:
 
 
 def _pack_maps() -> None:
-    """Move the rows of each map into its trial's row."""
+    """Merge the rows of each map into its trial's row."""
     connection = op.get_bind()
     of_trial = itemgetter("job_id", "number")
     for job_id in connection.execute(sa.text("SELECT id FROM jobs")).scalars().all():
@@ -151,7 +151,7 @@ def _pack(connection: sa.Connection, job_id: str, number: int, layers: list[str]
 
 
 def _unpack_maps() -> None:
-    """Give every layer of every map a row again."""
+    """Restore one row per layer of every map."""
     connection = op.get_bind()
     lists = {row.key: row.layers for row in connection.execute(sa.select(_layer_lists))}
     for trial in connection.execute(sa.select(_trials)).mappings().all():

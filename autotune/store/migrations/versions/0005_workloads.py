@@ -1,4 +1,4 @@
-"""Workloads: latencies say what was timed.
+"""Workloads: latencies record what was timed.
 
 Revision: 0005
 Revises: 0004
@@ -12,7 +12,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Bring the tables to this revision; until now only forward passes were timed."""
+    """Upgrade the tables to this revision; earlier latencies are all of forward passes."""
     with op.batch_alter_table("latency_samples") as batch:
         batch.add_column(sa.Column("workload", sa.String(length=32), nullable=False, server_default="forward"))
     with op.batch_alter_table("latency_samples") as batch:
@@ -20,7 +20,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the tables back to the revision before; latencies of other workloads have no place there."""
+    """Downgrade the tables to the previous revision, dropping latencies of other workloads."""
     op.execute(sa.text("DELETE FROM latency_samples WHERE workload <> 'forward'"))
     with op.batch_alter_table("latency_samples") as batch:
         batch.drop_column("workload")
