@@ -221,9 +221,40 @@ def test_a_long_text_is_not_encoded_to_its_end(count: int, tmp_path: Path, monke
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
     assert torch.equal(encode_first(str(tmp_path), text, count), encode(str(tmp_path), text)[:count])
     lengths = []
-    monkeypatch.setattr(models, "encode", lambda _, part: lengths.append(len(part)) or encode(str(tmp_path), part))
+
+    def counted(checkpoint: str, part: str, *, special: bool) -> torch.Tensor:
+        lengths.append(len(part))
+        return encode(checkpoint, part, special=special)
+
+    monkeypatch.setattr(models, "encode", counted)
     encode_first(str(tmp_path), text, 1)
     assert lengths == [16]
+
+
+def tokenizer_with(template: str, folder: Path) -> str:
+    """Save a tokenizer of letters that puts special tokens around each text as ``template`` says."""
+    special = [("<s>", 26), ("</s>", 27)]
+    letters = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({**letters, **dict(special)}, unk_token="z"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=template, special_tokens=special)
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("template", "first"),
+    [("$A", []), ("<s> $A", [26]), ("<s> $A </s>", [26]), ("<s> <s> $A", [26, 26]), ("$A </s>", [])],
+)
+def test_each_window_begins_as_the_tokenizer_begins_a_text(template: str, first: list[int], tmp_path: Path) -> None:
+    checkpoint = tokenizer_with(template, tmp_path / "model")
+    (tmp_path / "text").write_text("abcdefgh" * 200)
+    task = CausalLM(**SMALL | {"checkpoint": checkpoint}, text=str(tmp_path / "text"))
+    windows = torch.cat([*task.calibration(), *(batch for split in splits(task) for batch in task.evaluation(split))])
+    assert windows.shape[1] == SMALL["prompt_tokens"]
+    assert [row[: len(first)] for row in windows.tolist()] == [first] * len(windows)
+    rest = {token for row in windows.tolist() for token in row[len(first) :]}
+    assert rest == set(range(8)), "no special token inside a window"
 
 
 QUESTIONS = [

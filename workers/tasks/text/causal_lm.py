@@ -16,7 +16,7 @@ from workers.task import OutputKind, Split, Timed, splits
 from workers.tasks.checks import extra_packages, read_text, require_integer, require_text
 from workers.tasks.text.decoding import Answer, decode, respond
 from workers.tasks.text.lee_corpus import background_documents
-from workers.tasks.text.models import build_causal_model, encode, encode_first
+from workers.tasks.text.models import beginning, build_causal_model, encode, encode_first
 from workers.tasks.text.multiple_choice import Windows, read_questions, windows_of
 
 #: Token numbers, shape ``(windows, tokens)``.
@@ -171,13 +171,15 @@ def _windows(checkpoint: str, text: str, length: int, count: int) -> Tokens:
     Raises:
         TaskError: if the file cannot be read, or the text is too short.
     """
-    tokens = encode_first(checkpoint, _read(text), count * length)
-    if len(tokens) < count * length:
+    first = beginning(checkpoint)
+    own = length - len(first)
+    tokens = encode_first(checkpoint, _read(text), count * own)
+    if len(tokens) < count * own:
         raise TaskError(
-            f"the text has {len(tokens)} tokens, but {count} windows of {length} tokens need {count * length}; "
+            f"the text has {len(tokens)} tokens, but {count} windows of {length} tokens need {count * own}; "
             "give a longer text, or lower windows or prompt_tokens"
         )
-    return tokens.reshape(count, length)
+    return torch.cat([first.expand(count, -1), tokens.reshape(count, own)], dim=1)
 
 
 @functools.cache

@@ -73,26 +73,42 @@ def build_causal_model(checkpoint: str) -> nn.Module:
     return model
 
 
-def encode(checkpoint: str, text: str) -> torch.Tensor:
+def encode(checkpoint: str, text: str, *, special: bool = True) -> torch.Tensor:
     """Return the tokens of a text, shape ``(tokens,)``: bytes for a tiny model, else by the checkpoint's tokenizer.
+
+    ``special`` tokens are those that the tokenizer puts around a text.
 
     Raises:
         TaskError: if the checkpoint has no tokenizer.
     """
     if checkpoint in TINY:
         return torch.tensor(list(text.encode()))
-    return torch.tensor(_tokenizer(checkpoint)(text, verbose=False)["input_ids"])
+    return torch.tensor(_tokenizer(checkpoint)(text, verbose=False, add_special_tokens=special)["input_ids"])
+
+
+def beginning(checkpoint: str) -> torch.Tensor:
+    """Return the special tokens that the tokenizer puts in front of every text, such as BOS; shape ``(tokens,)``.
+
+    A model that was trained with them predicts badly without: Gemma 3 270M has a perplexity of 703 instead of 40.
+
+    Raises:
+        TaskError: if the checkpoint has no tokenizer.
+    """
+    whole, alone = encode(checkpoint, "text"), encode(checkpoint, "text", special=False)
+    starts = range(len(whole) - len(alone) + 1)
+    found = next((start for start in starts if torch.equal(whole[start : start + len(alone)], alone)), 0)
+    return whole[:found]
 
 
 def encode_first(checkpoint: str, text: str, count: int) -> torch.Tensor:
-    """Return the first ``count`` tokens of a text, or all if there are fewer; see ``encode``.
+    """Return the first ``count`` tokens of a text without special tokens, or all if there are fewer; see ``encode``.
 
     A tokenizer needs hundreds of bytes of memory per token, so only the start of a long text is encoded. Tokens may
     differ near the cut, which is therefore at least ``count`` tokens behind the returned ones.
     """
     length = 16 * count  # in characters; most tokens have at most a quarter of 16
     while True:
-        tokens = encode(checkpoint, text[:length])
+        tokens = encode(checkpoint, text[:length], special=False)
         if length >= len(text) or len(tokens) >= 2 * count:
             return tokens[:count]
         length *= 2
