@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from autotune.errors import NotFoundError
-from autotune.jobs.front import standing
+from autotune.jobs.front import without_superseded
 from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, TrialRecord
 from autotune.search.probing import probes_of
 from autotune.store.base import WatchStore
@@ -189,7 +189,7 @@ class _Watched:
             version=record.version,
             trials=trials,
             fronts=self._store.fronts(record.id),
-            frame=rows.loc[[trial.number for trial in standing(trials)]].reset_index(drop=True),
+            frame=rows.loc[[trial.number for trial in without_superseded(trials)]].reset_index(drop=True),
             names={str(trial.number): candidate_name(trial) for trial in trials},
             probes=self._read.probes if self._read and self._read.probes else probes_of(self._store, record),
         )

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from autotune.cli.output import front_table, job_json, legend, out, print_json, say, trial_json
 from autotune.jobs.budget import searched
-from autotune.jobs.front import nearest, standing
+from autotune.jobs.front import nearest, without_superseded
 from autotune.jobs.records import JobRecord, Tally, TrialKind, TrialRecord
 from autotune.store.base import ReadStore
 
@@ -57,5 +57,5 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
 
 def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return full precision and the uniform maps, each with the figures that count."""
-    counting = {trial.key: trial for trial in standing(trials)}
+    counting = {trial.key: trial for trial in without_superseded(trials)}
     return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]

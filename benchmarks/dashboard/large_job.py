@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from autotune.jobs.front import LiveFront
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.spec import JobSpec
@@ -56,7 +56,7 @@ def write_job(store: Store, *, trials: int, layers: int, state: JobState = JobSt
         id=f"{trials:x}", name=spec.name, task="large", document=spec.dump(), state=state, created_at=at, updated_at=at
     )
     store.create_job(job)
-    described = store.change_job(job.id, held(0, description=_description(layers)))
+    described = store.change_job(job.id, with_fields(0, description=_description(layers)))
     obtain_probes(store, described, _ProbedPool(described.description.layers), Silent())  # type: ignore[arg-type,union-attr]
     batch: list[TrialResult] = []
     for result in _results(spec, job.id, described.description, trials):  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.client.actions import submit
-from autotune.jobs.lifecycle import claimed, held
+from autotune.jobs.lifecycle import claimed, with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import TrialKind
 from autotune.jobs.spec import JobSpec
@@ -122,7 +122,7 @@ def simulate(store: Store, load: Load) -> float:
         }
     )
     job = store.change_job(submit(store, spec, served=False).id, claimed("benchmark"))
-    job = store.change_job(job.id, held(job.epoch, description=description(load.layers)))
+    job = store.change_job(job.id, with_fields(job.epoch, description=description(load.layers)))
     pool = SimulatedPool(load.workers, load.trial_s)
     with Lease(store, job) as lease:
         Search(job, pool, Silent(), lease, Ledger(store, job, Silent())).run()  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit import Page
 
 from autotune.jobs.budget import searched
-from autotune.jobs.front import nearest_trial, standing
+from autotune.jobs.front import nearest_trial, without_superseded
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from dashboard import queries
@@ -69,7 +69,7 @@ def show(map_page: Page) -> None:
 def _front(job: JobRecord, map_page: Page) -> None:
     progress, spec = queries.progress(job), job.spec
     job_facts(job, searched(progress.trials), len(progress.members))
-    trials = standing(progress.trials)
+    trials = without_superseded(progress.trials)
     _verdict(job, trials)
     latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:

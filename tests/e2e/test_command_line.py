@@ -21,7 +21,7 @@ import autotune
 from autotune.cli.sensitivity import shortened
 from autotune.client.actions import submit
 from autotune.jobs.budget import searched
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import TrialState
 from autotune.jobs.spec import JobSpec
@@ -288,7 +288,7 @@ def record_job(folder: Path, *, probed: bool) -> str:
             fingerprint="f", layers=(), refusals={}, layer_bytes={}, other_bytes=0, environment=environment,
             calibration=Calibration(ranges={}, samples=1, seconds=0.1),
         )  # fmt: skip
-        record = store.change_job(record.id, held(0, description=description))
+        record = store.change_job(record.id, with_fields(0, description=description))
         obtain_probes(store, record, ProbingPool(), Silent())  # type: ignore[arg-type]
     store.close()
     return record.id

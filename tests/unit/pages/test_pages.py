@@ -12,7 +12,7 @@ import streamlit as st
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.records import JobState
 from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
@@ -528,7 +528,7 @@ def test_a_budget_is_changed(own) -> None:  # type: ignore[no-untyped-def]
 def test_what_the_state_forbids_is_said_in_words(own) -> None:  # type: ignore[no-untyped-def]
     store, jobs = own
     app = _jobs_page(jobs["queued"])
-    store.change_job(jobs["queued"], held(0, state=JobState.FINISHED))  # meanwhile, by somebody else
+    store.change_job(jobs["queued"], with_fields(0, state=JobState.FINISHED))  # meanwhile, by somebody else
     app = _press(app, "Pause")
     assert app.error[0].value == "That could not be done."
     assert f"job {jobs['queued']} is finished already, so it cannot be paused" in _texts(app)
