@@ -1,4 +1,4 @@
-"""A job of thousands of trials over hundreds of layers, written to a database; nothing of it was measured."""
+"""Writes a made-up job with thousands of trials over hundreds of layers to a database."""
 
 import argparse
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ _BATCH = 100
 
 
 class _ProbedPool:
-    """As much of a pool as probing needs."""
+    """The part of a pool that probing needs."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
