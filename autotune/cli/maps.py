@@ -125,7 +125,7 @@ def verify(
 
 
 def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
-    """Rebuild the quantized model from a map file alone, measure it again, and return whether all promised figures hold."""
+    """Rebuild the quantized model from a map file alone, measure it, and return whether all promises hold."""
     # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.maps.verify import verify as verify_map
 
@@ -169,7 +169,7 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
 
 
 def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
-    """Load an export in its own runtime, write a report into its folder, and return whether all promised figures hold."""
+    """Load an export in its own runtime, write a report into its folder, and return whether all promises hold."""
     # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.exporters.verify import REPORT, verify_export
 
