@@ -52,7 +52,7 @@ class Search:
             listener: is notified of each stage.
             lease: the held lease of the job.
             ledger: the trials, front and budget of the job.
-            probes: measured costs of every layer and choice; None if nothing was probed.
+            probes: expected costs of every layer and choice; None if nothing was probed.
         """
         assert job.description is not None
         self._job, self._spec, self._pool, self._listener, self._lease = job, job.spec, pool, listener, lease
