@@ -1,4 +1,4 @@
-"""Latency of PyTorch's own encoder with unrolled attention, over that of its fused kernels: full precision on the CPU.
+"""Latency of PyTorch's encoder with unrolled attention, relative to its fused kernels, in fp32 on the CPU.
 
 python benchmarks/attention.py
 """

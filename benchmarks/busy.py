@@ -1,6 +1,6 @@
-"""Measure a model against itself, on a machine as it is and beside processes that keep its processors busy.
+"""Measure a model against itself, without and with other processes that keep the processors busy.
 
-The ratio should be 1 and the tail short, however busy the machine is; ``workers.timing.latency`` sees to that.
+``workers.timing.latency`` should keep the ratio at 1 and the tail short, however busy the machine is.
 """
 
 import multiprocessing

@@ -1,8 +1,8 @@
-"""Time MiniLM with the kernels that are taken, in turn with the same maps computed by one kernel alone.
+"""Time MiniLM with the chosen kernels, interleaved with the same maps on a single kernel.
 
     python -m benchmarks.kernel_choice [--only onednn] [--series 5]
 
-Both models are in one process and take turns by rounds of five passes; each line is the ratio of their medians.
+Both models run in one process and alternate in rounds of five passes. Each line is the ratio of their medians.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Time every kernel of every choice on single layers, in turn with full precision, and check which one is taken.
+"""Time every kernel of every choice on single layers, interleaved with full precision, and check the choice of kernel.
 
     python -m benchmarks.kernels [--rounds 40] [--mask]
 
-Each line is a layer and a choice, with the median time of each kernel relative to full precision's in the same rounds.
-The kernel that the backend takes is marked ``*``; the last line tells how far the worst of these is from the fastest.
-``--mask`` runs with the features of AVX2 alone.
+Each line is a layer and a choice, with the median time of each kernel relative to full precision in the same rounds.
+The kernel that the backend takes is marked ``*``. The last line shows how far the worst of these is from the fastest.
+``--mask`` uses only the features of AVX2.
 """
 
 import argparse
@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 
 
 def ratios(full: nn.Module, modules: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> dict[str, float]:
-    """Return name -> median over rounds of a pass's time relative to full precision's in the same round."""
+    """Return name -> time of a pass relative to full precision in the same round, median over rounds."""
     found: dict[str, list[float]] = {name: [] for name in modules}
     for _ in range(rounds + 3):
         full_s = seconds(full, x)
@@ -100,7 +100,7 @@ def main(rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--mask", action="store_true", help="run with the features of AVX2 alone")
+    parser.add_argument("--mask", action="store_true", help="use only the features of AVX2")
     arguments = parser.parse_args()
     if arguments.mask:
         # PyTorch reads these when it is imported.

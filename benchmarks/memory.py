@@ -1,15 +1,15 @@
-"""Peak memory of preparing, probing and measuring a language model, beside the bytes of its checkpoint.
+"""Peak memory of preparing, probing and measuring a language model, compared with the bytes of its checkpoint.
 
     python benchmarks/memory.py [--blocks N] [--hidden N] [--dtype TYPE] [--cache-mib N] [--steps STEP ...]
 
-A Llama of random weights is written as safetensors in shards of 200 MB. Whatever their type, its size is that in fp32.
-Each step runs in a process of its own that has done before what the step needs, and is watched from outside: anonymous
-memory, and pages of files, which for fp32 weights are the page cache's. What the process had before it built the model
-is taken off: interpreter, libraries, the tiny model that loaded them.
+A Llama with random weights is written as safetensors in shards of 200 MB. Sizes are in fp32, whatever the type of the
+weights. Each step runs in its own process, after the steps it needs. The benchmark watches the process from outside:
+its anonymous memory and its file pages, which for fp32 weights belong to the page cache. The memory before the model is
+built is subtracted: interpreter, libraries, and the tiny model that loaded them.
 
-"fixed" is what the same step takes with a model of next to no weights and the same text, vocabulary and settings, and
-"less fixed" what the size of the model adds. In the end two workers hold the same uniform map, and pages they share
-count once (PSS).
+"fixed" is the peak of the same step with a model of almost no weights and the same text, vocabulary and settings;
+"less fixed" is what the size of the model adds. Finally two workers hold the same uniform map, and pages that they
+share count once (PSS).
 """
 
 import argparse
@@ -35,7 +35,7 @@ from workers.tasks.checkpoints import quiet_transformers
 
 TEXT = {"prompt_tokens": 64, "windows": 24, "batch_size": 4}
 UNIFORM = "int8_static"
-#: Seconds between two looks at a process.
+#: Seconds between two samples of a process.
 INTERVAL_S = 0.005
 
 #: Does what comes before a step, and returns the step.
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def of_width(hidden: int) -> dict[str, int]:
-    """Return sizes in the proportions of a Llama of 7 billion parameters; keys and values are shared by four heads.
+    """Return sizes in the proportions of a Llama with 7 billion parameters; four heads share keys and values.
 
     Tokens are bytes; the rest of the vocabulary has weights only.
     """
@@ -113,22 +113,22 @@ def write_checkpoint(folder: str, sizes: Mapping[str, int], dtype: str) -> int:
 
 
 class Watched:
-    """A process that stops before the model is built, before the step, and after it, until it is told to go on."""
+    """A process that waits before it builds the model, before the step, and after it, until it may continue."""
 
     def __init__(self, step: str, folder: str, cache_mib: int) -> None:
         command = [sys.executable, __file__, "--inside", folder, "--cache-mib", str(cache_mib), "--steps", step]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        #: Largest bytes seen since the process last went on, by the names in /proc.
+        #: Largest bytes since the process last continued, by their names in /proc.
         self.peak: dict[str, int] = {}
 
     def go_on(self) -> None:
-        """Have the process run to where it stops next."""
+        """Let the process run until it waits again."""
         assert self._process.stdin is not None
         print("go on", file=self._process.stdin, flush=True)
         self.wait()
 
     def wait(self) -> None:
-        """Watch the process until it stops."""
+        """Watch the process until it waits."""
         self.peak = self.held("status")
         while not select.select([self._process.stdout], [], [], INTERVAL_S)[0]:
             self.peak = {name: max(self.peak[name], held) for name, held in self.held("status").items()}
@@ -137,7 +137,7 @@ class Watched:
             raise SystemExit(f"the process ended with {self._process.wait()}")
 
     def held(self, file: str) -> dict[str, int]:
-        """Return the bytes that a file of /proc tells."""
+        """Return the byte counts in a file of /proc."""
         rows = (line.split() for line in Path(f"/proc/{self._process.pid}/{file}").read_text().splitlines())
         return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if row[-1] == "kB"}
 

@@ -1,10 +1,11 @@
-"""What better roundings would save: divergence of uniform maps of linear layers, simulated in fp32.
+"""Compare roundings by the divergence of uniform maps of linear layers, simulated in fp32.
 
     python -m benchmarks.rounding minilm-lee
 
-Of 4-bit weights: to the nearest as the backends round, weighted (scale and zero of each group by the squared error
-that calibration makes likely), and GPTQ (Frantar et al., arXiv:2210.17323), as the backends do it and with all second
-moments in place of the directions that a map holds. Each also with its mean error taken off by the bias.
+The roundings of 4-bit weights are: to nearest, as in the backends; weighted, where scale and zero of each group
+minimise the squared error expected from calibration; and GPTQ (Frantar et al., arXiv:2210.17323), as in the backends
+and with all second moments instead of the directions stored in a map. Each is also measured with its mean error
+corrected by the bias.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Time changing the quantization map of a model with 200 layers, all choices prepared before.
+"""Time changing the quantization map of a model with 200 layers whose choices are all prepared.
 
-The promise is under 5 ms. Two random maps follow each other, so that nearly every layer changes.
+The target is less than 5 ms. Consecutive maps are random, so nearly every layer changes.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""What a trial costs beside its own forward passes: measuring, searching and recording.
+"""Overhead of a trial beyond its forward passes: measuring, searching and recording.
 
 Runs a real job (all-MiniLM-L6-v2, in process, SQLite) and divides the wall-clock seconds of each
 sampled trial, from one commit to the next, by the seconds it spent inside forward passes.
@@ -20,7 +20,7 @@ TRIALS = 24
 
 
 class Clock(Silent):
-    """Notes when each trial was committed."""
+    """Records the time of each commit."""
 
     def __init__(self) -> None:
         self.commits: list[float] = []

@@ -1,8 +1,8 @@
-"""Measure uniform maps of a task side by side: divergence, accuracy, bytes and the latency ratio to full precision.
+"""Compare uniform maps of a task: divergence, accuracy, bytes, and latency relative to full precision.
 
     python -m benchmarks.uniform minilm-lee int8_static int8_static_smooth int8_dynamic
 
-Tasks of the search benchmark are known too. Layers that cannot take a choice stay in full precision.
+Tasks of the search benchmark are also available. Layers that cannot take a choice stay in full precision.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task")
     parser.add_argument("choices", nargs="+")
-    parser.add_argument("--parameters", type=json.loads, default={}, help="of the task, as JSON")
+    parser.add_argument("--parameters", type=json.loads, default={}, help="parameters of the task, as JSON")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--bias-correction", action="store_true")
     parser.add_argument("--repeats", type=int, default=40)

@@ -1,1 +1,1 @@
-"""Looks at jobs: reads through the store, never changes anything but through the command line's functions."""
+"""Shows jobs: reads through the store, and changes jobs only through the functions of the command line."""

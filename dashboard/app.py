@@ -1,4 +1,4 @@
-"""Entry of the dashboard: ``python -m streamlit run dashboard/app.py``, which ``autotune dashboard`` does."""
+"""Entry point of the dashboard: ``autotune dashboard`` runs ``python -m streamlit run dashboard/app.py``."""
 
 import streamlit as st
 

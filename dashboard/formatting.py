@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them; text from the database made safe to show."""
+"""Formats numbers, times and names for people, and escapes text from the database."""
 
 import html
 import math
@@ -14,10 +14,10 @@ from workers.timing.estimates import Figure
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _LONGEST = 120
 
-#: Stands where there is nothing to say yet.
+#: Placeholder for a missing value.
 ABSENT = "-"
 
-#: A symbol beside the word, so that the state never depends on colour.
+#: Symbol shown with the word, so that the state never depends on colour.
 _SYMBOLS = {
     JobState.QUEUED: "○",
     JobState.RUNNING: "▶",
@@ -31,7 +31,7 @@ _CAUSES = {
     FailureCause.ERROR: "raised an error",
     FailureCause.CRASH: "its worker died",
     FailureCause.OUT_OF_MEMORY: "ran out of memory",
-    FailureCause.TIMEOUT: "did not end in time",
+    FailureCause.TIMEOUT: "timed out",
 }
 
 
@@ -42,13 +42,13 @@ def one_line(text: str, longest: int = _LONGEST) -> str:
 
 
 def in_markdown(text: str, longest: int = _LONGEST) -> str:
-    """Return ``text`` so that Markdown shows it literally (CommonMark, section 2.4: backslash escapes)."""
+    """Escape ``text`` so that Markdown shows it literally (CommonMark, section 2.4: backslash escapes)."""
     return _PUNCTUATION.sub(r"\\\1", one_line(text, longest))
 
 
 def in_chart(text: str, longest: int = _LONGEST) -> str:
-    """Return ``text`` so that Plotly's labels and hovers show it literally; they read some HTML."""
-    return html.escape(one_line(text, longest), quote=False)  # Plotly would show &quot; as it stands
+    """Escape ``text`` so that Plotly's labels and hovers, which interpret some HTML, show it literally."""
+    return html.escape(one_line(text, longest), quote=False)  # Plotly would show &quot; literally
 
 
 def state_text(state: JobState) -> str:
@@ -57,27 +57,27 @@ def state_text(state: JobState) -> str:
 
 
 def cause_text(cause: FailureCause) -> str:
-    """Return why a candidate failed, to follow its name."""
+    """Return why a candidate failed, as a phrase."""
     return _CAUSES[cause]
 
 
 def value_text(metric: str, value: float) -> str:
-    """Return a metric's value with its unit, to the digits that mean something."""
+    """Format a metric's value with its unit and its significant digits."""
     return METRICS[metric].text_with_unit(value)
 
 
 def change_text(value: float, reference: float) -> str:
-    """Return how far ``value`` is from ``reference``, in percent of it and with its sign."""
+    """Format the difference of ``value`` from ``reference`` in percent, with its sign."""
     return f"{100 * (value / reference - 1):+.1f} %" if reference else ABSENT
 
 
 def figure_text(metric: str, figure: Figure | None) -> str:
-    """Return a figure with its unit; a dash if it was not measured."""
+    """Format a figure with its unit; a dash if it was not measured."""
     return ABSENT if figure is None else value_text(metric, figure.value)
 
 
 def interval_text(metric: str, figure: Figure) -> str:
-    """Return the 95 % confidence interval of a figure; empty if it has none."""
+    """Format the 95 % confidence interval of a figure; empty if it has none."""
     if figure.low is None or figure.high is None:
         return ""
     low, high = value_text(metric, figure.low), value_text(metric, figure.high)
@@ -92,7 +92,7 @@ def constraint_text(constraint: Constraint) -> str:
 
 
 def label_in_sentence(metric: str) -> str:
-    """Return a metric's name as it stands inside a sentence."""
+    """Return a metric's name for use inside a sentence."""
     label = METRICS[metric].label.partition(",")[0]
     return label[0].lower() + label[1:]
 
@@ -105,12 +105,12 @@ def axis_title(metric: str) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Return a number of bytes in KiB or MiB."""
+    """Format a number of bytes in KiB or MiB."""
     return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in its largest sensible unit."""
+    """Format a length of time in its largest sensible unit."""
     if seconds < 60:
         return f"{max(0, round(seconds))} s"
     if seconds < 3600:
@@ -122,7 +122,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(at: datetime, zone: str | None) -> str:
-    """Return a time in the reader's zone, with the zone's name; in UTC if the zone is unknown."""
+    """Format a time in the reader's time zone, with the zone's name; in UTC if the zone is unknown."""
     try:
         local = at.astimezone(ZoneInfo(zone or "UTC"))
     except (ZoneInfoNotFoundError, ValueError):
@@ -131,5 +131,5 @@ def moment(at: datetime, zone: str | None) -> str:
 
 
 def clipped_text(share: float) -> str:
-    """Return ``, which clips 0.01 % of the values``; empty if that is not known."""
+    """Return ``, which clips 0.01 % of the values``; empty if the share is unknown."""
     return "" if math.isnan(share) else f", which clips {100 * share:.2g} % of the values"

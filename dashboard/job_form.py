@@ -1,4 +1,4 @@
-"""From what is filled in to a job file, and from a job file to a job. Pure functions of their arguments."""
+"""Converts a filled-in form to a job file, and a job file to a job. Pure functions."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,34 +29,34 @@ OBJECTIVES = tuple(name for name, metric in METRICS.items() if not metric.report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobForm:
-    """What a reader filled in."""
+    """The values of a filled-in form."""
 
     name: str
     task: str
     #: The task's parameters as YAML; empty for none.
     parameters: str = ""
     objectives: Sequence[str]
-    #: Metric -> limit; what is not limited is None.
+    #: Metric -> limit; None without one.
     limits: Mapping[str, float | None]
     choices: Sequence[str]
     #: Rules for layers as YAML; empty for none.
     layers: str = ""
     sampler: str
     trials: int
-    #: None is without a limit.
+    #: None means no limit.
     time_limit_s: float | None = None
     repeats: int
     #: Comma-separated.
     batch_sizes: str = "1"
-    #: How fast requests come; None is without a load.
+    #: Mean arrival rate of requests; None without a load.
     requests_per_second: float | None = None
 
 
 def document(form: JobForm) -> dict[str, Any]:
-    """Return the job file as plain data, without what is left empty.
+    """Return the job file as plain data, without empty fields.
 
     Raises:
-        JobSpecError: if a part written as YAML is none.
+        JobSpecError: if a field that must be YAML is not valid YAML.
     """
     search: dict[str, Any] = {"choices": list(form.choices), "sampler": form.sampler, "trials": form.trials}
     if form.time_limit_s is not None:
@@ -86,7 +86,7 @@ def document(form: JobForm) -> dict[str, Any]:
 
 
 def as_text(data: Mapping[str, Any]) -> str:
-    """Return a job file."""
+    """Return the text of a job file."""
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
 
 
@@ -94,7 +94,7 @@ def read_job(raw: bytes) -> JobSpec:
     """Return the job in a file.
 
     Raises:
-        JobSpecError: if it is too large, no YAML, or breaks the schema; names every error at once.
+        JobSpecError: if it is too large, is not YAML or breaks the schema; the message lists all errors.
     """
     if len(raw) > MAX_BYTES:
         raise JobSpecError(f"a job file must be at most {MAX_BYTES} bytes, but this one has {len(raw)}")
@@ -102,12 +102,12 @@ def read_job(raw: bytes) -> JobSpec:
 
 
 def offered(metrics: Sequence[str], special: Collection[str]) -> list[str]:
-    """Return the metrics of a task that has these ``SPECIAL`` groups."""
+    """Return those of ``metrics`` that a task with these ``SPECIAL`` groups has."""
     return [name for name in metrics if (group := _group(METRICS[name])) is None or group in special]
 
 
 def special_in(frame: pd.DataFrame | None) -> list[str]:
-    """Return the ``SPECIAL`` groups of metrics that were measured, for a frame as ``baselines_text`` takes it."""
+    """Return the ``SPECIAL`` groups of the metrics measured in a frame of ``trial_frame``; none without a frame."""
     measured = () if frame is None else frame.columns[frame.notna().any()]
     groups = {_group(metric) for name, metric in METRICS.items() if name in measured}
     return [group for group in SPECIAL if group in groups]
@@ -122,11 +122,11 @@ def _group(metric: Metric) -> str | None:
 
 
 def baselines_text(frame: pd.DataFrame | None, metric: str) -> str:
-    """Return what full precision and the best other baseline measured, empty if nothing is known.
+    """Return the values of full precision and of the best other baseline; empty if none was measured.
 
     Args:
         frame: ``dashboard.tables.trials.trial_frame`` of a job of the same task; None if there is none.
-        metric: what is to be limited.
+        metric: the metric to limit.
     """
     if frame is None or frame[metric].isna().all():
         return ""

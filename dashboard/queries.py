@@ -1,4 +1,4 @@
-"""Reads of the store, each kept until the job's version moves. Opens the database read-only."""
+"""Reads the store and caches the results until the job's version changes. Opens the database read-only."""
 
 import re
 import threading
@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from autotune.errors import NotFoundError
-from autotune.jobs.front import standing
+from autotune.jobs.front import without_superseded
 from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, TrialRecord
 from autotune.search.probing import probes_of
 from autotune.store.base import WatchStore
@@ -21,7 +21,7 @@ from dashboard.tables.trials import candidate_name, trial_frame
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
-#: Share of the time at most that is spent on reading one running job, however many people watch it.
+#: Largest share of the time spent on reading one running job, however many people watch it.
 _READING_SHARE = 0.1
 
 T = TypeVar("T")
@@ -29,24 +29,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Progress:
-    """What a job has found so far."""
+    """The results of a job so far."""
 
-    #: The job's, when this was read.
+    #: Version of the job when this was read.
     version: int
-    #: By ascending number.
+    #: All trials, by ascending number.
     trials: Sequence[TrialRecord]
     #: Every revision of the front, oldest first.
     fronts: Sequence[FrontRecord]
-    #: ``dashboard.tables.trials.trial_frame`` of the trials that count.
+    #: ``dashboard.tables.trials.trial_frame`` of the trials without superseded ones.
     frame: pd.DataFrame
-    #: Number of each trial, as the URL has it -> name.
+    #: Number of each trial, as in the URL -> name.
     names: Mapping[str, str]
-    #: What was expected of every layer before any map was measured; None if nothing was probed.
+    #: Probes of the layers, taken before any map was measured; None if nothing was probed.
     probes: Probes | None
 
     @property
     def members(self) -> frozenset[int]:
-        """Return the numbers of the trials on the current front."""
+        """Numbers of the trials on the current front."""
         return frozenset(self.fronts[-1].members) if self.fronts else frozenset()
 
 
@@ -60,7 +60,7 @@ def jobs() -> list[JobRecord]:
 
 
 def waiting() -> list[JobRecord]:
-    """Return the jobs that wait or run, with their leases as they are now: renewing one moves no version.
+    """Return the queued and running jobs with their current leases; the cache would miss renewals of a lease.
 
     Raises:
         StoreError: if the database cannot be opened or read.
@@ -70,24 +70,24 @@ def waiting() -> list[JobRecord]:
 
 
 def job(job_id: str) -> JobRecord:
-    """Return one job as it is now.
+    """Return the current state of one job.
 
     Raises:
-        NotFoundError: if there is none.
+        NotFoundError: if there is no such job.
         StoreError: if the database cannot be opened or read.
     """
     return _jobs(default_url()).one(job_id)
 
 
 def summary(record: JobRecord) -> JobSummary:
-    """Return how far a job has come, without reading the trials that are not on its front."""
+    """Return a summary of a job's progress, reading only the trials on its front."""
     return _summary(default_url(), record.id, record.version, record)
 
 
 def progress(record: JobRecord) -> Progress:
-    """Return the trials and fronts of ``record``, from memory unless its version moved.
+    """Return the trials and fronts of ``record``, from memory unless its version changed.
 
-    Those of a running job may be a little older, so that watching it does not keep the machine busy.
+    Those of a running job may be slightly outdated, so that watching it does not keep the machine busy.
     """
     watched = _watched(default_url(), record.id)
     if watched.was_read:
@@ -97,33 +97,33 @@ def progress(record: JobRecord) -> Progress:
 
 
 def latency(record: JobRecord, number: int) -> tuple[LatencySamples, ...]:
-    """Return a trial's raw latencies, by batch size; empty if there are none."""
+    """Return a trial's raw latencies, one entry per batch size and workload; empty if there are none."""
     return _latency(default_url(), record.id, number)
 
 
 def events(record: JobRecord) -> list[EventRecord]:
-    """Return what happened to a job, oldest first."""
+    """Return the events of a job, oldest first."""
     return _events(default_url(), record.id, record.version)
 
 
-def kept(make: Callable[[], T], *key: Hashable) -> T:
-    """Return what ``make`` returns, made once for everybody who asks with the same key; nobody may change it.
+def cached(make: Callable[[], T], *key: Hashable) -> T:
+    """Return the result of ``make``, cached for all readers under ``key``; callers must not change it.
 
     Args:
-        make: makes it from data of this database that ``key`` names, with their version if they change.
-        key: plain values, the first one saying what is made.
+        make: computes the result from data of this database that ``key`` identifies.
+        key: plain values: first the kind of result, then the data, with a version if the data can change.
     """
-    made: T = _kept((default_url(), *key), make)
+    made: T = _cached((default_url(), *key), make)
     return made
 
 
-def place() -> str:
-    """Return where the database is, without user name and password."""
+def database_text() -> str:
+    """Return the URL of the database without user name and password."""
     return re.sub(r"(?<=://)[^/@][^@]*@", "", default_url())
 
 
 class _Jobs:
-    """The jobs of a database. Only those that changed are read again: their descriptions are long."""
+    """The jobs of a database. Only changed jobs are read again, because their descriptions are long."""
 
     def __init__(self, store: WatchStore) -> None:
         self._store = store
@@ -132,9 +132,9 @@ class _Jobs:
     def all(self) -> list[JobRecord]:
         """Return all jobs, newest first."""
         versions, known = self._store.versions(), self._read
-        moved = {job_id for job_id, version in versions.items() if not _is_current(known.get(job_id), version)}
-        # Two threads may both read what moved; the one that ends last is at least as new.
-        read = self._store.jobs() if moved and not known else [self._store.job(job_id) for job_id in moved]
+        changed = {job_id for job_id, version in versions.items() if not _is_current(known.get(job_id), version)}
+        # Two threads may both read the changed jobs; the result of the last one is at least as new.
+        read = self._store.jobs() if changed and not known else [self._store.job(job_id) for job_id in changed]
         newest = known | {job.id: job for job in read}
         self._read = {job_id: newest[job_id] for job_id in versions}
         return list(self._read.values())
@@ -152,23 +152,23 @@ def _is_current(job: JobRecord | None, version: int) -> bool:
 
 
 class _Watched:
-    """The progress of one job, shared by everybody who looks at it."""
+    """The progress of one job, shared by all its readers."""
 
     def __init__(self, store: WatchStore) -> None:
         self._store = store
         self._reading = threading.Lock()
         self._read: Progress | None = None
-        #: A row for each trial read, by number; the ones that were measured again included.
+        #: One row per trial read, by number, including superseded trials.
         self._rows = pd.DataFrame()
         self._next_at = 0.0
 
     @property
     def was_read(self) -> bool:
-        """Return whether there is something to show at once."""
+        """Whether the job was read before."""
         return self._read is not None
 
     def progress(self, record: JobRecord) -> Progress:
-        """Return the progress as of ``record``; an older one if that is being read, or was a moment ago."""
+        """Return the progress as of ``record``, or an older one if the job is being read or was read recently."""
         read = self._read
         if read and record.state.is_live:
             recent = read.version >= record.version or time.monotonic() < self._next_at
@@ -178,7 +178,7 @@ class _Watched:
             return self._renew(record)
 
     def _renew(self, record: JobRecord) -> Progress:
-        if self._read and self._read.version >= record.version:  # read while this one waited
+        if self._read and self._read.version >= record.version:  # another thread read it meanwhile
             return self._read
         began = time.monotonic()
         new = self._new_trials(record.id)
@@ -189,7 +189,7 @@ class _Watched:
             version=record.version,
             trials=trials,
             fronts=self._store.fronts(record.id),
-            frame=rows.loc[[trial.number for trial in standing(trials)]].reset_index(drop=True),
+            frame=rows.loc[[trial.number for trial in without_superseded(trials)]].reset_index(drop=True),
             names={str(trial.number): candidate_name(trial) for trial in trials},
             probes=self._read.probes if self._read and self._read.probes else probes_of(self._store, record),
         )
@@ -199,14 +199,14 @@ class _Watched:
         return found
 
     def _new_trials(self, job_id: str) -> list[TrialRecord]:
-        """Return the trials that were not read before; a finished one never changes."""
+        """Return the trials that were not read before; recorded trials never change."""
         if self._read is None:
             return self._store.trials(job_id)
         known = {trial.number for trial in self._read.trials}
         return self._store.trials(job_id, numbers=[n for n in self._store.numbers(job_id) if n not in known])
 
 
-# Records are frozen and shared as they are: ``cache_data`` would pickle and copy them on every read.
+# Records are frozen, so they can be shared; ``cache_data`` would pickle and copy them at every read.
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -227,7 +227,7 @@ def _summary(url: str, job_id: str, version: int, _record: JobRecord) -> JobSumm
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)
-def _kept(key: tuple[Hashable, ...], _make: Callable[[], Any]) -> Any:
+def _cached(key: tuple[Hashable, ...], _make: Callable[[], Any]) -> Any:
     return _make()
 
 

@@ -1,4 +1,4 @@
-"""Examine whether this machine can tune models."""
+"""Checks whether this machine can tune models."""
 
 import functools
 import os
@@ -22,16 +22,16 @@ _LEAST_FREE = 500 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was examined."""
+    """The result of one check."""
 
     name: str
     ok: bool
-    #: What was found and, if it is a problem, what to do.
+    #: The result and, if it is a problem, how to fix it.
     text: str
 
 
 def examine(database: str) -> list[Finding]:
-    """Return what was found about PyTorch, kernels, Ray, tasks, the database and the machine."""
+    """Return the findings about PyTorch, kernels, Ray, tasks, the database and the machine."""
     checks: dict[str, Callable[[], str]] = {
         "python": lambda: platform.python_version(),
         "pytorch": _pytorch,
@@ -47,7 +47,7 @@ def examine(database: str) -> list[Finding]:
 
 
 def choice_speeds() -> "list[Speed]":
-    """Return what each choice takes on this processor, relative to full precision; takes about a second."""
+    """Time each choice on this processor, relative to full precision; takes about a second."""
     from workers.backends.cpu.speed import speeds
 
     return speeds()
@@ -71,7 +71,7 @@ def _processor() -> str:
     from workers.device.processor import this_processor
 
     here = this_processor()
-    return f"{here.kind}; weights of int8 products have {here.int8_weight_bits} bits"
+    return f"{here.kind}; int8 products use {here.int8_weight_bits}-bit weights"
 
 
 def _kernels() -> str:
@@ -91,14 +91,16 @@ def _ray() -> str:
 
 def _machine() -> str:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    busy = "; other work is running, so latencies will be noisy" if load > cores / 2 else ""
+    busy = "; other processes are running, so latencies will be noisy" if load > cores / 2 else ""
     return f"{cores} cores, load {load:.1f}{busy}"
 
 
 def _disk() -> str:
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < _LEAST_FREE:
-        raise OSError(f"{free >> 20} MiB free in {tempfile.gettempdir()}; make room, or set TMPDIR to another disk")
+        raise OSError(
+            f"{free >> 20} MiB free in {tempfile.gettempdir()}; free some space, or set TMPDIR to another disk"
+        )
     return f"{free >> 30} GiB free in {tempfile.gettempdir()}"
 
 

@@ -1,4 +1,4 @@
-"""A job's front on the terminal, and its state after a change."""
+"""Prints a job's front, and its state after a change."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from rich.text import Text
 
 from autotune.cli.output import front_table, job_json, legend, out, print_json, say, trial_json
 from autotune.jobs.budget import searched
-from autotune.jobs.front import nearest, standing
+from autotune.jobs.front import nearest, without_superseded
 from autotune.jobs.records import JobRecord, Tally, TrialKind, TrialRecord
 from autotune.store.base import ReadStore
 
@@ -17,15 +17,15 @@ def front_members(store: ReadStore, job: JobRecord) -> tuple[int, ...]:
     return fronts[-1].members if fronts else ()
 
 
-def tell(job: JobRecord, as_json: bool, tally: Tally | None = None) -> None:
-    """Say how a job is now, after it was changed."""
+def print_state(job: JobRecord, as_json: bool, tally: Tally | None = None) -> None:
+    """Print the state of a job after a change."""
     say(f"Job {job.id} ({job.name}) is {f'to be {job.order.state}' if job.order else job.state}.")
     if as_json:
         print_json({"job": job_json(job, tally.searched if tally else 0, tally.front if tally else ())})
 
 
 def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
-    """Print a job's front and its baselines."""
+    """Print the front and the baselines of a job."""
     trials = store.trials(job.id)
     members = front_members(store, job)
     on_front = [trial for trial in trials if trial.number in members]
@@ -47,7 +47,7 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
     if any(trial.kind is TrialKind.FINAL for trial in on_front):
         passes = job.spec.measurement.final_repeats
-        out.print(Text(f"* measured again in the end with {passes} passes", style="dim"))
+        out.print(Text(f"* measured again after the search with {passes} passes", style="dim"))
     ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
     if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
         out.print(Text("~ uncertain by more than a quarter: measure longer, or on a quieter machine", style="dim"))
@@ -56,6 +56,6 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
 
 
 def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return full precision and the uniform maps, each with the figures that count."""
-    counting = {trial.key: trial for trial in standing(trials)}
+    """Return full precision and the uniform maps, with final measurements where there are any."""
+    counting = {trial.key: trial for trial in without_superseded(trials)}
     return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]

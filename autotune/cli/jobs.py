@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.front_output import print_front, tell
+from autotune.cli.front_output import print_front, print_state
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
     job_json,
@@ -30,9 +30,6 @@ from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
 from autotune.store.base import DriverStore, ReadStore
 from autotune.store.open import open_store
-
-#: Keys of a job file that ``show`` says elsewhere.
-_SAID = ("schema", "name")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,14 +65,14 @@ def resume(
     task_file: TaskFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a job that was stopped; finished trials are kept.
+    """Continue a stopped job; finished trials are kept.
 
-    A job that was submitted goes back into the queue; a job of 'autotune run' goes on in this process.
+    A submitted job goes back into the queue; a job of 'autotune run' continues in this process.
     """
     with closing(client(database, url, token)) as jobs:
         record = jobs.find(job)
         if url or record.served:
-            tell(jobs.resume(record.id), as_json)
+            print_state(jobs.resume(record.id), as_json)
             return
     with closing(open_store(database)) as store:
         _drive(store, record, task_file, as_json)
@@ -124,13 +121,13 @@ def show(
 
 
 def front(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """Print the Pareto front beside full precision and the uniform maps."""
+    """Print the Pareto front, full precision and the uniform maps."""
     with closing(reader(database, url, token)) as client:
         print_front(client.records, client.find(job), as_json)
 
 
 def _override(spec: JobSpec, trials: int | None, ray_address: str | None) -> JobSpec:
-    """Return the job with the command line's values, validated like any other job."""
+    """Return the job with the values of the command line, validated like any other job."""
     data = spec.dump()
     if trials is not None:
         data["search"]["trials"] = trials
@@ -140,7 +137,7 @@ def _override(spec: JobSpec, trials: int | None, ray_address: str | None) -> Job
 
 
 def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: bool) -> None:
-    # Imported here: it brings Optuna, which commands that only read do not need.
+    # Imported here because it imports Optuna, which read-only commands do not need.
     from autotune.search.run import run_job
 
     objective = job.spec.objectives[0]
@@ -149,7 +146,7 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
             run_job(store, job.id, listener=listener, task_file=path_text(task_file))
     except KeyboardInterrupt:
         task = f" --task-file {task_file}" if task_file else ""
-        say(f"Stopped. Every finished trial is recorded; go on with: autotune resume {job.id}{task}")
+        say(f"Stopped. Every finished trial is recorded; continue with: autotune resume {job.id}{task}")
         raise
     print_front(store, store.job(job.id), as_json)
 
@@ -177,7 +174,7 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
 
 
 def _without_empty(data: Any) -> Any:
-    """Return a job file's data without the keys that say nothing, such as limits that were not set."""
+    """Return the data of a job file without empty keys, such as limits that are not set."""
     if isinstance(data, list):
         return [_without_empty(item) for item in data]
     if not isinstance(data, dict):
@@ -195,7 +192,7 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
 
 
 def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
-    """Return the layers with what they take, then the modules that are no layers; columns with nothing to say go."""
+    """Return a table of the layers, then of modules that are not layers; empty columns are left out."""
     description = job.description
     ranges = description.calibration.ranges if description else {}
     clipped = (description.calibration.clipped if description else None) or {}

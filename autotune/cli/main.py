@@ -30,7 +30,7 @@ tokens.add_to(app)
 
 
 def main() -> None:
-    """Run the command line; every error a user can act on becomes one message and an exit code."""
+    """Run the command line; errors that users can act on become a message and an exit code."""
     try:
         app()
     except AutotuneError as error:
@@ -40,7 +40,7 @@ def main() -> None:
         say("Interrupted.")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has gone, as in ``autotune jobs | head``; what is left cannot be printed.
+        # The reader of the output has closed it, as in ``autotune jobs | head``; the rest cannot be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
 

@@ -1,4 +1,4 @@
-"""Commands about maps and jobs that leave this program: export, verify, optuna-export, mlflow-export."""
+"""Commands that export maps and jobs: export, verify, optuna-export, mlflow-export."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +26,13 @@ from search_spaces.errors import unknown
 if TYPE_CHECKING:
     from autotune.exporters.verify import ExportCheck
 
-#: Formats written from the records of a job alone -> file or folder written unless another one is named.
+#: Formats written from the records of a job alone -> default file or folder.
 _FROM_RECORDS = {"map": "map.json", "report": "report.html", "csv": "csv"}
-#: What ``--format`` takes; the first is the native map.
+#: Values of ``--format``; the first is the native map.
 FORMATS = (*_FROM_RECORDS, *exporter_names())
-#: What a job without a feasible map has for a front.
+#: Front of a job without a feasible map.
 _NO_FRONT = FrontRecord(trials=0, members=(), hypervolume=0.0)
-#: Exit code of a verification that found a broken promise; the code of ``MapError``.
+#: Exit code if a promised figure does not hold; the code of ``MapError``.
 _BROKEN = 5
 
 
@@ -48,7 +48,7 @@ def export(
     job: JobReference,
     database: Database,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for a map or report, else the folder.")
+        Path | None, typer.Option("--output", "-o", help="File of a map or report, or folder of another format.")
     ] = None,
     choose: Annotated[
         str, typer.Option("--pick", help="knee, fastest, smallest, most-accurate, or a trial number.")
@@ -59,7 +59,7 @@ def export(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one map of a job: as a file with its ranges and figures, in a runtime's format, or as a report."""
+    """Write one map of a job: as a file with its ranges and figures, in the format of a runtime, or as a report."""
     if format_name not in FORMATS:
         raise ExportError(unknown("format", format_name, FORMATS))
     with closing(reader(database, url, token)) as client:
@@ -89,11 +89,11 @@ def export(
         speedup = f", {1 / ratio:.2f}x as fast as full precision" if ratio else ""
         say(f"Wrote trial {trial.number} ({mix(trial.choices)}{speedup}) to {output}.")
         if trial.kind is not TrialKind.FINAL:
-            say("Its figures are the search's; it was not measured again in the end. `autotune verify` does that.")
+            say("Figures come from the search; this map was not re-measured. Run `autotune verify`.")
 
 
 def _export_csv(trials: Sequence[TrialRecord], front: Sequence[int], folder: Path, as_json: bool) -> None:
-    """Write all trials of a job, whatever is picked."""
+    """Write all trials of a job as CSV files."""
     files = trials_csv.write(trials, front, folder)
     if as_json:
         print_json({"files": [str(path) for path in files], "trials": len(trials)})
@@ -102,8 +102,8 @@ def _export_csv(trials: Sequence[TrialRecord], front: Sequence[int], folder: Pat
 
 
 def _export(document: Mapping[str, Any], format_name: str, folder: Path, task_file: Path | None) -> dict[str, Any]:
-    """Write a map in a runtime's format and return what was written."""
-    # Imported here: it brings torch, which commands that only read do not need.
+    """Write a map in the format of a runtime and return its manifest."""
+    # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.exporters.export import export as write
 
     say(f"Building the model of {document['task']} to export it ...")
@@ -115,18 +115,18 @@ def verify(
     path: Annotated[Path, typer.Argument(help="Map file, or folder of an export, to verify.")],
     task_file: TaskFile = None,
     repeats: Annotated[int, typer.Option(min=20, help="Timed passes.")] = 300,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference of latency allowed.")] = 0.05,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative difference of the latency ratio.")] = 0.05,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a map or an export again: rebuilt from the file alone, or loaded in its own runtime."""
+    """Measure a map again, rebuilt from its file alone, or an export, loaded in its own runtime."""
     show = _verify_export if path.is_dir() else _verify_map
     if not show(path, repeats, tolerance, path_text(task_file), as_json):
         raise typer.Exit(_BROKEN)
 
 
 def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
-    """Rebuild the quantized model from a map file alone, measure it again, and return whether promises hold."""
-    # Imported here: it brings torch, which commands that only read do not need.
+    """Rebuild the quantized model from a map file alone, measure it, and return whether all promises hold."""
+    # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.maps.verify import verify as verify_map
 
     file = map_file.read(path)
@@ -169,8 +169,8 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
 
 
 def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
-    """Load an export in its own runtime, write a report beside it, and return whether promises hold."""
-    # Imported here: it brings torch, which commands that only read do not need.
+    """Load an export in its own runtime, write a report into its folder, and return whether all promises hold."""
+    # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.exporters.verify import REPORT, verify_export
 
     say(f"Loading {path} in its own runtime, in a fresh process, and measuring it again ...")
@@ -208,7 +208,7 @@ def optuna_export(
     as_json: AsJson = False,
 ) -> None:
     """Copy a job's trials into an Optuna storage, for optuna-dashboard and notebooks."""
-    # Imported here: it brings optuna, which other commands do not need.
+    # Imported here because it imports Optuna, which other commands do not need.
     from autotune.reports.optuna_study import export_study
 
     record, trials, _ = _recorded(job, database, url, token)
@@ -239,7 +239,7 @@ def mlflow_export(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a job's trials into an MLflow store, a run for each."""
+    """Copy a job's trials into an MLflow store, one run per trial."""
     from autotune.reports.mlflow_runs import export_runs
 
     record, trials, front = _recorded(job, database, url, token)

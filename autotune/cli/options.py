@@ -12,14 +12,14 @@ from workers.errors import TaskError
 
 
 def _unless_database(context: typer.Context, url: str | None) -> str | None:
-    """Return the URL of a service, None if it comes from the environment but a database was named here."""
+    """Return the URL of a service; None if it comes from the environment but the command line names a database."""
     sources = [context.get_parameter_source(name) for name in ("url", "database")]
     named = [source and source.name for source in sources]
     return None if named == ["ENVIRONMENT", "COMMANDLINE"] else url
 
 
 def _existing(path: Path | None) -> Path | None:
-    """Return the path of a file, refused at once if there is none: a job would be recorded first, and then fail."""
+    """Return the path of an existing file; without this check, a job would be recorded first and then fail."""
     if path is not None and not path.is_file():
         raise TaskError(f"there is no task file {str(path.absolute())!r}; --task-file takes a path from this folder")
     return path
@@ -31,7 +31,7 @@ Database = Annotated[
         "--database",
         "-d",
         envvar="AUTOTUNE_DATABASE",
-        help="sqlite:///FILE or postgresql://... to record in.",
+        help="Database to use: sqlite:///FILE or postgresql://...",
         default_factory=default_url,
         show_default="sqlite:///autotune.db",
     ),
@@ -44,16 +44,18 @@ Url = Annotated[
 ]
 Token = Annotated[
     str | None,
-    typer.Option(envvar="AUTOTUNE_TOKEN", help="Access token of that service; better kept in the variable."),
+    typer.Option(envvar="AUTOTUNE_TOKEN", help="Access token of the service; the environment variable is safer."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TaskFile = Annotated[
     Path | None,
     typer.Option(
         "--task-file", callback=_existing, help="A Python file that registers tasks. It runs as you, on every worker."
     ),
 ]
-JobReference = Annotated[str, typer.Argument(metavar="JOB", help="Id, start of an id, name, or 'last'.")]
+JobReference = Annotated[
+    str, typer.Argument(metavar="JOB", help="Id, start of an id, name, or 'last' for the newest job.")
+]
 
 
 def reader(database: str, url: str | None, token: str | None) -> Client:
@@ -67,5 +69,5 @@ def client(database: str, url: str | None, token: str | None) -> Client:
 
 
 def path_text(path: Path | None) -> str | None:
-    """Return a path that other processes understand too, or None if there is none."""
+    """Return the absolute path as text, for other processes; None without a path."""
     return str(path.resolve()) if path else None

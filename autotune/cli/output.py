@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people, JSON for programs."""
+"""Output of the command line: tables for people, JSON for programs."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
 from autotune.metrics.catalog import METRICS, Kind
 from workers.timing.estimates import Figure
 
-#: Version of everything ``--json`` prints.
+#: Version of the output of ``--json``.
 JSON_SCHEMA = "autotune.cli/v1"
 
 out = Console(highlight=False)
@@ -35,36 +35,42 @@ _SHORT = {
     "fp8_dynamic": "df8",
     "fp8_weight_only": "wf8",
 }
-#: Columns that fit 80 characters beside the map, and those left out first where there are more.
+#: Most metric columns that fit 80 characters with the map, and the metrics left out first if there are more.
 _MOST_COLUMNS = 6
-_SPARE = ("latency_p95_ms", "latency_p50_ms", "request_latency_p50_ms", "prefill_latency_p50_ms", "shifted_accuracy")
+_DROPPED_FIRST = (
+    "latency_p95_ms",
+    "latency_p50_ms",
+    "request_latency_p50_ms",
+    "prefill_latency_p50_ms",
+    "shifted_accuracy",
+)
 _LEGEND = "s8/d8 int8 static/dynamic · w8/w4 int8/int4 weight-only"
 _FP8_LEGEND = "sf8/df8/wf8 fp8 static/dynamic/weight-only"
-#: Choices that only few jobs have -> what their abbreviations mean.
+#: Rare choices -> meaning of their abbreviations.
 _RARE_LEGENDS = {
-    "int8_dynamic_per_token": "dt8 d8 by token",
+    "int8_dynamic_per_token": "dt8 d8 per token",
     "int8_static_smooth": "ss8 int8 static, smoothed",
     "int4_weight_only_gptq": "g4 w4 by GPTQ",
 }
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """Print data for programs, with the version of its layout."""
+    """Print data as JSON, with the version of its layout."""
     print(json.dumps({"schema": JSON_SCHEMA, **data}, indent=2, allow_nan=False))
 
 
 def say(message: str) -> None:
-    """Tell people something on standard error; the terminal wraps it, and square brackets stay."""
+    """Print a message on standard error; the terminal wraps it, and square brackets are not markup."""
     err.print(Text(message), soft_wrap=True)
 
 
 def short_choice(name: str) -> str:
-    """Return a choice's abbreviation, which ``legend`` explains."""
+    """Return the abbreviation of a choice; ``legend`` explains it."""
     return _SHORT.get(name, name)
 
 
 def legend(choices: Iterable[str]) -> str:
-    """Return what the abbreviations of choices mean, those of fp8 and of rare choices if there are any."""
+    """Return the meaning of abbreviations; those of fp8 and rare choices only if ``choices`` contains them."""
     names = set(choices)
     parts = [_LEGEND]
     parts += [_FP8_LEGEND] if any(name.startswith("fp8_") for name in names) else []
@@ -73,44 +79,44 @@ def legend(choices: Iterable[str]) -> str:
 
 
 def mix(choices: Mapping[str, str]) -> str:
-    """Return what a map consists of, such as ``30 s8 + 6 bf16``, most frequent choice first."""
+    """Return the composition of a map, such as ``30 s8 + 6 bf16``, most frequent choice first."""
     counts = Counter(choices.values())
     return " + ".join(f"{count} {short_choice(name)}" for name, count in counts.most_common())
 
 
 def figure_text(name: str, figure: Figure | None) -> str:
-    """Return a metric's value for people, without its unit; empty if it was not measured."""
+    """Format a figure for people, without its unit; empty if it was not measured."""
     return "" if figure is None else METRICS[name].text(figure.value)
 
 
 def with_unit(name: str, figure: Figure | None) -> str:
-    """Return a metric's value for people, with its unit if it is a number."""
+    """Format a figure for people, with its unit if the text is a number; empty if it was not measured."""
     return "" if figure is None else METRICS[name].text_with_unit(figure.value)
 
 
 def front_table(title: str, trials: Sequence[TrialRecord], objectives: Sequence[str] = ()) -> Table:
-    """Return a table of trials, one row each, that fits 80 columns; those of ``objectives`` are left out last."""
+    """Return a table with one row per trial that fits 80 characters; it drops metrics of ``objectives`` last."""
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
-    able = [name for name, metric in METRICS.items() if metric.heading]
-    names = [name for name in sorted(able, key=_place) if any(name in trial.figures for trial in trials)]
-    spare = sorted((name for name in _SPARE if name in names), key=lambda name: name in objectives)
-    spare = spare[: max(0, len(names) - _MOST_COLUMNS)]
-    names = [name for name in names if name not in spare]
+    known = [name for name, metric in METRICS.items() if metric.heading]
+    names = [name for name in sorted(known, key=_column_order) if any(name in trial.figures for trial in trials)]
+    dropped = sorted((name for name in _DROPPED_FIRST if name in names), key=lambda name: name in objectives)
+    dropped = dropped[: max(0, len(names) - _MOST_COLUMNS)]
+    names = [name for name in names if name not in dropped]
     for name in names:
         table.add_column(METRICS[name].heading, justify="right", no_wrap=True)
     for trial in trials:
         cells = [_cell(name, trial.figures.get(name)) for name in names]
         number = f"{trial.number}*" if trial.kind is TrialKind.FINAL else str(trial.number)
-        # With spaces, for long names of metrics to be wrapped between words.
+        # Spaces let long metric names wrap between words.
         name = escape(trial_name(trial)).replace("_", " ")
         table.add_row(number, name, *cells, style="" if trial.feasible else "dim")
     return table
 
 
-def _place(name: str) -> int:
-    """Return where a metric stands in a row: time, then quality, then memory."""
+def _column_order(name: str) -> int:
+    """Return the sort key of a column: time, then quality, then memory."""
     metric = METRICS[name]
     return 0 if metric.is_latency else 1 if metric.is_quality else 2
 
@@ -122,7 +128,7 @@ def _cell(name: str, figure: Figure | None) -> str:
 
 
 def trial_name(trial: TrialRecord) -> str:
-    """Return the baseline's label with its verdict, or what a sampled map consists of."""
+    """Return a baseline's label or a sampled map's composition, with a remark if it failed or is infeasible."""
     name = _baseline_name(trial.label) if trial.label else mix(trial.choices)
     if trial.state is TrialState.FAILED:
         return f"{name} (failed)"
@@ -141,7 +147,7 @@ def missed(trial: TrialRecord) -> list[str]:
 
 
 def job_json(job: JobRecord, trials: int, front: Iterable[int] = ()) -> dict[str, Any]:
-    """Return a job for programs."""
+    """Return a job as JSON-ready data."""
     return {
         "id": job.id,
         "name": job.name,
@@ -161,7 +167,7 @@ def job_json(job: JobRecord, trials: int, front: Iterable[int] = ()) -> dict[str
 
 
 def trial_json(trial: TrialRecord, *, on_front: bool, with_choices: bool = False) -> dict[str, Any]:
-    """Return a trial for programs."""
+    """Return a trial as JSON-ready data."""
     return {
         "number": trial.number,
         "kind": trial.kind.value,
@@ -179,5 +185,5 @@ def trial_json(trial: TrialRecord, *, on_front: bool, with_choices: bool = False
 
 
 def is_interactive() -> bool:
-    """Return whether people watch standard error as it is written."""
+    """Return whether standard error is a terminal."""
     return sys.stderr.isatty()

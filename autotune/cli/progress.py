@@ -1,4 +1,4 @@
-"""Progress of a running job on standard error: a bar for people, a line now and then for logs."""
+"""Progress of a running job on standard error: a bar on a terminal, occasional lines in logs."""
 
 from types import TracebackType
 from typing import Self
@@ -10,7 +10,7 @@ from autotune.cli.output import err, is_interactive, say, with_unit
 from autotune.jobs.progress import Progress
 from autotune.jobs.records import TrialRecord
 
-#: Without a terminal, one line is printed each time this share of the budget is done.
+#: Without a terminal, a line is printed after every such share of the budget.
 _LOG_SHARE = 0.1
 
 

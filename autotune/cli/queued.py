@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autotune.cli.front_output import print_front, tell
+from autotune.cli.front_output import print_front, print_state
 from autotune.cli.options import AsJson, Database, JobReference, Token, Url, client, reader
 from autotune.cli.output import say
 from autotune.cli.progress import ConsoleListener
@@ -31,39 +31,39 @@ def submit(
     database: Database,
     url: Url = None,
     token: Token = None,
-    key: Annotated[str | None, typer.Option(help="Submitting again with the same key makes no second job.")] = None,
+    key: Annotated[str | None, typer.Option(help="Submitting again with the same key creates no second job.")] = None,
     priority: Priority = 0,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when the job has ended, and print its front.")] = False,
-    watching: Annotated[bool, typer.Option("--watch", help="Like --wait, and show how the job goes.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job ends, and print its front.")] = False,
+    watching: Annotated[bool, typer.Option("--watch", help="Like --wait, and show the progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Queue a tuning job for 'autotune serve' to run."""
     spec = JobSpec.load(job_file)
     with closing(client(database, url, token)) as jobs:
         job = jobs.submit(spec, key=key, priority=priority)
-        tell(job, as_json and not (wait or watching))
+        print_state(job, as_json and not (wait or watching))
         if wait or watching:
             _wait(jobs, job, as_json, quiet=not watching)
 
 
 def watch(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """Show how a job goes until it ends, and print its front; Ctrl-C ends the watching, not the job."""
+    """Show the progress of a job until it ends, and print its front; Ctrl-C stops watching, not the job."""
     with closing(reader(database, url, token)) as jobs:
         _wait(jobs, jobs.find(job), as_json, quiet=False)
 
 
 def pause(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """Stop a job for now; 'autotune resume' lets it go on."""
+    """Pause a job; 'autotune resume' continues it."""
     with closing(client(database, url, token)) as jobs:
-        _tell(jobs, jobs.pause(jobs.find(job).id), as_json)
+        _print_state(jobs, jobs.pause(jobs.find(job).id), as_json)
 
 
 def cancel(
     job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False
 ) -> None:
-    """Give a job up; what it found is kept."""
+    """Cancel a job; its results are kept."""
     with closing(client(database, url, token)) as jobs:
-        _tell(jobs, jobs.cancel(jobs.find(job).id), as_json)
+        _print_state(jobs, jobs.cancel(jobs.find(job).id), as_json)
 
 
 def clone(
@@ -71,55 +71,56 @@ def clone(
     database: Database,
     url: Url = None,
     token: Token = None,
-    key: Annotated[str | None, typer.Option(help="Cloning again with the same key makes no second job.")] = None,
+    key: Annotated[str | None, typer.Option(help="Cloning again with the same key creates no second job.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a job again as a new one."""
+    """Submit a copy of a job as a new job."""
     with closing(client(database, url, token)) as jobs:
-        tell(jobs.clone(jobs.find(job).id, key=key), as_json)
+        print_state(jobs.clone(jobs.find(job).id, key=key), as_json)
 
 
 def plan(
     job: JobReference,
     database: Database,
-    trials: Annotated[int | None, typer.Option(help="Trials the search may take.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds the search may take.")] = None,
-    no_time_limit: Annotated[bool, typer.Option("--no-time-limit", help="Take the time limit away.")] = False,
+    trials: Annotated[int | None, typer.Option(help="Most trials of the search.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Most seconds of the search.")] = None,
+    no_time_limit: Annotated[bool, typer.Option("--no-time-limit", help="Remove the time limit.")] = False,
     priority: Annotated[int | None, typer.Option(help="Jobs of higher priority are started first.")] = None,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a job's budget or priority, also while it runs."""
+    """Change a job's budget or priority, even while it runs."""
     wanted = {"trials": trials, "time_limit_s": time_limit}
     search: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     if no_time_limit:
         if time_limit is not None:
-            raise JobSpecError("--time-limit and --no-time-limit contradict each other; give one of them")
+            raise JobSpecError("--time-limit and --no-time-limit contradict each other; pass only one of them")
         search["time_limit_s"] = None
     if not search and priority is None:
-        raise JobSpecError("nothing is to change; give --trials, --time-limit, --no-time-limit or --priority")
+        raise JobSpecError("nothing to change: pass --trials, --time-limit, --no-time-limit or --priority")
     with closing(client(database, url, token)) as jobs:
         changed = jobs.change_plan(jobs.find(job).id, priority=priority, **search)
         say(_planned(changed))
-        _tell(jobs, changed, as_json)
+        _print_state(jobs, changed, as_json)
 
 
 def _planned(job: JobRecord) -> str:
     search = job.spec.search
     limit = "" if search.time_limit_s is None else f" in {search.time_limit_s:g} s"
-    return f"It may take {search.trials} trials{limit}; its priority is {job.priority}."
+    return f"Its budget is {search.trials} trials{limit}; its priority is {job.priority}."
 
 
-def _tell(jobs: Client, job: JobRecord, as_json: bool) -> None:
-    tell(job, as_json, jobs.records.tallies([job.id])[job.id] if as_json else None)
+def _print_state(jobs: Client, job: JobRecord, as_json: bool) -> None:
+    print_state(job, as_json, jobs.records.tallies([job.id])[job.id] if as_json else None)
 
 
 def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
-    """Return when a job has finished, after printing its front.
+    """Wait until a job finishes, and print its front.
 
     Raises:
-        JobFailedError, OrderedError: if it ended otherwise.
+        JobFailedError: if it failed.
+        OrderedError: if it was paused or cancelled.
     """
     try:
         if quiet:
@@ -128,7 +129,7 @@ def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
             with ConsoleListener(job.spec.objectives[0]) as listener:
                 last = _follow(jobs, job, listener)
     except KeyboardInterrupt:
-        say(f"The job goes on; watch it by: autotune watch {job.id}")
+        say(f"The job continues; watch it with: autotune watch {job.id}")
         raise
     if last.progress.done:
         print_front(jobs.records, jobs.records.job(job.id), as_json)
@@ -141,7 +142,7 @@ def _follow(jobs: Client, job: JobRecord, listener: Listener) -> Update:
         for event in update.events:
             listener.stage(event.message)
         if update.state is JobState.QUEUED:
-            listener.stage("Waits in the queue")
+            listener.stage("Waiting in the queue")
         if update.progress.done and update.state.is_live and not searches:
             listener.stage("Searching")
             searches = True

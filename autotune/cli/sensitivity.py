@@ -1,4 +1,4 @@
-"""The command ``sensitivity``: what each layer is expected to cost, before any map is measured."""
+"""The command ``sensitivity``: predicted loss and saving of each layer and choice, before any map is measured."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,9 +25,9 @@ _METHODS = {
     Estimator.GRADIENT: "a gradient sketch",
     Estimator.LOCAL: "the layers' local errors, scaled to the uniform maps,",
 }
-#: Narrowest column of layers; where there is no room for it, lines are cut by the terminal.
+#: Smallest width of the layer column; if it does not fit, the terminal cuts lines.
 _NARROWEST = 12
-#: Stands for the part of a name that was left out.
+#: Replaces the omitted part of a name.
 _GAP = "…"
 
 
@@ -39,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
 def sensitivity(
     job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False
 ) -> None:
-    """Print what every layer is expected to lose and save by each choice, most sensitive first."""
+    """Print the predicted loss and saving of each layer and choice, most sensitive layer first."""
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
         probes = probes_of(client.records, record)
@@ -58,8 +58,8 @@ def sensitivity(
 
 
 _EXPLAINED = (
-    "First line: predicted divergence if the layer alone takes the choice. "
-    "Second line: ms of one pass against fp32, negative is faster."
+    "First line: predicted divergence if only this layer takes the choice. "
+    "Second line: change of one pass in ms from fp32; negative is faster."
 )
 
 
@@ -69,16 +69,16 @@ class _Layer:
 
     name: str
     full_precision: LayerProbe
-    #: Choice name -> probe, for the quantized choices the layer can take.
+    #: Choice name -> probe, for the quantized choices that the layer can take.
     quantized: Mapping[str, LayerProbe]
 
     @property
     def worst(self) -> float:
-        """Return the largest divergence of any choice."""
+        """Largest divergence of any choice."""
         return max((probe.divergence for probe in self.quantized.values()), default=0.0)
 
     def change_ms(self, choice: str) -> float:
-        """Return the time a choice adds to a pass, negative where it saves some."""
+        """Return the time that a choice adds to a pass; negative if it saves time."""
         return self.quantized[choice].latency_ms - self.full_precision.latency_ms
 
 
@@ -99,7 +99,7 @@ def _ranked(probes: Probes, choices: Sequence[str]) -> list[_Layer]:
 
 
 def _probes_json(probes: Probes, layers: Sequence[_Layer]) -> dict[str, Any]:
-    """Return probes for programs."""
+    """Return probes as JSON-ready data."""
     return {
         "estimator": probes.estimator.value,
         "samples": probes.samples,
@@ -124,7 +124,7 @@ def _probes_json(probes: Probes, layers: Sequence[_Layer]) -> dict[str, Any]:
 
 
 def _table(title: str, layers: Sequence[_Layer], choices: Sequence[str]) -> Table:
-    """Return a table with two lines a layer, which leaves its name what the figures do not need."""
+    """Return a table with two lines per layer; layer names get the width that the figures leave."""
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=0)
     cells = {choice: [_cell(layer, choice) for layer in layers] for choice in choices}
     widths = {
@@ -142,7 +142,7 @@ def _table(title: str, layers: Sequence[_Layer], choices: Sequence[str]) -> Tabl
 
 
 def _cell(layer: _Layer, choice: str) -> Text:
-    """Return the divergence above the change of time; empty if the layer cannot take the choice."""
+    """Return the divergence and, below it, the change of time; empty if the layer cannot take the choice."""
     if choice not in layer.quantized:
         return Text()
     change_ms = layer.change_ms(choice)
@@ -151,16 +151,16 @@ def _cell(layer: _Layer, choice: str) -> Text:
 
 
 def shortened(name: str, width: int) -> str:
-    """Return a layer's name in at most ``width`` characters, with ``…`` for what was left out of its middle.
+    """Return a layer's name in at most ``width`` characters, with ``…`` for omitted parts in the middle.
 
-    Whole parts go, never numbers, which tell blocks apart; the first part and the last but one go only
-    if they must, and the last part is cut only if nothing else is left.
+    Whole parts are omitted, but not numbers, which distinguish blocks. The first part and the one before the
+    last are omitted only if necessary; if the name is still too long, its middle characters are cut.
     """
     parts = name.split(".")
     dispensable = [*range(1, len(parts) - 2), 0, len(parts) - 2] if len(parts) > 1 else []
-    for place in dispensable:
-        if len(_joined(parts)) > width and not parts[place].isdigit():
-            parts[place] = _GAP
+    for position in dispensable:
+        if len(_joined(parts)) > width and not parts[position].isdigit():
+            parts[position] = _GAP
     text = _joined(parts)
     if len(text) <= width:
         return text
@@ -169,12 +169,12 @@ def shortened(name: str, width: int) -> str:
 
 
 def _joined(parts: Sequence[str]) -> str:
-    """Return the parts of a name with one gap for neighbouring ones."""
+    """Join the parts of a name, merging neighbouring gaps."""
     return ".".join(part for i, part in enumerate(parts) if part != _GAP or i == 0 or parts[i - 1] != _GAP)
 
 
 def _why_not(store: ReadStore, job: JobRecord) -> str:
-    """Return why a job has no probes, and the way out."""
+    """Return why a job has no probes, and how to get them."""
     sampler = job.spec.search.sampler
     if sampler is not SamplerName.SENSITIVITY:
         return (
@@ -183,8 +183,8 @@ def _why_not(store: ReadStore, job: JobRecord) -> str:
         )
     failures = [event.message for event in store.events(job.id) if event.kind == "probes_failed"]
     if failures:
-        return f"job {job.id} has no sensitivities: {failures[-1]}; mend that and run: autotune resume {job.id}"
+        return f"job {job.id} has no sensitivities: {failures[-1]}; fix that and run: autotune resume {job.id}"
     return (
         f"job {job.id} has no sensitivities yet: it has not probed its layers; wait if it is running, "
-        f"else run: autotune resume {job.id}"
+        f"otherwise run: autotune resume {job.id}"
     )

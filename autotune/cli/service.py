@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from autotune.api.server import ApiServer
 
 HostName = Annotated[
-    list[str] | None, typer.Option("--host-name", help="Name that callers may use for this service; may be repeated.")
+    list[str] | None,
+    typer.Option("--host-name", help="Host name under which clients may reach this service; may be repeated."),
 ]
 NoAuthentication = Annotated[
-    bool, typer.Option("--no-authentication", help="Let everyone on this machine call without a token.")
+    bool, typer.Option("--no-authentication", help="Allow requests without a token from this machine.")
 ]
-JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Write logs as JSON, one object a line.")]
+JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Write logs as JSON, one object per line.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,26 +40,31 @@ def add_to(app: typer.Typer) -> None:
 
 def serve(
     database: Database,
-    at_once: Annotated[int, typer.Option("--jobs", min=1, help="Jobs that run at the same time at most.")] = 4,
+    at_once: Annotated[int, typer.Option("--jobs", min=1, help="Most jobs that run at the same time.")] = 4,
     ray_address: Annotated[
-        str | None, typer.Option(help="Ray cluster that all jobs share; without it, one is started on this machine.")
+        str | None,
+        typer.Option(
+            help="Address of the Ray cluster that all jobs share; by default, one is started on this machine."
+        ),
     ] = None,
     task_file: TaskFile = None,
-    lease: Annotated[float, typer.Option(min=1.0, help="Seconds after which a silent controller is replaced.")] = 30.0,
+    lease: Annotated[
+        float, typer.Option(min=1.0, help="Seconds without a sign of life after which a controller is replaced.")
+    ] = 30.0,
     listen: Annotated[
-        str | None, typer.Option(help="ADDRESS:PORT to answer the HTTP API at, such as 127.0.0.1:8123.")
+        str | None, typer.Option(help="ADDRESS:PORT on which to serve the HTTP API, such as 127.0.0.1:8123.")
     ] = None,
     host_name: HostName = None,
     no_authentication: NoAuthentication = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Run the jobs in the queue until it is stopped; any number of these may share a database."""
+    """Run the jobs in the queue until stopped; any number of these processes may share a database."""
     from autotune.service import logs
     from autotune.service.controller import Controller
     from autotune.service.settings import ServiceSettings
 
     logs.configure(as_json=json_logs)
-    # Others submit what runs here; this process's folder is what they may name files of.
+    # Other users submit jobs that run here, so job files may name only files in this process's folder.
     os.environ.setdefault(DATA_FOLDER, str(Path.cwd()))
     settings = ServiceSettings(
         database=database,
@@ -83,13 +89,13 @@ def serve(
 
 def api(
     database: Database,
-    listen: Annotated[str, typer.Option(help="ADDRESS:PORT to answer at.")] = "127.0.0.1:8123",
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT to listen on.")] = "127.0.0.1:8123",
     task_file: TaskFile = None,
     host_name: HostName = None,
     no_authentication: NoAuthentication = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Answer the HTTP API until it is stopped."""
+    """Serve the HTTP API until stopped."""
     from autotune.service import logs
 
     logs.configure(as_json=json_logs)
@@ -123,16 +129,16 @@ def _api_server(
         port=port,
         host_names=tuple(host_names or ()),
         authentication=not no_authentication,
-        # Controllers elsewhere may have a task file that this process was not given.
+        # Controllers elsewhere may have a task file that this process does not have.
         limits=replace(LIMITS, unknown_tasks=not (runs_jobs or task_file)),
     )
     if settings.authentication and not store.tokens():
-        say("There are no tokens yet; make one by: autotune token add NAME")
+        say("There are no tokens yet; create one with: autotune token add NAME")
     return ApiServer(store, database, settings)
 
 
 def _on_stop(stop: Callable[[], None]) -> None:
-    """Call ``stop`` when this process is told to end."""
+    """Call ``stop`` on SIGINT and SIGTERM."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop()

@@ -28,7 +28,7 @@ from workers.tasks import list_tasks, load_task_file, task_info
 if TYPE_CHECKING:
     from workers.backends.cpu.speed import Speed
 
-#: How far the dashboard stands back for searches on the same machine; see ``os.nice``.
+#: Niceness of the dashboard, which must not disturb searches on the same machine; see ``os.nice``.
 NICENESS = 10
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -80,7 +80,7 @@ def init(
     if task_file:
         load_task_file(str(task_file))
     if path.exists():
-        raise ConflictError(f"{str(path)!r} exists already; delete it or name another file")
+        raise ConflictError(f"{str(path)!r} already exists; delete it or name another file")
     task_info(task)
     template = importlib.resources.files("autotune.cli").joinpath("job_template.yaml").read_text(encoding="utf-8")
     try:
@@ -91,7 +91,7 @@ def init(
 
 
 def doctor(database: Database, as_json: AsJson = False) -> None:
-    """Check that this machine can tune, and say what to do where it cannot."""
+    """Check that this machine can tune, and suggest how to fix problems."""
     findings, speeds = examine(database), choice_speeds()
     if as_json:
         choices = [dataclasses.asdict(speed) for speed in speeds]
@@ -111,8 +111,8 @@ def doctor(database: Database, as_json: AsJson = False) -> None:
 
 
 def _speed_table(speeds: Sequence["Speed"]) -> Table:
-    """Return what each choice takes of full precision's time, and by which kernel."""
-    from workers.backends.cpu.speed import FEATURES, OUTPUTS, ROWS  # with PyTorch, which takes seconds to import
+    """Return a table of the time of each choice relative to full precision, and its kernels."""
+    from workers.backends.cpu.speed import FEATURES, OUTPUTS, ROWS  # imports PyTorch, which takes seconds
 
     title = f"Time of a linear layer, {FEATURES} to {OUTPUTS} features, relative to fp32"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
@@ -133,10 +133,10 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     no_authentication: Annotated[
-        bool, typer.Option("--no-authentication", help="Allow an address others can reach; they need no password.")
+        bool, typer.Option("--no-authentication", help="Allow an address that others can reach, without a password.")
     ] = False,
 ) -> None:
-    """Open the dashboard on this machine; Ctrl-C ends it."""
+    """Serve the dashboard on this machine; Ctrl-C stops it."""
     if address not in _LOOPBACK and not no_authentication:
         raise JobSpecError(
             f"the dashboard has no login, so it listens on loopback only, but got address {address!r}; put it behind "
@@ -147,9 +147,9 @@ def dashboard(
     assert spec.origin is not None
     script = Path(spec.origin).with_name("app.py")
     os.nice(NICENESS)
-    say(f"Dashboard on http://{address}:{port} reading {database}. Ctrl-C ends it.")
+    say(f"Dashboard on http://{address}:{port} reading {database}. Ctrl-C stops it.")
     command = [sys.executable, "-m", "streamlit", "run", str(script), *_streamlit_flags(address, port)]
-    # In place of this process, so that a signal to end reaches it and leaves nothing on the port.
+    # Replaces this process, so that a signal reaches Streamlit and nothing keeps the port open.
     os.execve(sys.executable, command, os.environ | {"AUTOTUNE_DATABASE": database})
 
 

@@ -24,20 +24,20 @@ def add_to(app: typer.Typer) -> None:
 
 
 def add(
-    name: Annotated[str, typer.Argument(help="Who gets it; jobs submitted with it belong to that name.")],
+    name: Annotated[str, typer.Argument(help="Holder of the token; jobs submitted with it belong to this name.")],
     database: Database,
     scope: Annotated[
-        Scope, typer.Option(help="viewer looks, submitter submits and steers own jobs, admin steers all.")
+        Scope, typer.Option(help="viewer reads, submitter submits and changes own jobs, admin changes all jobs.")
     ] = Scope.SUBMITTER,
-    days: Annotated[float | None, typer.Option(help="Days until it expires; without it, never.")] = None,
+    days: Annotated[float | None, typer.Option(help="Days until it expires; by default, it never does.")] = None,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a token and print it, this once."""
+    """Create a token and print it once."""
     with closing(client(database, url, token)) as service:
         made = service.add_token(name, scope=scope, days=days)
-    say(f"Token {made.token.id} of {name} is a token of scope {scope}. Keep it now: it is not shown again.")
+    say(f"Token {made.token.id} of {name} has scope {scope}. Save it now: it is not shown again.")
     if as_json:
         print_json({"token": _token_json(made.token), "text": made.text})
     else:
@@ -67,7 +67,7 @@ def revoke(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a token invalid from now on."""
+    """Revoke a token."""
     with closing(client(database, url, token)) as service:
         revoked = service.revoke_token(token_id)
     say(f"Token {revoked.id} of {revoked.name} is revoked.")

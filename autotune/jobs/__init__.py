@@ -1,1 +1,1 @@
-"""A job as plain data, and the rules of its life. No input or output; imports metrics and errors."""
+"""A job as plain data, and the rules of its life cycle. No I/O; imports metrics and errors."""

@@ -1,4 +1,4 @@
-"""What a job may spend: trials, seconds, and the part of them that belongs to the final measurements."""
+"""The budget of a job: trials, seconds, and the share reserved for final measurements."""
 
 import math
 import statistics
@@ -8,38 +8,38 @@ from collections.abc import Iterable
 from autotune.jobs.records import TrialKind, TrialRecord
 from autotune.jobs.spec import JobSpec
 
-#: Final measurements after a search at most; each may reveal that another map is the better pick.
+#: Most final measurements after a search; each may reveal that another map is the better pick.
 MOST_FINAL = 8
-#: Final measurements that time is kept for: of as many maps as there are names to pick by.
+#: Final measurements that time is reserved for: one per named pick.
 _EXPECTED_FINAL = 4
-#: Share of the time limit they may take from the search.
+#: Largest share of the time limit reserved for them.
 _FINAL_SHARE = 0.25
-#: Trials that say how long one takes.
+#: Latest trials from which the time of one trial is estimated.
 _RECENT = 32
 
 
 class Budget:
-    """The limits of one job against what it has spent; seconds count over all its drivers."""
+    """The limits of one job and what it has spent; seconds count over all its drivers."""
 
     def __init__(self, spec: JobSpec, trials: Iterable[TrialRecord] = ()) -> None:
-        """Start with what a job has recorded."""
+        """Start from the recorded trials of a job."""
         self.limit(spec.search.trials, spec.search.time_limit_s)
         self._final_passes = spec.measurement.final_repeats / spec.measurement.repeats
         self._recent_s: deque[float] = deque(maxlen=_RECENT)
         self._finals = 0
-        #: Trials the search itself took.
+        #: Trials of the search itself.
         self.searched = 0
         for trial in trials:
             self.spend(trial)
-        self._finals = 0  # a job that goes on may have other picks
+        self._finals = 0  # a resumed job may have other picks
 
     def limit(self, trials: int, limit_s: float | None) -> None:
-        """Set the trials the search may take, and the seconds for everything; None is without a limit."""
-        #: Trials the search may take.
+        """Set the trials of the search and the seconds of the whole job; None means no time limit."""
+        #: Most trials of the search.
         self.trials, self._limit_s = trials, limit_s
 
     def spend(self, trial: TrialRecord) -> None:
-        """Count one more trial."""
+        """Count one trial."""
         if trial.kind is TrialKind.FINAL:
             self._finals += 1
             return
@@ -49,26 +49,26 @@ class Budget:
 
     @property
     def trial_s(self) -> float:
-        """Return the seconds a trial takes, infinite before one was measured."""
+        """Seconds a trial takes; infinite before one was measured."""
         return statistics.median(self._recent_s) if self._recent_s else math.inf
 
     @property
     def is_spent(self) -> bool:
-        """Return whether the trials of the search are all recorded."""
+        """Whether all trials of the search are recorded."""
         return self.searched >= self.trials
 
     def allows_search(self, pending: int, elapsed_s: float) -> bool:
-        """Return whether another map may be submitted besides ``pending`` ones."""
+        """Return whether another map may be submitted in addition to ``pending`` ones."""
         in_time = self._limit_s is None or elapsed_s < self._limit_s - self._reserve_s(self._limit_s)
         return in_time and self.searched + pending < self.trials
 
     def allows_final(self, pending: int, elapsed_s: float) -> bool:
-        """Return whether another map may be measured again besides ``pending`` ones, and will be in time."""
+        """Return whether another final measurement may start in addition to ``pending`` ones and end in time."""
         in_time = self._limit_s is None or elapsed_s + self._final_s < self._limit_s
         return in_time and self._finals + pending < MOST_FINAL
 
     def remaining_s(self, elapsed_s: float) -> float | None:
-        """Return what ``remaining_s`` says of this budget."""
+        """Return ``remaining_s`` of this budget."""
         return remaining_s(self.searched, self.trials, elapsed_s, self._limit_s)
 
     @property
@@ -76,14 +76,14 @@ class Budget:
         return self._final_passes * self.trial_s
 
     def _reserve_s(self, limit_s: float) -> float:
-        """Return the seconds to keep for the final measurements."""
+        """Return the seconds reserved for final measurements."""
         if not self._recent_s:
             return 0.0
         return min(_FINAL_SHARE * limit_s, _EXPECTED_FINAL * self._final_s)
 
 
 def remaining_s(searched: int, trials: int, elapsed_s: float, limit_s: float | None) -> float | None:
-    """Return the seconds left at the pace so far, no more than the time limit allows; None before any trial."""
+    """Return the seconds left at the pace so far, at most those of the time limit; None before the first trial."""
     if not searched:
         return None
     by_trials = elapsed_s / searched * max(0, trials - searched)
@@ -91,5 +91,5 @@ def remaining_s(searched: int, trials: int, elapsed_s: float, limit_s: float | N
 
 
 def searched(trials: Iterable[TrialRecord]) -> int:
-    """Return how many trials the search itself took."""
+    """Return the number of trials of the search itself."""
     return sum(trial.kind is not TrialKind.FINAL for trial in trials)

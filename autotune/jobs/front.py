@@ -12,7 +12,7 @@ from autotune.metrics.pareto import hypervolume, knee, non_dominated
 from search_spaces.errors import unknown
 from workers.timing.estimates import Figure
 
-#: Pick by name -> the metrics that decide, the first one first.
+#: Name of a pick -> the metrics that decide, in order of priority.
 _PICKS: dict[str, tuple[str, ...]] = {
     "fastest": ("latency_p50_ms", "divergence"),
     "smallest": ("weight_memory_mib", "divergence"),
@@ -22,35 +22,35 @@ PICKS = ("knee", *_PICKS)
 
 
 def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
-    """Return the trial with that number.
+    """Return the trial with ``number``.
 
     Raises:
-        NotFoundError: if there is none.
+        NotFoundError: if there is no such trial.
     """
     for trial in trials:
         if trial.number == number:
             return trial
-    raise NotFoundError(f"no trial {number}; 'autotune front' shows those that matter")
+    raise NotFoundError(f"no trial {number}; 'autotune front' lists those on the front and the baselines")
 
 
 def violations(figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> dict[str, float]:
-    """Return metric -> violation for every constraint whose metric was measured; at most 0 if it holds."""
+    """Return metric -> violation for every constraint whose metric is known; at most 0 if it holds."""
     return {c.metric: c.violation(figures[c.metric].value) for c in constraints if c.metric in figures}
 
 
-def standing(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials that count: a map with a final measurement counts with that one only.
+def without_superseded(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return one trial per map: the final measurement if it is complete, otherwise the first measurement.
 
-    Of many noisy figures the best ones are lucky; a second measurement does not share their luck.
+    The best of many noisy figures are biased by luck; a second measurement is not.
     """
     final = {trial.key for trial in trials if trial.kind is TrialKind.FINAL and trial.state is TrialState.COMPLETE}
     return [trial for trial in trials if (trial.kind is TrialKind.FINAL) == (trial.key in final)]
 
 
-def due(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """Return the maps people will pick that have no final measurement yet; none without a feasible map."""
+def needing_final_run(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Return the trials of the named picks that have no final measurement yet; empty without a feasible map."""
     tried = {trial.key for trial in trials if trial.kind is TrialKind.FINAL}
-    if not any(trial.feasible for trial in standing(trials)):
+    if not any(trial.feasible for trial in without_superseded(trials)):
         return []
     picked = {trial.key: trial for trial in (pick(trials, how, objectives) for how in PICKS)}
     return [trial for key, trial in picked.items() if key not in tried]
@@ -62,12 +62,12 @@ def compute_front(
     """Return the front of the feasible trials and its hypervolume.
 
     Args:
-        trials: all of them; the first is full precision, which fixes the scale of the hypervolume.
-        objectives: what is traded off.
-        among: the trials that may be on the front; None looks at all.
+        trials: all trials; the first is full precision, which sets the scale of the hypervolume.
+        objectives: names of the metrics to trade off.
+        among: the trials that may be on the front; None means all.
     """
     chosen = Objectives.named(objectives)
-    feasible = [trial for trial in standing(trials if among is None else among) if trial.feasible]
+    feasible = [trial for trial in without_superseded(trials if among is None else among) if trial.feasible]
     points = chosen.points([trial.figures for trial in feasible])
     mask = non_dominated(points)
     full_precision = trials[0].figures
@@ -77,27 +77,27 @@ def compute_front(
 
 
 class LiveFront:
-    """The front of a running job, kept up to date in time that does not grow with its trials."""
+    """The front of a running job; most updates take time that does not grow with the number of trials."""
 
     def __init__(
         self, trials: Sequence[TrialRecord], objectives: Sequence[str], recorded: FrontRecord | None = None
     ) -> None:
-        """Start with a job's trials and the front recorded last."""
+        """Start from a job's trials and its latest recorded front."""
         self._objectives = tuple(objectives)
         self._recorded = recorded
-        #: Every trial, the first one full precision.
+        #: Every trial; the first is full precision.
         self.trials = list(trials)
         #: The trials on the front.
         self.members = [trial for trial in trials if recorded and trial.number in recorded.members]
 
     def add(self, trial: TrialRecord) -> FrontRecord | None:
-        """Count one more trial, and return the front if it changed by it."""
+        """Add a trial, and return the front if the trial changed it."""
         self.trials.append(trial)
         if self.trials[0].state is not TrialState.COMPLETE:
-            return None  # full precision is what the rest is measured by
-        # A final measurement replaces figures, so that maps behind the old ones may come forward.
-        anew = self._recorded is None or trial.kind is TrialKind.FINAL
-        among = self.trials if anew else [*self.members, trial]
+            return None  # without full precision there is no scale for the hypervolume
+        # A final measurement replaces figures, so maps that the old figures dominated may now be on the front.
+        recompute = self._recorded is None or trial.kind is TrialKind.FINAL
+        among = self.trials if recompute else [*self.members, trial]
         front = compute_front(self.trials, self._objectives, among=among)
         self.members = [member for member in among if member.number in front.members]
         if self._recorded and front.members == self._recorded.members:
@@ -109,15 +109,15 @@ class LiveFront:
 def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> TrialRecord:
     """Return one trial: the knee of the front, an extreme of the feasible trials, or the trial of that number.
 
-    An extreme in a metric that is no objective of the job need not be on the front. A trial whose map has
-    a final measurement gives way to that one.
+    An extreme in a metric that is not an objective of the job may lie off the front. A complete final measurement
+    replaces the first trial of its map.
 
     Raises:
-        NoFeasibleMapError: if the front is empty; names the nearest trial and what it misses.
-        NotFoundError: if there is no trial of that number.
-        JobSpecError: if ``how`` is neither a number nor a known word.
+        NoFeasibleMapError: if the front is empty; the message names the nearest trial and what it misses.
+        NotFoundError: if there is no trial with that number.
+        JobSpecError: if ``how`` is neither a number nor a known name.
     """
-    counting = standing(trials)
+    counting = without_superseded(trials)
     if how.isdecimal():
         chosen_trial = find_trial(trials, int(how))
         return next((trial for trial in counting if trial.key == chosen_trial.key), chosen_trial)
@@ -136,26 +136,28 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
 
 
 def nearest_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the trial that breaks the constraints by least in sum; None if none was measured.
+    """Return the trial with the smallest sum of violations; None if none was measured.
 
-    Of trials that were ruled out early, fewer constraints may be known; they count only if there is no other.
+    Trials with more known constraints come first, because some of those ruled out early were never measured.
     """
     known = [trial for trial in trials if trial.violations and trial.figures]
     return min(known, key=lambda t: (-len(t.violations), _total_violation(t)), default=None)
 
 
 def nearest(trials: Sequence[TrialRecord]) -> str:
-    """Return a sentence about the nearest trial: what it misses, and by how much of the limit."""
+    """Return a sentence about the nearest trial: which limits it misses, and by how much."""
     best = nearest_trial(trials)
     if best is None:
         return "No trial was measured"
     misses = [
-        _miss(name, best.figures[name].value, violation) for name, violation in best.violations.items() if violation > 0
+        _miss_text(name, best.figures[name].value, violation)
+        for name, violation in best.violations.items()
+        if violation > 0
     ]
     return f"Nearest is trial {best.number}, which misses {' and '.join(misses)}"
 
 
-def _miss(name: str, value: float, violation: float) -> str:
+def _miss_text(name: str, value: float, violation: float) -> str:
     if METRICS[name].is_overloaded(value):
         return f"{name}: requests arrive {value / OVERLOADED_MS:.2f} times as fast as it can serve them"
     return f"{name} = {value:.4g} (by {100 * violation:.2g} % of the limit)"

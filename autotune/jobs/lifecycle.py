@@ -1,7 +1,7 @@
-"""How a job's state changes: pure functions, which a store applies under a lock and by the database's clock.
+"""The transitions of a job's state: pure functions that a store applies under a lock, by the database's clock.
 
-A job is driven under a lease. Whoever claims it gets the next epoch, and a store refuses what is written under
-an earlier one, so a driver that was given up for dead can wake up and do no harm.
+A driver needs a lease. Each claim gets the next epoch, and a store refuses writes under an earlier one, so a
+driver that was presumed dead can do no harm when it wakes up.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from autotune.errors import ConflictError, LeaseLostError
 from autotune.jobs.records import EventRecord, JobRecord, JobState, Order
 from search_spaces.errors import AutotuneError
 
-#: Seconds a lease lasts, and how often in that time it is renewed.
+#: Seconds a lease lasts, and the number of renewals in that time.
 LEASE_S = 30.0
 RENEWALS = 3
-#: Drivers in a row that may die without recording a trial.
+#: The job fails when this many drivers in a row have died without recording a trial.
 MOST_CRASHES = 3
 
 
 class OrderedError(AutotuneError):
-    """The job's user wants it paused or cancelled."""
+    """The user paused or cancelled the job."""
 
     def __init__(self, order: Order) -> None:
         super().__init__(f"the job was {order.state} by its user")
@@ -31,7 +31,7 @@ class OrderedError(AutotuneError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A job as it is after a transition, and what happened to it."""
+    """A job after a transition, and the events of the transition."""
 
     job: JobRecord
     events: tuple[EventRecord, ...] = ()
@@ -47,7 +47,7 @@ def is_held(job: JobRecord, at: datetime) -> bool:
 
 
 def claimed(driver: str, lease_s: float = LEASE_S) -> Transition:
-    """Give the job to ``driver``, who must renew the lease within ``lease_s`` seconds."""
+    """Give the job to ``driver``, which must renew the lease within ``lease_s`` seconds."""
 
     def claim(job: JobRecord, at: datetime) -> Change:
         if is_held(job, at):
@@ -56,7 +56,7 @@ def claimed(driver: str, lease_s: float = LEASE_S) -> Transition:
             return _carried_out(job, job.order, at)
         kind, message = ("started", "Search started") if job.description is None else ("resumed", "Search resumed")
         if job.state is JobState.RUNNING:
-            kind, message = "taken_over", f"Driver {job.driver} was lost; {driver} goes on"
+            kind, message = "taken_over", f"Driver {job.driver} was lost; {driver} continues"
         return _changed(
             job, at, kind, message,
             state=JobState.RUNNING, driver=driver, epoch=job.epoch + 1, order=None, error=None,
@@ -66,23 +66,23 @@ def claimed(driver: str, lease_s: float = LEASE_S) -> Transition:
     return claim
 
 
-def held(epoch: int, *events: EventRecord, **changes: Any) -> Transition:
-    """Change fields of a job by the driver that holds it."""
+def with_fields(epoch: int, *events: EventRecord, **fields: Any) -> Transition:
+    """Set fields of a job, and record events, under the lease of its driver."""
 
     def write(job: JobRecord, at: datetime) -> Change:
         check_epoch(job, epoch)
-        return Change(job=dataclasses.replace(job, **changes), events=events)
+        return Change(job=dataclasses.replace(job, **fields), events=events)
 
     return write
 
 
 def settled(epoch: int, state: JobState, message: str, *, error: str | None = None) -> Transition:
-    """End the job's run by the driver that holds it; one that was cancelled meanwhile is, unless it is finished."""
+    """End the run under the driver's lease; a job cancelled meanwhile becomes cancelled, unless it is finished."""
 
     def settle(job: JobRecord, at: datetime) -> Change:
         check_epoch(job, epoch)
         if job.state is not JobState.RUNNING:
-            return Change(job=job)  # a call whose answer was lost is made again
+            return Change(job=job)  # the driver repeats a call whose response was lost
         if job.order is Order.CANCEL and state is not JobState.FINISHED:
             return _carried_out(job, job.order, at)
         return _changed(job, at, state.value, message, state=state, error=error, **_FREE)
@@ -93,7 +93,7 @@ def settled(epoch: int, state: JobState, message: str, *, error: str | None = No
 def released(epoch: int, message: str, *, crashed: bool = False) -> Transition:
     """Put a job whose driver has ended back into the queue; nothing changes if another driver has it.
 
-    A job whose drivers die again and again without recording a trial fails, or it would do so for ever.
+    The job fails if its drivers keep dying without recording a trial; otherwise it would be retried for ever.
     """
 
     def release(job: JobRecord, at: datetime) -> Change:
@@ -111,7 +111,7 @@ def released(epoch: int, message: str, *, crashed: bool = False) -> Transition:
 
 
 def ordered(order: Order) -> Transition:
-    """Pause or cancel the job: at once if nobody holds it, else by the driver, who looks every second."""
+    """Pause or cancel the job: at once if no driver holds it, otherwise at the next poll of its driver."""
 
     def ask(job: JobRecord, at: datetime) -> Change:
         if job.state is order.state:
@@ -129,14 +129,14 @@ def ordered(order: Order) -> Transition:
 
 
 def requeued(job: JobRecord, at: datetime) -> Change:
-    """Let controllers go on with the job; an order that was not carried out yet is taken back."""
+    """Let controllers continue the job; an order that was not carried out yet is withdrawn."""
     if is_held(job, at) or job.state is JobState.QUEUED:
         return Change(job=dataclasses.replace(job, order=None, served=True))
-    return _changed(job, at, "queued", "Queued to go on", state=JobState.QUEUED, error=None, served=True, **_FREE)
+    return _changed(job, at, "queued", "Queued to continue", state=JobState.QUEUED, error=None, served=True, **_FREE)
 
 
 def replanned(*, priority: int | None = None, **search: Any) -> Transition:
-    """Change a job's priority or keys of its ``search`` section, such as ``trials``, also while it runs."""
+    """Change a job's priority or keys of its ``search`` section, such as ``trials``, even while it runs."""
 
     def plan(job: JobRecord, at: datetime) -> Change:
         spec = job.spec.with_search(f"job {job.id}", **search)
@@ -152,17 +152,23 @@ def replanned(*, priority: int | None = None, **search: Any) -> Transition:
 
 
 def check_epoch(job: JobRecord, epoch: int) -> None:
-    """Raise ``LeaseLostError`` if the job was given to another driver since ``epoch``."""
+    """Check that no other driver was given the job since ``epoch``.
+
+    Raises:
+        LeaseLostError: if one was.
+    """
     if job.epoch != epoch:
-        raise LeaseLostError(f"job {job.id} was given to {job.driver}, as its lease had run out; nothing was written")
+        raise LeaseLostError(
+            f"job {job.id} was given to {job.driver} because its lease had expired; nothing was written"
+        )
 
 
-#: What a job is like that no driver holds.
+#: Fields of a job that no driver holds.
 _FREE: dict[str, Any] = {"leased_until": None, "order": None}
 
 
 def _carried_out(job: JobRecord, order: Order, at: datetime) -> Change:
-    # The next epoch, so that a driver thought dead cannot go on with it.
+    # The next epoch, so that a driver presumed dead cannot continue the job.
     return _changed(job, at, order.state.value, order.done, state=order.state, error=None, epoch=job.epoch + 1, **_FREE)
 
 

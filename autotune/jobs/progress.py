@@ -1,4 +1,4 @@
-"""How a running job tells whoever watches what it is doing."""
+"""How a running job reports its progress to a listener."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,12 +8,12 @@ from autotune.jobs.records import TrialRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """The job after one more trial."""
+    """The state of the job after a trial."""
 
-    #: Trials recorded, and the most there will be.
+    #: Trials of the search recorded so far, and their budget.
     done: int
     budget: int
-    #: Seconds searched so far, and the most left; None without an estimate.
+    #: Seconds searched so far, and an estimate of those left; None without one.
     elapsed_s: float
     remaining_s: float | None
     #: Best feasible trial in the job's first objective; None if none is feasible yet.
@@ -26,16 +26,16 @@ class Listener(Protocol):
     """Watches a running job."""
 
     def stage(self, text: str) -> None:
-        """Learn what the job does next, such as starting workers."""
+        """Handle the start of a stage, such as starting workers."""
         ...
 
     def trial(self, progress: Progress) -> None:
-        """Learn that a trial was recorded."""
+        """Handle a recorded trial."""
         ...
 
 
 class Silent:
-    """A listener that says nothing."""
+    """A listener that ignores everything."""
 
     def stage(self, text: str) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What the store holds, as plain data: one record type, one table."""
+"""The store's content as plain data: one record type per table."""
 
 import enum
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from workers.timing.estimates import Figure
 class JobState(enum.StrEnum):
     """Where a job is in its life."""
 
-    #: Waits for a driver.
+    #: Waiting for a driver.
     QUEUED = "queued"
     #: A driver is searching, or was until it died.
     RUNNING = "running"
@@ -26,46 +26,46 @@ class JobState(enum.StrEnum):
     PAUSED = "paused"
     #: Budget used up, or the whole space measured.
     FINISHED = "finished"
-    #: Given up by its user; what it found is kept.
+    #: Abandoned by its user; its results are kept.
     CANCELLED = "cancelled"
     #: Stopped by an error; can be resumed.
     FAILED = "failed"
 
     @property
     def is_live(self) -> bool:
-        """Return whether the job may still change by itself."""
+        """Whether the job may still change without its user."""
         return self in (JobState.QUEUED, JobState.RUNNING)
 
 
 class Order(enum.StrEnum):
-    """What a user asks of a job that a driver holds."""
+    """A user's order to the driver that holds a job."""
 
     PAUSE = "pause"
     CANCEL = "cancel"
 
     @property
     def state(self) -> JobState:
-        """Return the state of a job in which the order is carried out."""
+        """State of a job after the order is carried out."""
         return JobState.PAUSED if self is Order.PAUSE else JobState.CANCELLED
 
     @property
     def done(self) -> str:
-        """Return what is told of a job in which the order is carried out."""
+        """Message of the event when the order is carried out."""
         return f"{self.state.capitalize()} by its user"
 
 
 class Scope(enum.StrEnum):
     """What the holder of a token may do; each scope includes the ones before it."""
 
-    #: Look at everything.
+    #: Read everything.
     VIEWER = "viewer"
-    #: Submit jobs, and steer one's own.
+    #: Submit jobs, and change one's own.
     SUBMITTER = "submitter"
-    #: Steer everybody's jobs, and hand out tokens.
+    #: Change everybody's jobs, and create tokens.
     ADMIN = "admin"
 
     def includes(self, needed: "Scope") -> bool:
-        """Return whether a token of this scope may do what ``needed`` is for."""
+        """Return whether a token of this scope may do what requires ``needed``."""
         order = list(Scope)
         return order.index(self) >= order.index(needed)
 
@@ -77,7 +77,7 @@ class TrialKind(enum.StrEnum):
     BASELINE = "baseline"
     #: Proposed by the sampler.
     SEARCH = "search"
-    #: A map that stood out in the end, measured again at full fidelity.
+    #: A map picked after the search, measured again at full fidelity.
     FINAL = "final"
 
 
@@ -86,7 +86,7 @@ class TrialState(enum.StrEnum):
 
     #: All figures were measured.
     COMPLETE = "complete"
-    #: Ruled out early by a constraint: some figures are missing.
+    #: Ruled out before it was measured in full: some figures are missing.
     REJECTED = "rejected"
     #: Could not be measured.
     FAILED = "failed"
@@ -105,11 +105,11 @@ class JobRecord:
     #: The job file as it was recorded, JSON-ready; its key is ``spec`` in the API and the database.
     document: Annotated[Mapping[str, Any], Field(alias="spec")]
     state: JobState
-    #: Time it was submitted, in UTC.
+    #: Time of submission, in UTC.
     created_at: datetime
     #: Time of the last change, in UTC.
     updated_at: datetime
-    #: What the workers said about the model; None until a worker was ready.
+    #: The workers' description of the model; None until a worker was ready.
     description: ModelDescription | None = None
     #: Why it failed; None unless it did.
     error: str | None = None
@@ -119,9 +119,9 @@ class JobRecord:
     priority: int = 0
     #: Whether controllers may drive it; a job of ``autotune run`` belongs to that process.
     served: bool = False
-    #: What its user asks of the driver that holds it; None if nothing.
+    #: The user's order to the driver that holds it; None without one.
     order: Order | None = None
-    #: The driver that holds or last held it, as ``autotune.search.process_identity.this_driver`` tells it.
+    #: The driver that holds or last held it, as returned by ``autotune.search.process_identity.this_driver``.
     driver: str | None = None
     #: Number of the lease. Each driver gets the next one, and writes under an earlier one are refused.
     epoch: int = 0
@@ -131,12 +131,12 @@ class JobRecord:
     crashes: int = 0
     #: Seconds spent searching, over all drivers.
     elapsed_s: float = 0.0
-    #: Counts every change of the job, its trials and its front; readers cache by it.
+    #: Number of changes of the job, its trials and its front; readers use it as a cache key.
     version: int = 0
 
     @cached_property
     def spec(self) -> JobSpec:
-        """The job file, parsed when it is first needed: a job that this version cannot read stays in lists.
+        """The job file, parsed at first use, so that lists can show jobs that this version cannot read.
 
         Raises:
             JobSpecError: if another version recorded it, and this one cannot read it.
@@ -146,21 +146,21 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """The name under which its user submits a job: the same one again is the same job."""
+    """The user's key for a submission: submitting again with the same key creates no second job."""
 
     #: Unique among the owner's submissions.
     key: str
-    #: sha256 of what was asked for; another request under the same key is a mistake.
+    #: sha256 of the request; a different request under the same key is an error.
     request_hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directions:
-    """What a driver has to know about its job from time to time."""
+    """What a driver polls about its job."""
 
-    #: What the user asks; None if nothing.
+    #: The user's order; None without one.
     order: Order | None
-    #: Trials the search may take, and seconds; None is without a limit.
+    #: Most trials and seconds of the search; None means no time limit.
     trials: int
     time_limit_s: float | None
 
@@ -170,24 +170,24 @@ class HeldJob:
     """A served job that a driver holds, and the workers it wants."""
 
     job_id: str
-    #: Who holds it, and under which epoch.
+    #: The driver that holds it, and its epoch.
     driver: str
     epoch: int
-    #: Workers at most.
+    #: Most workers.
     count: int
     #: CPUs of each worker; None leaves it to the cluster.
     cpus: float | None
     #: GPUs of each worker.
     gpus: float
-    #: Kind of hardware of its workers; empty as long as it is not known.
+    #: Kind of hardware of its workers; empty until it is known.
     kind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """How far a job has come, without its trials."""
+    """A summary of a job's progress, without its trials."""
 
-    #: Trials the search itself took.
+    #: Trials of the search itself.
     searched: int = 0
     #: Numbers of the trials on the front, ascending.
     front: tuple[int, ...] = ()
@@ -195,25 +195,25 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Figures over all jobs, for those who watch the service."""
+    """Statistics of all jobs, for monitoring the service."""
 
-    #: State -> jobs in it.
+    #: State -> number of jobs.
     jobs: Mapping[JobState, int]
-    #: State -> trials in it.
+    #: State -> number of trials.
     trials: Mapping["TrialState", int]
-    #: Times that a driver was lost and another one took its job over.
+    #: How often another driver took over the job of a lost driver.
     takeovers: int
-    #: Seconds that the longest waiting job is in the queue; 0 if none waits.
+    #: Seconds that the oldest queued job has waited; 0 if the queue is empty.
     oldest_wait_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
-    """An access token, without its secret: only the hash of that is kept."""
+    """An access token without its secret, of which only the hash is stored."""
 
     #: Short unique id.
     id: str
-    #: Who holds it; the jobs submitted with it belong to that name.
+    #: Its holder; jobs submitted with the token belong to this name.
     name: str
     scope: Scope
     created_at: datetime
@@ -222,13 +222,13 @@ class TokenRecord:
     revoked_at: datetime | None = None
 
     def is_valid(self, at: datetime) -> bool:
-        """Return whether the token is accepted at that time."""
+        """Return whether the token is valid at that time."""
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """A candidate and what is known about it. Written once, when it is finished."""
+    """A candidate and its results. Written once, when it is finished."""
 
     job_id: str
     #: Number within the job, from 0 in the order proposed.
@@ -241,9 +241,9 @@ class TrialRecord:
     choices: Mapping[str, str]
     #: ``search_spaces.quantization_map.map_key`` of the choices; unique within the job.
     key: str
-    #: Metric name -> figure; holds what was measured.
+    #: Metric name -> figure, for every metric that was measured.
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    #: Constraint metric -> violation, at most 0 if it holds; holds what is known.
+    #: Constraint metric -> violation, at most 0 if it holds, for every constraint that is known.
     violations: Mapping[str, float] = field(default_factory=dict)
     #: Times it was started; 0 if it was ruled out without running.
     attempts: int = 1
@@ -251,13 +251,13 @@ class TrialRecord:
     failure: FailureCause | None = None
     #: One line about the failure or rejection.
     message: str | None = None
-    #: What the sampler needs to go on after a restart; JSON-ready.
+    #: What the sampler needs to continue after a restart; JSON-ready.
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
     #: Where it ran: JSON-ready form of ``workers.measurement.Environment``; empty if it did not.
     environment: Mapping[str, Any] = field(default_factory=dict)
     #: Process or actor that measured it.
     worker: str = ""
-    #: Wall-clock seconds of measuring, and the part of it spent in forward passes.
+    #: Wall-clock seconds of the measurement, and the part spent in forward passes.
     seconds: float = 0.0
     forward_seconds: float = 0.0
     #: When it was finished, in UTC.
@@ -265,13 +265,13 @@ class TrialRecord:
 
     @property
     def feasible(self) -> bool:
-        """Return whether everything was measured and every constraint holds."""
+        """Whether everything was measured and every constraint holds."""
         return self.state is TrialState.COMPLETE and all(v <= 0 for v in self.violations.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontRecord:
-    """The Pareto front as it stood after one trial. A job keeps every revision."""
+    """The Pareto front after a trial. A job keeps every revision."""
 
     #: Trials recorded when this front was computed, the last one included.
     trials: int
@@ -294,7 +294,7 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """Everything one commit writes: the trial, its raw latencies, the new front, what happened."""
+    """Everything that one commit writes: the trial, its raw latencies, the new front and events."""
 
     trial: TrialRecord
     latency: tuple[LatencySamples, ...] = ()

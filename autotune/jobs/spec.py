@@ -21,11 +21,11 @@ from workers import secret_values
 from workers.measurement import Split, Workload
 from workers.setup import CACHE_BYTES, CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
-#: Larger job files are refused before they are parsed, which takes a second for so many.
+#: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
-#: Errors told of one job; more are counted.
+#: Most errors reported per job; the message counts the others.
 _MAX_ERRORS = 50
-#: Characters shown of a wrong value.
+#: Most characters shown of a wrong value.
 _MAX_VALUE = 80
 
 M = TypeVar("M", bound=BaseModel)
@@ -54,7 +54,7 @@ def _one_line(name: str) -> str:
 
 def _not_blank(name: str) -> str:
     if not name.strip():
-        raise ValueError("must not be blank; delete the key to take any hardware")
+        raise ValueError("must not be blank; delete the key to allow any hardware")
     return _one_line(name.strip())
 
 
@@ -62,7 +62,7 @@ def _searchable(name: str) -> str:
     metric = METRICS[name]
     if metric.reported_only:
         instead = metric_of(metric.kind, Split.EVALUATION).name if metric.is_quality else "another metric"
-        raise ValueError(f"{name} is reported only, so it cannot be an objective or a constraint; take {instead}")
+        raise ValueError(f"{name} is reported only, so it cannot be an objective or a constraint; use {instead}")
     return name
 
 
@@ -87,9 +87,9 @@ class TaskSection(_Section):
             text = json.dumps(parameters, allow_nan=False, ensure_ascii=False)
             text.encode()
         except (TypeError, ValueError, RecursionError):
-            raise ValueError("must hold text, finite numbers, true, false, null, lists and mappings only") from None
+            raise ValueError("must contain only text, finite numbers, true, false, null, lists and mappings") from None
         if r"\u0000" in text:
-            raise ValueError("must hold no NUL characters, which databases refuse")
+            raise ValueError("must not contain NUL characters, because databases reject them")
         wrong = list(secret_values.problems(parameters))
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -100,7 +100,7 @@ class TaskSection(_Section):
 class UpperLimit(_Section):
     """A metric that must not exceed ``max``."""
 
-    #: Below the figures of what is overloaded, which break every limit.
+    #: Below the values that stand for overload, which break every limit.
     max: Annotated[float, Field(gt=0, lt=OVERLOADED_MS)]
 
 
@@ -111,12 +111,12 @@ class AccuracyFloor(_Section):
 
 
 class DropLimit(_Section):
-    """A relative loss of accuracy of at most ``max``: 0.01 is one percent of full precision's."""
+    """An upper limit on the relative loss of accuracy: 0.01 is one percent of full precision's."""
 
     max: Annotated[float, Field(ge=0, lt=1)]
 
 
-#: Kind of metric -> what limits it, if it is no upper limit.
+#: Kind of metric -> type of its limit, if not an upper limit.
 _LIMITS: dict[Kind, type[_Section]] = {Kind.ACCURACY: AccuracyFloor, Kind.ACCURACY_DROP: DropLimit}
 
 
@@ -138,7 +138,7 @@ class _Constraints(_Section):
 if TYPE_CHECKING:
     ConstraintSection = _Constraints
 else:
-    #: It has a limit, or None, for every metric that can be limited.
+    #: Has a field per metric that can be limited: its limit or None.
     ConstraintSection = create_model(
         "ConstraintSection",
         __base__=_Constraints,
@@ -152,7 +152,7 @@ else:
 
 
 class LayerRuleSection(_Section):
-    """Layers a pattern matches, and what they may take or are known to be: exactly one field of the rest."""
+    """A rule for the layers that match a pattern: exactly one of the other fields is set."""
 
     pattern: str
     allow: tuple[ChoiceName, ...] | None = None
@@ -212,7 +212,7 @@ class SearchSection(_Section):
 
 
 class CalibrationSection(_Section):
-    """How static activation ranges are calibrated, and what else is taken from calibration data."""
+    """How static activation ranges are calibrated, and what else calibration data is used for."""
 
     observer: ObserverKind = ObserverKind.MINMAX
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
@@ -262,7 +262,7 @@ class JobSpec(_Section):
     @classmethod
     def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) != len(names):
-            raise ValueError("must not name one metric twice")
+            raise ValueError("must not contain a metric twice")
         return names
 
     @model_validator(mode="after")
@@ -279,7 +279,7 @@ class JobSpec(_Section):
     def _has_a_load(self) -> Self:
         queued = [name for name in self.metrics() if METRICS[name].queued]
         if queued and self.measurement.requests_per_second is None:
-            raise ValueError(f"{queued[0]} needs measurement.requests_per_second, how fast requests come on average")
+            raise ValueError(f"{queued[0]} needs measurement.requests_per_second, the mean arrival rate of requests")
         return self
 
     @classmethod
@@ -287,7 +287,7 @@ class JobSpec(_Section):
         """Return the job in the YAML file ``path``.
 
         Raises:
-            JobSpecError: if the file cannot be read or breaks the schema; names every error at once.
+            JobSpecError: if the file cannot be read or breaks the schema; the message lists all errors.
         """
         try:
             with Path(path).open("rb") as file:
@@ -301,7 +301,7 @@ class JobSpec(_Section):
         """Return the job in the bytes of a YAML or JSON file.
 
         Raises:
-            JobSpecError: if they are too many, or break the schema; names every error at once.
+            JobSpecError: if the file is too large or breaks the schema; the message lists all errors.
         """
         if len(raw) > MAX_BYTES:
             raise TooLargeError(f"a job file must be at most {MAX_BYTES} bytes, but {source!r} has more")
@@ -316,18 +316,18 @@ class JobSpec(_Section):
         """Return the job in parsed YAML or JSON.
 
         Raises:
-            JobSpecError: if ``data`` breaks the schema; names every error at once.
+            JobSpecError: if ``data`` breaks the schema; the message lists all errors.
         """
         return validated(cls, data, f"{source} is not a valid job")
 
     @classmethod
     def recorded(cls, data: object, job_id: str) -> Self:
-        """Return the job that was recorded as ``data``; keys that only a later version knows are passed over.
+        """Return the job recorded as ``data``; keys that only a later version knows are ignored.
 
         Raises:
             JobSpecError: if another version recorded it, and this one cannot read it.
         """
-        complaint = f"job {job_id} was recorded by another version of quant-autotune, so use that one"
+        complaint = f"job {job_id} was recorded by another version of quant-autotune; use that version"
         return validated(cls, data, complaint, extra="ignore")
 
     @classmethod
@@ -343,17 +343,17 @@ class JobSpec(_Section):
         """Return the job with other keys in its ``search`` section.
 
         Raises:
-            JobSpecError: if it would not be valid with them.
+            JobSpecError: if the changed job is not valid.
         """
         document = self.dump()
         return self.parse(document | {"search": document["search"] | changes}, source=source)
 
     def metrics(self) -> tuple[str, ...]:
-        """Return the metrics that the job goes by: its objectives, then what it limits."""
+        """Return the metrics that decide: the objectives, then the constrained metrics."""
         return (*self.objectives, *(constraint.metric for constraint in self.constraints.constraints()))
 
     def workloads(self) -> tuple[Workload, ...]:
-        """Return the workloads that are timed beside the forward pass: those asked for, and those the job goes by."""
+        """Return the workloads to time in addition to the forward pass: the requested ones and those of ``metrics``."""
         others = [workload for workload in Workload if workload is not Workload.FORWARD]
         named = {METRICS[name].workload for name in self.metrics()} | set(self.measurement.workloads)
         if self.measurement.requests_per_second is not None:
@@ -365,7 +365,7 @@ class JobSpec(_Section):
         return tuple(section.rule() for section in self.search.layers)
 
     def worker_setup(self, task_file: str | None = None) -> WorkerSetup:
-        """Return what workers are told."""
+        """Return the setup of the job's workers."""
         return WorkerSetup(
             task=self.task.name,
             task_parameters=self.task.parameters,
@@ -381,20 +381,20 @@ class JobSpec(_Section):
         )
 
     def _mentioned(self) -> list[LayerChoice]:
-        """Return the choices that some layer may take."""
+        """Return the choices that at least one layer may take."""
         of_rules = [name for rule in self.rules() for name in rule.names()]
         return [CHOICES[name] for name in (*self.search.choices, *of_rules)]
 
     def pool_settings(self) -> PoolSettings:
-        """Return which workers the job has."""
+        """Return the settings of the job's worker pool."""
         return PoolSettings(**self.workers.model_dump(exclude={"pool", "cache_mib"}))
 
 
 def validated(model: type[M], data: object, complaint: str, *, extra: Literal["forbid", "ignore"] = "forbid") -> M:
-    """Return data from outside as a model.
+    """Return external data as a model.
 
     Raises:
-        JobSpecError: if it breaks the model; begins with ``complaint`` and names every error at once.
+        JobSpecError: if it breaks the model; the message starts with ``complaint`` and lists all errors.
     """
     try:
         return model.model_validate(data, extra=extra)
@@ -407,7 +407,7 @@ def validated(model: type[M], data: object, complaint: str, *, extra: Literal["f
 
 
 def _counts_wrong_items(error: Mapping[str, Any]) -> bool:
-    """Return whether a list is too short only because pydantic does not count items that have errors of their own."""
+    """Return whether a list is too short only because pydantic does not count items that have errors themselves."""
     return bool(error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"])
 
 
@@ -423,7 +423,7 @@ def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{path}: is required"
     if error["type"] == "invalid_key":
-        return f"{path}: unknown key, which is no text; delete it"
+        return f"{path}: unknown key, which is not text; delete it"
     message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     for wordy in ("Input should", "String should"):
         message = message.replace(wordy, "must")
@@ -445,7 +445,7 @@ def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
 
 
 def _keys_at(model: type[BaseModel], path: list[str | int]) -> list[str]:
-    """Return the keys known at ``path``; union and list levels are looked through."""
+    """Return the keys known at ``path``, skipping union and list levels."""
     for part in path:
         field = model.model_fields.get(str(part))
         if field is not None:

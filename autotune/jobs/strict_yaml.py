@@ -1,16 +1,16 @@
-"""YAML and JSON from people: plain data, nothing that expands, nothing that is said twice."""
+"""Strict parsing of users' YAML and JSON: plain data without aliases, tags or repeated keys."""
 
 import json
 from typing import Any
 
 import yaml
 
-#: Levels of lists and mappings a file may have.
+#: Most levels of nested lists and mappings.
 _DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, tags, repeated keys and deep nesting; dates stay text."""
+    """Loads safe YAML without aliases, tags, repeated keys or deep nesting; dates stay text."""
 
     depth = 0
     yaml_implicit_resolvers = {  # noqa: RUF012 - read through the class by yaml
@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases are not allowed, but line {line} has one; write the value out")
+            raise yaml.YAMLError(f"aliases are not allowed, but line {line} has one; repeat the value instead")
         if event.tag is not None:
             raise yaml.YAMLError(f"tags are not allowed, but line {line} has one; delete it")
         if self.depth == _DEEPEST and isinstance(event, yaml.CollectionStartEvent):
@@ -37,9 +37,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f"a key must be text, but line {line} has a list or mapping for one")
+                raise yaml.YAMLError(f"a key must be text, but the key on line {line} is a list or a mapping")
             if key.value in seen:
-                raise yaml.YAMLError(f"a key may be given once, but line {line} has {key.value!r} again; delete one")
+                raise yaml.YAMLError(f"a key may appear only once, but line {line} repeats {key.value!r}; delete one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -48,15 +48,15 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, OverflowError):
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line} has no valid number; put it in quotes if it is text") from None
+            raise yaml.YAMLError(f"line {line} has an invalid number; put it in quotes if it is text") from None
 
 
 def load_yaml(text: bytes) -> Any:
     """Return the data in a YAML text.
 
     Raises:
-        yaml.YAMLError: if it is no YAML, has aliases, tags, repeated keys, NUL characters or more than 20 levels.
-        UnicodeDecodeError: if it is no text.
+        yaml.YAMLError: if it is not YAML, has aliases, tags, repeated keys, NUL characters or more than 20 levels.
+        UnicodeDecodeError: if it is not text.
     """
     data = yaml.load(text, Loader=_Loader)
     _check(data)
@@ -67,8 +67,9 @@ def load_json(text: bytes) -> Any:
     """Return the data in a JSON text.
 
     Raises:
-        yaml.YAMLError: if it is no JSON, has repeated keys, numbers that are none or more than 20 levels.
-        UnicodeDecodeError: if it is no text.
+        yaml.YAMLError: if it is not JSON, has repeated keys, numbers that are not finite, NUL characters or more than
+            20 levels.
+        UnicodeDecodeError: if it is not text.
     """
     try:
         data = json.loads(text, object_pairs_hook=_mapping, parse_constant=_refuse)
@@ -86,7 +87,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         if key in mapping:
-            raise ValueError(f"a key may be given once, but {key!r} is there again; delete one")
+            raise ValueError(f"a key may appear only once, but {key!r} is repeated; delete one")
         mapping[key] = value
     return mapping
 
@@ -96,9 +97,9 @@ def _refuse(constant: str) -> None:
 
 
 def _check(data: Any, depth: int = 0) -> None:
-    """Refuse what goes too deep, and text that databases refuse."""
+    """Reject data that is nested too deeply and text that databases reject."""
     if isinstance(data, str) and any(character == "\0" or "\ud800" <= character <= "\udfff" for character in data):
-        raise yaml.YAMLError(f"text must hold no NUL characters and no halves of characters, but got {data[:80]!r}")
+        raise yaml.YAMLError(f"text must not contain NUL characters or unpaired surrogates, but got {data[:80]!r}")
     if not isinstance(data, dict | list):
         return
     if depth == _DEEPEST:

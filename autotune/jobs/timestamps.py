@@ -1,4 +1,4 @@
-"""Time stamps of records."""
+"""Timestamps of records."""
 
 from datetime import UTC, datetime
 
@@ -6,10 +6,10 @@ from autotune.jobs.records import EventRecord
 
 
 def now() -> datetime:
-    """Return the present time in UTC, with the zone set."""
+    """Return the current time in UTC, with the time zone set."""
     return datetime.now(UTC)
 
 
 def event(kind: str, message: str) -> EventRecord:
-    """Return something that happens to a job now."""
+    """Return an event that happens now."""
     return EventRecord(at=now(), kind=kind, message=message)

@@ -1,1 +1,1 @@
-"""Quantization maps as files: written, applied, verified. Imports jobs and metrics."""
+"""Writes, applies and verifies quantization map files. Imports jobs and metrics."""

@@ -1,4 +1,4 @@
-"""Apply a native map to a model in Python."""
+"""Applies a native map to a model in Python."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,30 +21,30 @@ from workers.model.prepared import PreparedModel
 
 
 class NativeMap:
-    """A quantization map read from a file, ready to be applied to the model it was made for."""
+    """A quantization map from a file, ready to be applied to its model."""
 
     def __init__(self, file: MapFile) -> None:
-        #: The file's content.
+        #: Content of the file.
         self.file = file
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Replace the mapped layers of ``model`` by quantized ones, in place, and return it.
+        """Replace the mapped layers of ``model`` with quantized ones, in place, and return it.
 
         Args:
-            model: the full-precision model; it is moved to the device of the map's backend, and its other layers stay
-                as they are. A compiled model is returned uncompiled; compile the result.
+            model: the full-precision model. It is moved to the device of the map's backend; its other layers are not
+                changed. A compiled model is returned uncompiled; compile the result.
 
         Raises:
-            MapError: if it is not the model the map was made for, or this hardware cannot run a layer's
-                choice; the message names the first difference, and the model is as it was.
-            BackendError: if the map's backend cannot run on this hardware, or runs no layers of PyTorch models.
+            MapError: if the map was made for another model, or this hardware cannot run a layer's choice. The message
+                names the first difference, and the model is unchanged.
+            BackendError: if the map's backend cannot run on this hardware, or cannot run layers of PyTorch models.
         """
         model = uncompiled(model)
         quantization = self.file.quantization_map()
         backend = build_backend(self.file.backend)
         if not backend.runs_modules:
             raise BackendError(
-                f"the map is for the backend {backend.name}, which runs no layers of PyTorch models but whole graphs; "
+                f"the map is for the backend {backend.name}, which runs whole graphs, not layers of PyTorch models; "
                 f"export it with: autotune export --format {backend.name}"
             )
         with ExitStack() as on_error:
@@ -64,19 +64,19 @@ class NativeMap:
         return model.eval()
 
     def unroll(self, model: nn.Module) -> nn.Module:
-        """Give ``model`` the map's layers where they are parts of ``nn.MultiheadAttention``, in place, and return it.
+        """Split each ``nn.MultiheadAttention`` that contains layers of the map, in place, and return ``model``.
 
-        ``apply`` does that by itself. It is for weights from elsewhere, such as those of the export ``torchao``.
+        ``apply`` does this itself. Call it to load weights from elsewhere, such as those of the ``torchao`` export.
 
         Args:
-            model: as the task builds it.
+            model: the model as the task builds it.
         """
         unroll_as(model, self.file.layers)
         return model
 
     def _layers_of(self, model: nn.Module, print_of_weights: str) -> list[Layer]:
-        """Return the mapped layers as they are in ``model``, which must be the one the map was made for."""
-        # Nothing runs here: what a layer's use forbids was found when the map was made.
+        """Return the mapped layers of ``model``, after checking that the map was made for it."""
+        # The model does not run here: layers frozen because of their use were found when the map was made.
         found = {layer.name: replace(layer, frozen_reason=None) for layer in discover(model, lambda _: None)}
         for name, layer in self.file.layers.items():
             if name not in found:
@@ -102,6 +102,6 @@ def read_map(path: str | PathLike[str]) -> NativeMap:
     """Return the map in the file ``path``.
 
     Raises:
-        MapError: if the file cannot be read or is not a map of this version.
+        MapError: if the file cannot be read or is not a map file of this version.
     """
     return NativeMap(read(Path(path)))

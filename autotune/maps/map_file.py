@@ -34,7 +34,7 @@ class MappedSmoothing(_Part):
 
     @classmethod
     def of(cls, calibrated: ActivationRange | None) -> Self | None:
-        """Return what a calibrated range says of it, or None if that is nothing."""
+        """Return the smoothing of a calibrated range; None if it has none."""
         found = calibrated.smoothing if calibrated else None
         return cls(factors=found.factors, range=(found.low, found.high)) if found else None
 
@@ -48,30 +48,30 @@ class MappedMoments(_Part):
 
     @classmethod
     def of(cls, calibrated: ActivationRange | None) -> Self | None:
-        """Return what a calibrated range says of them, or None if that is nothing."""
+        """Return the second moments of a calibrated range; None if it has none."""
         found = calibrated.moments if calibrated else None
         return cls(**dataclasses.asdict(found)) if found else None
 
 
 class MappedLayer(_Part):
-    """One layer: what it is, and what it takes."""
+    """One layer: its shape, its choice and the data that the choice needs."""
 
     kind: LayerKind
     weight_shape: tuple[int, ...]
     choice: str
-    #: Bits that the integers of int8 weights take: 7 where they were made for a processor without VNNI.
+    #: Bits of int8 weights: 7 if they were made for a processor without VNNI.
     weight_bits: Literal[7, 8] = 8
-    #: Shapes of the input where latency was measured, for which the fastest kernels are taken.
+    #: Input shapes of the latency measurement, for which the fastest kernels are chosen.
     latency_shapes: tuple[tuple[int, ...], ...] = ()
-    #: What computed it; None where there is no choice of kernels.
+    #: Kernel that computed it; None if there is no choice of kernels.
     kernel: str | None = None
-    #: Calibrated range of the input, for choices that need calibration and layers whose bias is corrected only.
+    #: Calibrated range of the input; only for choices that need calibration and layers with a corrected bias.
     input_range: tuple[float, float] | None = None
-    #: Mean of each input channel, if the bias is corrected by them.
+    #: Mean of each input channel, if the bias is corrected.
     input_means: tuple[float, ...] | None = None
-    #: For choices that smooth the input only.
+    #: Only for choices that smooth the input.
     smoothing: MappedSmoothing | None = None
-    #: For choices that round weights by them only.
+    #: Only for choices that use them to round weights.
     moments: MappedMoments | None = None
 
     @model_validator(mode="after")
@@ -90,7 +90,7 @@ class MappedLayer(_Part):
             raise ValueError(f"{choice.name} needs moments of {self.weight_shape[-1]} channels, but has {channels}")
         if self.input_means is not None and not self._fits(self.input_means):
             raise ValueError(
-                f"input_means must be those of every input channel of a linear or convolutional layer that has an "
+                f"input_means must contain one mean per input channel of a linear or convolutional layer with an "
                 f"input_range, but got {len(self.input_means)} for a {self.kind} of shape {list(self.weight_shape)}"
             )
         return self
@@ -116,7 +116,7 @@ class MappedLayer(_Part):
 
 
 class Provenance(_Part):
-    """Where the map comes from."""
+    """The origin of the map: its job, trial, calibration and environment."""
 
     job: str
     job_name: str
@@ -124,13 +124,13 @@ class Provenance(_Part):
     measured_at: datetime
     seed: int
     calibration: CalibrationSettings
-    #: Samples the ranges were calibrated on.
+    #: Number of calibration samples.
     calibration_samples: int
     environment: dict[str, Any]
 
 
 class MapFile(_Part):
-    """Everything needed to rebuild a quantized model and to check what was promised of it."""
+    """Everything needed to rebuild a quantized model and to check its promised figures."""
 
     schema_: Literal["autotune.map/v1"] = Field(default="autotune.map/v1", alias="schema")
     task: str
@@ -145,7 +145,7 @@ class MapFile(_Part):
     provenance: Provenance
 
     def quantization_map(self) -> QuantizationMap:
-        """Return the map with its ranges."""
+        """Return the quantization map with its ranges."""
         names = {name: layer.choice for name, layer in self.layers.items()}
         return QuantizationMap.from_names(names, self.ranges(), self.weight_bits())
 
@@ -154,16 +154,16 @@ class MapFile(_Part):
         return {name: layer.weight_bits for name, layer in self.layers.items()}
 
     def kernels(self, kind: str) -> dict[str, dict[str, str]]:
-        """Return layer name -> choice name -> kernel that was measured; empty for another ``kind`` of hardware.
+        """Return layer name -> choice name -> measured kernel; empty for another ``kind`` of hardware.
 
-        Kernels that were fast there may be slow on other hardware.
+        Kernels that are fast on one kind of hardware may be slow on another.
         """
         if kind != self.provenance.environment.get("kind"):
             return {}
         return {name: {layer.choice: layer.kernel} for name, layer in self.layers.items() if layer.kernel is not None}
 
     def ranges(self) -> dict[str, ActivationRange]:
-        """Return layer name -> calibrated range of the layers that have one."""
+        """Return layer name -> calibrated range, for the layers that have one."""
         ranges = {name: layer.range() for name, layer in self.layers.items()}
         return {name: calibrated for name, calibrated in ranges.items() if calibrated is not None}
 
@@ -175,7 +175,7 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
         ConflictError: if the job has no model description, or the trial failed.
     """
     if job.description is None or not trial.figures:
-        raise ConflictError(f"trial {trial.number} of job {job.id} was never measured; pick one that was")
+        raise ConflictError(f"trial {trial.number} of job {job.id} was never measured; pick another trial")
     spec = job.spec
     described = job.description
     quantization = QuantizationMap.from_names(trial.choices, described.calibration.ranges, described.weight_bits)
@@ -207,7 +207,7 @@ def dump(document: Mapping[str, Any]) -> str:
 
 
 def write(document: Mapping[str, Any], path: str | Path) -> None:
-    """Write a map file whole or not at all.
+    """Write a map file atomically.
 
     Raises:
         MapError: if the file cannot be written.
@@ -219,7 +219,7 @@ def read(path: str | Path) -> MapFile:
     """Return the map in the file ``path``.
 
     Raises:
-        MapError: if the file cannot be read or is not a map of this version; names every error at once.
+        MapError: if the file cannot be read or is not a map file of this version; the message lists all errors.
     """
     try:
         text = Path(path).read_bytes()
@@ -228,7 +228,7 @@ def read(path: str | Path) -> MapFile:
     try:
         return MapFile.model_validate_json(text)
     except pydantic.ValidationError as error:
-        # What else a file of another version breaks says nothing.
+        # If the version is wrong, the other errors mean nothing.
         errors = [item for item in error.errors() if item["loc"] == ("schema",)] or error.errors()
         lines = "\n".join(f"  {_describe(item)}" for item in errors)
         raise MapError(f"{str(path)!r} is not a quantization map; export it again:\n{lines}") from None
@@ -244,7 +244,7 @@ def _describe(error: Mapping[str, Any]) -> str:
         return f"{path}: is required"
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key"
-    if error["type"] in ("json_invalid", "value_error"):  # those say the value themselves
+    if error["type"] in ("json_invalid", "value_error"):  # these messages contain the value
         return f"{path}: {message}"
     return f"{path}: {message}, but got {reprlib.repr(error['input'])}"
 

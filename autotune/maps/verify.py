@@ -1,4 +1,4 @@
-"""Check a map file against reality: rebuild the quantized model from the file alone and measure it again."""
+"""Verifies a map file: rebuilds the quantized model from the file alone and measures it again."""
 
 import dataclasses
 import time
@@ -18,16 +18,16 @@ from workers.setup import WorkerSetup
 from workers.task import Split
 from workers.timing.estimates import Figure
 
-#: Times the latency is measured at most, and seconds between them.
+#: Most measurements of the latency, and the seconds between them.
 _TRIES, _PAUSE_S = 5, 5.0
 
-#: Accuracy on the same data must be the same; this is room for the order of floating-point sums.
+#: Accuracy on the same data must be equal, except for the order of floating-point sums.
 ACCURACY_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One promised figure against the measured one."""
+    """A promised figure and the measured one."""
 
     metric: str
     promised: Figure
@@ -39,35 +39,35 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Return whether the measured figure is what was promised."""
+        """Whether the measured figure is within the tolerance."""
         return abs(self.difference) <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What verifying a map found."""
+    """The result of verifying a map."""
 
     checks: tuple[Check, ...]
-    #: Accuracy on data the search never saw, of the map and of full precision.
+    #: Accuracy of the map and of full precision on data that the search never used.
     held_out_accuracy: float
     held_out_reference: float
 
     @property
     def holds(self) -> bool:
-        """Return whether every promise holds."""
+        """Whether every promised figure holds."""
         return all(check.holds for check in self.checks)
 
 
 def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_file: str | None = None) -> Verification:
-    """Return how far the model rebuilt from ``file`` differs from what the file promises.
+    """Rebuild the model from ``file``, measure it, and return the differences from the promised figures.
 
-    Accuracy and weight bytes must be equal. The latency ratio to full precision, measured again with
-    ``repeats`` interleaved passes, must be within ``tolerance`` of the promised one, at one of a few tries: other
-    processes can put a whole series off by that much, for a minute, and favour one of the two models.
+    Accuracy and weight bytes must be equal. The latency ratio to full precision is measured with ``repeats``
+    interleaved passes. One of a few tries must be within ``tolerance`` of the promised ratio, because other
+    processes can shift a whole series by that much for a minute, in favour of one of the two models.
 
     Raises:
         MapError: if the file's task now builds another model.
-        TaskError: if the task is not known.
+        TaskError: if the task is not registered.
     """
     threads = file.provenance.environment.get("threads", file.measurement.threads)
     settings = dataclasses.replace(file.measurement, repeats=max(repeats, file.measurement.repeats), threads=threads)
@@ -91,7 +91,7 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
     shifted = "shifted_accuracy" in file.promised
     reference = Reference(
         accuracy=evaluator.quality.reference_accuracy(Split.EVALUATION),
-        latency_p50_ms=1.0,  # these only scale milliseconds, of which none is checked
+        latency_p50_ms=1.0,  # these only scale milliseconds, which are not checked
         workloads_p50_ms=dict.fromkeys(settings.workloads, 1.0),
         shifted_accuracy=evaluator.quality.reference_accuracy(Split.SHIFTED) if shifted else None,
     )

@@ -1,1 +1,1 @@
-"""What is measured and how it is judged: metrics, objectives, Pareto arithmetic. Pure numbers; imports errors only."""
+"""Metrics, objectives and Pareto arithmetic on plain numbers. Imports errors only."""

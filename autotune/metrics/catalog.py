@@ -1,4 +1,4 @@
-"""The metrics that a job can optimise, limit and show: one entry says all there is to know about each."""
+"""The metrics that a job can optimise, limit and show. Each entry fully describes one metric."""
 
 import enum
 import math
@@ -14,18 +14,18 @@ from workers.measurement import Split, Workload
 #: One value or an array of values.
 Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
-#: A queued latency from here on says that requests arrive faster than they are served: they wait without end.
+#: A queued latency of at least this value means overload: requests arrive faster than they are served.
 OVERLOADED_MS = 1e9
 
 
 class Kind(enum.StrEnum):
-    """What a metric measures, which decides how it is compared, limited and written."""
+    """What a metric measures; decides how it is compared, limited and formatted."""
 
     #: The task's own metric; larger is better.
     ACCURACY = "accuracy"
     #: Loss of accuracy relative to full precision.
     ACCURACY_DROP = "accuracy_drop"
-    #: Divergence of the outputs from full precision's.
+    #: Divergence of the outputs from full precision.
     DIVERGENCE = "divergence"
     #: A percentile of a latency.
     LATENCY = "latency"
@@ -33,35 +33,35 @@ class Kind(enum.StrEnum):
     LATENCY_RATIO = "latency_ratio"
     #: Bytes of weights, or of everything.
     MEMORY = "memory"
-    #: What a runtime does once, before the first pass.
+    #: One-time work of a runtime before the first pass.
     PREPARATION = "preparation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A figure of a candidate."""
+    """A quantity that is measured for every candidate."""
 
     #: Name in job files, the database and ``--json`` output; ends in the unit if there is one.
     name: str
     kind: Kind
-    #: Name for people, and as the heading of a narrow column.
+    #: Name for people, and a short one as a column heading.
     label: str
     heading: str = ""
     #: Unit for people, empty for a pure number.
     unit: str = ""
-    #: Data that it is about, for metrics of quality.
+    #: Data split of a quality metric.
     split: Split = Split.EVALUATION
-    #: What is timed, for latencies.
+    #: Timed workload of a latency.
     workload: Workload = Workload.FORWARD
     #: Percentile of a latency.
     percent: int | None = None
     #: Whether requests wait in line before they are served.
     queued: bool = False
-    #: Latency samples needed before the metric means anything; 0 for metrics that are no percentile.
+    #: Fewest latency samples for a meaningful percentile; 0 for other metrics.
     min_repeats: int = 0
     #: Whether a job can limit it.
     can_be_limited: bool = False
-    #: Whether it is reported but no search can go by it: final measurements alone have it, or only some backends.
+    #: Whether it is reported but cannot be an objective or a limit: only final measurements or some backends have it.
     reported_only: bool = False
 
     @property
@@ -71,22 +71,22 @@ class Metric:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether differences are ratios, so that plots, knees and hypervolumes use log10."""
+        """Whether ratios matter instead of differences, so plots, knees and hypervolumes use log10."""
         return self.kind is Kind.DIVERGENCE
 
     @property
     def is_quality(self) -> bool:
-        """Whether it is about outputs."""
+        """Whether it measures the quality of outputs."""
         return self.kind in (Kind.ACCURACY, Kind.ACCURACY_DROP, Kind.DIVERGENCE)
 
     @property
     def is_latency(self) -> bool:
-        """Whether it is about time in production."""
+        """Whether it measures latency in production."""
         return self.kind in (Kind.LATENCY, Kind.LATENCY_RATIO)
 
     @property
     def is_relative(self) -> bool:
-        """Whether it compares with full precision already."""
+        """Whether it is relative to full precision by definition."""
         return self.kind in (Kind.ACCURACY_DROP, Kind.DIVERGENCE, Kind.LATENCY_RATIO)
 
     @property
@@ -95,11 +95,11 @@ class Metric:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def is_overloaded(self, value: float) -> bool:
-        """Return whether a value says that requests arrive faster than they are served."""
+        """Return whether a value means that requests arrive faster than they are served."""
         return self.queued and value >= OVERLOADED_MS
 
     def text(self, value: float) -> str:
-        """Return a value for people, to the digits that mean something, without its unit."""
+        """Format a value for people with its significant digits, without its unit."""
         if not math.isfinite(value):
             return "unknown"
         if self.is_overloaded(value):
@@ -114,13 +114,13 @@ class Metric:
         return _three_digits(value)
 
     def text_with_unit(self, value: float) -> str:
-        """Return a value for people, with its unit if it is a number."""
+        """Format a value for people, with its unit if the text is a number."""
         text = self.text(value)
         return f"{text} {self.unit}" if self.unit and text[-1].isdigit() else text
 
 
 def _three_digits(value: float) -> str:
-    """Return ``value`` to three significant digits, without an exponent where it stays readable."""
+    """Format ``value`` with three significant digits, without an exponent if that is readable."""
     if value == 0 or not 1e-4 <= abs(value) < 1e6:
         return f"{value:.3g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -135,9 +135,9 @@ WORKLOADS = {
     Workload.REQUEST: "Time of a whole request",
     Workload.SAMPLING: "Time of a whole sample",
 }
-#: What a latency under load is called for people.
+#: Name of a latency under load for people.
 UNDER_LOAD = "Response time under load"
-#: Latency -> heading of its column.
+#: Latency metric -> column heading.
 _HEADINGS = {
     "latency_p50_ms": "p50 ms",
     "latency_p95_ms": "p95 ms",
@@ -179,7 +179,7 @@ def _of_split(split: Split) -> Iterator[Metric]:
     prefix = "" if split is Split.EVALUATION else f"{split}_"
     data = {Split.EVALUATION: "", Split.HELD_OUT: " on held-out data", Split.SHIFTED: " on shifted data"}[split]
     heading = {Split.EVALUATION: "accuracy", Split.SHIFTED: "shifted"}.get(split, "")
-    # Only final measurements look at held-out data.
+    # Only final measurements use held-out data.
     searched = split is not Split.HELD_OUT
     yield Metric(
         name=f"{prefix}accuracy", kind=Kind.ACCURACY, label=f"Accuracy{data}", heading=heading, split=split,
@@ -219,16 +219,16 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_of(kind: Kind, split: Split) -> Metric:
-    """Return the metric of quality on one split.
+    """Return the quality metric of a kind on one split.
 
     Raises:
-        StopIteration: if there is none.
+        StopIteration: if there is no such metric.
     """
     return next(metric for metric in METRICS.values() if metric.kind is kind and metric.split is split)
 
 
 def percentiles_of(workload: Workload, *, queued: bool = False) -> Mapping[int, Metric]:
-    """Return percent -> metric of a workload's latencies."""
+    """Return percent -> latency metric of a workload."""
     return {
         metric.percent: metric
         for metric in METRICS.values()
@@ -249,7 +249,7 @@ class Constraint:
     metric: str
     #: The limit itself, in the metric's unit.
     limit: float
-    #: Whether the metric must not exceed the limit (True) or not fall below it (False).
+    #: True if the metric must not exceed the limit; False if it must not fall below it.
     at_most: bool
 
     @property
@@ -258,7 +258,7 @@ class Constraint:
         return "at most" if self.at_most else "at least"
 
     def violation(self, value: Number) -> Number:
-        """Return how far ``value``, or each of an array, breaks the limit, relative to it; at most 0 if it holds."""
+        """Return how far a value, or each of an array, exceeds the limit, relative to it; at most 0 if it holds."""
         scale = max(abs(self.limit), 1e-3)  # a limit of zero still needs a finite scale
         return (value - self.limit) / scale if self.at_most else (self.limit - value) / scale
 

@@ -1,4 +1,4 @@
-"""From a measurement to the figures people and samplers see."""
+"""Computes the figures for people and samplers from a measurement."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ MIB = float(1 << 20)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """Full precision's figures, measured once at the start of the job."""
+    """Figures of full precision, measured once at the start of the job."""
 
     #: Task metric of full precision.
     accuracy: float
     #: Median latency of full precision in ms at the first batch size.
     latency_p50_ms: float
-    #: The same of the other workloads that were timed.
+    #: Median latency of full precision in ms, for the other timed workloads.
     workloads_p50_ms: Mapping[Workload, float] = field(default_factory=dict)
     #: Task metric of full precision on shifted data; None if the task has none.
     shifted_accuracy: float | None = None
 
     @classmethod
     def of(cls, measurement: Measurement) -> "Reference":
-        """Return the reference that full precision's own measurement is."""
+        """Return the reference from the measurement of full precision itself."""
         medians = {name: float(np.median(samples.candidate_ms)) for name, samples in _first(measurement).items()}
         return cls(
             accuracy=measurement.accuracy,
@@ -39,7 +39,7 @@ class Reference:
 
     @classmethod
     def of_figures(cls, figures: Mapping[str, Figure]) -> "Reference":
-        """Return the reference from full precision's recorded figures."""
+        """Return the reference from the recorded figures of full precision."""
         shifted = figures.get("shifted_accuracy")
         names = {workload: percentiles_of(workload)[50].name for workload in Workload}
         medians = {workload: figures[name].value for workload, name in names.items() if name in figures}
@@ -54,11 +54,11 @@ class Reference:
 def figures_of(
     measurement: Measurement, reference: Reference, requests_per_second: float | None = None
 ) -> dict[str, Figure]:
-    """Return metric name -> figure of everything that was measured, and of requests under a load if there is one.
+    """Return metric name -> figure for everything measured, and for requests under load with ``requests_per_second``.
 
-    Latencies are those of the first batch size, multiplied by the job's full-precision median over
-    the interleaved full-precision median of this very measurement. That takes out how fast the
-    machine happened to be and makes trials of one job comparable.
+    Latencies are those of the first batch size, multiplied by the job's full-precision median and divided by
+    the interleaved full-precision median of this measurement. This removes drift of the machine's speed and
+    makes the trials of a job comparable.
     """
     figures = {
         **_quality(Split.EVALUATION, measurement.accuracy, reference.accuracy, measurement.divergence),
@@ -84,7 +84,7 @@ def figures_of(
 
 
 def _first(measurement: Measurement) -> dict[Workload, LatencySamples]:
-    """Return each workload's latencies at the first batch size."""
+    """Return workload -> latencies at the first batch size."""
     return {samples.workload: samples for samples in reversed(measurement.latency)}
 
 
@@ -116,5 +116,5 @@ def _drift(latency: LatencySamples, full_precision_ms: float) -> float:
 
 
 def _meaningful(metrics: Mapping[int, Metric], count: int) -> dict[int, Metric]:
-    """Return the percentiles that ``count`` samples are enough for."""
+    """Return the percentiles for which ``count`` samples are enough."""
     return {percent: metric for percent, metric in metrics.items() if count >= metric.min_repeats}

@@ -1,4 +1,4 @@
-"""The job's objectives as numbers to minimise, with a fixed scale for the hypervolume."""
+"""Converts a job's objectives into numbers to minimise, on a fixed scale for the hypervolume."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from autotune.metrics.catalog import METRICS, Kind, Metric, Number, percentiles_
 from autotune.metrics.pareto import Points
 from workers.timing.estimates import Figure
 
-#: Smallest value of a logarithmic metric: nobody tells less from equal outputs, whose 0 has no logarithm.
+#: Lower bound of a logarithmic metric: smaller divergences are indistinguishable from 0, which has no logarithm.
 _FLOOR = 1e-5
-#: A front is worth something up to this much worse than full precision.
+#: Maps count towards the hypervolume up to this factor of the latency or memory of full precision.
 _SLACK = 1.1
-#: Response times of a server that has little to spare, in times of a request: 95 % are shorter at a load of 0.9, if
-#: the times of requests vary as much as those between them.
+#: Response time of a nearly overloaded server, in durations of a request: at a load of 0.9, 95 % are shorter if
+#: service times vary as much as times between arrivals.
 _NEARLY_OVERLOADED = 30.0
 
 
@@ -26,11 +26,11 @@ class Objectives:
 
     @classmethod
     def named(cls, names: Sequence[str]) -> "Objectives":
-        """Return the objectives of those names."""
+        """Return the objectives with these names."""
         return cls(metrics=tuple(METRICS[name] for name in names))
 
     def values(self, figures: Mapping[str, Figure]) -> tuple[float, ...]:
-        """Return one number to minimise for each objective: accuracy negated, divergence as log10."""
+        """Return one number to minimise per objective: accuracy is negated, divergence is log10."""
         return tuple(minimised(metric, figures[metric.name].value) for metric in self.metrics)
 
     def points(self, many: Sequence[Mapping[str, Figure]]) -> Points:
@@ -38,19 +38,19 @@ class Objectives:
         return np.array([self.values(figures) for figures in many], dtype=np.float64).reshape(-1, len(self.metrics))
 
     def normalise(self, points: Points, full_precision: Mapping[str, Figure]) -> Points:
-        """Return points on a scale where full precision's cost is 1 in latency and memory.
+        """Return points on a scale where the latency and memory of full precision are 1.
 
-        The hypervolume of one job then means the same on fast and slow machines. Accuracy counts in
-        units of a tenth of full precision's, divergence in decades.
+        A job's hypervolume then means the same on fast and slow machines. The unit of accuracy is a
+        tenth of full precision's, and the unit of divergence a decade.
         """
         units: Points = np.array([_unit(metric, full_precision) for metric in self.metrics])
         return points / units
 
     def reference_point(self, full_precision: Mapping[str, Figure]) -> Points:
-        """Return the normalised point where a map is worth nothing, shape ``(objectives,)``.
+        """Return the normalised reference point of the hypervolume, shape ``(objectives,)``.
 
-        That is 10 % more latency or memory than full precision, accuracy 10 % below its, or a
-        divergence of 1. It is fixed by the job's first trial, so hypervolumes of a job compare.
+        It is 10 % more latency or memory than full precision, 10 % less accuracy, or a divergence
+        of 1. The job's first trial fixes it, so hypervolumes within a job are comparable.
         """
         corner = np.array([[_worthless(metric, full_precision) for metric in self.metrics]])
         return np.asarray(self.normalise(corner, full_precision)[0])
@@ -74,7 +74,7 @@ def _unit(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
 
 
 def _cost(metric: Metric, full_precision: Mapping[str, Figure]) -> float:
-    """Return full precision's value; if it is overloaded, what a server would have that is nearly so."""
+    """Return full precision's value, or that of a nearly overloaded server if full precision is overloaded."""
     value = full_precision[metric.name].value
     if metric.is_overloaded(value):
         return _NEARLY_OVERLOADED * full_precision[percentiles_of(metric.workload)[50].name].value

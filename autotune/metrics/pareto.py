@@ -14,11 +14,11 @@ Mask = npt.NDArray[np.bool_]
 
 
 def non_dominated(points: Points) -> Mask:
-    """Return which points no other point dominates.
+    """Return a mask of the points that no other point dominates.
 
-    After a lexicographic sort only earlier points can dominate later ones (Kung, Luccio and
-    Preparata, 1975). Two objectives take one sweep, O(n log n); three compare each point with the
-    front found so far, O(n f) for a front of f points.
+    After a lexicographic sort, only earlier points can dominate later ones (Kung, Luccio and
+    Preparata, 1975). Two objectives need one sweep, O(n log n). With three, each point is compared with
+    the front found so far, O(n f) for a front of f points.
 
     Args:
         points: shape ``(n, 2)`` or ``(n, 3)``, finite.
@@ -35,11 +35,11 @@ def non_dominated(points: Points) -> Mask:
 
 
 def _sweep(ranked: Points) -> Mask:
-    """Keep, of points sorted by the first objective, those that improve the second, and their copies."""
+    """Return a mask of the points that improve the second objective, and their copies; sorted by the first one."""
     second = ranked[:, 1]
     best_before = np.concatenate([[np.inf], np.minimum.accumulate(second)[:-1]])
     keep = second < best_before
-    # A copy follows the point it equals directly, and stays if that stays.
+    # A copy directly follows the point it equals, and is kept if that point is.
     copies = np.concatenate([[False], (ranked[1:] == ranked[:-1]).all(axis=1)])
     first_of_run = np.maximum.accumulate(np.where(copies, 0, np.arange(len(ranked))))
     return keep[first_of_run] if len(ranked) else keep
@@ -61,9 +61,9 @@ def _filter(ranked: Points) -> Mask:
 def hypervolume(points: Points, reference: Points) -> float:
     """Return the volume that ``points`` dominate within the box bounded by ``reference``.
 
-    Points that are not better than the reference in every objective contribute nothing. Two
-    objectives are a staircase; three are swept along the last objective, each slab a staircase of
-    the points at or below it (While et al., IEEE TEC 16(1), 2012, describe the general case).
+    Points that are not better than the reference in every objective contribute nothing. With two
+    objectives this is the area of a staircase. Three are swept along the last one: each slab is a
+    staircase of the points at or below it (While et al., IEEE TEC 16(1), 2012, describe the general case).
 
     Args:
         points: shape ``(n, 2)`` or ``(n, 3)``.
@@ -91,10 +91,10 @@ def _area(points: Points, reference: Points) -> float:
 
 
 def improvements(candidates: Points, front: Points, reference: Points) -> npt.NDArray[np.float64]:
-    """Return by how much each candidate alone would raise the hypervolume of ``front``; shape ``(n,)``.
+    """Return by how much each candidate alone would raise the hypervolume of ``front``, shape ``(n,)``.
 
-    The part of the box that ``front`` does not dominate is cut into boxes once; a candidate gains the
-    volume it dominates of each (Lacour, Klamroth and Fonseca, 2017, describe the decomposition).
+    The region that ``front`` does not dominate is cut into boxes once. A candidate gains the volume
+    that it dominates in each box (Lacour, Klamroth and Fonseca, 2017, describe the decomposition).
 
     Args:
         candidates: shape ``(n, 2)`` or ``(n, 3)``.
@@ -111,7 +111,7 @@ def improvements(candidates: Points, front: Points, reference: Points) -> npt.ND
 
 
 def _strips(front: Points, reference: Points) -> tuple[Points, Points]:
-    """Return lower and upper corners of upright strips that make up what ``front`` does not dominate."""
+    """Return lower and upper corners of the vertical strips that ``front`` does not dominate."""
     stairs = np.unique(front[non_dominated(front)], axis=0)
     edges = np.concatenate([[-np.inf], stairs[:, 0], [reference[0]]])
     tops = np.concatenate([[reference[1]], stairs[:, 1]])
@@ -120,7 +120,7 @@ def _strips(front: Points, reference: Points) -> tuple[Points, Points]:
 
 
 def _slabs(front: Points, reference: Points) -> tuple[Points, Points]:
-    """Return the strips of each slab between two values of the last objective."""
+    """Return lower and upper corners of the strips in each slab between two values of the last objective."""
     levels = np.concatenate([[-np.inf], np.unique(front[:, 2]), [reference[2]]])
     lower, upper = [], []
     for bottom, top in itertools.pairwise(levels):
@@ -133,22 +133,22 @@ def _slabs(front: Points, reference: Points) -> tuple[Points, Points]:
 def knee(points: Points) -> int:
     """Return the index of the point that dominates the largest part of the box between the front's worst and best.
 
-    It has the largest product of ``ways`` (Nash, 1950, "The bargaining problem"). Where the front bends towards the
-    best, this is near the point farthest below the plane through the ends (Das, 1999, "On characterizing the knee of
-    the Pareto curve"); where it bends away, that would be an end, and this is not. If every point is the worst in some
-    objective, the largest sum decides. The first of equally good points is taken.
+    This point has the largest product of ``ways`` (Nash, 1950, "The bargaining problem"). If the front bends towards
+    the best values, it is near the point farthest below the plane through the ends (Das, 1999, "On characterizing the
+    knee of the Pareto curve"). If the front bends away, the farthest point would be an end; this one is not. If every
+    point is the worst in some objective, the largest sum decides. The first of equally good points wins.
 
     Args:
         points: a non-dominated front, shape ``(n, d)``, ``n >= 1``.
     """
-    gone = ways(points)
-    return int(np.lexsort((-gone.sum(axis=1), -gone.prod(axis=1)))[0])
+    shares = ways(points)
+    return int(np.lexsort((-shares.sum(axis=1), -shares.prod(axis=1)))[0])
 
 
 def ways(points: Points) -> Points:
-    """Return how far each point goes from the worst to the best value of each objective over ``points``.
+    """Return each point's distance from the worst value of each objective, as a share of the spread over ``points``.
 
-    Shares of the spread, shape ``(n, d)``; 1 in an objective without spread.
+    Shape ``(n, d)``; 1 in an objective without spread.
     """
     spread = np.ptp(points, axis=0)
     return np.where(spread > 0, (points.max(axis=0) - points) / np.where(spread > 0, spread, 1.0), 1.0)

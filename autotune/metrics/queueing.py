@@ -1,8 +1,8 @@
-"""Response times under load: what an open-loop load test of one server sees, worked out from measured requests.
+"""Computes response times under load, as in an open-loop load test of one server, from measured requests.
 
-Requests come at random moments (a Poisson process), wait in line, and are served one at a time. A load test would
-wait for as many arrivals as it makes; Lindley's recursion gives the same waits from the times between arrivals and the
-times that requests take (Lindley, The theory of queues with a single server, 1952).
+Requests arrive at random times (a Poisson process), wait in line, and are served one at a time. Lindley's recursion
+gives the waits of a real load test from the times between arrivals and the service times (Lindley, The theory of
+queues with a single server, 1952).
 """
 
 import functools
@@ -14,24 +14,24 @@ from autotune.metrics.catalog import OVERLOADED_MS
 from workers.measurement import LatencySamples, Samples
 from workers.timing.estimates import CONFIDENCE, REFERENCE_PER_ROUND, Figure
 
-#: Requests that arrive, the first one at an idle server.
+#: Simulated arrivals; the first finds an idle server.
 ARRIVALS = 10_000
-#: How often the measured rounds are resampled for an interval.
+#: Bootstrap resamples of the measured rounds.
 _RESAMPLES = 100
 
 
 def response_percentiles(
     latency: LatencySamples, percents: Sequence[int], *, drift: float, requests_per_second: float
 ) -> Mapping[int, Figure]:
-    """Return percent -> that percentile of response times in ms, the wait included, with a bootstrap interval.
+    """Return percent -> percentile of response times in ms, including the wait, with a bootstrap interval.
 
-    Whole rounds are resampled, because neighbouring samples share the machine's momentary state.
+    Whole rounds are resampled, because neighbouring samples share the state of the machine.
 
     Args:
-        latency: of requests.
-        percents: the percentiles wanted.
-        drift: what the measured milliseconds are multiplied by.
-        requests_per_second: how fast requests come, on average.
+        latency: measured requests.
+        percents: the percentiles to compute.
+        drift: factor on the measured milliseconds.
+        requests_per_second: the mean arrival rate.
     """
     service_ms, rounds = latency.candidate_ms * drift, len(latency.reference_ms) // REFERENCE_PER_ROUND
     blocks = np.array_split(service_ms, rounds)
@@ -47,14 +47,14 @@ def response_percentiles(
 
 
 def response_ms(service_ms: Samples, requests_per_second: float) -> Samples:
-    """Return the response times of ``ARRIVALS`` requests in ms, in the order of their arrival.
+    """Return the response times of ``ARRIVALS`` requests in ms, in order of arrival.
 
-    Arrivals and the ranks of the requests among ``service_ms`` are the same in every call, so that two maps are
-    compared under one load.
+    Arrival times and the ranks of the requests among ``service_ms`` are the same in every call, so all maps are
+    compared under the same load.
     """
     gaps, ranks = _load()
     service = np.sort(service_ms)[(ranks * len(service_ms)).astype(np.intp)]
-    # A request waits for what those before it left undone: the highest climb of a random walk to where it is.
+    # The wait is the remaining work of earlier requests: the height of a random walk above its minimum so far.
     steps = np.concatenate([[0.0], service[:-1] - gaps[1:] * 1e3 / requests_per_second]).cumsum()
     return np.asarray(steps - np.minimum.accumulate(steps) + service)
 
@@ -62,8 +62,8 @@ def response_ms(service_ms: Samples, requests_per_second: float) -> Samples:
 def _percentiles(service_ms: Samples, percents: Sequence[int], requests_per_second: float) -> Samples:
     """Return percentiles of response times, shape ``(percents,)``.
 
-    Of a server that is asked for more than it can do the wait grows for as long as the load lasts. It is
-    ``OVERLOADED_MS``, times how much more it is asked for.
+    The waits at an overloaded server grow for as long as the load lasts, so each percentile is ``OVERLOADED_MS``
+    times the utilisation.
     """
     utilisation = requests_per_second * float(service_ms.mean()) / 1e3
     if utilisation >= 1.0:
@@ -73,6 +73,6 @@ def _percentiles(service_ms: Samples, percents: Sequence[int], requests_per_seco
 
 @functools.cache
 def _load() -> tuple[Samples, Samples]:
-    """Return the times between arrivals, 1 on average, and the rank of each request's time from 0 to 1."""
+    """Return the times between arrivals, with mean 1, and the rank of each request's service time, from 0 to 1."""
     generator = np.random.default_rng(0)
     return generator.exponential(size=ARRIVALS), generator.random(ARRIVALS)

@@ -1,1 +1,1 @@
-"""What to measure next, by numpy alone. Imports metrics and errors."""
+"""Decides what to measure next, with numpy only. Imports metrics and errors."""

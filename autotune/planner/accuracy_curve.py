@@ -1,4 +1,4 @@
-"""How accuracy follows from divergence: a monotone curve fitted to what was measured."""
+"""Predicts the accuracy drop from the divergence: a monotone curve fitted to measured maps."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
-#: Exponents tried. Noise in embeddings takes from a correlation in proportion to 1 - cos; decisions flip in
-#: proportion to the size of the change of the logits, which is the root of the divergence.
+#: Exponents tried. Noise in embeddings lowers a correlation in proportion to 1 - cos. Decisions flip in
+#: proportion to the size of the change of the logits, which is the square root of the divergence.
 _EXPONENTS = (0.5, 1.0)
-#: Relative scatter of accuracy around the curve that is never ruled out.
+#: Lower bound on the scatter of relative accuracy drops around the curve.
 _LEAST_SCATTER = 1e-3
 
 
@@ -25,10 +25,10 @@ class AccuracyCurve:
 
     @classmethod
     def fitted(cls, divergence: Vector, drop: Vector) -> "AccuracyCurve":
-        """Return the curve of least squares.
+        """Return the least-squares fit.
 
         Args:
-            divergence: of measured maps, shape ``(n,)``.
+            divergence: of each measured map, shape ``(n,)``.
             drop: their accuracy drops relative to full precision, shape ``(n,)``.
         """
         if not np.any(divergence > 0):

@@ -1,9 +1,9 @@
-"""A Bayesian additive model: a value is the sum of one effect for each group's choice.
+"""A Bayesian additive model: a value is the sum of one effect per group, that of the group's choice.
 
-Posterior about the effects are Gaussian, so observations update them in closed form (Rasmussen and
-Williams, 2006, chapter 2). EffectIndex are wrong in common as well as one by one: a prior that
-underestimates int8 in one layer does so in others. Shared factors say so, and let a handful of
-observations correct hundreds of effects.
+The effects have a Gaussian posterior, so observations update it in closed form (Rasmussen and
+Williams, 2006, chapter 2). Errors of the prior are partly shared: a prior that underestimates int8
+in one layer underestimates it in others too. Shared factors model this, so that a handful of
+observations can correct hundreds of effects.
 """
 
 import numpy as np
@@ -11,66 +11,66 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
-#: One effect's number for each group, shape ``(maps, groups)``; effect 0 is in every map.
+#: The number of one effect per group, shape ``(maps, groups)``; effect 0 is in every map.
 Columns = npt.NDArray[np.intp]
 
-#: Noise of a value that is never ruled out, relative to what is uncertain about it.
+#: Lower bound on the noise of a value, relative to the standard deviation predicted for it.
 _LEAST_NOISE = 1e-6
 
-#: Observations that are not written into the covariance one by one.
-_UNWRITTEN = 32
+#: Observations collected before they are written into the covariance.
+_MAX_DEFERRED = 32
 #: Rows of the covariance written at once.
 _BLOCK = 64
 
 
 class AdditiveModel:
-    """Posterior about the effects, and predictions of their sums."""
+    """The posterior of the effects, and predictions of their sums."""
 
     def __init__(self, mean: Vector, spread: Vector, shared: Matrix) -> None:
         """Start from a prior.
 
         Args:
             mean: of each effect, shape ``(effects,)``.
-            spread: standard deviation of each effect by itself, shape ``(effects,)``.
-            shared: rows of effects that are wrong together, by one standard deviation, shape ``(factors, effects)``.
+            spread: independent standard deviation of each effect, shape ``(effects,)``.
+            shared: shift of each effect by one standard deviation of each shared factor, shape ``(factors, effects)``.
         """
         #: Expected effects, shape ``(effects,)``.
         self.mean = mean.copy()
-        # The covariance is that of some time ago, less what was learned since, the product of these two: it is too
-        # large to be written at every observation.
+        # The current covariance is this matrix minus the product of the two below: the matrix is too large to be
+        # rewritten at every observation.
         self._covariance = np.diag(spread**2) + shared.T @ shared
         self._spreads = self._gains = np.empty((0, len(mean)))
 
     def observe(self, columns: Columns, values: Vector, noise: Vector, features: Matrix | None = None) -> None:
-        """Update the posterior by measured sums.
+        """Update the posterior with measured sums.
 
         Args:
             columns: the maps, shape ``(n, groups)``.
-            values: what was measured, shape ``(n,)``.
+            values: the measured sums, shape ``(n,)``.
             noise: standard deviation of each value, shape ``(n,)``.
-            features: how much of each of the last effects a map has, if not all effects are groups' choices,
+            features: factor of each of the last effects in each map, if not all effects belong to choices,
                 shape ``(n, features)``.
         """
         design = self._design(columns, features)
         touched = np.flatnonzero(design.any(axis=0))
         spreads = design[:, touched] @ self._covariance[touched] - (design @ self._spreads.T) @ self._gains
         between = spreads @ design.T
-        # Sums of the same uncertain effects, known next to exactly, would make the system singular.
+        # Almost exact values for sums of the same uncertain effects would make the system singular.
         own = np.maximum(noise**2, _LEAST_NOISE**2 * between.diagonal())
         gains = np.linalg.solve(between + np.diag(own), spreads)
         self.mean += (values - design @ self.mean) @ gains
         self._spreads, self._gains = np.vstack([self._spreads, spreads]), np.vstack([self._gains, gains])
-        if len(self._gains) >= _UNWRITTEN:
-            self._write()
+        if len(self._gains) >= _MAX_DEFERRED:
+            self._write_deferred()
 
-    def _write(self) -> None:
-        for start in range(0, len(self.mean), _BLOCK):  # block by block, because one of all would leave the caches
+    def _write_deferred(self) -> None:
+        for start in range(0, len(self.mean), _BLOCK):  # in blocks that fit the caches
             rows = slice(start, start + _BLOCK)
             self._covariance[rows] -= self._spreads[:, rows].T @ self._gains
         self._spreads = self._gains = self._gains[:0]
 
     def scale(self, effects: npt.NDArray[np.bool_], factor: float) -> None:
-        """Multiply the posterior about some effects, marked in a mask of shape ``(effects,)``, by a factor."""
+        """Multiply the effects marked in a mask of shape ``(effects,)``, and their deviations, by a factor."""
         factors = np.where(effects, factor, 1.0)
         self.mean *= factors
         self._covariance *= np.outer(factors, factors)
@@ -99,6 +99,6 @@ class AdditiveModel:
         return design
 
     def draw(self, generator: np.random.Generator) -> Vector:
-        """Return effects drawn from the belief about each, as if they were independent; shape ``(effects,)``."""
+        """Return effects drawn from their marginal posteriors, as if they were independent; shape ``(effects,)``."""
         variances = self._covariance.diagonal() - (self._spreads * self._gains).sum(axis=0)
         return np.asarray(generator.normal(self.mean, np.sqrt(np.maximum(variances, 0.0))))

@@ -1,6 +1,6 @@
-"""The multiple-choice knapsack: one choice for each group, two or three additive costs.
+"""The multiple-choice knapsack: one choice per group, two or three additive costs.
 
-Arrays of costs have shape ``(groups, choices)``; a choice that a group does not have costs infinity.
+Cost arrays have shape ``(groups, choices)``; the cost of a choice that a group does not have is infinite.
 Maps are arrays of choice numbers, shape ``(maps, groups)``.
 """
 
@@ -10,27 +10,27 @@ import numpy.typing as npt
 Costs = npt.NDArray[np.float64]
 Maps = npt.NDArray[np.intp]
 
-#: Steps that the range of the budget is divided into.
+#: Steps into which the range of the budget is divided.
 _BINS = 1024
 
 
 def cheapest_for_each_budget(cost: Costs, spent: Costs) -> Maps:
-    """Return, for every budget, the map of least ``cost`` that spends no more, cheaper ones for larger budgets.
+    """Return the map of least ``cost`` for every budget at which a larger budget lowers the cost.
 
-    Dynamic programming over the budget (Dudzinski and Walukiewicz, 1987): exact, but for rounding each
-    group's spending to 1/1024 of the range between the thriftiest and the most lavish map. It also
-    finds the maps that no weighting of the two costs prefers.
+    Dynamic programming over the budget (Dudzinski and Walukiewicz, 1987): exact, except that each
+    group's spending is rounded to 1/1024 of the range between the lowest and the highest spending. It
+    also finds maps that are optimal for no weighting of the two costs.
 
     Args:
-        cost: to be small, shape ``(groups, choices)``.
-        spent: what is budgeted, any sign, same shape.
+        cost: to be minimised, shape ``(groups, choices)``.
+        spent: what counts against the budget, of any sign; same shape.
     """
     steps = _steps(spent)
     best = np.full(_BINS + 1 + len(cost), np.inf)
     best[0] = 0.0
     taken = np.zeros((len(cost), len(best)), dtype=np.intp)
     for group, (costs, of_group) in enumerate(zip(cost, steps, strict=True)):
-        first, *others = _worth_their_steps(costs, of_group)
+        first, *others = _efficient(costs, of_group)
         extended = best + costs[first]
         taken[group] = first
         for choice in others:
@@ -46,15 +46,15 @@ def cheapest_for_each_budget(cost: Costs, spent: Costs) -> Maps:
 
 
 def _steps(spent: Costs) -> npt.NDArray[np.intp]:
-    """Return what each choice spends beyond its group's thriftiest, in steps of the budget."""
+    """Return what each choice spends above the minimum of its group, in steps of the budget."""
     finite = np.isfinite(spent)
     beyond = np.where(finite, spent - np.where(finite, spent, np.inf).min(axis=1, keepdims=True), 0.0)
     whole = beyond.max(axis=1).sum()
     return np.asarray(np.rint(_BINS * (beyond / whole if whole > 0 else beyond)), dtype=np.intp)
 
 
-def _worth_their_steps(costs: Costs, steps: npt.NDArray[np.intp]) -> list[int]:
-    """Return a group's choices that cost less than all that spend no more, from the thriftiest on."""
+def _efficient(costs: Costs, steps: npt.NDArray[np.intp]) -> list[int]:
+    """Return the choices of a group that cost less than every choice that spends no more, by ascending spending."""
     kept: list[int] = []
     for choice in np.lexsort((costs, steps)).tolist():
         if costs[choice] < (costs[kept[-1]] if kept else np.inf):
@@ -72,7 +72,7 @@ def _backtrack(taken: npt.NDArray[np.intp], steps: npt.NDArray[np.intp], budgets
 
 
 def weighted(costs: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> Maps:
-    """Return the map of least weighted cost for each weighting, without repeats (a Lagrangian relaxation).
+    """Return the map of least weighted cost per weighting, without duplicates (a Lagrangian relaxation).
 
     Args:
         costs: shape ``(costs, groups, choices)``.
@@ -84,17 +84,17 @@ def weighted(costs: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -
 
 
 def with_few_changes(costs: npt.NDArray[np.float64], kinds: Maps, penalties: npt.NDArray[np.float64]) -> Maps:
-    """Return, for each cost, the map of least cost plus a penalty for every change of kind between neighbours.
+    """Return, per cost array, the map of least cost plus a penalty per change of kind between neighbouring groups.
 
     Exact, by dynamic programming along the groups (Viterbi, 1967).
 
     Args:
-        costs: of each choice, shape ``(costs, groups, choices)``.
+        costs: several costs of each choice, shape ``(costs, groups, choices)``.
         kinds: kind of each choice, shape ``(groups, choices)``.
-        penalties: price of one change for each cost, shape ``(costs,)``.
+        penalties: penalty of one change, per cost array, shape ``(costs,)``.
 
     Returns:
-        Maps without repeats.
+        Maps without duplicates.
     """
     best = costs[:, 0]
     taken = np.zeros(costs.shape, dtype=np.intp)

@@ -1,8 +1,8 @@
-"""Which map to measure next, given what is believed of all maps.
+"""Chooses the map to measure next from the posterior of all maps.
 
-The knapsack builds maps along the whole predicted front, and the one is taken that raises the
-hypervolume most, times the probability that it keeps the constraints. Where there are constraints, every
-other map goes for the answer itself: the best first objective that keeps them.
+The knapsack builds maps along the whole predicted front. The planner takes the map with the highest
+expected hypervolume gain, weighted by its probability of meeting the constraints. With constraints,
+every other map aims at the answer itself: the best first objective that meets them.
 """
 
 import itertools
@@ -21,24 +21,24 @@ from autotune.planner.posterior import Posterior
 from autotune.planner.prior import Prior
 from workers.timing.estimates import Figure
 
-#: Every so many maps one is planned with costs drawn from the posterior.
+#: One map in this many is planned with costs drawn from the posterior.
 _EXPLORE = 8
-#: The search is spent after so many maps in a row that promised less than this share of the hypervolume.
+#: The search is spent after this many maps in a row whose expected gain is below this share of the hypervolume.
 _PATIENCE, _LEAST_GAIN = 16, 2e-4
-#: Candidates whose feasibility is worked out, on either side of the limits.
+#: Candidates whose feasibility is computed, on either side of the limits.
 _SHORT_LIST = 48
-#: Factor of the probability of maps that are expected to break a constraint.
-_GAMBLE = 1e-12
-#: Candidates considered where hypervolumes have three dimensions and take time.
-_MOST_IN_SPACE = 300
-#: Trade-offs tried between divergence, latency and memory where memory counts.
+#: Factor on the probability of maps that are expected to break a constraint.
+_INFEASIBLE_FACTOR = 1e-12
+#: Candidates considered with three objectives, where hypervolumes are slow to compute.
+_MOST_IN_3D = 300
+#: Numbers of latency and memory weights tried against the divergence if memory counts.
 _WEIGHTINGS = (40, 9)
-#: Trade-offs tried between divergence and latency where changes of precision have a price.
+#: Latency weights tried against the divergence if changes of precision have a price.
 _SPEEDS = np.geomspace(1e-3, 1e3, 20)
 
 
 class Planner:
-    """Proposes maps as arrays of choice numbers, one a group."""
+    """Proposes maps as arrays of choice numbers, one per group."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class Planner:
         *,
         seed: int,
     ) -> None:
-        """Start from what is expected.
+        """Start from the prior.
 
         Args:
             prior: of every choice of every group.
             choices: names of each group's choices.
-            objectives: what is traded off.
-            constraints: what must hold.
-            seed: of the exploration.
+            objectives: the metrics to trade off.
+            constraints: the limits that a map must meet.
+            seed: of the exploration's random numbers.
         """
         self._objectives = objectives
         self._constraints = constraints
@@ -66,15 +66,15 @@ class Planner:
         self._generator = np.random.default_rng(seed)
         self._points: list[tuple[float, ...]] = []
         self._known: set[bytes] = set()
-        self._asked = self._vain = 0
+        self._proposals = self._low_gains = 0
 
     @property
     def spent(self) -> bool:
-        """Return whether the last proposals promised next to nothing."""
-        return self._vain >= _PATIENCE
+        """Whether the latest proposals promised almost no gain."""
+        return self._low_gains >= _PATIENCE
 
     def set_full_precision(self, figures: Mapping[str, Figure]) -> None:
-        """Tell the figures that everything is relative to; needed before the first proposal."""
+        """Set the figures of full precision, on which all predictions are based; call it before the first proposal."""
         self._posterior.full_precision = figures
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]], feasible: Sequence[bool]) -> None:
@@ -83,7 +83,7 @@ class Planner:
         Args:
             maps: shape ``(n, groups)``.
             figures: what was measured of each map; empty for one that failed.
-            feasible: whether each map was measured in full and keeps every constraint.
+            feasible: whether each map was measured in full and meets every constraint.
         """
         self._known.update(row.tobytes() for row in maps)
         self._posterior.observe(maps, figures)
@@ -93,10 +93,10 @@ class Planner:
         """Return the map to measure next, or None if none of the maps considered is new.
 
         Args:
-            pending: maps being measured, shape ``(n, groups)``; they count as measured at what is predicted.
+            pending: maps being measured, shape ``(n, groups)``; their predicted values count as measured.
         """
-        self._asked += 1
-        explores = self._asked % _EXPLORE == 0
+        self._proposals += 1
+        explores = self._proposals % _EXPLORE == 0
         along = self._along_fronts(self._generator if explores else None)
         candidates = self._unknown(np.concatenate([along, self._neighbours(along)]), pending)
         if not len(candidates):
@@ -104,25 +104,25 @@ class Planner:
         predicted = self._posterior.predict(candidates)
         values = self._values(predicted)
         gains = self._gains(values, pending)
-        wanted = self._nearness(values, gains) if self._seeks_answer else gains
+        wanted = self._nearness(values, gains) if self._targets_answer else gains
         listed = self._short_list(predicted, wanted)
         candidates, gains, wanted = candidates[listed], gains[listed], wanted[listed]
         likely = self._probability(candidates, {metric: of_all[listed] for metric, of_all in predicted.items()})
         if not explores:
-            likely = _without_gambles(likely)
-            self._vain = self._vain + 1 if (gains * likely).max() < _LEAST_GAIN else 0
+            likely = _without_infeasible(likely)
+            self._low_gains = self._low_gains + 1 if (gains * likely).max() < _LEAST_GAIN else 0
         return np.asarray(candidates[(wanted * likely).argmax()])
 
     @property
-    def _seeks_answer(self) -> bool:
-        return bool(self._constraints) and self._asked % 2 == 0
+    def _targets_answer(self) -> bool:
+        return bool(self._constraints) and self._proposals % 2 == 0
 
     def predicted_front(self) -> Maps:
-        """Return maps along the front that is predicted now, shape ``(n, groups)``."""
+        """Return maps along the currently predicted front, shape ``(n, groups)``."""
         return self._along_fronts(None)
 
     def _along_fronts(self, generator: np.random.Generator | None) -> Maps:
-        """Return maps along the fronts of every divergence and every latency that count."""
+        """Return maps along the fronts of every relevant pair of a divergence and a latency."""
         posterior = self._posterior
         return np.concatenate(
             [
@@ -140,7 +140,7 @@ class Planner:
         return np.concatenate(found)
 
     def _with_few_changes(self, costs: Costs, prices: Sequence[float]) -> Maps:
-        """Return maps along the front for which changes of precision between neighbours have a price."""
+        """Return maps along the front if changes of precision between neighbouring groups have a price."""
         legal = self._posterior.legal
         scale = np.ptp(costs[0][legal]) / (np.ptp(costs[1][legal]) or 1.0)
         price, speed = np.array(list(itertools.product(prices, scale * _SPEEDS))).reshape(-1, 2).T
@@ -154,7 +154,7 @@ class Planner:
         return np.asarray(grid / ranges)
 
     def _neighbours(self, along: Maps) -> Maps:
-        """Return maps that differ in one group from some along the front."""
+        """Return maps that differ in one group from a map along the front."""
         sizes = self._posterior.legal.sum(axis=1)
         near = along[self._generator.integers(len(along), size=2 * len(sizes))]
         changed = self._generator.integers(len(sizes), size=len(near))
@@ -162,15 +162,15 @@ class Planner:
         return near
 
     def _unknown(self, maps: Maps, pending: Maps) -> Maps:
-        """Return the maps that were neither measured nor are being measured, each once."""
-        if len(self._objectives.metrics) > 2 and len(maps) > _MOST_IN_SPACE:
-            maps = self._generator.choice(maps, _MOST_IN_SPACE, replace=False)
+        """Return the maps that are neither measured nor pending, without duplicates."""
+        if len(self._objectives.metrics) > 2 and len(maps) > _MOST_IN_3D:
+            maps = self._generator.choice(maps, _MOST_IN_3D, replace=False)
         first = {row.tobytes(): number for number, row in reversed(list(enumerate(maps)))}
         known = self._known | {row.tobytes() for row in pending}
         return np.asarray(maps[sorted(number for key, number in first.items() if key not in known)])
 
     def _gains(self, values: Points, pending: Maps) -> Vector:
-        """Return what candidates of these values would add to the hypervolume, as a share of it."""
+        """Return the share by which candidates with these values would raise the hypervolume."""
         full = self._posterior.full_precision
         measured_soon = self._values(self._posterior.predict(pending))
         front = np.array([*self._points, *measured_soon]).reshape(-1, len(self._objectives.metrics))
@@ -180,7 +180,7 @@ class Planner:
         return gains / (hypervolume(front, reference) or 1.0)
 
     def _short_list(self, predicted: Mapping[str, Vector], wanted: Vector) -> npt.NDArray[np.intp]:
-        """Return the most wanted candidates that are expected to hold, and those that break least otherwise."""
+        """Return the best candidates expected to meet the constraints, and those expected to break them least."""
         broken = np.zeros(len(wanted))
         for constraint in self._constraints:
             broken += np.maximum(constraint.violation(predicted[constraint.metric]), 0.0)
@@ -189,8 +189,8 @@ class Planner:
         return np.concatenate([holding[best], breaking[nearest]])
 
     def _nearness(self, values: Points, gains: Vector) -> Vector:
-        """Return by how much values better the best answer so far; the hypervolume decides between equals."""
-        if not self._points:  # until something is feasible, only that counts
+        """Return by how much each candidate improves the best answer so far; the hypervolume breaks ties."""
+        if not self._points:  # until a map is feasible, only feasibility counts
             return 1.0 + 1e-9 * gains
         best = min(point[0] for point in self._points)
         return np.maximum(best - values[:, 0], 0.0) + 1e-9 * gains
@@ -199,7 +199,7 @@ class Planner:
         return np.column_stack([minimised(metric, predicted[metric.name]) for metric in self._objectives.metrics])
 
     def _probability(self, maps: Maps, predicted: Mapping[str, Vector]) -> Vector:
-        """Return the probability that maps keep all constraints, as if these were independent."""
+        """Return the probability that maps meet all constraints, as if these were independent."""
         likely = np.ones(len(maps))
         for constraint in self._constraints:
             above = predicted[constraint.metric] - constraint.limit
@@ -209,17 +209,17 @@ class Planner:
         return likely
 
 
-def _without_gambles(likely: Vector) -> Vector:
-    """Return the probabilities, next to nothing where maps are expected to break a constraint, if not all are.
+def _without_infeasible(likely: Vector) -> Vector:
+    """Return the probabilities, scaled down for maps expected to break a constraint unless all are.
 
-    Beyond a limit there is always much to gain, and maps for many bets in a row that teach little.
+    Maps beyond a limit always promise large gains, so the planner could propose many of them in a row and learn little.
     """
-    return np.where(likely >= 0.5, likely, _GAMBLE * likely) if (likely >= 0.5).any() else likely
+    return np.where(likely >= 0.5, likely, _INFEASIBLE_FACTOR * likely) if (likely >= 0.5).any() else likely
 
 
 _erfc = np.vectorize(math.erfc, otypes=[float])
 
 
 def _normal_below(deviations: Vector) -> Vector:
-    # The complement keeps its precision far below zero, where the least unlikely map is to be told.
+    # erfc stays precise far below zero, where the least unlikely map must be found.
     return np.asarray(0.5 * _erfc(deviations / -math.sqrt(2.0)))

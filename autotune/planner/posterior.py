@@ -1,4 +1,4 @@
-"""What is believed of every map: additive models of divergence and latency, exact memory, accuracy by its link."""
+"""The posterior of every map: additive models of divergence and latency, exact memory, accuracy from divergence."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,19 +16,19 @@ from search_spaces.choice import Precision, choice_named
 from workers.measurement import Split, Workload
 from workers.timing.estimates import Figure
 
-#: Spread of probed latencies around their prior: each by itself, and all of one choice together.
+#: Relative deviation of probed latencies from their prior: of each effect, and shared by all of one choice.
 _SPREAD = (0.15, 0.25)
-#: How far sums of effects miss measured latency ratios, relative.
+#: Relative error of sums of effects against measured latency ratios.
 _MISFIT = 0.004
-#: Mean and standard deviation of what a map whose neighbouring groups all differ in precision loses in latency ratio.
-#: Kernels of several precisions in one pass slow each other down. The more often they take turns, the more,
-#: but the first turns cost most: on MiniLM, 1, 5 and 35 of 35 turns cost 0.02, 0.04 and 0.06.
-_TURNS_PRIOR, _TURNS_EXPONENT = (0.03, 0.05), 0.4
-#: Shares of groups between which the precision changes at which the price of one change more is worked out.
-_TURNS = (0.005, 0.03, 0.3)
-#: Less than measurements tell if all neighbours differ.
-_LEAST_TURNS = 0.002
-#: Relative deviation of latency percentiles from what the ratio of medians says.
+#: Mean and standard deviation of the latency ratio added to a map whose neighbouring groups all differ in precision.
+#: Kernels of several precisions in one pass slow each other down. More changes cost more, but the first ones cost
+#: most: on MiniLM, 1, 5 and 35 changes out of 35 cost 0.02, 0.04 and 0.06.
+_CHANGES_PRIOR, _CHANGES_EXPONENT = (0.03, 0.05), 0.4
+#: Shares of neighbouring pairs with a change of precision at which the price of one more change is computed.
+_CHANGES = (0.005, 0.03, 0.3)
+#: Changes of precision have no price below this effect, which is too small to measure.
+_LEAST_CHANGES = 0.002
+#: Relative deviation of latency percentiles from the prediction by the ratio of medians.
 _TAIL_DEVIATION = 0.01
 
 
@@ -36,20 +36,20 @@ class Posterior:
     """Learns from measured maps and predicts all others."""
 
     def __init__(self, prior: Prior, choices: Sequence[Sequence[str]], metrics: Sequence[str] = ()) -> None:
-        """Start from what is expected.
+        """Start from the prior.
 
         Args:
             prior: of every choice of every group.
             choices: names of each group's choices.
-            metrics: what will be asked for beside the metrics of the evaluation split and the forward pass.
+            metrics: metrics to predict in addition to those of the evaluation split and the forward pass.
         """
         self._expected = prior
-        #: The splits whose quality, and the workloads whose latency, are traded off.
+        #: The splits whose quality and the workloads whose latency are traded off.
         self.splits, self.workloads = traded_off(metrics)
-        #: Which choices each group has, shape ``(groups, choices)``.
+        #: Whether each group has each choice, shape ``(groups, choices)``.
         self.legal = np.isfinite(prior.memory_mib)
         self._effects = EffectIndex(self.legal, choices)
-        # Of shifted data nothing is probed; how sensitive layers are beside each other carries over.
+        # Shifted data is not probed, but the relative sensitivities of the layers carry over.
         splits = dict.fromkeys((Split.EVALUATION, *self.splits))
         self._qualities = {split: self._quality(split) for split in splits}
         workloads = dict.fromkeys((Workload.FORWARD, *self.workloads))
@@ -60,18 +60,18 @@ class Posterior:
         #: Number of the precision of each choice, shape ``(groups, choices)``.
         self.precisions = np.zeros(self.legal.shape, dtype=np.intp)
         self.precisions[self.legal] = [precision for of_group in precisions for precision in of_group]
-        #: Metric of a load -> ratios of requests' latencies and what was measured with them.
+        #: Metric under load -> pairs of a latency ratio of requests and the response time measured with it.
         self._queued: dict[str, list[tuple[float, float]]] = {}
-        #: Figures that everything is relative to; to be set before anything is predicted.
+        #: Figures of full precision; must be set before the first prediction.
         self.full_precision: Mapping[str, Figure] = {}
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
-        """Learn what was measured of maps, shape ``(n, groups)``; figures may be missing."""
+        """Learn from measured maps, shape ``(n, groups)``; figures may be missing."""
         for quality in self._qualities.values():
             quality.observe(maps, figures)
-        columns, turns = self._effects.of(maps), self._turns(maps)
+        columns, changes = self._effects.of(maps), self._changes(maps)
         for workload, latency in self._latencies.items():
-            observe(latency, columns, figures, ratio_of(workload).name, _MISFIT, turns)
+            observe(latency, columns, figures, ratio_of(workload).name, _MISFIT, changes)
         for each in figures:
             for metric in (METRICS[name] for name in each if METRICS[name].queued):
                 ratio = each[ratio_of(metric.workload).name].value
@@ -86,30 +86,30 @@ class Posterior:
     ) -> Costs:
         """Return divergence, latency and memory of every choice, shape ``(3, groups, choices)``.
 
-        They are the expected ones, or drawn from the posterior if there is a ``generator``.
+        Divergences and latencies are the expected ones, or drawn from the posterior with a ``generator``.
         """
         divergence, model = self._qualities[split].costs(generator), self._latencies[workload]
         latencies = model.mean if generator is None else model.draw(generator)
         return np.stack([divergence, self._effects.spread_out(latencies), self._expected.memory_mib])
 
     def change_prices(self, workload: Workload = Workload.FORWARD) -> list[float]:
-        """Return what one change of precision more costs in a latency ratio, where there are few and many.
+        """Return the cost of one more change of precision, as a latency ratio, for few, some and many changes.
 
-        Empty if changes are believed to cost next to nothing.
+        Empty if the expected cost of changes is negligible.
         """
         effect, pairs = float(self._latencies[workload].mean[-1]), max(1, len(self.legal) - 1)
-        each = [effect * _TURNS_EXPONENT * share ** (_TURNS_EXPONENT - 1.0) / pairs for share in _TURNS]
-        return each if effect > _LEAST_TURNS else []
+        each = [effect * _CHANGES_EXPONENT * share ** (_CHANGES_EXPONENT - 1.0) / pairs for share in _CHANGES]
+        return each if effect > _LEAST_CHANGES else []
 
     def predict(self, maps: Maps) -> dict[str, Vector]:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""
         expected, groups = self._expected, np.arange(len(self.legal))
-        columns, turns = self._effects.of(maps), self._turns(maps)
+        columns, changes = self._effects.of(maps), self._changes(maps)
         memory = expected.memory_mib[groups, maps].sum(axis=1) + expected.fixed_memory_mib
         full = {name: figure.value for name, figure in self.full_precision.items()}
         predicted = {"weight_memory_mib": memory}
         for workload, latency in self._latencies.items():
-            ratio = predicted[ratio_of(workload).name] = np.maximum(latency.predict(columns, turns), 1e-3)
+            ratio = predicted[ratio_of(workload).name] = np.maximum(latency.predict(columns, changes), 1e-3)
             served = [metric.name for metric in percentiles_of(workload).values() if metric.name in full]
             predicted |= {name: ratio * full[name] for name in served}
             waiting = [metric.name for metric in percentiles_of(workload, queued=True).values() if metric.name in full]
@@ -125,10 +125,10 @@ class Posterior:
         metric = METRICS[name]
         if not metric.is_latency:
             return np.full(len(maps), self._qualities[metric.split].deviation(metric, self.full_precision))
-        model, columns, turns = self._latencies[metric.workload], self._effects.of(maps), self._turns(maps)
-        relative = model.deviation(columns, turns) + _TAIL_DEVIATION
+        model, columns, changes = self._latencies[metric.workload], self._effects.of(maps), self._changes(maps)
+        relative = model.deviation(columns, changes) + _TAIL_DEVIATION
         if metric.queued:
-            return self._queue(name).deviation(np.maximum(model.predict(columns, turns), 1e-3), relative)
+            return self._queue(name).deviation(np.maximum(model.predict(columns, changes), 1e-3), relative)
         return np.asarray(relative * (1.0 if metric.kind is Kind.LATENCY_RATIO else self.full_precision[name].value))
 
     def _queue(self, metric: str) -> QueueingCurve:
@@ -143,29 +143,29 @@ class Posterior:
 
     def _latency(self, workload: Workload) -> AdditiveModel:
         expected = self._expected
-        # Reading a prompt is a forward pass. Decoding, which is most of a request, moves all weights for a token or a
-        # few, whatever was probed.
+        # Prefill is a forward pass, which the probes timed. Decoding, the largest part of a request, reads all weights
+        # for one token or a few, so the probes say nothing about it.
         decodes = workload in (Workload.DECODE, Workload.REQUEST)
         prior = _by_bytes(expected.memory_mib, self.legal) if decodes else expected.latency
         spread = _SPREAD if expected.probed and not decodes else GUESS_SPREAD
         fixed = 0.0 if decodes else expected.fixed_latency
-        return self._effects.model(prior, spread, certain=1.0, fixed=fixed, turns=_TURNS_PRIOR)
+        return self._effects.model(prior, spread, certain=1.0, fixed=fixed, extra=_CHANGES_PRIOR)
 
-    def _turns(self, maps: Maps) -> Costs:
-        """Return how much neighbouring groups of maps differ in precision, from 0 to 1; shape ``(n, 1)``."""
+    def _changes(self, maps: Maps) -> Costs:
+        """Return how often the precision changes between neighbouring groups, from 0 to 1; shape ``(n, 1)``."""
         precisions = self.precisions[np.arange(len(self.legal)), maps]
-        turns = (np.diff(precisions, axis=1) != 0).sum(axis=1) / max(1, len(self.legal) - 1)
-        return np.asarray(turns[:, None] ** _TURNS_EXPONENT)
+        changes = (np.diff(precisions, axis=1) != 0).sum(axis=1) / max(1, len(self.legal) - 1)
+        return np.asarray(changes[:, None] ** _CHANGES_EXPONENT)
 
 
 def _by_bytes(memory_mib: Costs, legal: npt.NDArray[np.bool_]) -> Costs:
-    """Return the guess that half of the time goes with the bytes of the layers' weights."""
+    """Return a guess: half of the time is proportional to the bytes of the layers' weights."""
     most = np.where(legal, memory_mib, 0.0).max(axis=1, keepdims=True)
     return np.asarray(0.5 * (memory_mib - most) / (most.sum() or 1.0))
 
 
 def traded_off(metrics: Sequence[str]) -> tuple[tuple[Split, ...], tuple[Workload, ...]]:
-    """Return the splits whose quality, and the workloads whose latency, ``metrics`` are about; the plain ones if none.
+    """Return the splits and the workloads of ``metrics``; the defaults are evaluation and the forward pass.
 
     >>> traded_off(["decode_latency_p50_ms", "accuracy", "shifted_accuracy_drop"])
     ((<Split.EVALUATION: 'evaluation'>, <Split.SHIFTED: 'shifted'>), (<Workload.DECODE: 'decode'>,))

@@ -1,4 +1,4 @@
-"""What every choice of every group is expected to cost, before any map is measured."""
+"""The expected cost of every choice of every group, before any map is measured."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from workers.setup import ModelDescription, Probes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prior:
-    """Additive costs of the free groups' choices, and of everything that is fixed.
+    """Additive costs of the free groups' choices and of all fixed layers.
 
-    Arrays have shape ``(groups, choices)``; choices a group does not have cost infinity.
+    Arrays have shape ``(groups, choices)``; the cost of a choice that a group does not have is infinite.
     """
 
-    #: Divergence that a choice causes alone.
+    #: Divergence that each choice causes alone.
     divergence: Costs
-    #: Change of the latency relative to full precision's, negative where faster.
+    #: Change of latency relative to full precision, negative if faster.
     latency: Costs
     #: Weight memory in MiB.
     memory_mib: Costs
@@ -36,9 +36,9 @@ class Prior:
 def expect(
     space: SearchSpace, description: ModelDescription, probes: Probes | None, rules: Sequence[LayerRule] = ()
 ) -> Prior:
-    """Return what probes say about a space, or without probes what the sizes of its layers suggest.
+    """Return the prior of a space from its probes, or from the sizes of its layers without probes.
 
-    What the user's ``rules`` say of sensitivities multiplies that; measured maps may still prove it wrong.
+    The sensitivities in the user's ``rules`` multiply the divergences; measured maps may still correct them.
     """
     divergence, latency = _probed(probes) if probes else _guessed(space)
     divergence = {
@@ -75,9 +75,9 @@ def _probed(probes: Probes) -> tuple[_Effects, _Effects]:
 
 
 def _guessed(space: SearchSpace) -> tuple[_Effects, _Effects]:
-    """Guess that every layer adds the same error, and that time is shared by operations and shrinks with the bits.
+    """Guess that all layers add the same error, and that time grows with operations and shrinks with the bits.
 
-    The errors have no scale yet: that of each choice is learned from its uniform map.
+    The errors have no scale yet: the uniform map of each choice sets it.
     """
     operations = sum(layer.flops for layer in space.layers) or 1
     divergence, latency = {}, {}

@@ -1,6 +1,6 @@
-"""What is believed of the quality of maps on one set of data: an additive model of divergence, accuracy by its link.
+"""The posterior of the quality of maps on one split: an additive model of divergence, and accuracy from divergence.
 
-Divergence has interactions of layers on top, as far as measured maps ask for them.
+Interactions between layers correct the divergence where that predicts the measured maps better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,53 +17,53 @@ from search_spaces.choice import FULL_PRECISION
 from workers.measurement import Split
 from workers.timing.estimates import Figure
 
-#: Spread of probed effects around their prior: each by itself, and all of one choice together.
+#: Relative deviation of probed effects from their prior: of each effect, and shared by all of one choice.
 _SPREAD = (0.3, 0.3)
-#: How far sums of effects miss measured divergences, relative.
+#: Relative error of sums of effects against measured divergences.
 _MISFIT = 0.08
-#: The divergence of a choice is at least this share of its prior.
+#: Lower bound on the divergence of a choice, as a share of its prior.
 _LEAST_EFFECT = 0.1
-#: Guesses are scaled to no less, or nothing measured later would count.
+#: Guesses are scaled to at least this divergence; otherwise later measurements could not correct them.
 _LEAST_DIVERGENCE = 1e-6
-#: Factor by which the first map of a choice may differ from its probes; beyond it they only tell layers apart.
+#: Factor by which the first map of a choice may differ from its probes; beyond it the probes only rank layers.
 _TRUST = 5.0
 
 
 class QualityPosterior:
-    """Learns divergences and accuracies of measured maps and predicts those of all others."""
+    """Learns the divergences and accuracies of measured maps and predicts those of all others."""
 
     def __init__(self, effects: EffectIndex, prior: Costs, fixed: float, *, probed: bool, split: Split) -> None:
-        """Start from what is expected.
+        """Start from the prior.
 
         Args:
             effects: numbers the choices.
             prior: divergence that each choice causes alone, shape ``(groups, choices)``.
             fixed: divergence that layers without a choice cause.
-            probed: whether the prior was probed on this data; otherwise it tells layers apart, but its scale is
-                that of the first map that takes a choice.
-            split: the data.
+            probed: whether the prior was probed on this split; otherwise it only ranks layers, and the first map
+                that takes a choice sets its scale.
+            split: the data that the metrics are about.
         """
         self._effects, self._probed = effects, probed
-        #: Names of the metrics of quality on the split.
+        #: Names of the quality metrics on the split.
         self._names = {
             kind: metric_of(kind, split).name for kind in (Kind.ACCURACY, Kind.ACCURACY_DROP, Kind.DIVERGENCE)
         }
         self._model = effects.model(prior, _SPREAD if probed else GUESS_SPREAD, certain=0.0, fixed=fixed)
         self._interactions = PairInteractions(self._model)
-        # What the divergences of choices are at least: none turns negative by chance.
+        # Lower bounds on the divergences of choices, so that none becomes negative by chance.
         self._least = _LEAST_EFFECT * self._model.mean
         self._scaled: set[str] = set()
         self._curve = AccuracyCurve()
         self._drops: list[tuple[float, float]] = []
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
-        """Learn what was measured of maps, shape ``(n, groups)``; figures may be missing."""
+        """Learn from measured maps, shape ``(n, groups)``; figures may be missing."""
         start = 0
         for row, each in enumerate(figures):
             taken = self._unscaled(maps[row])
             measured = each.get(self._names[Kind.DIVERGENCE])
             if taken and measured is not None and (measured.value > 0.0 or not self._probed):
-                if self._probed:  # what was learned until here says which part of the divergence is that of others
+                if self._probed:  # earlier maps determine the other choices' part of the divergence
                     self._learn(maps[start:row], figures[start:row])
                     start = row
                 self._scale_prior(taken, np.append(0, self._effects.of(maps[row : row + 1])), measured.value)
@@ -89,7 +89,7 @@ class QualityPosterior:
         return predicted
 
     def deviation(self, metric: Metric, full_precision: Mapping[str, Figure]) -> float:
-        """Return the standard deviation of a metric a constraint may limit."""
+        """Return the standard deviation of a metric that a constraint may limit."""
         if metric.kind is Kind.ACCURACY:
             return self._curve.scatter * abs(full_precision[metric.name].value)
         return self._curve.scatter if metric.kind is Kind.ACCURACY_DROP else 0.0
@@ -97,7 +97,7 @@ class QualityPosterior:
     def _learn(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
         divergence, drop = self._names[Kind.DIVERGENCE], self._names[Kind.ACCURACY_DROP]
         columns = self._effects.of(maps)
-        # Guesses are so far off that pairs would explain what single effects have yet to learn.
+        # Guesses are so far off that pairs would explain errors of single effects.
         rows = [row for row, each in enumerate(figures) if self._probed and _positive(each.get(divergence))]
         values = np.array([figures[row][divergence].value for row in rows])
         self._interactions.judge(columns[rows], values)
@@ -113,11 +113,11 @@ class QualityPosterior:
         return names - {FULL_PRECISION.name} - self._scaled
 
     def _scale_prior(self, taken: set[str], effects: Maps, divergence: float) -> None:
-        """Scale the priors of choices so that the effects of a map sum to what it was measured to diverge.
+        """Scale the priors of choices so that the effects of a map sum to its measured divergence.
 
-        Probes are only scaled if they are far off.
+        Probes are scaled only if they are far off.
         """
-        # Of guesses, what is fixed has the scale of the first choice, as far as anybody can tell.
+        # Without probes, the fixed layers' part is assumed to have the scale of the first choice.
         first = not self._scaled and not self._probed
         scaled = np.array([first, *(name in taken for name in self._effects.names)])
         part, rest = (float((self._model.mean * which)[effects].sum()) for which in (scaled, ~scaled))

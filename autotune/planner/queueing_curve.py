@@ -1,4 +1,4 @@
-"""From how fast requests are to how long they take under load, as measured maps say."""
+"""Predicts response times under load from the latency of a request, using measured maps."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from autotune.planner.additive_model import Vector
 
 
 class QueueingCurve:
-    """Response times as a rising function of the ratio of a request's latency to full precision's.
+    """Response times as an increasing function of the ratio of a request's latency to full precision's.
 
-    Between measured maps logarithms are interpolated, beyond them the two are proportional.
+    Logarithms are interpolated between measured maps; beyond them, response times are proportional to ratios.
     """
 
     def __init__(self, pairs: Sequence[tuple[float, float]]) -> None:
@@ -25,8 +25,8 @@ class QueueingCurve:
         return np.asarray(np.exp(np.interp(logarithms, self._ratios, self._times) + beyond))
 
     def deviation(self, ratios: Vector, deviations: Vector) -> Vector:
-        """Return the standard deviations of response times, given those of the ratios."""
+        """Return the standard deviations of response times from those of the ratios."""
         slower, faster = ratios + deviations, np.maximum(ratios - deviations, 1e-3)
-        # Waits grow at least as requests do, even where measured ones happen not to.
+        # Response times grow at least as fast as request latencies, even where noise in the measured ones hides it.
         least = self.predict(ratios) * deviations / ratios
         return np.maximum((self.predict(slower) - self.predict(faster)) / 2.0, least)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-from autotune.jobs.front import standing
+from autotune.jobs.front import without_superseded
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, percentiles_of
@@ -44,7 +44,7 @@ class Review:
     @property
     def counting(self) -> list[TrialRecord]:
         """Trials that are not superseded by a later measurement."""
-        return standing(self.trials)
+        return without_superseded(self.trials)
 
     @property
     def full_precision(self) -> TrialRecord:

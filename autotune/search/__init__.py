@@ -1,1 +1,1 @@
-"""Drives one job: asks, submits, waits, records. Imports planner, jobs, store and maps."""
+"""Drives one job: asks the sampler, submits maps, waits and records. Imports planner, jobs, store and maps."""

@@ -1,4 +1,4 @@
-"""What a map must beat to be worth its time: sent with it, so that its worker can stop measuring a hopeless one."""
+"""Thresholds sent with each candidate, so that its worker can stop measuring a hopeless one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,17 +21,17 @@ def incumbents(
     constraints: Sequence[Constraint],
     reference: Reference,
 ) -> tuple[Incumbent, ...]:
-    """Return the maps that a candidate must be faster than unless it loses less.
+    """Return the incumbents that a candidate must be faster than, unless its quality is higher.
 
-    Only limits are, if something else than the latency is still to be measured; nothing is before the first
-    feasible map, when every candidate may be the nearest one.
+    If another objective is measured after the latency, only the latency limit counts. Before the first
+    feasible map there are no incumbents, because every candidate may be the nearest to feasible.
 
     Args:
         front: the trials on the front.
-        known: figures of the candidate that need no measurement.
-        objectives: the job's.
-        constraints: the job's; one on the median latency is a incumbent that no loss excuses.
-        reference: full precision's figures.
+        known: figures of the candidate that are known without measurement.
+        objectives: names of the job's objectives.
+        constraints: the job's; one on the median latency is an incumbent that higher quality does not excuse.
+        reference: figures of full precision.
     """
     if not front:
         return ()
@@ -50,7 +50,7 @@ def incumbents(
         ratio = trial.figures["latency_ratio"]
         found.append(
             Incumbent(
-                # Its own figure is uncertain too, and one of the lucky ones.
+                # The incumbent's figure is uncertain too, and biased by luck.
                 latency_ratio=ratio.value if ratio.high is None else ratio.high,
                 accuracy=trial.figures["accuracy"].value if {"accuracy", "accuracy_drop"} & set(others) else None,
                 divergence=trial.figures["divergence"].value if "divergence" in others else None,
@@ -60,7 +60,7 @@ def incumbents(
 
 
 def accuracy_floor(constraints: Sequence[Constraint], reference: Reference, *, shifted: bool = False) -> float | None:
-    """Return the accuracy below which a candidate cannot be feasible, None without such a constraint."""
+    """Return the accuracy below which a candidate cannot be feasible; None without such a constraint."""
     name, full = ("shifted_accuracy", reference.shifted_accuracy) if shifted else ("accuracy", reference.accuracy)
     limits = {constraint.metric: constraint.limit for constraint in constraints}
     floors = [limits[name]] if name in limits else []

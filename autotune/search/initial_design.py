@@ -1,8 +1,7 @@
 """Maps measured before the sampler has anything to learn from.
 
-The uniform maps span the front's ends. In a space of dozens of layers a random map lies far inside
-the front, so plain samplers spend their first generation on nothing; mixtures of two uniform maps
-that are on the front already lie near it.
+The uniform maps span the ends of the front. With dozens of layers, random maps are far from the front, so
+plain samplers would waste their first generation. Mixtures of two uniform maps on the front are near it.
 """
 
 import itertools
@@ -13,18 +12,18 @@ from autotune.jobs.front import compute_front
 from autotune.jobs.records import TrialKind, TrialRecord
 from search_spaces.space import SearchSpace
 
-#: Shares of the groups that take the first of two maps.
+#: Shares of the groups that take the choice of the first of two maps.
 _SHARES = (0.8, 0.5, 0.2)
 
 
 def mixtures(
     space: SearchSpace, trials: Sequence[TrialRecord], objectives: Sequence[str], *, seed: int
 ) -> Iterator[dict[str, str]]:
-    """Yield assignments that take each group from one of two baselines on the front, at random.
+    """Yield assignments that take each group at random from one of two baselines on the front.
 
     Args:
         space: the search space.
-        trials: what was measured so far, full precision first.
+        trials: all trials so far; the first is full precision.
         objectives: names of the job's objectives.
         seed: the same seed yields the same mixtures.
     """

@@ -1,4 +1,4 @@
-"""The lease under which a driver works: renewed in the background, with what the user asks meanwhile."""
+"""The driver's lease: a background thread renews it and polls for the user's orders."""
 
 import logging
 import threading
@@ -14,9 +14,9 @@ from autotune.store.base import DriverStore
 
 _log = logging.getLogger(__name__)
 
-#: Looks at the user's orders during a lease: one a second at the usual length.
-_LOOKS = 30
-#: Share of a lease after which a driver that cannot renew it hands out no more work.
+#: Polls for the user's orders per lease: one per second at the default length.
+_POLLS = 30
+#: Share of a lease after which a driver that cannot renew it submits no more work.
 _OVERDUE = 2 / 3
 
 
@@ -38,14 +38,14 @@ class Lease:
             store: where the job is recorded.
             job: as the claim returned it.
             lease_s: seconds a lease lasts.
-            grace_s: seconds the driver has to obey an order, or to notice that its lease is lost.
-            give_up: called by another thread when it does not, for example while it waits for workers.
+            grace_s: seconds the driver has to obey an order or to stop after its lease is lost.
+            give_up: called by the background thread if it does not, for example because it waits for workers.
         """
         self._store, self._job, self._lease_s = store, job, lease_s
         self._grace_s, self._give_up = grace_s, give_up
         self._directions: Directions | None = None
         self._lost: LeaseLostError | NotFoundError | None = None
-        self._told_at: float | None = None
+        self._stop_due_since: float | None = None
         self._renewed_at = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease-{job.id}", daemon=True)
@@ -60,19 +60,19 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        # Its last look ends before whoever holds the lease closes the store, except where the database is away.
-        self._thread.join(self._lease_s / _LOOKS)
+        # The last poll ends before the caller closes the store, unless the database does not respond.
+        self._thread.join(self._lease_s / _POLLS)
 
     @property
     def directions(self) -> Directions | None:
-        """Return the user's latest directions; None before they were looked up."""
+        """The user's latest directions; None before the first poll."""
         return self._directions
 
     def check(self) -> None:
-        """Return if the driver may hand out work; waits while the lease cannot be renewed in time.
+        """Return when the driver may submit work; wait while the lease cannot be renewed in time.
 
         Raises:
-            OrderedError: if the user wants the job paused or cancelled.
+            OrderedError: if the user paused or cancelled the job.
             LeaseLostError: if another driver has the job.
         """
         while True:
@@ -82,10 +82,10 @@ class Lease:
                 raise OrderedError(self._directions.order)
             if not self._thread.is_alive() or time.monotonic() - self._renewed_at < _OVERDUE * self._lease_s:
                 return
-            time.sleep(self._lease_s / _LOOKS)
+            time.sleep(self._lease_s / _POLLS)
 
     def _keep(self) -> None:
-        """Renew the lease and look at the user's orders until the driver is done."""
+        """Renew the lease and poll for the user's orders until the driver is done."""
         due_at = time.monotonic()
         while not self._ended.is_set():
             try:
@@ -99,14 +99,14 @@ class Lease:
                 self._lost = error
             except StoreError as error:
                 _log.warning("the lease of job %s cannot be renewed: %s", self._job.id, error)
-            self._press()
-            self._ended.wait(self._lease_s / _LOOKS)
+            self._enforce()
+            self._ended.wait(self._lease_s / _POLLS)
 
-    def _press(self) -> None:
-        """Give the driver up if it was told to end a while ago and has not."""
+    def _enforce(self) -> None:
+        """Call ``give_up`` if the driver has not stopped within its grace period."""
         if not self._lost and not (self._directions and self._directions.order):
-            self._told_at = None
+            self._stop_due_since = None
             return
-        self._told_at = self._told_at or time.monotonic()
-        if self._give_up and time.monotonic() - self._told_at >= self._grace_s:
+        self._stop_due_since = self._stop_due_since or time.monotonic()
+        if self._give_up and time.monotonic() - self._stop_due_since >= self._grace_s:
             self._give_up()

@@ -1,4 +1,4 @@
-"""What a job has recorded and may still spend; every trial is committed here."""
+"""The recorded trials and the remaining budget of a job; every trial is committed here."""
 
 import dataclasses
 import logging
@@ -19,39 +19,39 @@ class Ledger:
     """The trials, the front, the budget and the time of one job under one lease."""
 
     def __init__(self, store: DriverStore, job: JobRecord, listener: Listener, *, probed_s: float = 0.0) -> None:
-        """Start from what is recorded.
+        """Start from the recorded trials.
 
         Args:
             store: where trials are committed.
-            job: as this driver claimed it.
-            listener: hears of each commit.
+            job: the job as this driver claimed it.
+            listener: is notified of each commit.
             probed_s: seconds that probing took: part of the time limit, but not of the pace of trials.
         """
         self._store, self._job, self._listener = store, job, listener
         trials, fronts = store.trials(job.id), store.fronts(job.id)
         #: The front, and the trials it was computed from.
         self.front = LiveFront(trials, job.spec.objectives, fronts[-1] if fronts else None)
-        #: What the job may spend.
+        #: The budget of the job.
         self.budget = Budget(job.spec, trials)
         self._number = max((trial.number for trial in trials), default=-1)
         self._probed_s = probed_s
         self._elapsed_s, self._committed_at = job.elapsed_s, time.monotonic()
 
     def next_number(self) -> int:
-        """Return the number of one more trial."""
+        """Return the number of the next trial."""
         self._number += 1
         return self._number
 
     def allows_search(self, pending: int) -> bool:
-        """Return whether the budget allows another map besides ``pending`` ones."""
+        """Return whether the budget allows another map in addition to ``pending`` ones."""
         return self.budget.allows_search(pending, self._spent_s())
 
     def allows_final(self, pending: int) -> bool:
-        """Return whether another map may be measured again besides ``pending`` ones."""
+        """Return whether the budget allows another final measurement in addition to ``pending`` ones."""
         return self.budget.allows_final(pending, self._spent_s())
 
     def commit(self, results: Sequence[TrialResult]) -> None:
-        """Record trials, each with the front as it then is: the one point where a trial becomes real."""
+        """Record trials, each with the front after it. Nothing else records trials."""
         if not results:
             return
         complete = [dataclasses.replace(result, front=self._add(result.trial)) for result in results]

@@ -1,10 +1,10 @@
-"""The search of one job: ask, submit, wait, record, tell."""
+"""The search of one job: ask the sampler, submit a map, wait, record the trial, tell the sampler."""
 
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from autotune.jobs.front import due, violations
+from autotune.jobs.front import needing_final_run, violations
 from autotune.jobs.progress import Listener
 from autotune.jobs.records import (
     EventRecord,
@@ -23,7 +23,7 @@ from autotune.search.initial_design import mixtures
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.study import Proposal, Study
-from autotune.search.trials import Planned
+from autotune.search.trials import PlannedTrial
 from autotune.search.worker_shares import fair_shares
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.space import SearchSpace, build_space
@@ -34,7 +34,7 @@ from workers.pools.base import Pool
 from workers.setup import ModelDescription, Probes
 from workers.timing.estimates import Figure
 
-#: Seconds the driver waits for an outcome before it looks at the clock and the user's orders again.
+#: Seconds the driver waits for outcomes before it checks the time limit and the user's orders again.
 _TICK_S = 0.5
 
 
@@ -47,28 +47,28 @@ class Search:
         """Take over a job.
 
         Args:
-            job: as this driver claimed it, with its model's description.
+            job: the job as this driver claimed it, with the description of its model.
             pool: measures candidates.
-            listener: hears of each stage.
-            lease: must be held.
-            ledger: of the job.
-            probes: what is expected of every layer and choice; None if nothing was probed.
+            listener: is notified of each stage.
+            lease: the held lease of the job.
+            ledger: the trials, front and budget of the job.
+            probes: expected costs of every layer and choice; None if nothing was probed.
         """
         assert job.description is not None
         self._job, self._spec, self._pool, self._listener, self._lease = job, job.spec, pool, listener, lease
         self._ledger, self._front = ledger, ledger.front
-        self._sharers: Sequence[HeldJob] = ()
+        self._held_jobs: Sequence[HeldJob] = ()
         self._description = job.description
         self._space = space_of(job.spec, job.description)
         self._prior = expect(self._space, job.description, probes, job.spec.rules())
         self._constraints = job.spec.constraints.constraints()
-        self._pending: dict[int, tuple[Planned, Proposal | None]] = {}
+        self._pending: dict[int, tuple[PlannedTrial, Proposal | None]] = {}
         self._reference: Reference | None = None
-        #: When outcomes last arrived, and the seconds it took from there to be ready for more.
-        self._heard_at, self._driver_s = time.monotonic(), 0.0
+        #: When outcomes last arrived, and the seconds the driver then took before it waited for more.
+        self._received_at, self._driver_s = time.monotonic(), 0.0
 
     def run(self) -> str:
-        """Measure full precision, the uniform maps, what the sampler proposes, and the picks again.
+        """Measure full precision, the uniform maps, the sampler's maps, and finally the picks again.
 
         Returns:
             Why the search ended.
@@ -84,7 +84,7 @@ class Search:
                 break
             self._collect(study)
         why = self._why_ended(study)
-        self._measure_picks_again(study)
+        self._measure_picks(study)
         return why
 
     def _start(self) -> Study:
@@ -102,7 +102,7 @@ class Search:
         )
 
     def _measure_full_precision(self, study: Study) -> None:
-        """Make sure the first trial is full precision: everything else is relative to it."""
+        """Make sure that the first trial is full precision, which everything else is relative to."""
         if not self._front.trials:
             self._listener.stage("Measuring full precision")
             choices = {layer.name: FULL_PRECISION.name for layer in self._space.layers}
@@ -112,37 +112,38 @@ class Search:
             study.add(self._front.trials[0])
         first = self._front.trials[0]
         if first.state is not TrialState.COMPLETE:
-            raise TaskError(f"full precision itself cannot be measured: {first.message}; fix the task, start a new job")
+            raise TaskError(f"full precision cannot be measured: {first.message}; fix the task and start a new job")
         self._reference = Reference.of_figures(first.figures)
         self._listener.stage("Searching")
 
-    def _baselines(self, study: Study) -> Iterator[tuple[Planned, Proposal]]:
-        """Yield the uniform map of every choice that was not measured yet."""
+    def _baselines(self, study: Study) -> Iterator[tuple[PlannedTrial, Proposal]]:
+        """Yield the uniform maps that were not measured yet."""
         for choice in self._space.uniform_choices():
             proposal = study.propose(self._space.uniform(choice))
             if proposal is not None:
                 yield self._plan(proposal.choices, TrialKind.BASELINE, f"uniform {choice}"), proposal
 
-    def _mixtures(self, study: Study) -> Iterator[tuple[Planned, Proposal]]:
+    def _mixtures(self, study: Study) -> Iterator[tuple[PlannedTrial, Proposal]]:
         """Yield mixtures of the baselines on the front that were not measured yet."""
         search = self._spec.search
         if search.sampler is SamplerName.SENSITIVITY:
-            return  # it knows better from the start
+            return  # its first maps are better, because it starts from probes
         for assignment in mixtures(self._space, self._front.trials, self._spec.objectives, seed=search.seed):
             proposal = study.propose(assignment)
             if proposal is not None:
                 yield self._plan(proposal.choices, TrialKind.SEARCH, None), proposal
 
-    def _sampled(self, study: Study) -> tuple[Planned, Proposal] | None:
-        """Return the sampler's next map, or None when the whole space was measured."""
+    def _sampled(self, study: Study) -> tuple[PlannedTrial, Proposal] | None:
+        """Return the sampler's next map, or None if no map is left that is worth measuring."""
         proposal = study.ask()
         return None if proposal is None else (self._plan(proposal.choices, TrialKind.SEARCH, None), proposal)
 
-    def _measure_picks_again(self, study: Study) -> None:
-        """Measure the maps people will pick at full fidelity, until every pick is one that was."""
+    def _measure_picks(self, study: Study) -> None:
+        """Measure the picks at full fidelity until every pick has a final measurement."""
         while True:
             submitted = {planned.key for planned, _ in self._pending.values()}
-            waiting = [trial for trial in due(self._front.trials, self._spec.objectives) if trial.key not in submitted]
+            picks = needing_final_run(self._front.trials, self._spec.objectives)
+            waiting = [trial for trial in picks if trial.key not in submitted]
             for trial in waiting:
                 if len(self._pending) < self._pool.slots and self._ledger.allows_final(len(self._pending)):
                     self._listener.stage("Measuring the best maps again")
@@ -151,15 +152,15 @@ class Search:
                 return
             self._collect(study)
 
-    def _submit_next(self, chosen: tuple[Planned, Proposal] | None, study: Study) -> bool:
-        """Submit a map, or rule it out by what is known of it beforehand; return whether there was one."""
+    def _submit_next(self, chosen: tuple[PlannedTrial, Proposal] | None, study: Study) -> bool:
+        """Submit a map, or rule it out by figures known without measurement; return whether there was a map."""
         if chosen is None:
             return False
         planned, proposal = chosen
         known = self._known_figures(planned.choices)
         broken = any(violation > 0 for violation in violations(known, self._constraints).values())
         if broken and planned.kind is TrialKind.SEARCH:
-            self._lease.check()  # there may be many of these between two outcomes
+            self._lease.check()  # many maps may be ruled out between two outcomes
             trial = planned.ruled_out(known, self._constraints)
             self._ledger.commit([TrialResult(trial=trial)])
             study.tell(proposal, trial)
@@ -167,11 +168,11 @@ class Search:
             self._submit(planned, proposal)
         return True
 
-    def _plan(self, choices: Mapping[str, str], kind: TrialKind, label: str | None) -> Planned:
+    def _plan(self, choices: Mapping[str, str], kind: TrialKind, label: str | None) -> PlannedTrial:
         number = self._ledger.next_number()
-        return Planned(job_id=self._job.id, number=number, kind=kind, label=label, choices=choices)
+        return PlannedTrial(job_id=self._job.id, number=number, kind=kind, label=label, choices=choices)
 
-    def _submit(self, planned: Planned, proposal: Proposal | None) -> None:
+    def _submit(self, planned: PlannedTrial, proposal: Proposal | None) -> None:
         self._pending[planned.number] = planned, proposal
         reference = self._reference if planned.kind is TrialKind.SEARCH else None
         self._pool.submit(
@@ -194,12 +195,12 @@ class Search:
         )
 
     def _collect(self, study: Study) -> None:
-        """Wait for outcomes; record them durably, then tell the sampler."""
+        """Wait for outcomes, commit them, then tell the sampler."""
         self._follow_directions()
         proposals, results = [], []
-        self._driver_s = time.monotonic() - self._heard_at
+        self._driver_s = time.monotonic() - self._received_at
         outcomes = self._pool.wait(_TICK_S)
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         for outcome in outcomes:
             planned, proposal = self._pending.pop(outcome.candidate.number)
             state = {} if proposal is None else study.sampler_state(proposal)
@@ -214,25 +215,25 @@ class Search:
                 study.tell(proposal, result.trial)
 
     def _follow_directions(self) -> None:
-        """Heed the user's orders and budget, and take the share of workers that is this job's."""
+        """Obey the user's orders, apply a changed budget, and resize the pool to the job's share of workers."""
         self._lease.check()
         directions = self._lease.directions
         if directions:
             self._ledger.budget.limit(directions.trials, directions.time_limit_s)
-        if self._lease.held_jobs is not self._sharers:
-            self._sharers = self._lease.held_jobs
+        if self._lease.held_jobs is not self._held_jobs:
+            self._held_jobs = self._lease.held_jobs
             capacity = self._pool.capacity()
             if capacity:
-                self._pool.resize(fair_shares(self._sharers, capacity).get(self._job.id, 0))
+                self._pool.resize(fair_shares(self._held_jobs, capacity).get(self._job.id, 0))
 
     def _known_figures(self, choices: Mapping[str, str]) -> dict[str, Figure]:
-        """Return the figures that need no measurement: weight bytes are exact beforehand."""
+        """Return the figures that need no measurement: weight memory is computed exactly."""
         return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
 
     def _most_pending(self) -> int:
-        """Return how many candidates may be submitted: more than there are workers if they would wait for the driver.
+        """Return how many candidates may be pending: more than the workers if these would wait for the driver.
 
-        One worker that takes its time gets none ahead: the sampler had better know the last result first.
+        A single slow worker gets no candidate in advance, so that the sampler learns each result first.
         """
         slots = self._pool.slots
         ready = min(slots, round(slots * self._driver_s / self._ledger.budget.trial_s)) if self._pool.queues else 0
@@ -243,14 +244,14 @@ class Search:
 
     def _why_ended(self, study: Study) -> str:
         if self._ledger.budget.is_spent:
-            return "all trials of the budget are measured"
+            return "all trials of the budget were measured"
         if not self._budget_left():
-            return "the time limit is reached"
-        return "no other map promises a gain" if study.spent else "all maps of the search space are measured"
+            return "the time limit was reached"
+        return "no other map promises a gain" if study.spent else "all maps of the search space were measured"
 
 
 def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
-    """Return the search space of a job over the model its workers described."""
+    """Return the search space of a job for the model that its workers described."""
     return build_space(
         description.layers,
         choices=spec.search.choices,

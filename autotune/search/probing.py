@@ -1,10 +1,10 @@
-"""Probes of a job's model: taken once, kept for every job on the same model and hardware."""
+"""The probes of a job's model: taken once and shared by all jobs with the same model and hardware."""
 
 import dataclasses
 import hashlib
 import json
 
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Listener
 from autotune.jobs.records import JobRecord
 from autotune.jobs.timestamps import event
@@ -15,14 +15,14 @@ from workers.setup import Probes
 
 
 def probes_of(store: ReadStore, job: JobRecord) -> Probes | None:
-    """Return the probes that serve a job, None if nothing was probed."""
+    """Return the recorded probes that apply to a job; None if there are none."""
     return None if job.description is None else store.probes(_key(job))
 
 
 def obtain_probes(store: DriverStore, job: JobRecord, pool: Pool, listener: Listener) -> Probes | None:
-    """Return the job's probes, recorded or taken now; None if the model cannot be probed.
+    """Return the job's probes, from the store or taken now; None if the model cannot be probed.
 
-    The search then starts from guesses and learns all from whole maps.
+    Without probes, the search starts from guesses and learns from whole maps only.
     """
     recorded = probes_of(store, job)
     if recorded is not None:
@@ -31,28 +31,28 @@ def obtain_probes(store: DriverStore, job: JobRecord, pool: Pool, listener: List
     try:
         probes = pool.probe()
     except PoolError as error:
-        store.change_job(job.id, held(job.epoch, event("probes_failed", str(error))))
+        store.change_job(job.id, with_fields(job.epoch, event("probes_failed", str(error))))
         return None
     store.record_probes(_key(job), probes)
     message = f"Probed {len(probes.layers)} layer choices in {probes.seconds:.1f} s ({probes.estimator} estimate)"
-    store.change_job(job.id, held(job.epoch, event("probed", message)))
+    store.change_job(job.id, with_fields(job.epoch, event("probed", message)))
     return probes
 
 
 def _key(job: JobRecord) -> str:
-    """Return what two jobs share if one's probes serve the other: model, data, kernels and hardware."""
+    """Return a hash that is equal for jobs that can share probes: same model, data, kernels and hardware."""
     assert job.description is not None
     spec, described = job.spec, job.description
     calibration = spec.worker_setup().calibration
-    # Only what is asked for and what is known has a place in the key, so that probes recorded before are found.
-    asked = {name: True for name in ("smoothing", "moments", "bias_correction") if getattr(calibration, name)}
+    # The key leaves out unset options and unknown hardware, so that probes of earlier versions are still found.
+    enabled = {name: True for name in ("smoothing", "moments", "bias_correction") if getattr(calibration, name)}
     environment = dataclasses.asdict(dataclasses.replace(described.environment, load=0.0))
     if not described.environment.kind:
         del environment["kind"]
     parts = {
         "fingerprint": described.fingerprint,
         "task": spec.task.model_dump(mode="json"),
-        "calibration": spec.calibration.model_dump(mode="json", exclude={"bias_correction"}) | asked,
+        "calibration": spec.calibration.model_dump(mode="json", exclude={"bias_correction"}) | enabled,
         "batch_size": spec.measurement.batch_sizes[0],
         "environment": environment,
     }

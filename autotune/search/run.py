@@ -1,4 +1,4 @@
-"""Run one job from its claim to its end."""
+"""Runs one job from its claim to its end."""
 
 import dataclasses
 import time
@@ -28,11 +28,11 @@ from workers.setup import ModelDescription, PoolSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverOptions:
-    """Where a driver finds workers, and code that the job file must not name."""
+    """Options of a driver that job files must not set: the task file, and the address of the cluster."""
 
-    #: A Python file that registers the job's task; workers run it.
+    #: A Python file that registers the job's task; workers execute it.
     task_file: str | None = None
-    #: Address of the cluster that all jobs share; None takes the one of the job file.
+    #: Address of the cluster that all jobs share; None means the address in the job file.
     ray_address: str | None = None
 
 
@@ -41,19 +41,19 @@ def run_job(
 ) -> JobRecord:
     """Search in this process until the job's budget is used up, and return the finished job.
 
-    A job that ran before goes on where it stopped: its trials are told to a new study.
+    A job that ran before continues where it stopped: a new study learns its recorded trials.
 
     Args:
-        store: where the job is recorded and everything found about it will be.
+        store: where the job and its results are recorded.
         job_id: the job.
-        listener: watches; None is silent.
-        task_file: a Python file that registers the job's task; workers run it.
+        listener: is notified of the progress; None for no listener.
+        task_file: a Python file that registers the job's task; workers execute it.
 
     Raises:
-        ConflictError: if another process drives the job, or its task now builds another model, or this
-            is another kind of hardware.
-        OrderedError: if its user paused or cancelled it meanwhile.
-        AutotuneError: if the task, the backend or the workers cannot do it.
+        ConflictError: if another process drives the job, its task now builds another model, or the
+            hardware is of another kind.
+        OrderedError: if the user paused or cancelled the job meanwhile.
+        AutotuneError: if the task, the backend or the workers fail.
     """
     before = store.job(job_id)
     if before.driver and process_identity.is_gone(before.driver):
@@ -73,10 +73,11 @@ def drive(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, 
     """Search for a job that this process holds, and record how it ended.
 
     Raises:
-        LeaseLostError: if another driver took the job over; nothing more was written.
-        OrderedError: if the job's user paused or cancelled it; that is recorded.
-        ClusterLostError, Stopped: if the job should go on elsewhere; it is still held.
-        AutotuneError: what else went wrong; the job is recorded as failed.
+        LeaseLostError: if another driver took over the job; nothing more was written.
+        OrderedError: if the user paused or cancelled the job; its state is recorded.
+        ClusterLostError: if the cluster was lost; the job is still held.
+        Stopped: if the driver should stop and the job continue elsewhere; the job is still held.
+        AutotuneError: for every other failure; the job is recorded as failed.
     """
 
     def settle(state: JobState, message: str, error: str | None = None) -> JobRecord:
@@ -87,8 +88,8 @@ def drive(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, 
     except (LeaseLostError, ClusterLostError, Stopped):
         raise
     except OrderedError:
-        # What the user wants may have changed since the driver looked.
-        store.change_job(job.id, lifecycle.released(job.epoch, "Its user took the order back"))
+        # The user may have withdrawn the order since the last poll.
+        store.change_job(job.id, lifecycle.released(job.epoch, "The user withdrew the order"))
         raise
     except KeyboardInterrupt:
         settle(JobState.PAUSED, "Stopped by its user")
@@ -131,69 +132,69 @@ def _workers(spec: JobSpec, before: ModelDescription | None, options: DriverOpti
 
 
 def _describe(store: DriverStore, job: JobRecord, description: ModelDescription) -> JobRecord:
-    """Record what the workers say about the model, or check that it is still the same model on the same hardware."""
+    """Record the workers' description of the model, or check that model and hardware are unchanged."""
     spec = job.spec
     _check_figures(spec, job.description or description)
     _check_space(space_of(spec, job.description or description))
     if job.description is None:
-        return store.change_job(job.id, lifecycle.held(job.epoch, description=description))
+        return store.change_job(job.id, lifecycle.with_fields(job.epoch, description=description))
     if job.description.fingerprint != description.fingerprint:
         raise ConflictError(
             f"task {job.task!r} now builds a model with other weights than job {job.id} was started with; "
-            "its trials would not compare, so start a new job"
+            "its trials would not be comparable, so start a new job"
         )
     _check_kind(job.id, job.description.environment.kind, description.environment.kind)
     return job
 
 
 def _check_kind(job_id: str, before: str, now: str) -> None:
-    """Check that a job goes on where it was started; jobs from before kinds were told apart may go on anywhere.
+    """Check that the kind of hardware is unchanged; jobs without a recorded kind may continue anywhere.
 
     Raises:
-        ConflictError: if it does not.
+        ConflictError: if the kind of hardware changed.
     """
     if before and before != now:
         raise ConflictError(
             f"job {job_id} was started on {before!r}, but this worker measures on {now!r}; its trials would not "
-            f"compare, so go on with it where it was started, or start a new job here: autotune clone {job_id}"
+            f"be comparable, so resume it where it was started, or start a new job here: autotune clone {job_id}"
         )
 
 
 def _check_figures(spec: JobSpec, description: ModelDescription) -> None:
-    """Check that the task has what the job goes by, or a limit would hold because nothing is measured.
+    """Check that the task provides every metric the job needs; a limit on an unmeasured metric would always hold.
 
     Raises:
-        JobSpecError: if it has not.
+        JobSpecError: if the task lacks a workload or shifted data.
     """
     for workload in spec.workloads():
         if workload not in description.workloads:
             raise JobSpecError(
-                f"workload {workload} is wanted, but task {spec.task.name!r} on {description.environment.backend} has "
-                f"{', '.join(description.workloads) or 'none but the forward pass'}; take latency_p50_ms"
+                f"the job needs workload {workload}, but task {spec.task.name!r} on {description.environment.backend} "
+                f"has {', '.join(description.workloads) or 'only the forward pass'}; use latency_p50_ms"
             )
     wanted = [METRICS[name] for name in spec.metrics() if METRICS[name].split is Split.SHIFTED]
     if wanted and description.calibration.clipped is None:
         raise JobSpecError(
             f"{wanted[0].name} needs a task with shifted data, but task {spec.task.name!r} has none; "
-            f"take {metric_of(wanted[0].kind, Split.EVALUATION).name}"
+            f"use {metric_of(wanted[0].kind, Split.EVALUATION).name}"
         )
 
 
 def _check_space(space: SearchSpace) -> None:
-    """Check that there is any map beside full precision.
+    """Check that the space contains maps other than full precision.
 
     Raises:
-        SpaceError: if there is none; it names the first reason.
+        SpaceError: if it does not; the message names the first reason.
     """
     if any(set(group.choices) != {FULL_PRECISION.name} for group in space.groups):
         return
     if not space.layers:
         raise SpaceError(
-            "nothing can be searched, because no layer of the model can be quantized; docs/tasks.md lists which can"
+            "nothing to search: no layer of the model can be quantized; docs/tasks.md lists the supported layers"
         )
     refused = next(((layer, *each) for layer, reasons in space.refusals.items() for each in reasons.items()), None)
     why = f": {refused[0]}: {refused[1]}: {refused[2]}" if refused else ""
     raise SpaceError(
-        f"nothing can be searched, because none of the model's {len(space.layers)} layers may take anything but "
-        f"{FULL_PRECISION.name}{why}; allow other choices by search.choices or search.layers"
+        f"nothing to search: none of the model's {len(space.layers)} layers may take anything but "
+        f"{FULL_PRECISION.name}{why}; allow other choices in search.choices or search.layers"
     )

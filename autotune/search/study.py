@@ -1,4 +1,4 @@
-"""The Optuna study of one job; with ``autotune.search.samplers`` the only code that imports optuna.
+"""The Optuna study of one job. Of this package, only this module and ``samplers`` import optuna.
 
 The study lives in memory and is rebuilt from recorded trials when a job is resumed: the store is the
 only system of record (see ``docs/decisions/0002-study-in-memory.md``).
@@ -29,12 +29,12 @@ from search_spaces.space import SearchSpace
 
 V = TypeVar("V")
 
-#: Times the sampler may repeat itself before an unseen neighbour is taken instead. A genetic search that has
-#: converged does little else, and looks through all its trials each time.
+#: Times the sampler may propose a known map before an unseen neighbour is used instead. A genetic sampler that has
+#: converged mostly repeats itself, and each proposal scans all its trials.
 _REPEATS = 3
-#: Neighbours drawn, each farther away on average, before the space is searched in order.
+#: Neighbours drawn, at growing distance, before the space is enumerated.
 _NEIGHBOURS = 200
-#: Keys under which genetic algorithms keep a trial's generation; they write none for trials they did not sample.
+#: Keys under which genetic samplers keep a trial's generation; they write none for trials they did not sample.
 _GENERATIONS: dict[type[BaseSampler], str] = {
     NSGAIISampler: "NSGAIISampler:generation",
     NSGAIIISampler: "NSGAIIISampler:generation",
@@ -47,14 +47,14 @@ class Proposal:
 
     #: Choice of each layer.
     choices: Mapping[str, str]
-    #: ``map_key`` of these.
+    #: ``map_key`` of the choices.
     key: str
-    #: The study's own trial.
+    #: Optuna's trial.
     trial: optuna.Trial
 
 
 class Study:
-    """Asks the sampler for maps nobody measured yet, and tells it what they were worth."""
+    """Asks the sampler for maps that were not measured yet, and tells it their results."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._objectives = Objectives.named(objectives)
-        # Samplers tell constraints apart by position, so every trial gets all of them in one order.
+        # Samplers identify constraints by position, so every trial gets all of them in the same order.
         self._constraints = sorted(constraint.metric for constraint in constraints)
         self._distributions: _Shared[BaseDistribution] = _Shared(
             (group.name, _Choices(group.choices)) for group in space.free_groups
         )
-        # A resumed job draws new numbers instead of repeating those of its start.
+        # A resumed job must not repeat the random numbers of its start.
         self._seed = (seed + 1_000_003 * len(history)) % 2**32
         self._random = random.Random(self._seed)
         self._known: dict[str, TrialRecord | None] = {}
@@ -92,7 +92,7 @@ class Study:
             self.add(trial)
 
     def add(self, trial: TrialRecord) -> None:
-        """Tell the study about a trial it did not ask for: a recorded one, or full precision."""
+        """Add a trial that the study did not propose: a recorded one, or full precision."""
         self._known[trial.key] = trial
         if trial.choices and set(trial.choices.values()) == {FULL_PRECISION.name}:
             self._study.set_user_attr(FULL_PRECISION_FIGURES, figures_attribute(trial.figures))
@@ -111,11 +111,11 @@ class Study:
         self._study.add_trial(frozen)
 
     def propose(self, assignment: Mapping[str, str]) -> Proposal | None:
-        """Return the proposal of a given map, or None if it was proposed before."""
+        """Return a proposal of the given map, or None if it was proposed before."""
         return None if self._key(assignment) in self._known else self._fixed(assignment)
 
     def ask(self) -> Proposal | None:
-        """Return a map that was never proposed before, or None when there is none left worth it."""
+        """Return a map that was not proposed before, or None if no map is left that is worth measuring."""
         if self.spent:
             return None
         if len(self._known) >= self._space.size and not self._unseen_exists():
@@ -133,18 +133,18 @@ class Study:
         return None if unseen is None else self._fixed(unseen)
 
     def tell(self, proposal: Proposal, record: TrialRecord) -> None:
-        """Tell the sampler what became of a proposal."""
+        """Tell the sampler the result of a proposal."""
         self._known[proposal.key] = record
         self._tell(proposal.trial, record)
 
     def sampler_state(self, proposal: Proposal) -> dict[str, int]:
-        """Return what must be recorded with the trial for the sampler to go on after a restart."""
+        """Return the state to record with the trial, from which the sampler continues after a restart."""
         attributes = self._storage.get_trial_system_attrs(proposal.trial._trial_id)
         return {key: attributes[key] for key in _GENERATIONS.values() if key in attributes}
 
     @property
     def spent(self) -> bool:
-        """Return whether the sampler expects next to nothing of any further map."""
+        """Whether the sampler expects almost no gain from any further map."""
         return isinstance(self._study.sampler, SensitivitySampler) and self._study.sampler.spent
 
     def _sampler(
@@ -155,7 +155,7 @@ class Study:
         groups = self._space.free_groups
         choices = [group.choices for group in groups]
         planner = None
-        if groups:  # else one map is left, which needs no plan
+        if groups:  # otherwise the space has a single map
             planner = Planner(prior, choices, self._objectives, constraints, seed=self._seed)
         return SensitivitySampler(planner, [group.name for group in groups], seed=self._seed)
 
@@ -163,18 +163,18 @@ class Study:
         return map_key(self._space.layer_choices(assignment))
 
     def _fixed(self, assignment: Mapping[str, str]) -> Proposal:
-        """Propose a map the sampler did not choose."""
+        """Return a proposal of a map that the sampler did not choose."""
         trial = self._study.ask()
         self._storage.set_trial_params(trial._trial_id, assignment, self._distributions)
         key = _GENERATIONS.get(type(self._study.sampler))
         if key:
-            # These samplers overlook trials they did not sample unless they belong to a generation.
+            # These samplers ignore trials they did not sample, unless the trials belong to a generation.
             self._storage.set_trial_system_attr(trial._trial_id, key, self._generation(key))
         choices = self._space.layer_choices(assignment)
         return self._take(trial, choices, map_key(choices))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, str]:
-        """Return the map that the sampler proposes, and make it the trial's."""
+        """Return the map that the sampler proposes, and store it in the trial."""
         together = trial.relative_params
         frozen = self._storage.get_trial(trial._trial_id)
         sampler = self._study.sampler
@@ -196,7 +196,7 @@ class Study:
         return Proposal(choices=choices, key=key, trial=trial)
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord | None) -> None:
-        """Report a result; a repeat of a map that is still being measured has none and is failed."""
+        """Tell Optuna a result; a repeat of a map that is still being measured has none, so it counts as failed."""
         if record is None:
             self._study.tell(trial, state=OptunaState.FAIL)
             return
@@ -212,16 +212,16 @@ class Study:
         return (OptunaState.PRUNED if record.state is TrialState.REJECTED else OptunaState.FAIL), None
 
     def _violations(self, record: TrialRecord) -> dict[str, float]:
-        """Return every constraint's violation in one order; what was not measured counts as kept."""
+        """Return the violations of all constraints in a fixed order; 0 for unmeasured metrics."""
         return {name: record.violations.get(name, 0.0) for name in self._constraints}
 
     def _unseen_exists(self) -> bool:
-        # Full precision is known to the study even where it is not a map of the space.
+        # The study knows full precision even if it is not a map of the space.
         inside = sum(1 for record in self._known.values() if record is None or self._space.holds(record.choices))
         return inside < self._space.size
 
     def _neighbour(self, assignment: Mapping[str, str]) -> dict[str, str] | None:
-        """Return an unseen map near ``assignment``, farther away the longer none is found."""
+        """Return an unseen map near ``assignment``, at a distance that grows with the number of attempts."""
         groups = self._space.free_groups
         for attempt in range(_NEIGHBOURS):
             changed = self._random.sample(groups, k=min(len(groups), 1 + attempt // 20))
@@ -231,7 +231,7 @@ class Study:
         return self._first_unseen()
 
     def _first_unseen(self) -> dict[str, str] | None:
-        """Return the first unseen map in counting order; at most as many are seen as were measured."""
+        """Return the first unseen map in enumeration order: with n known maps, one of the first n + 1."""
         groups = self._space.free_groups
         for index in range(min(self._space.size, len(self._known) + 1)):
             assignment = {}
@@ -244,7 +244,7 @@ class Study:
 
 
 class _Choices(CategoricalDistribution):
-    """The choices of a group, shared by all trials: Optuna copies and compares a trial's at every step."""
+    """The choices of a group, shared by all trials because Optuna copies and compares them at every step."""
 
     def __deepcopy__(self, memo: object) -> "_Choices":
         return self
@@ -256,19 +256,19 @@ class _Choices(CategoricalDistribution):
 
 
 class _Shared(dict[str, V]):
-    """The choices of all groups, or those taken, of which Optuna makes copies that nobody writes to."""
+    """A trial's distributions or parameters, shared because nobody writes to Optuna's copies of them."""
 
     def __deepcopy__(self, memo: object) -> "_Shared[V]":
         return self
 
 
 class _Storage(InMemoryStorage):
-    """Optuna's storage in memory, which takes all parameters of a trial at once instead of copying it for each."""
+    """Optuna's in-memory storage that sets all parameters of a trial at once, instead of copying it per parameter."""
 
     def set_trial_params(
         self, trial_id: int, params: Mapping[str, str], distributions: _Shared[BaseDistribution]
     ) -> None:
-        """Give a running trial its parameters."""
+        """Set the parameters of a running trial."""
         trial = self._get_trial(trial_id)
         trial.params = _Shared(params)
         trial.distributions = distributions

@@ -1,4 +1,4 @@
-"""From a proposal and its outcome to the trial that is recorded."""
+"""Builds the recorded trial from a proposal and its outcome."""
 
 import dataclasses
 import math
@@ -17,8 +17,8 @@ from workers.timing.estimates import Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A map that is to be measured, before anything is known about it."""
+class PlannedTrial:
+    """A trial before its map is measured."""
 
     job_id: str
     number: int
@@ -30,11 +30,11 @@ class Planned:
 
     @property
     def key(self) -> str:
-        """Return the map's ``map_key``."""
+        """The ``map_key`` of the map."""
         return map_key(self.choices)
 
     def ruled_out(self, figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> TrialRecord:
-        """Return the trial of a map whose figures known beforehand break a constraint: it never runs."""
+        """Return the trial of a map that never runs, because figures known without measurement break a constraint."""
         broken = violations(figures, constraints)
         return self._record(
             state=TrialState.REJECTED,
@@ -52,14 +52,14 @@ class Planned:
         sampler_state: Mapping[str, int],
         requests_per_second: float | None = None,
     ) -> TrialRecord:
-        """Return the trial of a map that ran.
+        """Return the trial of a map that was run.
 
         Args:
-            outcome: what became of it.
-            reference: full precision's figures; None if this is full precision itself.
+            outcome: the measurement or the failure.
+            reference: figures of full precision; None if this is full precision.
             constraints: the job's limits.
-            sampler_state: what the sampler needs to go on after a restart.
-            requests_per_second: the load that response times are worked out for; None without one.
+            sampler_state: what the sampler needs to continue after a restart.
+            requests_per_second: the load that response times are computed for; None without one.
         """
         result = outcome.result
         if isinstance(result, Failure):
@@ -86,7 +86,7 @@ class Planned:
             why_rejected = f"latency not measured: the accuracy{where} is below its constraint"
         elif result.gave_up:
             passes = len(result.latency[0].candidate_ms)
-            why_rejected = f"given up after {passes} passes: slower than a limit, or than maps that are no worse"
+            why_rejected = f"given up after {passes} passes: slower than a limit, or than maps that lose no more"
         return self._record(
             state=TrialState.REJECTED if why_rejected else TrialState.COMPLETE,
             figures=figures,

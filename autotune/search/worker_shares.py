@@ -1,4 +1,4 @@
-"""How many workers of a cluster each job gets: a pure function that every driver evaluates for itself."""
+"""How many workers of a cluster each job gets: a pure function that every driver evaluates independently."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ _TINY = 1e-9
 
 
 def fair_shares(jobs: Sequence[HeldJob], capacity: Capacity) -> dict[str, int]:
-    """Return job id -> workers, as equal as the jobs' jobs and the cluster's resources allow (max-min fairness).
+    """Return job id -> workers, as equal as the jobs' requests and the cluster's resources allow (max-min fairness).
 
-    Workers are handed out one at a time, to the job that has fewest; of equal ones the first in ``jobs`` is
-    served, so that they must be ordered by rank. No worker is left idle that some job could use. Jobs on other kinds
-    of hardware are left out; those whose kind is not known yet are not, since they may need it.
+    Workers are assigned one at a time to the job that has the fewest. The first in ``jobs`` wins ties, so ``jobs`` must
+    be ordered by rank. No worker that a job could use is left idle. Jobs on other kinds of hardware are excluded;
+    jobs whose kind is not known yet are included, because they may need this one.
 
     Source: D. Bertsekas, R. Gallager, Data Networks, 2nd edition, section 6.5.2.
     """
@@ -34,5 +34,5 @@ def fair_shares(jobs: Sequence[HeldJob], capacity: Capacity) -> dict[str, int]:
 
 
 def _competes(job: HeldJob, capacity: Capacity) -> bool:
-    """Return whether the job's workers may be on this hardware."""
+    """Return whether the job's workers may run on this hardware."""
     return not (job.kind and capacity.kinds) or job.kind in capacity.kinds

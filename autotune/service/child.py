@@ -65,7 +65,7 @@ def main(settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | 
 def _drive(store: DriverStore, settings: ServiceSettings, job_id: str, epoch: int, ray_address: str | None) -> Ended:
     try:
         signal.signal(STOP, _stop)
-        job = store.change_job(job_id, lifecycle.held(epoch))
+        job = store.change_job(job_id, lifecycle.with_fields(epoch))
         with Lease(store, job, lease_s=settings.lease_s, give_up=lambda: _give_up(store, job)) as lease:
             options = DriverOptions(task_file=settings.task_file, ray_address=ray_address)
             drive(store, job, lease, _LogListener(), options)

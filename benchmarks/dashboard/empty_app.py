@@ -1,4 +1,4 @@
-"""Pages with a title and nothing else, to measure what Streamlit itself takes."""
+"""Pages with only a title, to measure the time of Streamlit itself."""
 
 import streamlit as st
 

@@ -1,4 +1,4 @@
-"""A job of thousands of trials over hundreds of layers, written to a database; nothing of it was measured."""
+"""Writes a made-up job with thousands of trials over hundreds of layers to a database."""
 
 import argparse
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from autotune.jobs.front import LiveFront
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.spec import JobSpec
@@ -27,7 +27,7 @@ _BATCH = 100
 
 
 class _ProbedPool:
-    """As much of a pool as probing needs."""
+    """The part of a pool that probing needs."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
@@ -56,7 +56,7 @@ def write_job(store: Store, *, trials: int, layers: int, state: JobState = JobSt
         id=f"{trials:x}", name=spec.name, task="large", document=spec.dump(), state=state, created_at=at, updated_at=at
     )
     store.create_job(job)
-    described = store.change_job(job.id, held(0, description=_description(layers)))
+    described = store.change_job(job.id, with_fields(0, description=_description(layers)))
     obtain_probes(store, described, _ProbedPool(described.description.layers), Silent())  # type: ignore[arg-type,union-attr]
     batch: list[TrialResult] = []
     for result in _results(spec, job.id, described.description, trials):  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""How long a page of the dashboard takes when many people look at a large job at once.
+"""Response times of dashboard pages while many people view a large job.
 
 Starts the dashboard on a job of 5,000 trials over 300 layers and opens 20 sessions, each a WebSocket client that
-speaks Streamlit's protocol. Every session asks for the page again and again, with pauses between, as people do; a
-rerun lasts from the request to the server's word that the page is complete. The first look at the job, which reads
-it from the database, is reported apart. The same is measured of an app whose pages have a title and nothing else:
-what Streamlit itself takes, which no page can go below.
+speaks Streamlit's protocol. Every session requests the page repeatedly, with pauses, as people do. A rerun lasts from
+the request to the server's message that the page is complete. The first view of the job, which reads it from the
+database, is reported separately. An app whose pages have only a title shows the time of Streamlit itself, which is a
+lower bound for every page.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from autotune.cli.system import NICENESS
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 EMPTY_APP = Path(__file__).with_name("empty_app.py")
-#: Of the dashboard; the empty app has them too.
+#: Pages of the dashboard; the empty app has the same.
 SETTINGS = ("--runner.postScriptGC=false", "--server.headless=true", "--server.address=127.0.0.1")
 PAGES = ("front", "map", "diff", "layers", "jobs", "compare", "submit", "system")
 WRITE_JOB = Path(__file__).with_name("large_job.py")
@@ -39,7 +39,7 @@ WRITE_JOB = Path(__file__).with_name("large_job.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Who looks how often."""
+    """Number of sessions and their request rate."""
 
     sessions: int
     #: Reruns of each session after its first.
@@ -49,7 +49,7 @@ class Load:
 
 
 async def rerun(session: websockets.ClientConnection, page: str, query: str) -> float:
-    """Ask for a page, and return the seconds until it is complete and has its heading."""
+    """Request a page, and return the seconds until it is complete and has its heading."""
     request = BackMsg()
     request.rerun_script.page_name, request.rerun_script.query_string = page, query
     began, headings = time.perf_counter(), set()
@@ -68,7 +68,7 @@ async def rerun(session: websockets.ClientConnection, page: str, query: str) -> 
 
 
 async def look(address: str, page: str, query: str, load: Load, seed: int) -> list[float]:
-    """Open a session, look at a page, and return the seconds each rerun took, the first one included."""
+    """Open a session on a page, and return the seconds of each rerun, including the first."""
     rng = random.Random(seed)
     async with websockets.connect(f"ws://{address}/_stcore/stream", max_size=None) as session:
         seconds = [await rerun(session, page, query)]
@@ -86,7 +86,7 @@ async def crowd(address: str, page: str, query: str, load: Load) -> list[float]:
 
 @contextmanager
 def served(app: Path, database: str, log: Path) -> Iterator[str]:
-    """Run an app as ``autotune dashboard`` does and yield its address once it answers."""
+    """Run an app as ``autotune dashboard`` does, and yield its address once it responds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def report(address: str, page: str, query: str, load: Load) -> None:
-    """Measure a page and print its row, with the load average before, which is others', and after, ours included."""
+    """Measure a page and print its row, with the load average before (of other processes) and after (of all)."""
     before = os.getloadavg()[0]
     (first,) = asyncio.run(look(address, page, query, Load(sessions=1, reruns=0, pause_s=1.0), 0))
     seconds = asyncio.run(crowd(address, page, query, load))

@@ -1,8 +1,8 @@
-"""Whether looking at a running study slows it: trials a second with viewers and without, in turns, in one run.
+"""Whether viewers slow down a running job: trials per second with and without viewers, alternating in one run.
 
-Workers are simulated, so trials are as cheap as they get and the driver commits many a second; every viewer keeps the
-front of the newest job open, which renews itself every two seconds. What their browsers would do elsewhere is done on
-this machine, at the lowest priority.
+Workers are simulated, so trials are cheap and the driver commits many per second. Every viewer keeps the front of the
+newest job open, which refreshes every two seconds. The work of the viewers' browsers is done on this machine, at the
+lowest priority.
 
     python benchmarks/dashboard/viewing.py [--viewers N]
 """
@@ -26,15 +26,15 @@ from autotune.store.open import open_store
 sys.path.append(str(Path(__file__).parents[1] / "service"))
 import simulation
 
-#: Milliseconds of a trial -> trials of a round, which then takes some seconds.
+#: Milliseconds per trial -> trials per round, so that a round takes some seconds.
 TRIALS = {0: 400, 20: 200, 100: 60}
-#: Whether there are viewers, round by round: a drift of the machine hits both alike.
+#: Whether each round has viewers; alternating, so that drift of the machine affects both equally.
 ROUNDS = (False, True, True, False) * 2
 REFRESH_S = 2.0
 
 
 def watch(address: str, viewers: int, looking: Event) -> None:
-    """Look at the newest job until this process is ended."""
+    """View the newest job until this process is ended."""
     os.nice(19)  # as if on another machine
     once = sessions.Load(sessions=1, reruns=0, pause_s=REFRESH_S)
     asyncio.run(sessions.look(address, "front", "", once, 0))
@@ -45,7 +45,7 @@ def watch(address: str, viewers: int, looking: Event) -> None:
 
 @contextmanager
 def watched(address: str, viewers: int) -> Iterator[None]:
-    """Have viewers while the context is open."""
+    """Run viewers while the context is open."""
     context = multiprocessing.get_context("spawn")
     looking = context.Event()
     process = context.Process(target=watch, args=(address, viewers, looking), daemon=True)
@@ -68,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = f"sqlite:///{folder}/jobs.db"
         store = open_store(database)
-        print(f"{viewers} viewers; {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} besides")
+        print(f"{viewers} viewers; {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} without them")
         with sessions.served(sessions.APP, database, Path(folder, "log")) as address:
             for trial_ms, trials in TRIALS.items():
                 load = simulation.Load(trials=trials, trial_s=trial_ms / 1000)

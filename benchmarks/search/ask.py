@@ -1,9 +1,9 @@
-"""How long the sampler thinks: the next map of a model of hundreds of layers, and taking in a result.
+"""Time the sampler: choosing the next map of a model with hundreds of layers, and learning a result.
 
     python benchmarks/search/ask.py [--groups 300] [--choices 8] [--trials 1000] [--asked 100] [--limits]
 
-Nothing is measured: the model is made up, and its maps get figures of sums with noise. Random maps come
-first, up to ``--trials``; the figures are those of the maps asked for after them.
+The model is made up, and the figures of its maps are sums with noise. Random maps come first, up to
+``--trials``; the times are those of the maps requested after them.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
         start = time.perf_counter()
         study.tell(proposal, trial)
         telling.append(time.perf_counter() - start)
-    for what, seconds in (("ask, which takes in the result before", asking), ("tell", telling)):
+    for what, seconds in (("ask, including learning the previous result", asking), ("tell", telling)):
         median, late = (1e3 * np.quantile(seconds, share) for share in (0.5, 0.95))
         print(f"{what}: median {median:.1f} ms, p95 {late:.1f} ms, {len(seconds)} times")
 
@@ -108,7 +108,7 @@ class MadeUp:
         self.prior = expect(self.space, description, probes)
 
     def maps(self, count: int, rng: np.random.Generator) -> list[dict[str, str]]:
-        """Return full precision and random maps, some nearly uniform and some not."""
+        """Return full precision and random maps, some of them nearly uniform."""
         names = list(self._columns)
         found = [dict.fromkeys(self._rows, "fp32")]
         while len(found) < count:

@@ -2,7 +2,7 @@
 
     python benchmarks/search/compare.py [--seeds 5] [--tasks minilm-lee digits-vit] [--quick]
 
-A unit is one full evaluation of a map. The figure is the hypervolume of what was measured, without noise,
+A unit is one full evaluation of a map. The result is the hypervolume of the measured maps, without noise,
 as a share of the best known; its interval is a bootstrap over the seeds.
 """
 
@@ -36,7 +36,7 @@ MARKS = (20, 40, 80, 150, 300)
 RESULTS = Path(__file__).parents[1] / "results" / "search.json"
 TABLES = Path(__file__).parent / "results.md"
 GP, TPE = "gp, uniform maps first", "tpe, uniform maps first"
-#: An ask of these takes seconds where there are many groups or trials, so there they get no more units.
+#: These samplers take seconds per ask with many groups or trials, so their units are limited there.
 MANY_GROUPS = 64
 PATIENCE = {GP: (40, 0), TPE: (max(MARKS), 80)}
 #: Maps measured so far, in order, each as layer -> choice.
@@ -66,7 +66,7 @@ def limit_of(recording: Recording) -> Constraint:
 
 
 def by_study(name: SamplerName, *, start: str = "uniform", limited: bool = False) -> Search:
-    """Return the search that the product runs: full precision, uniform maps, then what the sampler asks for."""
+    """Return the search of the product: full precision, uniform maps, then the maps of the sampler."""
 
     def search(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
         noise, space = np.random.default_rng(seed), recording.space
@@ -106,7 +106,7 @@ def by_study(name: SamplerName, *, start: str = "uniform", limited: bool = False
 
 
 def nsga3_cold(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
-    """Search as Optuna does by itself; the product has no NSGA-III, which is made for four objectives and more."""
+    """Search with Optuna's NSGA-III, which is made for four or more objectives, without uniform maps first."""
     noise, groups = np.random.default_rng(seed), recording.space.free_groups
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -136,14 +136,14 @@ def maps_along_front(recording: Recording) -> Maps:
 
 
 def probes_alone(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
-    """Measure the front the probes predict, and learn nothing from it."""
+    """Measure the front that the probes predict, without learning from it."""
     groups = [group.name for group in recording.space.free_groups]
     for names in predicted_front(recording, units):
         yield recording.space.layer_choices(dict(zip(groups, names, strict=True)))
 
 
 def greedy_fallback(recording: Recording, seed: int, units: int) -> Iterator[Mapping[str, str]]:
-    """Quantize all to the fastest int8, probe each layer one at a time, give the worst bf16 one by one."""
+    """Quantize all layers to the fastest int8, probe one layer at a time, and change the worst to bf16 one by one."""
     space = recording.space
     fast = min(
         ("int8_static", "int8_dynamic"), key=lambda c: recording.figures(_filled(recording, c))["latency_ratio"].value
@@ -178,7 +178,7 @@ def _filled(recording: Recording, choice: str) -> dict[str, str]:
     return recording.space.layer_choices(recording.space.uniform(choice))
 
 
-#: Name -> search, and whether it starts from probes, whose cost it then bears.
+#: Name -> search, and whether it starts from probes, whose cost then counts.
 METHODS: dict[str, tuple[Search, bool]] = {
     "sensitivity": (by_study(SamplerName.SENSITIVITY), True),
     "probes, no learning": (probes_alone, True),
@@ -199,7 +199,7 @@ def points_of(recording: Recording, maps: list[Mapping[str, str]]) -> np.ndarray
 
 
 def volume(recording: Recording, points: np.ndarray) -> float:
-    """Return the hypervolume in the product's own normalisation."""
+    """Return the hypervolume in the normalisation of the product."""
     objectives, full = Objectives.named(recording.objectives), _full_figures(recording)
     return hypervolume(objectives.normalise(points, full), objectives.reference_point(full))
 
@@ -236,7 +236,7 @@ def exact_front(recording: Recording) -> np.ndarray:
 
 
 def answers(recording: Recording, seeds: int, units: int) -> dict[str, list[float]]:
-    """Return, for the fastest map within the limit, how much slower than the best known it is; one a seed."""
+    """Return per seed by how much the fastest map within the limit is slower than the best known."""
     limit = np.log10(limit_of(recording).limit)
     runs = {}
     for name, search in {
@@ -306,7 +306,7 @@ def compare(
 
 
 def most_units(recording: Recording, name: str) -> int:
-    """Return the units a method gets at most, 0 if it cannot be run."""
+    """Return the most units of a method; 0 if it cannot run."""
     with_few, with_many = PATIENCE.get(name, (max(MARKS), max(MARKS)))
     return with_few if len(recording.space.free_groups) <= MANY_GROUPS else with_many
 

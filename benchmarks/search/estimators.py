@@ -1,9 +1,9 @@
-"""Compare the estimators of sensitivity with what every layer and choice alone was recorded to diverge by.
+"""Compare sensitivity estimators with the recorded divergence of every layer and choice alone.
 
     python benchmarks/search/estimators.py [--tasks minilm-lee]
 
-Spearman's rank correlation over all layers and choices, its mean within one choice, and the spread of the decades
-between the estimate and the truth.
+Prints Spearman's rank correlation over all layers and choices, its mean within a choice, and the standard deviation
+of the error in decades.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Search a real model, and compare what was predicted of it with what is measured.
+"""Search a real model, and compare predictions with measurements.
 
     python benchmarks/search/live.py examples/minilm.yaml
     python benchmarks/search/live.py benchmarks/search/char-decoder.yaml --task-file benchmarks/search/models.py
 
-Prints the hypervolume of the front that the probes predict, each map of it measured, and how far latencies
-predicted before each trial, and for the front after the last one, are from the measured ones.
+Prints the hypervolume of the measured maps of the front that the probes predict, and the errors of the latencies
+predicted before each trial and, for the front, after the last one.
 """
 
 import argparse
@@ -85,8 +85,8 @@ def main() -> None:
             posterior.observe(row, [trial.figures])
             front_maps[trial.number] = row
     on_front = [miss(posterior, front_maps[trial.number], trial) for trial in members if trial.number in front_maps]
-    told("latency predicted before each trial", errors)
-    told("latency of the front after the last trial", on_front)
+    print_errors("latency predicted before each trial", errors)
+    print_errors("latency of the front after the last trial", on_front)
 
 
 def choices_of(space: SearchSpace, row: Sequence[int]) -> dict[str, str]:
@@ -103,7 +103,7 @@ def miss(posterior: Posterior, row: Maps, trial: TrialRecord) -> float:
     return float(posterior.predict(row)["latency_ratio"][0] / trial.figures["latency_ratio"].value - 1.0)
 
 
-def told(what: str, errors: Sequence[float]) -> None:
+def print_errors(what: str, errors: Sequence[float]) -> None:
     sizes = np.abs(errors)
     print(
         f"{what}: off by {100 * np.median(sizes):.1f} % (median), {100 * np.quantile(sizes, 0.9):.1f} % (90th "

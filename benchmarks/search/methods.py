@@ -1,9 +1,9 @@
-"""Search a real model with and without further choices, and compare the fronts.
+"""Search a real model with and without additional choices, and compare the fronts.
 
     python benchmarks/search/methods.py examples/minilm.yaml int8_static_smooth int4_weight_only_gptq
 
-Prints the hypervolume of each front as a share of that of both together, and of each the lowest divergence within a few
-shares of full precision's bytes. Both searches have the job's own budget and seed.
+Prints the hypervolume of each front as a share of that of both together, and its lowest divergence within a few shares
+of the bytes of full precision. Both searches use the budget and the seed of the job.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from autotune.search.run import run_job
 from autotune.store.open import open_store
 from workers.timing.estimates import Figure
 
-#: Bytes of the weights as shares of full precision's.
+#: Weight bytes as shares of those of full precision.
 SHARES = (0.5, 0.3, 0.25, 0.2, 0.17, 0.15)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
-    parser.add_argument("choices", nargs="+", help="beside those of the job")
+    parser.add_argument("choices", nargs="+", help="choices in addition to those of the job")
     parser.add_argument("--task-file", help="a Python file that registers the job's task")
     arguments = parser.parse_args()
     spec = JobSpec.load(arguments.job)
@@ -52,7 +52,7 @@ def main() -> None:
 def searched(
     spec: JobSpec, more: Sequence[str], task_file: str | None
 ) -> tuple[Mapping[str, Figure], list[Mapping[str, Figure]]]:
-    """Return full precision's figures and those of the front."""
+    """Return the figures of full precision and of the front."""
     search = spec.search.model_copy(update={"choices": (*spec.search.choices, *more)})
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/methods.db")

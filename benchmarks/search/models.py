@@ -1,4 +1,4 @@
-"""Tasks of the benchmark that the product does not ship: a deep encoder, and a decoder of characters."""
+"""Benchmark tasks that are not part of the product: a deep encoder and a character decoder."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ SEED = {Split.EVALUATION: 1, Split.HELD_OUT: 2}
 
 @register("deep-encoder")
 class DeepEncoder:
-    """40 BERT layers, 256 wide. It has no accuracy of its own; what counts is the divergence."""
+    """40 BERT layers, 256 wide. It has no accuracy, so only the divergence counts."""
 
     output_kind = OutputKind.EMBEDDING
 
@@ -29,7 +29,7 @@ class DeepEncoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model: nn.Module = BertModel(config, add_pooling_layer=False)
-            # Layers of trained networks differ in scale; those of fresh ones do not.
+            # Layers of trained networks differ in scale; freshly initialised ones do not.
             for parameter in model.parameters():
                 parameter.data *= torch.empty(()).log_normal_(0.0, 0.5) if parameter.dim() > 1 else 1.0
         return model.eval()

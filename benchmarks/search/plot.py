@@ -1,6 +1,6 @@
-"""Draw what ``compare.py`` found: hypervolume over units, one panel a model, into ``docs/images/search.svg``.
+"""Draw the results of ``compare.py`` into ``docs/images/search.svg``: hypervolume over units, one panel per model.
 
-Needs Chromium, as the tests of the dashboard do.
+Needs Chromium, like the dashboard's browser tests.
 """
 
 import json
@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 IMAGE = Path(__file__).parents[2] / "docs" / "images" / "search.svg"
 WIDTH, HEIGHT = 1000, 420
-#: Drawn in this order; the colours are Okabe and Ito's, which colour-blind people can tell apart.
+#: Drawn in this order; the colours are Okabe and Ito's, which colour-blind people can distinguish.
 LINES = {
     "sensitivity": "#0072B2",
     "nsga2, from the probes' front": "#56B4E9",

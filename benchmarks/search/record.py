@@ -1,17 +1,17 @@
-"""Record what a search over one task can find, so that samplers can be compared in seconds.
+"""Record everything that a search over one task could measure, so that samplers can be compared in seconds.
 
     python benchmarks/search/record.py minilm-lee
 
 Measured for real: the divergence of every layer and choice alone on the evaluation data, its
 interactions (products of layer errors with random gradients, on the same data), the latency of every
 layer in place, the latency of the uniform maps, and the probes a job would start from, with their cost
-in full evaluations. What a map diverges by is then
+in full evaluations. The divergence of a map is then
 
     mean over samples and vectors of (sum over layers of products)^2 / 2,
 
-with the products scaled so that each layer alone diverges as measured; its latency is the sum of its
-layers', which for each choice are made to add up to the measured uniform map, and what changes of precision between
-neighbouring layers cost: measured on maps that alternate, and taken to grow as a power of their number.
+with the products scaled so that each layer alone diverges as measured. Its latency is the sum of its layers' latencies
+and of the cost of precision changes between neighbouring layers. The former are scaled per choice to match the measured
+uniform map; the latter is measured on alternating maps and assumed to grow as a power of the number of changes.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from workers.timing.estimates import latency_ratio
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "recordings"
-#: Random vectors for each sample, and timings of every layer.
+#: Random vectors per sample, and timings per layer.
 VECTORS, TIMINGS = 8, 6
-#: Products kept of each layer and choice.
+#: Products kept per layer and choice.
 MOST_PRODUCTS = 1024
 #: Factors by which the sum of layers may miss a uniform map; beyond them the miss is spread evenly instead.
 SANE = (0.5, 2.0)
@@ -112,7 +112,7 @@ def recorded_products(name: str) -> dict[tuple[str, str], np.ndarray]:
 
 
 def measured_products(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], np.ndarray]:
-    """Return (layer, choice) -> products, scaled so that half their mean square is what the layer alone diverges by."""
+    """Return (layer, choice) -> products, scaled so that half their mean square is the layer's divergence alone."""
     raw = thinned(products_with_gradients(evaluator, choices))
     alone = divergences_alone(evaluator, choices)
     return {key: product * _factor(product, alone.get(key, 0.0)) for key, product in raw.items()}
@@ -139,7 +139,7 @@ def products_with_gradients(evaluator: Evaluator, choices: dict[str, list[str]])
             for choice in choices[call.layer]:
                 error = errors(call, prepared.module(call.layer, choice))
                 product = _products([gradient[index] for gradient in gradients], error, len(outputs))
-                # What all samples share says nothing of one of them; its mean square is the same.
+                # A product shared by all samples is spread over them with the same mean square.
                 each = product.expand(VECTORS, len(outputs)) * (product.shape[1] / len(outputs)) ** 0.5
                 of_batch[call.layer, choice] = of_batch.get((call.layer, choice), torch.zeros(())) + each.flatten()
         for key, product in of_batch.items():
@@ -182,7 +182,7 @@ def price_of_mixing(
     ratios: dict[str, float],
     latency: dict[tuple[str, str], float],
 ) -> float:
-    """Return what it costs in latency ratio if the precision changes at every layer."""
+    """Return the cost in latency ratio of a change of precision at every layer."""
     fastest, *others = sorted(ratios, key=ratios.__getitem__)
     other = next(name for name in others if choice_named(name).precision is not choice_named(fastest).precision)
     turns, missed = [], []

@@ -1,4 +1,4 @@
-"""A recorded model: says at once what a map would have measured."""
+"""A recorded model: returns the figures of any map without measuring it."""
 
 import itertools
 import json
@@ -20,32 +20,32 @@ from workers.timing.estimates import Figure
 FOLDER = Path(__file__).parent / "recordings"
 #: Relative standard deviation of a measured latency ratio.
 LATENCY_NOISE = 0.007
-#: Latency ratio of a model that is faster in some precision, rather than by chance.
+#: A model with a uniform map below this latency ratio is faster in some precision, not just by chance.
 _FASTER = 0.95
-#: How the price of changes of precision grows with their number.
+#: Exponent of the cost of precision changes in their number.
 MIXING_EXPONENT = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What ``record.py`` found."""
+    """A recording of ``record.py``."""
 
     space: SearchSpace
     description: ModelDescription
     probes: Probes
-    #: What the probes cost, in full evaluations.
+    #: Cost of the probes in full evaluations.
     probe_units: float
     #: (layer, choice) -> row of ``products`` and ``latency``.
     rows: Mapping[tuple[str, str], int]
     products: np.ndarray
     latency: np.ndarray
-    #: What it costs in latency ratio if the precision changes at every layer.
+    #: Cost in latency ratio of a change of precision at every layer.
     mixing: float
     hardware: str
 
     @cached_property
     def objectives(self) -> tuple[str, str]:
-        """Return latency and divergence, or memory instead where no uniform map is faster than full precision."""
+        """Latency and divergence; memory instead of latency if no uniform map is faster than full precision."""
         space = self.space
         uniform = [space.layer_choices(space.uniform(choice)) for choice in space.uniform_choices()]
         faster = min(self.figures(choices)["latency_ratio"].value for choices in uniform) < _FASTER
@@ -88,7 +88,7 @@ class Recording:
             )
 
     def figures(self, choices: Mapping[str, str], generator: np.random.Generator | None = None) -> dict[str, Figure]:
-        """Return a map's figures, with noise on its latency if there is a generator."""
+        """Return the figures of a map, with noise on its latency if there is a generator."""
         rows = [self.rows[key] for key in choices.items()]
         divergence = float(np.mean(self.products[rows].sum(axis=0, dtype=np.float64) ** 2) / 2)
         ratio = 1.0 + float(self.latency[rows].sum()) + self.mixing * mixing_of(list(choices.values()))
@@ -107,7 +107,7 @@ class Recording:
 
 
 def mixing_of(names: Sequence[str]) -> float:
-    """Return how much the layers' choices, in order, mix precisions: 0 if not at all, 1 if every layer differs."""
+    """Return how much consecutive layers mix precisions: 0 without a change, 1 if every layer differs."""
     precisions = [choice_named(name).precision for name in names]
     changes = sum(one is not other for one, other in itertools.pairwise(precisions))
     return (changes / max(1, len(names) - 1)) ** MIXING_EXPONENT
@@ -129,5 +129,5 @@ def _description(layers: tuple[Layer, ...], legal: dict[str, dict[str, int]], ot
 
 
 def full_precision(recording: Recording) -> dict[str, str]:
-    """Return the map that leaves every layer as it is."""
+    """Return the map of full precision."""
     return {layer.name: FULL_PRECISION.name for layer in recording.space.layers}

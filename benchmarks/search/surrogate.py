@@ -1,9 +1,9 @@
-"""How far the surrogate's divergence is off before each map of a replayed search is measured.
+"""Error of the predicted divergence before each map of a replayed search is measured.
 
     python benchmarks/search/surrogate.py [--seeds 5] [--units 100]
 
-The first ten maps are left out: they are full precision, the uniform maps and what teaches the sizes of their
-effects. The same posterior without interactions of layers stand beside.
+The first ten maps are left out: full precision, the uniform maps, and maps that teach the sizes of their effects. The
+same posterior without interactions between layers is shown for comparison.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from autotune.jobs.spec import SamplerName
 from autotune.planner.posterior import Posterior
 from autotune.planner.prior import expect
 
-#: Maps that are not judged.
+#: First maps, which are not judged.
 FIRST = 10
 
 

@@ -1,9 +1,9 @@
-"""What a trial costs besides measuring: ask, dispatch, durable result; beside plain Optuna on the same database.
+"""Overhead of a trial beyond measuring: ask, dispatch and durable result, compared with plain Optuna.
 
     python benchmarks/service/overhead.py [--trials N]
 
-Both propose maps of 200 layers with four choices by the same sampler, with the same objective, in one run. Optuna
-keeps its study in the database (``RDBStorage``). Then workers are simulated, to see from how many on they wait.
+Both propose maps of 200 layers with four choices, with the same sampler, objective and database, in one run. Optuna
+keeps its study in the database (``RDBStorage``). Then workers are simulated, to find the number from which they wait.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from autotune.store.open import open_store
 LAYERS = 200
 #: Alternating runs of both programs on each database.
 ROUNDS = 3
-#: Optuna's trials in a round; one takes about half a second.
+#: Optuna's trials per round; one takes about half a second.
 OPTUNA_TRIALS = 10
-#: Simulated workers, and milliseconds of a trial.
+#: Simulated workers, and milliseconds per trial.
 FLEETS = ((1, 100), (8, 100), (16, 100), (32, 100), (64, 100), (64, 200), (64, 1000))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=300, help="our trials in a round")
+    parser.add_argument("--trials", type=int, default=300, help="trials of quant-autotune per round")
     trials = parser.parse_args().trials
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with databases() as urls:
@@ -62,7 +62,7 @@ def databases() -> Iterator[dict[str, str]]:
 
 
 def compare(database: str, url: str, trials: int) -> None:
-    """Print both programs' trials a second."""
+    """Print the trials per second of both programs."""
     for sampler in ("random", "nsga2"):
         ours, theirs = [], []
         for _ in range(ROUNDS):
@@ -85,7 +85,7 @@ def ours_per_s(url: str, load: Load) -> float:
 
 
 def optuna_per_s(url: str, sampler: str) -> float:
-    """Return the trials a second of Optuna in its own tables."""
+    """Return the trials per second of Optuna in its own tables."""
     url = url.replace("/autotune", "/optuna")  # both programs would call a table "trials"
     storage = optuna.storages.RDBStorage(url.replace("postgresql://", "postgresql+psycopg://"))
     samplers = {"random": optuna.samplers.RandomSampler, "nsga2": optuna.samplers.NSGAIISampler}
@@ -102,7 +102,7 @@ def optuna_per_s(url: str, sampler: str) -> float:
 
 
 def efficiency(database: str, url: str, load: Load) -> None:
-    """Print the share of a fleet's time that it measures."""
+    """Print the share of time in which the workers measure."""
     per_s = ours_per_s(url, load)
     print(
         f"{database}, {load.workers} workers of {1000 * load.trial_s:.0f} ms: {per_s:.0f} trials/s, "

@@ -1,4 +1,4 @@
-"""A job whose workers are simulated: everything of a trial is real but the measuring."""
+"""A job with simulated workers: everything about its trials is real except the measuring."""
 
 import heapq
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.client.actions import submit
-from autotune.jobs.lifecycle import claimed, held
+from autotune.jobs.lifecycle import claimed, with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import TrialKind
 from autotune.jobs.spec import JobSpec
@@ -23,12 +23,12 @@ from workers.setup import Calibration, ModelDescription
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic")
 ENVIRONMENT = Environment(hardware="simulated", backend="none", threads=1, load=0.0, versions={})
-#: Timed passes of a candidate, and of full precision beside it.
+#: Timed passes of a candidate, and of the interleaved full precision.
 PASSES, REFERENCE_PASSES = 100, 20
 
 
 def description(layers: int) -> ModelDescription:
-    """Return a model of that many layers, each of which may take every choice."""
+    """Return a model with this many layers, each of which may take every choice."""
     found = tuple(
         Layer(
             name=f"encoder.block.{i // 6}.layer.{i % 6}", kind=LayerKind.LINEAR, weight_shape=(64, 64), has_bias=True,
@@ -48,7 +48,7 @@ def description(layers: int) -> ModelDescription:
 
 
 class SimulatedPool:
-    """Workers that take ``trial_s`` seconds for a candidate and make its figures up."""
+    """Workers that take ``trial_s`` seconds per candidate and make up its figures."""
 
     queues = True
 
@@ -101,18 +101,18 @@ class SimulatedPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is simulated."""
+    """The parameters of the simulation."""
 
     trials: int
     layers: int = 200
-    #: Workers, and the seconds each takes for a trial.
+    #: Workers, and the seconds each takes per trial.
     workers: int = 1
     trial_s: float = 0.0
     sampler: str = "random"
 
 
 def simulate(store: Store, load: Load) -> float:
-    """Search with simulated workers; return the trials a second, between the first and the last tenth of them."""
+    """Search with simulated workers; return the trials per second, without the first and the last tenth."""
     spec = JobSpec.parse(
         {
             "name": f"{load.trials} trials of {load.layers} layers",
@@ -122,7 +122,7 @@ def simulate(store: Store, load: Load) -> float:
         }
     )
     job = store.change_job(submit(store, spec, served=False).id, claimed("benchmark"))
-    job = store.change_job(job.id, held(job.epoch, description=description(load.layers)))
+    job = store.change_job(job.id, with_fields(job.epoch, description=description(load.layers)))
     pool = SimulatedPool(load.workers, load.trial_s)
     with Lease(store, job) as lease:
         Search(job, pool, Silent(), lease, Ledger(store, job, Silent())).run()  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Pure functions of data frames that return Plotly figures; drawn as SVG, never with WebGL."""
+"""Pure functions that turn data frames into Plotly figures, drawn as SVG and never with WebGL."""

@@ -1,4 +1,4 @@
-"""What each layer of one map costs: strips over the layers in execution order, one above the other."""
+"""The costs of each layer of one map: aligned strips of bars over the layers in execution order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from dashboard.charts.palette import FAINT, PRECISIONS, QUIET, STRONG
 from dashboard.formatting import in_chart
 from search_spaces.choice import Precision
 
-#: Most layers whose letters and names fit below one another.
+#: Most layers whose letters fit, and whose names fit.
 _MOST_LETTERS, _MOST_NAMES = 48, 24
-#: Height of the choices, of each strip below, and of what is around them, in pixels.
+#: Height in pixels of the choices, of each strip below, and of the space around a strip.
 _CHOICES_PIXELS, _STRIP_PIXELS, _AROUND_PIXELS = 44, 92, 60
 
 
@@ -24,7 +24,7 @@ class _Strip:
 
     column: str
     title: str
-    #: Plotly's number format of its axis and hovers.
+    #: Plotly number format of the axis and the hovers.
     digits: str
 
 
@@ -38,10 +38,10 @@ _CLIPPED = _Strip(column="clipped", title="Share of the inputs that the calibrat
 def aligned_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
     """Return strips of choices, time, bytes, expected divergence, clipping and calibrated range.
 
-    Without probes multiplications stand for time, and divergence is left out; so is clipping if there is none.
+    Without probes, multiplications replace time and divergence is left out. Clipping is left out if there is none.
 
     Args:
-        layers: rows of ``dashboard.tables.layers.layer_frame``, all or those of a block.
+        layers: rows of ``dashboard.tables.layers.layer_frame``: all, or those of a block.
         revision: see ``layout.finish``.
     """
     cells = layers.assign(
@@ -88,7 +88,7 @@ def _lay_out(figure: go.Figure, names: Sequence[str]) -> None:
 
 
 def _without_common_start(names: Sequence[str]) -> list[str]:
-    """Return the names without the parts that all of them start with; the last part always stays."""
+    """Return the names without their common leading parts; the last part is always kept."""
     parts = [name.split(".") for name in names]
     shortest = min(map(len, parts)) - 1
     common = next((at for at in range(shortest) if len({name[at] for name in parts}) > 1), shortest)

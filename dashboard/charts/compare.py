@@ -1,4 +1,4 @@
-"""Fronts of several jobs over one another, relative to each job's full precision."""
+"""The fronts of several jobs in one chart, relative to each job's full precision."""
 
 from collections.abc import Mapping
 
@@ -10,29 +10,29 @@ from dashboard.charts.layout import Drawing, finish
 from dashboard.charts.palette import GUIDE, QUIET, SERIES
 from dashboard.formatting import in_chart, label_in_sentence
 
-#: Told apart without colour.
+#: Distinguishes jobs without colour.
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-#: Jobs that can be told apart.
+#: Most jobs that can be distinguished.
 MOST_JOBS = len(SERIES)
 _LARGEST, _SMALLEST = 18.0, 7.0
 
 
 def compare_figure(fronts: Mapping[str, pd.DataFrame], *, x: str, y: str, revision: str) -> go.Figure:
-    """Return one staircase a job; area is weight memory relative to full precision.
+    """Return one staircase per job; marker area is weight memory relative to full precision.
 
     Args:
         fronts: job -> ``dashboard.tables.job_comparison.relative_front``, at most ``MOST_JOBS``.
-        x: the latency across.
-        y: the quality up.
+        x: latency on the x axis.
+        y: quality on the y axis.
         revision: see ``layout.finish``.
     """
     logarithmic = METRICS[y].logarithmic
     figure = Drawing()
-    for place, (job, front) in enumerate(fronts.items()):
+    for index, (job, front) in enumerate(fronts.items()):
         shown = front[front["y"] > 0] if logarithmic else front
         if len(shown):
-            figure.add_trace(_staircase(job, shown, place, y))
+            figure.add_trace(_staircase(job, shown, index, y))
     if not logarithmic:
         figure.add_hline(y=1.0, line={"color": GUIDE, "width": 1, "dash": "dot"})
     figure.add_vline(x=1.0, line={"color": GUIDE, "width": 1, "dash": "dot"}, annotation_text="full precision")
@@ -52,16 +52,16 @@ def compare_figure(fronts: Mapping[str, pd.DataFrame], *, x: str, y: str, revisi
     return finish(figure, height=460, revision=revision).update_layout(showlegend=True)
 
 
-def _staircase(job: str, front: pd.DataFrame, place: int, y: str) -> go.Scatter:
+def _staircase(job: str, front: pd.DataFrame, index: int, y: str) -> go.Scatter:
     digits = ".2e" if METRICS[y].logarithmic else ".2%"
     return go.Scatter(
         x=front["x"].tolist(),
         y=front["y"].tolist(),
         mode="lines+markers",
         name=in_chart(job, 60),
-        line={"color": SERIES[place], "width": 1.5, "shape": "hv", "dash": _DASHES[place]},
+        line={"color": SERIES[index], "width": 1.5, "shape": "hv", "dash": _DASHES[index]},
         marker={
-            "symbol": _SYMBOLS[place],
+            "symbol": _SYMBOLS[index],
             "size": [max(_SMALLEST, _LARGEST * share**0.5) for share in front["memory"]],
         },
         customdata=[

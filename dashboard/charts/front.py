@@ -1,4 +1,4 @@
-"""The front: a latency percentile against quality, every measured candidate a point."""
+"""The front: quality over a latency percentile, with one point per measured candidate."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,33 +16,33 @@ from dashboard.charts.layout import Drawing, finish
 from dashboard.charts.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
 from dashboard.charts.zoom import Zoom
 from dashboard.formatting import axis_title, figure_text, in_chart, interval_text
-from dashboard.tables.trials import Limit
+from dashboard.tables.trials import Limit, staircase
 from workers.timing.estimates import Figure
 
 #: Diameter in pixels of the candidate with the most weight memory, and of the smallest marker drawn.
 _LARGEST, _SMALLEST = 22.0, 8.0
 _HOVERED = ("latency_p50_ms", "latency_p95_ms", "latency_ratio", "accuracy", "divergence", "weight_memory_mib")
-#: Spans of the axis that the shade of a limit goes on for, so that zooming out does not end it.
+#: Length of the shade of a limit, in spans of the axis, so that its end stays out of sight after zooming out.
 _SHADE_SPANS = 20.0
-#: Smallest value a logarithmic axis is zoomed to.
+#: Smallest value to which a logarithmic axis can be zoomed.
 _LEAST = 1e-12
-#: Share of the axis left of the fastest map, where it is named.
+#: Share of the axis left of the fastest map, to make room for its name.
 _ROOM_FOR_WORDS = 0.15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """Points drawn alike."""
+    """A group of points with a common style."""
 
     name: str
     opacity: float = 1.0
     #: Width of the outline.
     outline: float = 0.0
-    #: Symbol of every point; None lets the activations decide.
+    #: Symbol of every point; None if it depends on the activations.
     symbol: str | None = None
-    #: Whether intervals are drawn; of hundreds of points they would hide the rest.
+    #: Whether intervals are drawn; those of hundreds of points would hide everything else.
     bars: bool = False
-    #: Whether the points' names stand beside them.
+    #: Whether names are drawn next to the points.
     named: bool = False
 
 
@@ -65,34 +65,34 @@ def front_figure(
 ) -> go.Figure:
     """Return the front of ``x`` against ``y``.
 
-    Each point's ``customdata`` is its trial number and its hover text. Area is weight memory, colour the share
-    of static activations, squares quantize no activations, hollow points break a limit.
+    The ``customdata`` of each point is its trial number and its hover text. Area is weight memory, colour the share
+    of static activations. Squares quantize no activations; hollow points break a limit.
 
     Args:
         points: rows of ``dashboard.tables.trials.with_misses`` that have both metrics.
-        x: metric across, on a linear axis.
-        y: metric up, on a logarithmic axis if its differences are ratios.
+        x: metric on the x axis, which is linear.
+        y: metric on the y axis, which is logarithmic for logarithmic metrics.
         revision: see ``layout.finish``.
         x_limits: limits on ``x``.
         y_limits: limits on ``y``.
-        marked: number -> word written at that point, inside a ring.
-        zoom: what is shown; None shows all.
+        marked: trial number -> word written at the point, which gets a ring.
+        zoom: the part to show; None shows everything.
     """
-    placed = _placed(points, x, y)
+    styled = _with_style(points, x, y)
     logarithmic = METRICS[y].logarithmic
-    x_range = _range(placed["x"], x_limits, left=_ROOM_FOR_WORDS)
-    y_range = _range(np.log10(placed["y"]) if logarithmic else placed["y"], _scaled(y_limits, logarithmic))
+    x_range = _range(styled["x"], x_limits, left=_ROOM_FOR_WORDS)
+    y_range = _range(np.log10(styled["y"]) if logarithmic else styled["y"], _scaled(y_limits, logarithmic))
     if zoom is not None:
         x_range = zoom.x_span
         y_range = _logarithms(zoom.y_span) if logarithmic else zoom.y_span
-    named = placed["group"] == _BASELINE.name
-    places = _shares(placed["x"], x_range), _shares(placed["y"], y_range, logarithmic)
-    placed.loc[named, "side"] = sides(*places, named.tolist())
-    figure = Drawing(_front_line(placed[placed["on_front"]], METRICS[y].maximise))
+    named = styled["group"] == _BASELINE.name
+    positions = _shares(styled["x"], x_range), _shares(styled["y"], y_range, logarithmic)
+    styled.loc[named, "side"] = sides(*positions, named.tolist())
+    figure = Drawing(_front_line(styled[styled["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
-        figure.add_trace(_markers(placed[placed["group"] == group.name], group))
-    # Towards the corner that no map reaches, where words cover nothing.
-    figure.add_trace(_rings(placed, marked or {}, "top left" if METRICS[y].maximise else "bottom left"))
+        figure.add_trace(_markers(styled[styled["group"] == group.name], group))
+    # In the direction of the corner that no map reaches, so that words cover nothing.
+    figure.add_trace(_rings(styled, marked or {}, "top left" if METRICS[y].maximise else "bottom left"))
     figure.add_trace(_color_key())
     figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False, fixedrange=True)
     figure.update_yaxes(
@@ -128,29 +128,29 @@ def hypervolume_figure(fronts: Sequence[FrontRecord], trials: int, revision: str
     return finish(figure, height=200, revision=revision, legend=False)
 
 
-def _placed(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Return the points with where and how each is drawn: x, y, error bars, size, colour, group and hover."""
-    placed = points.copy()
+def _with_style(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Return the points with columns for drawing: x, y, error bars, size, colour, group and hover."""
+    styled = points.copy()
     for axis, metric in (("x", x), ("y", y)):
         values = points[metric]
         if METRICS[metric].logarithmic:
             values = _on_log_axis(values)
-        placed[axis] = values
-        placed[f"{axis}_above"] = (points[f"{metric}_high"] - values).clip(lower=0)
-        placed[f"{axis}_below"] = (values - points[f"{metric}_low"]).clip(lower=0)
+        styled[axis] = values
+        styled[f"{axis}_above"] = (points[f"{metric}_high"] - values).clip(lower=0)
+        styled[f"{axis}_below"] = (values - points[f"{metric}_low"]).clip(lower=0)
     memory = points["weight_memory_mib"].astype(float)
     most = memory.max()
-    # Area, not diameter, stands for memory.
-    placed["size"] = (_LARGEST * (memory / most) ** 0.5).fillna(_SMALLEST).clip(lower=_SMALLEST)
-    placed["color"] = [static_color(share) for share in points["static"]]
+    # Area, not diameter, represents memory.
+    styled["size"] = (_LARGEST * (memory / most) ** 0.5).fillna(_SMALLEST).clip(lower=_SMALLEST)
+    styled["color"] = [static_color(share) for share in points["static"]]
     rows = points.to_dict("records")
-    placed["group"] = [_group_of(row).name for row in rows]
-    placed["hover"] = [_hover(row) for row in rows]
-    return placed
+    styled["group"] = [_group_of(row).name for row in rows]
+    styled["hover"] = [_hover(row) for row in rows]
+    return styled
 
 
 def _on_log_axis(values: pd.Series) -> pd.Series:
-    """Return ``values`` with those that have no logarithm, such as full precision's 0, below the smallest that has."""
+    """Return ``values`` with those that have no logarithm, such as 0, moved below the smallest positive one."""
     positive = values[values > 0]
     return values.where(values > 0, positive.min() / 3 if len(positive) else 1e-6)
 
@@ -181,10 +181,8 @@ def _hover(row: Mapping[Hashable, Any]) -> str:
 
 
 def _front_line(front: pd.DataFrame, maximise: bool) -> go.Scatter:
-    """Return the staircase through the front's members that are undominated on the two axes shown."""
-    ordered = front.sort_values(["x", "y"], ascending=[True, not maximise])
-    best = ordered["y"].cummax() if maximise else ordered["y"].cummin()
-    steps = ordered[best.ne(best.shift())]
+    """Return the staircase through the members of the front that are undominated on the two axes shown."""
+    steps = staircase(front, maximise=maximise)
     return go.Scatter(
         x=steps["x"].tolist(),
         y=steps["y"].tolist(),
@@ -223,12 +221,12 @@ def _markers(points: pd.DataFrame, group: _Group) -> go.Scatter:
 
 
 def _outlines(points: pd.DataFrame) -> list[str]:
-    """Return the colour of each outline: a hollow point is drawn by its outline alone."""
+    """Return the colour of each outline; a hollow point consists of its outline only."""
     return [GUIDE if feasible else color for feasible, color in zip(points["feasible"], points["color"], strict=True)]
 
 
 def _rings(points: pd.DataFrame, marked: Mapping[int, str], side: str) -> go.Scatter:
-    """Return a ring and a word around each point that is marked."""
+    """Return a ring and a word at each marked point."""
     picked = points[points["number"].isin(list(marked))]
     return go.Scatter(
         x=picked["x"].tolist(),
@@ -250,7 +248,7 @@ def _rings(points: pd.DataFrame, marked: Mapping[int, str], side: str) -> go.Sca
 
 
 def _color_key() -> go.Scatter:
-    """Return a trace without points that brings the scale of colours, below the plot."""
+    """Return an empty trace that adds the colour scale below the plot."""
     return go.Scatter(
         x=[None],
         y=[None],
@@ -296,9 +294,9 @@ def _bars(points: pd.DataFrame, axis: str) -> dict[str, object] | None:
 
 
 def _range(values: pd.Series, limits: Sequence[Limit], left: float = 0.1) -> tuple[float, float]:
-    """Return an axis range that holds all points and limits with some air."""
-    held = [*values.tolist(), *(limit.value for limit in limits)] or [0.0, 1.0]
-    low, high = min(held), max(held)
+    """Return an axis range that contains all points and limits, with a margin."""
+    bounds = [*values.tolist(), *(limit.value for limit in limits)] or [0.0, 1.0]
+    low, high = min(bounds), max(bounds)
     span = high - low or abs(high) or 10.0
     return low - left * span, high + 0.1 * span
 
@@ -309,12 +307,12 @@ def _logarithms(span: tuple[float, float]) -> tuple[float, float]:
 
 
 def _scaled(limits: Sequence[Limit], logarithmic: bool) -> list[Limit]:
-    """Return the limits where a logarithmic axis has them."""
+    """Return the limits in axis coordinates: their logarithms on a logarithmic axis."""
     return [replace(limit, value=math.log10(limit.value)) for limit in limits] if logarithmic else list(limits)
 
 
 def _shares(values: pd.Series, span: tuple[float, float], logarithmic: bool = False) -> list[float]:
-    """Return where ``values`` lie on an axis, from 0 at its start to 1 at its end."""
+    """Return the positions of ``values`` on an axis, from 0 at its start to 1 at its end."""
     scaled = np.log10(values) if logarithmic else values
     return [(value - span[0]) / (span[1] - span[0]) for value in scaled.tolist()]
 
@@ -331,6 +329,6 @@ def _draw_limit(figure: go.Figure, limit: Limit, axis: str, span: tuple[float, f
         figure.add_vline(x=limit.value, annotation_position="top left", **line, **note)
     else:
         figure.add_hline(y=limit.value, annotation_position="bottom left", **line, **note)
-    if logarithmic:  # plotly places lines by value, notes by logarithm
+    if logarithmic:  # Plotly positions lines by value but annotations by logarithm
         figure.layout.annotations[-1].y = math.log10(limit.value)
     (figure.add_vrect if axis == "x" else figure.add_hrect)(**lengthwise, **shade)

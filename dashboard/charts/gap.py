@@ -1,4 +1,4 @@
-"""Which layers explain what two maps differ by."""
+"""The layers that explain the difference between two maps."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,20 +9,20 @@ from dashboard.charts.palette import BASELINE, FAINT, QUIET, STRONG
 from dashboard.formatting import in_chart
 from dashboard.tables.layers import Gap
 
-#: Layers named, those with the largest part; the rest is one bar.
+#: Most layers with a bar each, by the size of their change; the others share one bar.
 _MOST_NAMED = 12
 _ROW_PIXELS, _AROUND_PIXELS = 24, 70
 _REST, _UNEXPLAINED = "{} other layers", "Not explained by layers"
 
 
 def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revision: str) -> go.Figure:
-    """Return one bar a layer that differs: what it adds, or below 0 saves; last what the measurement says besides.
+    """Return one bar per layer that differs, negative if it saves, and last the unexplained part of the measurement.
 
     Args:
         diff: ``dashboard.tables.layers.diff_frame``.
-        column: of it, what is explained.
-        gap: the same in sum.
-        title: of the axis, with the unit.
+        column: its column to explain.
+        gap: the measured and the predicted sum of the column.
+        title: title of the axis, with the unit.
         revision: see ``layout.finish``.
     """
     parts = _parts(diff, column)
@@ -53,7 +53,7 @@ def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revisio
 
 
 def _parts(diff: pd.DataFrame, column: str) -> dict[str, float]:
-    """Return layer -> its part, the largest first, and the rest in sum."""
+    """Return layer -> its change, largest first, and the sum of the other layers."""
     largest = diff.sort_values(column, key=lambda values: -values.abs(), kind="stable")
     named, rest = largest[:_MOST_NAMED], largest[_MOST_NAMED:]
     parts = {str(layer): float(value) for layer, value in zip(named["layer"], named[column], strict=True)}

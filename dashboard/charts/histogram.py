@@ -1,4 +1,4 @@
-"""How the inputs of one layer were distributed in calibration, with the range that static quantization covers."""
+"""The distribution of one layer's inputs in calibration, with the range that static quantization covers."""
 
 import math
 
@@ -9,7 +9,7 @@ from dashboard.charts.palette import FAINT, LIMIT, QUIET, STRONG
 from search_spaces.quantization_map import ActivationRange
 from workers.setup import ActivationHistogram
 
-#: Share of the axis above the bars, where the ends of the range are named.
+#: Share of the axis above the bars, to make room for the names of the bounds.
 _ROOM_FOR_WORDS = 0.2
 
 
@@ -17,8 +17,8 @@ def histogram_figure(histogram: ActivationHistogram, calibrated: ActivationRange
     """Return the histogram on a logarithmic axis of shares; bins outside the range are fainter.
 
     Args:
-        histogram: at least one value.
-        calibrated: the range, drawn as two lines.
+        histogram: a histogram of at least one value.
+        calibrated: the calibrated range, drawn as two lines.
         revision: see ``layout.finish``.
     """
     width = (histogram.high - histogram.low) / len(histogram.counts)

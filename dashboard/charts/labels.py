@@ -1,8 +1,8 @@
-"""Names in figures: short ones, and where they stand so that they cover as little as possible."""
+"""Labels in figures: shortens names, and positions them so that they cover as little as possible."""
 
 from collections.abc import Sequence
 
-#: Size of a name, and where its centre lies for each side it may stand on, in shares of the plot.
+#: Size of a name, and the offset of its centre for each side of a point, in shares of the plot.
 _WIDTH, _HEIGHT = 0.12, 0.06
 _SIDES = {
     "top center": (0.0, 0.06),
@@ -13,7 +13,7 @@ _SIDES = {
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the names of layers from the last number before their last part; whole ones if these are not distinct.
+    """Return the names of layers from the last number before their last part; whole names if these are ambiguous.
 
     >>> short_names(["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"])
     ['0.output.dense', '1.output.dense']
@@ -29,12 +29,12 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def sides(xs: Sequence[float], ys: Sequence[float], named: Sequence[bool]) -> list[str]:
-    """Return Plotly's ``textposition`` for each named point: the side where its name covers the fewest others.
+    """Return Plotly's ``textposition`` for each named point: the side on which its name covers the fewest points.
 
     Args:
-        xs: from 0 at the left edge of the plot to 1 at the right.
-        ys: from 0 at the bottom to 1 at the top.
-        named: which points have names.
+        xs: positions from 0 at the left edge of the plot to 1 at the right.
+        ys: positions from 0 at the bottom to 1 at the top.
+        named: whether each point has a name.
     """
     points = list(zip(xs, ys, strict=True))
     return [
@@ -45,7 +45,7 @@ def sides(xs: Sequence[float], ys: Sequence[float], named: Sequence[bool]) -> li
 
 
 def _covered(point: tuple[float, float], side: str, points: Sequence[tuple[float, float]]) -> int:
-    """Return how many points a name on that side covers; more than there are if it leaves the plot."""
+    """Return how many points a name on ``side`` covers; more than the number of points if it leaves the plot."""
     x, y = point[0] + _SIDES[side][0], point[1] + _SIDES[side][1]
     if not _WIDTH / 2 <= x <= 1 - _WIDTH / 2:
         return len(points) + 1

@@ -1,4 +1,4 @@
-"""Latency of one candidate beside the interleaved full-precision model, as a histogram."""
+"""Histograms of the latency of one candidate and of the interleaved full-precision model."""
 
 from collections.abc import Sequence
 
@@ -13,22 +13,22 @@ from dashboard.tables.trials import Limit
 from workers.measurement import LatencySamples, Samples
 
 _BINS = 60
-#: The slowest few samples would squeeze all others into a few bins.
+#: Percentile at which the axis ends; the slowest samples would squeeze all others into a few bins.
 _SHOWN_PERCENT = 99.5
-#: Percentile -> where its name stands; only those the samples suffice for.
+#: Percentile -> position of its name; drawn only if there are enough samples.
 _PERCENTILES = {50: "top left", 95: "top right", 99: "top right"}
 
 
 def latency_figure(
     latency: LatencySamples, revision: str, *, drift: float = 1.0, limits: Sequence[Limit] = ()
 ) -> go.Figure:
-    """Return both histograms over the same bins, as shares of the samples of each.
+    """Return both histograms over the same bins, each as shares of its samples.
 
     Args:
         latency: raw samples.
         revision: see ``layout.finish``.
-        drift: factor that takes out how fast the machine was, so that times compare with figures and limits.
-        limits: on any percentile, each a line with its label.
+        drift: factor that corrects for the machine's speed, so that times are comparable with figures and limits.
+        limits: limits on percentiles, each drawn as a line with its label.
     """
     edges = _edges(latency) * drift
     figure = Drawing()
@@ -50,7 +50,7 @@ def latency_figure(
 
 
 def hidden_samples(latency: LatencySamples) -> int:
-    """Return how many passes are slower than the histogram shows."""
+    """Return the number of passes that are slower than the end of the axis."""
     last = _edges(latency)[-1]
     return int((latency.candidate_ms > last).sum() + (latency.reference_ms > last).sum())
 

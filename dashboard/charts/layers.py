@@ -1,4 +1,4 @@
-"""Layers of a model: how sensitive each is, and what the maps on the front choose for it."""
+"""The layers of a model: their sensitivities, and their choices on the front."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,7 +11,7 @@ from dashboard.tables.layers import MODES, mode_of
 from search_spaces.choice import CHOICES, Method
 
 _ROW_PIXELS, _AROUND_PIXELS = 22, 110
-#: Hatches tell activation modes of one precision apart without colour.
+#: Hatches distinguish the activation modes of one precision without colour.
 _HATCHES = {
     mode: {"shape": shape, "fillmode": "overlay", "fgcolor": "#111111", "fgopacity": 0.6, "size": 6, "solidity": 0.2}
     for mode, shape in zip(MODES, ("", "/", ".", ""), strict=True)
@@ -19,7 +19,7 @@ _HATCHES = {
 
 
 def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
-    """Return each layer's expected divergence by choice, the most sensitive layer on top.
+    """Return each layer's expected divergence by choice, most sensitive layer on top.
 
     Args:
         layers: rows of ``dashboard.tables.layers.sensitivity_frame``.
@@ -40,7 +40,7 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
                         "color": PRECISIONS[CHOICES[choice].precision][0],
                         "symbol": CHOICE_SYMBOLS[mode_of(CHOICES[choice])] + ("-open" if _is_refined(choice) else ""),
                         "size": 10,
-                        # What is open is nothing but its outline.
+                        # An open symbol consists of its outline only.
                         "line": {"width": 2} if _is_refined(choice) else {"width": 1, "color": QUIET},
                     },
                     customdata=[
@@ -63,12 +63,12 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
 
 
 def _is_refined(choice: str) -> bool:
-    """Return whether a choice differs from another one by its method alone, which no colour tells."""
+    """Return whether a choice differs from another one only by its method, which has no colour."""
     return CHOICES[choice].method is not Method.PLAIN
 
 
 def choices_figure(choices: pd.DataFrame, revision: str) -> go.Figure:
-    """Return how often each layer takes each choice, one bar a layer in execution order.
+    """Return how often each layer takes each choice, with one bar per layer in execution order.
 
     Args:
         choices: ``dashboard.tables.layers.choice_frame``.
@@ -88,7 +88,7 @@ def choices_figure(choices: pd.DataFrame, revision: str) -> go.Figure:
 
 
 def roles_figure(roles: pd.DataFrame, revision: str) -> go.Figure:
-    """Return how each type of layer treats its input, one bar a type.
+    """Return the shares of the activation modes, with one bar per type of layer.
 
     Args:
         roles: ``dashboard.tables.layers.role_frame``.

@@ -1,12 +1,12 @@
-"""What every figure shares: margins, legend, hover, and a zoom that survives new data."""
+"""The shared layout of figures: margins, legend, hover, and a zoom that survives new data."""
 
 from typing import Any
 
 import plotly.graph_objects as go
 
-#: Plotly's own buttons only get in the way.
+#: Without Plotly's buttons.
 CONFIG: dict[str, Any] = {"displayModeBar": False, "responsive": True}
-#: Where there is something to zoom into, buttons do it: dragging would keep a phone from scrolling past.
+#: Zooms with buttons, because dragging would prevent scrolling on phones.
 BOX_CONFIG: dict[str, Any] = {"displaylogo": False, "modeBarButtons": [["select2d"]], "responsive": True}
 ZOOM_CONFIG: dict[str, Any] = {
     "displaylogo": False,
@@ -16,10 +16,10 @@ ZOOM_CONFIG: dict[str, Any] = {
 
 
 class Drawing(go.Figure):  # type: ignore[misc]  # plotly has no types
-    """A figure that is turned into plain data once, however often it is shown; not to be changed after that."""
+    """A figure that is converted to plain data only once; it must not be changed after it is shown."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figure as plain data, which nobody may change."""
+        """Return the figure as plain data, which callers must not change."""
         if "_plain" not in self.__dict__:
             self._plain: dict[str, Any] = super().to_dict()
         return self._plain
@@ -30,9 +30,9 @@ def finish(figure: go.Figure, *, height: int, revision: str, legend: bool = True
 
     Args:
         figure: the figure, changed in place.
-        height: in pixels.
-        revision: as long as it stays the same, the reader's zoom survives new data (``uirevision``).
-        legend: whether traces are named above the plot.
+        height: height in pixels.
+        revision: the reader's zoom survives new data as long as this stays the same (``uirevision``).
+        legend: whether a legend is shown above the plot.
     """
     return figure.update_layout(
         height=height,

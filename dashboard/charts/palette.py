@@ -1,4 +1,4 @@
-"""Colours that colour-blind readers can tell apart (Okabe and Ito, 2008) and that hold on white and on black."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito, 2008), on white and on black."""
 
 import math
 
@@ -8,22 +8,22 @@ from search_spaces.choice import Precision
 STRONG = "#2D8FD5"
 #: Baselines, the full-precision model.
 BASELINE = "#D08700"
-#: What lies behind the front.
+#: Dominated points and secondary elements.
 FAINT = "#8494A5"
 #: Limits and what breaks them.
 LIMIT = "#D5502A"
-#: Grid and outlines that are no data.
+#: Grids and outlines.
 QUIET = "rgba(128, 128, 128, 0.25)"
-#: Lines that lead the eye and rings around what is picked.
+#: Guide lines, and rings around picked points.
 GUIDE = "#7F8894"
 
-#: From every activation quantized dynamically to every one statically: blue over grey to orange, which no
-#: common colour blindness confuses.
+#: From all activations dynamic to all static: blue, grey, orange, which readers with common forms of colour
+#: blindness can distinguish.
 STATIC_SCALE = ((0.0, (31, 135, 214)), (0.5, (150, 140, 158)), (1.0, (226, 137, 0)))
-#: No activation is quantized.
+#: Maps without quantized activations.
 NO_ACTIVATIONS = "#7C8A83"
 
-#: Colour of a precision, and of the letter on it.
+#: Precision -> colour of a cell, and of the letter on it.
 PRECISIONS: dict[Precision, tuple[str, str]] = {
     Precision.FP32: ("#A9B1BA", "#111111"),
     Precision.BF16: ("#56B4E9", "#111111"),
@@ -33,7 +33,7 @@ PRECISIONS: dict[Precision, tuple[str, str]] = {
     Precision.INT4: ("#009E73", "#111111"),
 }
 
-#: How a layer treats its input -> colour, and symbol where colour stands for precision.
+#: Activation mode -> colour, and symbol in charts where colour means precision.
 MODE_COLORS = {
     "static": "#E28900",
     "dynamic": "#1F87D6",
@@ -42,12 +42,12 @@ MODE_COLORS = {
 }
 CHOICE_SYMBOLS = {"static": "circle", "dynamic": "diamond", "weights only": "square", "floating point": "x"}
 
-#: One a job, where jobs are compared; each also has a dash and a symbol of its own.
+#: One colour per compared job; each job also has its own dash and symbol.
 SERIES = ("#1F87D6", "#E28900", "#009E73", "#CC79A7", "#56B4E9", "#D5502A")
 
 
 def static_color(share: float) -> str:
-    """Return the colour of a map with that share of statically quantized activations; NaN is a map with none."""
+    """Return the colour of a map by its share of static activations; NaN means no quantized activations."""
     if math.isnan(share):
         return NO_ACTIVATIONS
     (start, below), (end, above) = STATIC_SCALE[:2] if share <= STATIC_SCALE[1][0] else STATIC_SCALE[1:]

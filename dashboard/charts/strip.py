@@ -1,4 +1,4 @@
-"""The map of one candidate: every layer a cell, coloured by precision, lettered by activation mode."""
+"""The map of one candidate: one cell per layer, coloured by precision, with a letter for the activation mode."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from dashboard.charts.palette import PRECISIONS
 from dashboard.formatting import clipped_text, in_chart
 from search_spaces.choice import Precision
 
-#: Most cells in a row, so that a letter fits into each on a phone.
+#: Most cells per row, so that a letter fits into each cell on a phone.
 _WRAP = 16
 _ROW_PIXELS = 34
-#: Of the 1.0 between two cells; the rest tells neighbours apart.
+#: Width of a cell, as a share of the distance between cells.
 _CELL_WIDTH = 0.95
 
 
 def strip_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
-    """Return the strip of ``tables.trials.layer_frame``, read like text: execution order goes right, then down."""
+    """Return the strip of ``tables.layers.layer_frame``, in execution order from left to right, then down."""
     rows = blocks(layers["layer"].tolist())
     cells = layers.assign(
         row=[row for row, (_, count) in enumerate(rows) for _ in range(count)],
@@ -47,7 +47,7 @@ def strip_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
 
 
 def blocks(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return label and length of each row of layers: the model's repeated blocks, or even rows if it has none.
+    """Return label and length of each row: one row per repeated block of the model, or rows of equal length.
 
     >>> blocks(["emb", "layer.0.q", "layer.0.k", "layer.1.q", "layer.1.k"])
     [('emb', 1), ('layer.0', 2), ('layer.1', 2)]
@@ -66,7 +66,7 @@ def blocks(names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _block_of(name: str) -> str:
-    """Return the path up to its first number, last two parts of it; the first part if there is no number above."""
+    """Return the last two parts of the path up to its first number; the first part if no parent has a number."""
     parts = name.split(".")
     number = next((at for at, part in enumerate(parts[:-1]) if part.isdigit()), None)
     return parts[0] if number is None else ".".join(parts[max(0, number - 1) : number + 1])

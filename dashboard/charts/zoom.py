@@ -1,4 +1,4 @@
-"""The part of a chart the reader looks at. The URL holds it: Streamlit forgets a chart's own zoom with new data."""
+"""The visible part of a chart. The URL holds it, because Streamlit resets a chart's zoom when data changes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,24 @@ import pandas as pd
 
 from autotune.metrics.catalog import METRICS
 
-#: Beside the outermost points: a share of their span, and a ratio on logarithmic axes.
-_AIR, _AIR_RATIO = 0.1, 1.5
+#: Margin beyond the outermost points: a share of their span, and a ratio on logarithmic axes.
+_MARGIN, _MARGIN_RATIO = 0.1, 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zoom:
     """A box on two axes, in their units."""
 
-    #: Metric across, and from where to where.
+    #: Metric on the x axis, and its range.
     x: str
     x_span: tuple[float, float]
-    #: Metric up, and from where to where.
+    #: Metric on the y axis, and its range.
     y: str
     y_span: tuple[float, float]
 
     @classmethod
     def parse(cls, text: str | None, x: str, y: str) -> Self | None:
-        """Return the zoom in the URL; None if there is none for these axes."""
+        """Parse the zoom in the URL; None if there is none for these axes."""
         parts = (text or "").split(",")
         if len(parts) != 6 or parts[:2] != [x, y]:
             return None
@@ -39,7 +39,7 @@ class Zoom:
 
     @classmethod
     def of_boxes(cls, boxes: Sequence[Mapping[str, Any]], x: str, y: str) -> Self | None:
-        """Return the zoom into the last box that was drawn; None if none was."""
+        """Return the zoom to the last box drawn; None without one."""
         if not boxes:
             return None
         spans = {axis: (min(boxes[-1][axis]), max(boxes[-1][axis])) for axis in ("x", "y")}
@@ -48,15 +48,15 @@ class Zoom:
 
     @classmethod
     def around(cls, points: pd.DataFrame, x: str, y: str) -> Self | None:
-        """Return the zoom that shows all of ``points`` with some air; None if they have no extent on an axis."""
+        """Return the zoom that shows all ``points`` with a margin; None if they have no extent on an axis."""
         spans = {}
         for metric in (x, y):
             low, high = float(points[metric].min()), float(points[metric].max())
             if METRICS[metric].logarithmic:
                 low = float(points[metric][points[metric] > 0].min())
-                spans[metric] = (low / _AIR_RATIO, high * _AIR_RATIO)
+                spans[metric] = (low / _MARGIN_RATIO, high * _MARGIN_RATIO)
             else:
-                spans[metric] = (low - _AIR * (high - low), high + _AIR * (high - low))
+                spans[metric] = (low - _MARGIN * (high - low), high + _MARGIN * (high - low))
         zoom = cls(x=x, x_span=spans[x], y=y, y_span=spans[y])
         return zoom if zoom._is_box() else None
 

@@ -1,1 +1,1 @@
-"""Records as data frames and rows. Pure functions; imports formatting only."""
+"""Converts records to data frames and rows. Pure functions; imports formatting only."""

@@ -1,4 +1,4 @@
-"""Jobs beside one another: fronts relative to each job's full precision, and whether they may be compared."""
+"""Compares jobs: fronts relative to each job's full precision, and differences in how jobs were measured."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,14 +7,14 @@ import pandas as pd
 from autotune.jobs.records import JobRecord
 from autotune.metrics.catalog import METRICS
 from dashboard.formatting import ABSENT, one_line
-from dashboard.tables.trials import full_precision_row
+from dashboard.tables.trials import full_precision_row, staircase
 
 
 def relative_front(judged: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Return the front's rows with ``x``, ``y`` and ``memory`` relative to full precision, by ascending ``x``.
+    """Return the rows of the front with ``x``, ``y`` and ``memory`` relative to full precision, by ascending ``x``.
 
-    A metric whose differences are ratios already, such as divergence, stays as it is. Only rows that no other
-    one beats on both axes are kept; none before full precision was measured.
+    Logarithmic metrics, such as divergence, stay absolute. Only rows that no other row beats on both axes are
+    kept; none before full precision was measured.
     """
     full = full_precision_row(judged)
     if full is None:
@@ -24,13 +24,11 @@ def relative_front(judged: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     relative = front[["number", "name"]].assign(
         x=front[x] / full[x], y=quality, memory=front["weight_memory_mib"] / full["weight_memory_mib"]
     )
-    ordered = relative.sort_values(["x", "y"], ascending=[True, not METRICS[y].maximise])
-    best = ordered["y"].cummax() if METRICS[y].maximise else ordered["y"].cummin()
-    return ordered[best.ne(best.shift())].reset_index(drop=True)
+    return staircase(relative, maximise=METRICS[y].maximise).reset_index(drop=True)
 
 
 def protocol(job: JobRecord) -> dict[str, str]:
-    """Return everything about how a job measures that its figures depend on, in words."""
+    """Return the settings and the environment that a job's figures depend on, as text."""
     spec, described = job.spec, job.description
     biases = ", corrected biases" if spec.calibration.bias_correction else ""
     settings = {
@@ -55,7 +53,7 @@ def protocol(job: JobRecord) -> dict[str, str]:
 
 
 def differences(protocols: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
-    """Return one row a setting in which jobs differ, one column a job.
+    """Return one row per setting in which jobs differ, one column per job.
 
     Args:
         protocols: job -> its ``protocol``.
@@ -69,9 +67,9 @@ def differences(protocols: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
 
 
 def warning(settings: Sequence[str]) -> str:
-    """Return in a sentence what differences mean for the comparison."""
+    """Return a sentence on what the differences mean for the comparison."""
     listed = ", ".join(name[0].lower() + name[1:] for name in settings)
     return (
         f"These jobs were measured differently: {listed}. Each front is relative to its own full precision, but a "
-        "ratio on one hardware, batch size or model promises nothing on another."
+        "ratio on one hardware, batch size or model says nothing about another."
     )

@@ -1,4 +1,4 @@
-"""From jobs to data frames: one row a job or an event. Pure functions of their arguments."""
+"""Converts jobs to data frames: one row per job or event. Pure functions."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from dashboard.formatting import ABSENT, duration, figure_text, moment, one_line
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
-    """A job with what the list of jobs says about its trials."""
+    """A job with the facts about its trials that the list of jobs shows."""
 
     job: JobRecord
-    #: Trials the search itself took.
+    #: Trials of the search itself.
     searched: int
     #: The trials on the current front.
     front: Sequence[TrialRecord]
 
 
 def selected(jobs: Sequence[JobRecord], *, states: Collection[str], task: str | None, text: str) -> list[JobRecord]:
-    """Return the jobs in one of ``states``, of ``task``, whose name or id holds ``text``; what is empty selects all."""
+    """Return the jobs in ``states``, of ``task``, whose name or id contains ``text``; empty filters match all."""
     wanted = text.strip().casefold()
     return [
         job
@@ -37,19 +37,19 @@ def selected(jobs: Sequence[JobRecord], *, states: Collection[str], task: str | 
 
 
 def jobs_frame(summaries: Sequence[JobSummary], now: datetime) -> pd.DataFrame:
-    """Return one row a job, as the list of jobs shows it."""
+    """Return one row per job, for the list of jobs."""
     return pd.DataFrame([_job_row(summary, now) for summary in summaries])
 
 
 def queue_frame(jobs: Sequence[JobRecord], at: datetime) -> pd.DataFrame:
-    """Return one row a job that waits or runs: running ones first, then in the order in which they are taken."""
+    """Return one row per running and queued job: running ones first, then in the order in which they start."""
     live = [job for job in jobs if job.state.is_live]
     live.sort(key=lambda job: (job.state is JobState.QUEUED, -job.priority, job.created_at))
     return pd.DataFrame([_queue_row(job, at) for job in live])
 
 
 def events_frame(events: Sequence[tuple[JobRecord, EventRecord]], zone: str | None) -> pd.DataFrame:
-    """Return one row an event, in the order given."""
+    """Return one row per event, in the given order."""
     return pd.DataFrame(
         [
             {
@@ -64,7 +64,7 @@ def events_frame(events: Sequence[tuple[JobRecord, EventRecord]], zone: str | No
 
 
 def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
-    """Return the seconds a live job has left at its pace so far; None before it has a pace."""
+    """Return the seconds that a live job has left at its pace so far; None if unknown."""
     if not job.state.is_live:
         return None
     return remaining_s(done, spec.search.trials, job.elapsed_s, spec.search.time_limit_s)
@@ -89,7 +89,7 @@ def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
 
 
 def _best_text(summary: JobSummary, metric: str) -> str:
-    """Return the best value of an objective; a map that has it is on the front."""
+    """Return the best value of an objective, which is that of a map on the front."""
     if not summary.front:
         return "none feasible" if summary.searched else ABSENT
     sign = -1 if METRICS[metric].maximise else 1
@@ -101,7 +101,7 @@ def _queue_row(job: JobRecord, at: datetime) -> dict[str, object]:
     workers, lease = job.spec.workers, ABSENT
     if job.leased_until is not None:
         left_s = (job.leased_until - at).total_seconds()
-        lease = f"{duration(left_s)} left" if left_s > 0 else f"ran out {duration(-left_s)} ago"
+        lease = f"{duration(left_s)} left" if left_s > 0 else f"expired {duration(-left_s)} ago"
     return {
         "job": f"{one_line(job.name)} ({job.id})",
         "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),

@@ -1,4 +1,4 @@
-"""From maps and probes to data frames: one row a layer. Pure functions of their arguments."""
+"""Converts maps and probes to data frames: one row per layer. Pure functions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,27 @@ from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, ch
 from search_spaces.layer import Layer
 from workers.setup import ModelDescription, Probes
 
-#: Readable without colour: how a quantized layer treats its input.
+#: Letter of an activation mode, readable without colour.
 LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: "W"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """How much of the measured difference between two maps their layers explain."""
+    """The measured difference between two maps, and the part that their layers explain."""
 
-    #: The second map's figure minus the first's, as measured; None if it was not.
+    #: Measured figure of the second map minus that of the first; None if not measured.
     measured: float | None
-    #: The sum of what the layers that differ are expected to change.
+    #: Sum of the expected changes of the layers that differ.
     predicted: float
 
 
 def layer_frame(
     description: ModelDescription, choices: Mapping[str, str], probes: Probes | None = None
 ) -> pd.DataFrame:
-    """Return one row a layer in execution order: what it is, what it takes and costs, and what it may not take.
+    """Return one row per layer in execution order: its kind, choice, costs and refused choices.
 
-    ``latency_ms`` and ``divergence`` are what probes expect of the layer alone; ``time_share`` and
-    ``divergence_share`` their shares of the whole map. All are NaN without probes.
+    ``latency_ms`` and ``divergence`` are the probed values of the layer alone; ``time_share`` and
+    ``divergence_share`` are their shares of the whole map. All are NaN without probes.
     """
     total = sum(layer.flops for layer in description.layers)
     frame = pd.DataFrame([_layer_row(layer, description, choices, total) for layer in description.layers])
@@ -51,7 +51,7 @@ def layer_frame(
 def diff_frame(
     description: ModelDescription, first: Mapping[str, str], second: Mapping[str, str], probes: Probes | None
 ) -> pd.DataFrame:
-    """Return one row a layer that takes another choice in the second map, and what that is expected to change.
+    """Return one row per layer whose choice differs between the maps, with the expected changes.
 
     ``latency_ms``, ``divergence`` and ``bytes`` are the second map's minus the first's.
     """
@@ -72,7 +72,7 @@ def diff_frame(
 
 
 def latency_gap(diff: pd.DataFrame, probes: Probes, pair: tuple[TrialRecord, TrialRecord]) -> Gap:
-    """Return the gap in milliseconds of a pass on the scale of the probes, by the interleaved latency ratios."""
+    """Return the gap in milliseconds per pass, from the interleaved latency ratios, on the scale of the probes."""
     ratios = [trial.figures.get("latency_ratio") for trial in pair]
     measured = None
     if ratios[0] and ratios[1]:
@@ -90,9 +90,9 @@ def divergence_gap(diff: pd.DataFrame, pair: tuple[TrialRecord, TrialRecord]) ->
 def accuracy_drops(
     trials: Sequence[TrialRecord], pair: tuple[Mapping[str, str], Mapping[str, str]], probes: Probes
 ) -> tuple[float, float] | None:
-    """Return the relative accuracy drops that the probes expect of two maps; None before anything was measured.
+    """Return the relative accuracy drops expected of two maps from probes; None before any map was measured.
 
-    How accuracy follows from divergence is fitted to the job's measured maps.
+    The curve from divergence to accuracy is fitted to the job's measured maps.
     """
     known = [trial for trial in trials if trial.state is TrialState.COMPLETE and "accuracy_drop" in trial.figures]
     if not known:
@@ -105,9 +105,10 @@ def accuracy_drops(
 
 
 def sensitivity_frame(description: ModelDescription, probes: Probes) -> pd.DataFrame:
-    """Return one row a layer and choice other than full precision, the most sensitive layer first.
+    """Return one row per layer and choice other than full precision, most sensitive layer first.
 
-    ``worst`` is the largest divergence of any choice of the layer, ``saved_ms`` the time against full precision.
+    ``worst`` is the largest divergence of any choice of the layer, ``saved_ms`` the time saved relative to full
+    precision.
     """
     roles = {layer.name: role_of(layer) for layer in description.layers}
     full = {probe.layer: probe.latency_ms for probe in probes.layers if probe.choice == FULL_PRECISION.name}
@@ -128,7 +129,7 @@ def sensitivity_frame(description: ModelDescription, probes: Probes) -> pd.DataF
 
 
 def choice_frame(description: ModelDescription, maps: Sequence[Mapping[str, str]]) -> pd.DataFrame:
-    """Return one row a layer and choice it takes in ``maps``, with the share of the maps that agree."""
+    """Return one row per layer and choice in ``maps``, with the share of the maps that make the choice."""
     rows = [
         {"layer": layer.name, "role": role_of(layer), "choice": choice, "share": count / len(maps)}
         for layer in description.layers
@@ -138,13 +139,13 @@ def choice_frame(description: ModelDescription, maps: Sequence[Mapping[str, str]
 
 
 def most_disputed(choices: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return the rows of ``choice_frame`` of the layers on which the maps agree least, in execution order."""
+    """Return the rows of ``choice_frame`` for the ``most`` layers on which the maps agree least, in execution order."""
     agreed = choices.groupby("layer", sort=False)["share"].max().sort_values(kind="stable")
     return choices[choices["layer"].isin(agreed.index[:most])]
 
 
 def role_frame(choices: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a layer type: its layers, and the mean shares of ``choice_frame`` by activation mode."""
+    """Return one row per layer type: its number of layers, and the mean shares per activation mode."""
     modes = choices.assign(mode=[mode_of(choice_named(name)) for name in choices["choice"]])
     shares = modes.pivot_table(index="role", columns="mode", values="share", aggfunc="sum", sort=False).fillna(0.0)
     layers = choices.groupby("role", sort=False)["layer"].nunique()
@@ -152,33 +153,33 @@ def role_frame(choices: pd.DataFrame) -> pd.DataFrame:
     return shares.assign(layers=layers).reset_index()
 
 
-#: How layers treat their input, in the order shown.
+#: Activation modes, in the order shown.
 MODES = ("static", "dynamic", "weights only", "floating point")
 
 
 def mode_of(choice: LayerChoice) -> str:
-    """Return how a choice treats the layer's input, one of ``MODES``."""
+    """Return the activation mode of a choice, one of ``MODES``."""
     if not choice.precision.is_quantized:
         return "floating point"
     return "weights only" if choice.activation is ActivationMode.NONE else choice.activation.value
 
 
 def role_of(layer: Layer) -> str:
-    """Return the layer's type: what follows the last number in its name, the last part if there is no number."""
+    """Return the layer's type: its name after the last number, or the last part if there is no number."""
     parts = layer.name.split(".")
     last = max((at for at, part in enumerate(parts) if part.isdigit()), default=None)
     if last is None:
         return parts[-1]
-    return ".".join(parts[last + 1 :]) or layer.kind.value  # a bare sequence says no more than its kind
+    return ".".join(parts[last + 1 :]) or layer.kind.value  # if the name ends in a number, only the kind is known
 
 
 def letter(choice: LayerChoice) -> str:
-    """Return S, D or W for a quantized layer, and nothing for a floating-point one."""
+    """Return S, D or W for a quantized layer; empty for a floating-point one."""
     return LETTERS[choice.activation] if choice.precision.is_quantized else ""
 
 
 def refusals(layer: Layer, description: ModelDescription) -> dict[str, str]:
-    """Return choice name -> why the layer cannot take it; one entry for all if it is frozen."""
+    """Return choice name -> why the layer cannot take it; a single entry for all if the layer is frozen."""
     if layer.frozen_reason:
         return {"every quantized choice": layer.frozen_reason}
     return dict(description.refusals.get(layer.name, {}))
@@ -199,7 +200,7 @@ def _layer_row(
         "choice": choice.name,
         "precision": choice.precision.value,
         "letter": letter(choice),
-        # Nothing at all where jobs did not record kernels, so that the column goes.
+        # None if the job did not record kernels, so that the column is left out.
         "kernel": description.kernels.get(layer.name, {}).get(choice.name, ABSENT) if description.kernels else None,
         "weight_bytes": size,
         "bytes": bytes_text(size),
@@ -214,12 +215,12 @@ def _layer_row(
 
 
 def _expected(probes: Probes | None, choices: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return layer -> latency in ms and layer -> divergence of what each layer takes, as probes expect it."""
+    """Return layer -> probed latency in ms and layer -> probed divergence, for the choice of each layer."""
     taken = [probe for probe in probes.layers if choices.get(probe.layer) == probe.choice] if probes else []
     return {probe.layer: probe.latency_ms for probe in taken}, {probe.layer: probe.divergence for probe in taken}
 
 
 def _pass_ms(probes: Probes, choices: Mapping[str, str]) -> float:
-    """Return what a pass of the map is expected to take: full precision's, changed by what its layers change."""
+    """Return the expected time of a pass of the map: that of full precision plus the changes of its layers."""
     full = dict.fromkeys(choices, FULL_PRECISION.name)
     return probes.pass_ms + sum(_expected(probes, choices)[0].values()) - sum(_expected(probes, full)[0].values())

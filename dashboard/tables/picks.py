@@ -1,4 +1,4 @@
-"""Which map to take from a front, with the reason in words. Pure functions of data frames."""
+"""Picks maps from a front and explains each pick. Pure functions of data frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from dashboard.tables.trials import full_precision_row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pick:
-    """One map, and why it."""
+    """A picked map, and the reason."""
 
-    #: What it is the best at, such as ``Fastest``.
+    #: Why it was picked, such as ``Fastest``.
     title: str
-    #: Its trial.
+    #: Number of its trial.
     number: int
     name: str
-    #: Its figures that count here, in words.
+    #: Its most important figures, as text.
     figures: str
-    #: Why it and no other, in a sentence.
+    #: Explanation of the pick, in one or two sentences.
     reason: str
 
 
@@ -33,28 +33,28 @@ def picks(frame: pd.DataFrame, x: str, y: str, objectives: Sequence[str]) -> lis
 
     Args:
         frame: rows of ``dashboard.tables.trials.judged``.
-        x: latency that decides who is the fastest.
-        y: quality that decides between equals.
-        objectives: of the job; the knee balances them.
+        x: latency that decides which map is the fastest.
+        y: quality that breaks ties.
+        objectives: objectives of the job, which the knee balances.
     """
-    able = frame[frame["feasible"]].dropna(subset=[x, y])
-    if able.empty:
+    feasible = frame[frame["feasible"]].dropna(subset=[x, y])
+    if feasible.empty:
         return []
     reference = full_precision_row(frame)
     return [
-        _extreme("Fastest", able, x, y, (x, y), reference),
-        _extreme("Smallest", able, "weight_memory_mib", x, (x, y), reference),
-        _knee(able, objectives, (x, y)),
+        _extreme("Fastest", feasible, x, y, (x, y), reference),
+        _extreme("Smallest", feasible, "weight_memory_mib", x, (x, y), reference),
+        _knee(feasible, objectives, (x, y)),
     ]
 
 
 def _extreme(
-    title: str, able: pd.DataFrame, metric: str, then: str, shown: tuple[str, str], reference: pd.Series | None
+    title: str, feasible: pd.DataFrame, metric: str, then: str, shown: tuple[str, str], reference: pd.Series | None
 ) -> Pick:
-    keys = [minimised(METRICS[name], able[name].to_numpy()) for name in (then, metric)]
-    ranked = able.iloc[np.lexsort(keys)]
+    keys = [minimised(METRICS[name], feasible[name].to_numpy()) for name in (then, metric)]
+    ranked = feasible.iloc[np.lexsort(keys)]
     best = ranked.iloc[0]
-    reason = "As much as full precision."
+    reason = "Equal to full precision."
     if reference is not None and best[metric] != reference[metric]:
         share = 100 * abs(best[metric] / reference[metric] - 1)
         reason = f"{share:.1f} % {'less' if best[metric] < reference[metric] else 'more'} than full precision."
@@ -64,25 +64,27 @@ def _extreme(
 
 
 def _runner_up(best: pd.Series, second: pd.Series, metric: str) -> str:
-    found = f"Next comes {second['name']} with {value_text(metric, second[metric])}"
+    found = f"The runner-up is {second['name']} with {value_text(metric, second[metric])}"
     if second[metric] <= best[f"{metric}_high"]:
-        return f"{found}, which the measurement cannot tell apart."
+        return f"{found}, within the measurement uncertainty."
     return f"{found}."
 
 
-def _knee(able: pd.DataFrame, objectives: Sequence[str], shown: tuple[str, str]) -> Pick:
-    front = able[able["on_front"]]
+def _knee(feasible: pd.DataFrame, objectives: Sequence[str], shown: tuple[str, str]) -> Pick:
+    front = feasible[feasible["on_front"]]
     points = np.column_stack([minimised(METRICS[metric], front[metric].to_numpy()) for metric in objectives])
     at = knee(points)
-    gone = ways(points)[at]
+    shares = ways(points)[at]
     parts = [
-        f"{100 * way:.0f} % of the way to the best {label_in_sentence(metric)}"
-        for metric, way, spread in zip(objectives, gone, np.ptp(points, axis=0), strict=True)
+        f"{100 * share:.0f} % of the way to the best {label_in_sentence(metric)}"
+        for metric, share, spread in zip(objectives, shares, np.ptp(points, axis=0), strict=True)
         if spread > 0
     ]
-    reason = f"It goes {_and(parts)}: multiplied, more than any other of the {len(front)} maps on the front."
-    if not gone.all():
-        reason = f"It goes {_and(parts)}, and each of the {len(front)} maps on the front is the worst in something."
+    reason = (
+        f"It covers {_and(parts)}; the product of these shares is the largest of the {len(front)} maps on the front."
+    )
+    if not shares.all():
+        reason = f"It covers {_and(parts)}; each of the {len(front)} maps on the front is the worst in one objective."
     if not parts:
         reason = "It is the only map on the front."
     return _pick("Knee", front.iloc[at], shown, reason)

@@ -1,4 +1,4 @@
-"""From trials to data frames: one row a candidate or a metric. Pure functions of their arguments."""
+"""Converts trials to data frames: one row per candidate or metric. Pure functions."""
 
 import math
 from collections import Counter
@@ -25,31 +25,31 @@ from dashboard.formatting import (
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
 from workers.timing.estimates import Figure
 
-#: More points than this make pages and clicks slow; the front and the baselines are always among them.
+#: Most points drawn, because more make the page slow; the front and the baselines come first.
 MOST_POINTS = 500
-#: Cells along each axis, by rank, so that scales do not matter; of the points in one, the newest is drawn first.
+#: Cells along each axis, by rank, so that scales do not matter; the newest point of each cell has priority.
 _CELLS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A constraint as a line across an axis."""
+    """A constraint, drawn as a line across an axis."""
 
-    #: Where the line is, in the axis's unit.
+    #: Position of the line, in the unit of the axis.
     value: float
     #: Whether larger values break the limit.
     at_most: bool
-    #: The limit in words.
+    #: Text of the limit.
     label: str
 
 
 def candidate_name(trial: TrialRecord) -> str:
-    """Return the name of a candidate for people: a baseline's label, or its number."""
+    """Return the name of a candidate for people: its label as a baseline, or its number."""
     return one_line(trial.label) if trial.label else f"trial {trial.number}"
 
 
 def full_precision(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the measured trial that leaves every layer as it is; None before there is one."""
+    """Return the measured trial of full precision; None if there is none."""
     for trial in trials:
         if trial.kind is TrialKind.BASELINE and set(trial.choices.values()) == {FULL_PRECISION.name}:
             return trial if trial.figures else None
@@ -57,38 +57,38 @@ def full_precision(trials: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def misses_text(trial: TrialRecord, constraints: Sequence[Constraint]) -> str:
-    """Return which limits a candidate breaks and by how much; empty if it breaks none."""
+    """Return the limits that a candidate breaks, with its values; empty if it breaks none."""
     known = {limit: trial.figures[limit.metric].value for limit in constraints if limit.metric in trial.figures}
     return "; ".join(miss_text(limit, value) for limit, value in known.items() if limit.violation(value) > 0)
 
 
 def miss_text(constraint: Constraint, value: float) -> str:
-    """Return in words that ``value`` breaks a limit."""
+    """Return the text of a value and the limit that it breaks."""
     found, limit = value_text(constraint.metric, value), value_text(constraint.metric, constraint.limit)
     return f"{label_in_sentence(constraint.metric)} {found} (limit {limit})"
 
 
 def trial_frame(trials: Sequence[TrialRecord]) -> pd.DataFrame:
-    """Return one row a trial with every metric and its interval (``_low``, ``_high``; NaN if unknown).
+    """Return one row per trial with every metric and its interval (``_low``, ``_high``; NaN if unknown).
 
-    ``static`` is the share of static ones among the layers with quantized activations, NaN if there are none.
+    ``static`` is the static share of the layers with quantized activations; NaN if there are none.
     """
     metrics = [f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high")]
     rows = [_trial_row(trial) for trial in trials]
-    # An empty frame would have columns of objects, which pandas takes for labels instead of a mask.
+    # An empty frame would have object columns, which pandas treats as labels instead of a mask.
     types = {"baseline": bool, **dict.fromkeys(("static", *metrics), float)}
     frame = pd.DataFrame(rows, columns=["number", "name", "baseline", "static", *metrics]).astype(types)
-    return frame.copy()  # of one piece: pandas warns of adding to a frame of a hundred
+    return frame.copy()  # defragmented: pandas warns if columns are added to a frame of a hundred blocks
 
 
 def _trial_row(trial: TrialRecord) -> dict[str, object]:
     row: dict[str, object] = {
         "number": trial.number,
         "name": candidate_name(trial),
-        "baseline": trial.label is not None,  # one measured again keeps its label
+        "baseline": trial.label is not None,  # a final measurement keeps the label
         "static": static_share(trial.choices),
     }
-    # The latency of a rejected candidate was not measured to the end.
+    # The latency of a rejected candidate was not measured in full.
     figures = trial.figures if trial.state is TrialState.COMPLETE else {}
     for metric, figure in figures.items():
         row |= {metric: figure.value, f"{metric}_low": figure.low, f"{metric}_high": figure.high}
@@ -96,7 +96,7 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
 
 
 def static_share(choices: Mapping[str, str]) -> float:
-    """Return the share of static ones among the layers with quantized activations; NaN if there are none."""
+    """Return the static share of the layers with quantized activations; NaN if there are none."""
     modes: Counter[ActivationMode] = Counter()
     for name, count in Counter(choices.values()).items():
         modes[choice_named(name).activation] += count
@@ -105,7 +105,7 @@ def static_share(choices: Mapping[str, str]) -> float:
 
 
 def metrics_frame(first: TrialRecord, second: TrialRecord) -> pd.DataFrame:
-    """Return one row a metric that both trials have, in words: their figures with intervals, and the change."""
+    """Return one row per metric that both trials have, as text: figures with intervals, and the change."""
     shared = [metric for metric in METRICS if metric in first.figures and metric in second.figures]
     rows = [_metric_row(metric, first.figures[metric], second.figures[metric]) for metric in shared]
     return pd.DataFrame(rows, columns=["metric", "first", "second", "change", "certain"])
@@ -137,26 +137,33 @@ def _high(figure: Figure) -> float:
 
 
 def full_precision_row(frame: pd.DataFrame) -> pd.Series | None:
-    """Return the row of ``trial_frame`` of the map that leaves every layer as it is; None before it is measured."""
+    """Return the row of full precision in ``trial_frame``; None before it is measured."""
     found = frame[frame["baseline"] & (frame["name"] == FULL_PRECISION.name) & frame["accuracy"].notna()]
     return found.iloc[0] if len(found) else None
 
 
 def judged(frame: pd.DataFrame, constraints: Sequence[Constraint], objectives: Sequence[str]) -> pd.DataFrame:
-    """Return the rows of ``trial_frame`` with what they are worth under limits: ``feasible`` and ``on_front``."""
+    """Return the rows of ``trial_frame`` with the columns ``feasible`` and ``on_front`` under the given limits."""
     feasible = frame["latency_p50_ms"].notna()
     for constraint in constraints:
-        # A metric that was not measured breaks nothing: NaN is not above 0.
+        # An unmeasured metric breaks no limit: NaN is not above 0.
         feasible &= ~(constraint.violation(frame[constraint.metric].to_numpy()) > 0)
-    able = frame[feasible]
-    points = np.column_stack([minimised(METRICS[metric], able[metric].to_numpy()) for metric in objectives])
+    candidates = frame[feasible]
+    points = np.column_stack([minimised(METRICS[metric], candidates[metric].to_numpy()) for metric in objectives])
     on_front = feasible.copy()
     on_front[feasible] = non_dominated(points)
     return frame.assign(feasible=feasible, on_front=on_front)
 
 
+def staircase(points: pd.DataFrame, *, maximise: bool) -> pd.DataFrame:
+    """Return the points that no other beats in both ``x`` and ``y``, by ascending ``x``; ``y`` may be maximised."""
+    ordered = points.sort_values(["x", "y"], ascending=[True, not maximise])
+    best = ordered["y"].cummax() if maximise else ordered["y"].cummin()
+    return ordered[best.ne(best.shift())]
+
+
 def with_misses(points: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.DataFrame:
-    """Return the points with the limits each breaks, in words, as ``misses``."""
+    """Return the points with the limits that each breaks as text in the column ``misses``."""
     misses = pd.Series("", index=points.index)
     for constraint in constraints:
         values = points[constraint.metric]
@@ -168,7 +175,7 @@ def with_misses(points: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.D
 def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.DataFrame:
     """Return the rows of ``judged`` that have both metrics and are not overloaded, at most ``most``.
 
-    Front and baselines come first, then one point wherever there are some, then the newest.
+    Points on the front and baselines come first, then one point per cell, then the newest.
     """
     known = frame.dropna(subset=[x, y])
     known = known[known[x] < OVERLOADED_MS]
@@ -181,7 +188,7 @@ def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.Da
 
 
 def left_out(trials: Sequence[TrialRecord], shown: Collection[int]) -> pd.DataFrame:
-    """Return the candidates that are not drawn, each with the reason."""
+    """Return one row per candidate that is not drawn, with the reason."""
     rows = [
         {"number": trial.number, "name": candidate_name(trial), "why": _why_left_out(trial)}
         for trial in trials
@@ -191,16 +198,16 @@ def left_out(trials: Sequence[TrialRecord], shown: Collection[int]) -> pd.DataFr
 
 
 def _why_left_out(trial: TrialRecord) -> str:
-    said = f": {one_line(trial.message)}" if trial.message else ""
+    detail = f": {one_line(trial.message)}" if trial.message else ""
     if trial.state is TrialState.FAILED:
-        return f"Failed, {cause_text(trial.failure) if trial.failure else 'for an unknown reason'}{said}"
+        return f"Failed, {cause_text(trial.failure) if trial.failure else 'for an unknown reason'}{detail}"
     if trial.state is TrialState.REJECTED:
-        return f"Ruled out before it was measured in full{said}"
-    return "One of the two figures was not measured or is overloaded, or there are too many points in its place"
+        return f"Ruled out before it was measured in full{detail}"
+    return "One of the two figures was not measured or is overloaded, or too many other points are nearby"
 
 
 def limits_on(metric: str, constraints: Sequence[Constraint]) -> tuple[Limit, ...]:
-    """Return the limits that are lines across the axis of ``metric``."""
+    """Return the limits to draw across the axis of ``metric``."""
     return tuple(
         Limit(value=limit.limit, at_most=limit.at_most, label=f"limit {value_text(metric, limit.limit)}")
         for limit in constraints

@@ -42,9 +42,9 @@ _HEADLINES = {
     "weight_memory_mib": "Weight memory",
     "peak_memory_mib": "Peak memory",
 }
-#: Of these, a change from full precision means something.
+#: Those of them for which a change from full precision is meaningful.
 _COMPARED = tuple(name for name in _HEADLINES if name not in ("latency_ratio", "divergence", "held_out_accuracy"))
-#: Columns of the table of layers; those that nothing is known of are left out.
+#: Columns of the table of layers; empty ones are left out.
 _COLUMNS = (
     "layer",
     "kind",
@@ -60,25 +60,25 @@ _COLUMNS = (
     "clipped_shifted",
     "refused",
 )
-#: All layers at once.
+#: Option for all layers.
 _EVERYTHING = "all"
 
 
 def show(front: Page, diff: Page) -> None:
-    """Show the page; ``front`` is the way back, ``diff`` compares the map with another."""
+    """Show the page; it links to ``front``, and to ``diff`` to compare the map with another."""
     st.title("Map")
     job = choose_job()
     if job is None:
         return
     progress = queries.progress(job)
     if not progress.trials:
-        st.info("This job has no candidates yet." if job.state.is_live else "This job ended without a candidate.")
+        st.info("This job has no candidates yet." if job.state.is_live else "This job ended without any candidates.")
         return
     trial = _choose_trial(progress)
     with st.container(horizontal=True, gap="medium"):
         st.page_link(front, label="← Back to the front", query_params={"job": job.id})
         st.page_link(diff, label="Compare with another map", query_params={"job": job.id, "second": str(trial.number)})
-    _standing(job, trial, trial.number in progress.members)
+    _facts(job, trial, trial.number in progress.members)
     _headlines(trial, full_precision(progress.trials))
     _layers(job, trial, progress.probes)
     _latency(job, trial)
@@ -87,14 +87,14 @@ def show(front: Page, diff: Page) -> None:
 
 def _choose_trial(progress: queries.Progress) -> TrialRecord:
     trials = {str(trial.number): trial for trial in progress.trials}
-    asked = st.query_params.get("trial")
-    if asked is not None and asked not in trials:
-        st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
+    requested = st.query_params.get("trial")
+    if requested is not None and requested not in trials:
+        st.warning(f"This job has no trial {in_markdown(requested)}; showing another one.")
     default = str(max(progress.members, default=progress.trials[-1].number))
     return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=progress.names)]
 
 
-def _standing(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
+def _facts(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
     facts = ["on the front" if on_front else "not on the front"] if trial.feasible else []
     facts += [f"trial {trial.number}", f"measured {moment(trial.finished_at, st.context.timezone)}"]
     hardware = trial.environment.get("hardware")
@@ -102,7 +102,7 @@ def _standing(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
     st.caption(" · ".join(in_markdown(fact) for fact in facts))
     misses = misses_text(trial, job.spec.constraints.constraints())
     if misses:
-        st.warning(in_markdown(f"This map misses {misses}.", longest=400))
+        st.warning(in_markdown(f"This map breaks limits: {misses}.", longest=400))
     if trial.state is TrialState.FAILED:
         st.error("This candidate could not be measured: " + (cause_text(trial.failure) if trial.failure else "unknown"))
     if trial.state is TrialState.REJECTED:
@@ -120,7 +120,7 @@ def _headlines(trial: TrialRecord, reference: TrialRecord | None) -> None:
             _headline(metric, trial.figures[metric], reference.figures.get(metric) if reference else None)
     intervals = {_HEADLINES[metric]: interval_text(metric, trial.figures[metric]) for metric in measured}
     known = "; ".join(f"{label} {interval}" for label, interval in intervals.items() if interval)
-    st.caption("Changes are against full precision." + (f" 95 % intervals: {known}." if known else ""))
+    st.caption("Changes are relative to full precision." + (f" 95 % intervals: {known}." if known else ""))
 
 
 def _headline(metric: str, figure: Figure, reference: Figure | None) -> None:
@@ -141,9 +141,9 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     if job.description is None:
         return
     st.header("Layers")
-    # A trial is written once, so what is drawn of it can be kept.
+    # A trial never changes, so its charts can be cached.
     of_trial = job.id, trial.number, probes is not None
-    frame, strip = queries.kept(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
+    frame, strip = queries.cached(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
     st.plotly_chart(
         strip,
         key="strip",
@@ -158,7 +158,7 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     _table(frame)
     left_out = "; ".join(f"{name} ({why})" for name, why in job.description.skipped.items())
     if left_out:
-        st.caption(in_markdown(f"These weights are in no layer and stay in fp32: {left_out}.", longest=1000))
+        st.caption(in_markdown(f"These weights belong to no layer and stay in fp32: {left_out}.", longest=1000))
 
 
 def _strip(
@@ -169,7 +169,7 @@ def _strip(
 
 
 def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
-    """Show what the layers cost, all or those of one block."""
+    """Show the costs of all layers, or of one block."""
     rows = blocks(frame["layer"].tolist())
     starts = list(itertools.accumulate((count for _, count in rows), initial=0))
     names = {_EVERYTHING: f"All {len(frame)} layers"}
@@ -177,17 +177,17 @@ def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
     block = choose("Layers shown", list(names), parameter="block", default=_EVERYTHING, names=names)
     shown = frame if block == _EVERYTHING else frame.iloc[starts[int(block) - 1] : starts[int(block)]]
     st.plotly_chart(
-        queries.kept(lambda: aligned_figure(shown, f"{of_trial} {block}"), "costs", *of_trial, block),
+        queries.cached(lambda: aligned_figure(shown, f"{of_trial} {block}"), "costs", *of_trial, block),
         key="costs",
         config=CONFIG,
         alt=f"Time, memory, expected divergence and input range of {len(shown)} layers; the table has the same figures",
     )
     if frame["latency_ms"].isna().all():
-        st.caption("This job's layers were not probed, so nothing is known of the time and the divergence of each.")
+        st.caption("The time and divergence of each layer are unknown: this job did not probe its layers.")
     if frame["clipped"].isna().all():
-        st.caption(f"What the ranges clip is not known. {NO_HISTOGRAMS}")
+        st.caption(f"Clipping is unknown. {NO_HISTOGRAMS}")
     elif not frame["clipped"].any():
-        st.caption("The calibrated ranges hold every value seen in calibration, so nothing is clipped.")
+        st.caption("The calibrated ranges cover every value seen in calibration, so nothing is clipped.")
 
 
 def _table(frame: pd.DataFrame) -> None:
@@ -195,35 +195,39 @@ def _table(frame: pd.DataFrame) -> None:
         frame.assign(clipped=100 * frame["clipped"])[[name for name in _COLUMNS if frame[name].notna().any()]],
         hide_index=True,
         key="layers-table",
-        alt="The layers in execution order, one a row",
+        alt="The layers in execution order, one per row",
         column_config={
             "layer": st.column_config.TextColumn("Layer", pinned=True),
             "kind": "Kind",
             "shape": "Weight shape",
             "choice": st.column_config.TextColumn("Choice", width=140),
             "kernel": st.column_config.TextColumn(
-                "Kernel", help="The fastest of those that this processor has, timed at the layer's own shapes"
+                "Kernel", help="The fastest kernel on this processor for the shapes of the layer"
             ),
             "bytes": "Size",
             "flops_share": st.column_config.NumberColumn("Share of FLOPs", format="percent"),
             "latency_ms": st.column_config.NumberColumn("Time (ms)", format="%.3f", help="As probed, inside the layer"),
             "divergence": st.column_config.NumberColumn(
-                "Divergence", format="%.1e", help="As probed, if this layer alone took its choice"
+                "Divergence", format="%.1e", help="As probed, if only this layer took its choice"
             ),
             "range": st.column_config.TextColumn("Input range", help="Calibrated; static quantization uses it"),
             "clipped": st.column_config.NumberColumn(
-                "Clipped", format="%.2g %%", help="Of the inputs seen in calibration, those outside the range"
+                "Clipped", format="%.2g %%", help="Share of the inputs seen in calibration that are outside the range"
             ),
             "clipped_shifted": st.column_config.NumberColumn(
-                "Clipped, shifted", format="percent", help="Share of the input outside the range on shifted data"
+                "Clipped, shifted",
+                format="percent",
+                help="Share of the inputs on shifted data that are outside the range",
             ),
-            "refused": st.column_config.TextColumn("Cannot take", help="Choices without a kernel for this layer"),
+            "refused": st.column_config.TextColumn(
+                "Cannot take", help="Choices that this layer cannot take, with the reasons"
+            ),
         },
     )
 
 
 def _latency(job: JobRecord, trial: TrialRecord) -> None:
-    """Show the raw latencies beside the interleaved full-precision model's."""
+    """Show the raw latencies of the map and of the interleaved full-precision model."""
     runs = queries.latency(job, trial.number)
     if not runs:
         return
@@ -235,7 +239,7 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     run = sizes[size]
     metrics = percentiles_of(run.workload)
     median = metrics[50].name
-    # The figures above are of the first batch size, and corrected; so are the limits.
+    # The figures above and the limits are for the first batch size, and drift-corrected.
     first = run.batch_size == runs[0].batch_size and median in trial.figures
     drift = trial.figures[median].value / float(np.median(run.candidate_ms)) if first else 1.0
     limits = [
@@ -245,16 +249,18 @@ def _latency(job: JobRecord, trial: TrialRecord) -> None:
     ]
     of_run = job.id, trial.number, size
     st.plotly_chart(
-        queries.kept(lambda: latency_figure(run, str(of_run), drift=drift, limits=limits), "latency", *of_run),
+        queries.cached(lambda: latency_figure(run, str(of_run), drift=drift, limits=limits), "latency", *of_run),
         key="latencies",
         config=CONFIG,
         alt=f"Histogram of {run.candidate_ms.size} passes of this map and {run.reference_ms.size} of full precision",
     )
     hidden = hidden_samples(run)
-    corrected = f" Times are multiplied by {drift:.3f} for how fast the machine was at that moment." if first else ""
+    corrected = (
+        f" Times are multiplied by {drift:.3f} to correct for the machine's speed at that moment." if first else ""
+    )
     st.caption(
-        f"{run.candidate_ms.size} passes of this map, {run.reference_ms.size} of full precision in between, batch size "
-        f"{size}.{corrected}" + (f" Slower passes not shown: {hidden}." if hidden else "")
+        f"{run.candidate_ms.size} passes of this map interleaved with {run.reference_ms.size} of full precision, batch "
+        f"size {size}.{corrected}" + (f" Slower passes not shown: {hidden}." if hidden else "")
     )
 
 
@@ -263,7 +269,7 @@ def _timed_text(run: LatencySamples) -> str:
 
 
 def _download(job: JobRecord, trial: TrialRecord) -> None:
-    st.header("Take it with you")
+    st.header("Export")
     try:
         text = dump(map_document(job, trial))
     except ConflictError:
@@ -276,7 +282,7 @@ def _download(job: JobRecord, trial: TrialRecord) -> None:
         mime="application/json",
         on_click="ignore",
     )
-    st.markdown("The same from the command line:")
+    st.markdown("From the command line:")
     st.code(f"autotune export {job.id} --pick {trial.number} -o map.json", language="bash")
     st.markdown("Apply it in Python to the full-precision model of the task:")
     st.code(

@@ -1,4 +1,4 @@
-"""Page: the fronts of several jobs over one another."""
+"""Page: the fronts of several jobs in one chart."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,7 +24,7 @@ from dashboard.widgets.page_parts import (
     measured,
 )
 
-#: Newest jobs that can be chosen; a link can name others.
+#: Newest jobs offered; a link can select others.
 _OFFERED = 30
 
 
@@ -38,8 +38,8 @@ def show() -> None:
         return
     jobs = [job for job in everything if job.description is not None]
     names, default = job_names(jobs), [job.id for job in jobs[:2]]
-    asked = st.query_params.get_all("jobs")
-    offered = [job.id for place, job in enumerate(jobs) if place < _OFFERED or job.id in asked]
+    requested = st.query_params.get_all("jobs")
+    offered = [job.id for index, job in enumerate(jobs) if index < _OFFERED or job.id in requested]
     chosen = choose_many("Jobs", offered, parameter="jobs", default=default, names=names, most=MOST_JOBS)
     compared = [job for job in jobs if job.id in chosen]
     if len(compared) < 2:
@@ -52,14 +52,14 @@ def show() -> None:
 def _protocols(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
     differing = differences({names[job.id]: protocol(job) for job in jobs})
     if differing.empty:
-        st.success("All of them were measured in the same way.")
+        st.success("All of these jobs were measured in the same way.")
         return
     st.warning(in_markdown(warning(differing["setting"].tolist()), longest=600))
     with st.expander(f"Settings that differ: {len(differing)}"):
         st.dataframe(
             differing,
             hide_index=True,
-            alt="One row a setting in which the jobs differ, one column a job",
+            alt="One row per setting in which the jobs differ, one column per job",
             column_config={"setting": st.column_config.TextColumn("Setting", pinned=True)},
         )
 
@@ -69,31 +69,33 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
     frames = [progress.frame for _, progress in read]
     x, y = choose_axes(*(measured(metrics, frames) or metrics[:1] for metrics in (LATENCIES, QUALITIES)))
     fronts = {
-        names[job.id]: queries.kept(partial(_front, job, progress, x, y), "relative", job.id, progress.version, x, y)
+        names[job.id]: queries.cached(partial(_front, job, progress, x, y), "relative", job.id, progress.version, x, y)
         for job, progress in read
     }
     empty = [name for name, front in fronts.items() if front.empty]
     if len(empty) < len(fronts):
         shown = tuple((job.id, progress.version) for job, progress in read)
         st.plotly_chart(
-            queries.kept(lambda: compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"), "compare", shown, x, y),
+            queries.cached(lambda: compare_figure(fronts, x=x, y=y, revision=f"{x} {y}"), "compare", shown, x, y),
             key="compare",
             config=ZOOM_CONFIG,
-            alt=f"Fronts of {len(fronts)} jobs relative to full precision; the table below has what each front reaches",
+            alt=f"Fronts of {len(fronts)} jobs relative to full precision; the table has the best of each front",
         )
-        st.caption("Marker area is weight memory relative to full precision; a job's own limits hold for its front.")
+        st.caption(
+            "Marker area is weight memory relative to full precision; the limits of each job apply to its front."
+        )
     for name in empty:
         st.info(in_markdown(f"{name} has no feasible map with these figures.", longest=200))
     st.dataframe(
         [{"job": name, "maps": len(front), **_reach(front, y)} for name, front in fronts.items()],
         hide_index=True,
         key="reach",
-        alt="One row a job: maps drawn, and the least latency, memory and the best quality among them",
+        alt="One row per job: maps drawn, and their lowest latency and memory and best quality",
         column_config={
             "job": st.column_config.TextColumn("Job", pinned=True),
             "maps": "Maps drawn",
-            "latency": st.column_config.NumberColumn("Least latency", format="%.1f %%"),
-            "memory": st.column_config.NumberColumn("Least weight memory", format="%.1f %%"),
+            "latency": st.column_config.NumberColumn("Lowest latency", format="%.1f %%"),
+            "memory": st.column_config.NumberColumn("Lowest weight memory", format="%.1f %%"),
             "quality": st.column_config.NumberColumn(
                 f"Best {METRICS[y].label.lower()}", format="%.1e" if METRICS[y].logarithmic else "%.2f %%"
             ),

@@ -1,4 +1,4 @@
-"""Page: what two maps of one job differ in, and which layers explain it."""
+"""Page: the differences between two maps of one job, and the layers that explain them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,14 +23,14 @@ Pair = tuple[TrialRecord, TrialRecord]
 
 
 def show(map_page: Page) -> None:
-    """Show the page; ``map_page`` shows one of the maps."""
+    """Show the page; it links to ``map_page`` for each map."""
     st.title("Diff")
     job = choose_job()
     if job is None:
         return
     progress = queries.progress(job)
     if len(progress.trials) < 2 or job.description is None:
-        st.info("This job has no two candidates to compare" + (" yet." if job.state.is_live else "."))
+        st.info("This job does not have two candidates to compare" + (" yet." if job.state.is_live else "."))
         return
     pair = _choose_pair(job, progress)
     with st.container(horizontal=True, gap="medium"):
@@ -39,7 +39,7 @@ def show(map_page: Page) -> None:
                 map_page, label=f"Open the {word} map", query_params={"job": job.id, "trial": str(trial.number)}
             )
     description, numbers = job.description, (pair[0].number, pair[1].number)
-    diff = queries.kept(
+    diff = queries.cached(
         lambda: diff_frame(description, pair[0].choices, pair[1].choices, progress.probes),
         "diff", job.id, *numbers, progress.probes is not None,
     )  # fmt: skip
@@ -50,15 +50,15 @@ def show(map_page: Page) -> None:
 
 
 def _choose_pair(job: JobRecord, progress: queries.Progress) -> Pair:
-    """Return the maps in the URL: without any full precision, and the one people would take."""
+    """Return the maps in the URL; the defaults are the first trial, full precision, and the knee of the front."""
     trials = {str(trial.number): trial for trial in progress.trials}
-    best = queries.kept(lambda: _best(progress, job.spec.objectives), "knee", job.id, progress.version)
+    best = queries.cached(lambda: _best(progress, job.spec.objectives), "knee", job.id, progress.version)
     defaults = {"first": str(progress.trials[0].number), "second": str(best)}
     chosen = []
     for column, (parameter, default) in zip(st.columns(2), defaults.items(), strict=True):
-        asked = st.query_params.get(parameter)
-        if asked is not None and asked not in trials:
-            st.warning(f"This job has no trial {in_markdown(asked)}; showing another one.")
+        requested = st.query_params.get(parameter)
+        if requested is not None and requested not in trials:
+            st.warning(f"This job has no trial {in_markdown(requested)}; showing another one.")
         with column:
             label = f"{parameter.capitalize()} map"
             chosen.append(
@@ -77,7 +77,7 @@ def _best(progress: queries.Progress, objectives: Sequence[str]) -> int:
 def _metrics(pair: Pair) -> None:
     frame = metrics_frame(*pair)
     if frame.empty:
-        st.info("At least one of the two maps was not measured, so figures cannot be compared.")
+        st.info("The figures cannot be compared: at least one of the two maps was not measured.")
         return
     st.header("Figures")
     st.dataframe(
@@ -90,7 +90,7 @@ def _metrics(pair: Pair) -> None:
             "first": "First map",
             "second": "Second map",
             "change": "Change",
-            "certain": st.column_config.TextColumn("Told apart", help="Whether the 95 % intervals do not overlap"),
+            "certain": st.column_config.TextColumn("Significant", help="Whether the 95 % intervals do not overlap"),
         },
     )
 
@@ -100,7 +100,7 @@ def _layers(diff: pd.DataFrame, layers: int) -> None:
     if diff.empty:
         st.info("Both maps make the same choices.")
         return
-    st.caption(f"{len(diff)} of {layers} layers differ; the others are left out. Changes are from first to second.")
+    st.caption(f"{len(diff)} of {layers} layers differ; the others are not shown. Changes are from first to second.")
     known = [column for column in ("latency_ms", "divergence") if diff[column].notna().any()]
     st.dataframe(
         diff[["layer", "kind", "first", "second", *known, "bytes"]]
@@ -108,7 +108,7 @@ def _layers(diff: pd.DataFrame, layers: int) -> None:
         .drop(columns="bytes"),
         hide_index=True,
         key="diff",
-        alt="The layers that differ in execution order, one a row, with both choices and the expected change",
+        alt="The layers that differ, one per row in execution order, with both choices and the expected change",
         column_config={
             "layer": st.column_config.TextColumn("Layer", pinned=True),
             "kind": "Kind",
@@ -122,10 +122,10 @@ def _layers(diff: pd.DataFrame, layers: int) -> None:
 
 
 def _explained(progress: queries.Progress, diff: pd.DataFrame, pair: Pair) -> None:
-    """Show which layers explain the gaps, as expected and as measured."""
+    """Show the layers that explain the gaps between the maps, expected and measured."""
     probes = progress.probes
     if probes is None:
-        st.caption("This job's layers were not probed, so what each contributes is not known.")
+        st.caption("The contribution of each layer is unknown: this job did not probe its layers.")
         return
     st.header("What explains the gap")
     revision = f"{pair[0].job_id} {pair[0].number} {pair[1].number}"
@@ -134,15 +134,17 @@ def _explained(progress: queries.Progress, diff: pd.DataFrame, pair: Pair) -> No
         ("latency_ms", latency, "Latency (ms)", "latency_p50_ms"),
         ("divergence", divergence, "Divergence", "divergence"),
     )
-    for place, (column, gap, title, metric) in zip(st.columns(2), parts, strict=True):
-        figure = queries.kept(partial(gap_figure, diff, column, gap, title=title, revision=revision), column, revision)
-        with place:
+    for container, (column, gap, title, metric) in zip(st.columns(2), parts, strict=True):
+        figure = queries.cached(
+            partial(gap_figure, diff, column, gap, title=title, revision=revision), column, revision
+        )
+        with container:
             st.markdown(in_markdown(_sentence(title, gap, metric), longest=300))
             st.plotly_chart(
                 figure,
                 key=f"gap-{column}",
                 config=CONFIG,
-                alt=f"What each layer changes of: {title}; the table above has the same figures",
+                alt=f"{title}: the change by each layer; the table above has the same figures",
             )
     _accuracy(progress, probes, pair)
 
@@ -150,18 +152,18 @@ def _explained(progress: queries.Progress, diff: pd.DataFrame, pair: Pair) -> No
 def _sentence(title: str, gap: Gap, metric: str) -> str:
     expected = f"the layers explain {_signed(metric, gap.predicted)}"
     if gap.measured is None:
-        return f"{title}: {expected}; it was not measured."
+        return f"{title}: {expected}; the gap was not measured."
     rest = gap.measured - gap.predicted
-    said = (
+    remark = (
         "which is all of it"
         if abs(rest) < 0.01 * abs(gap.measured)
         else f"and {_signed(metric, rest)} is not explained"
     )
-    return f"{title}: {_signed(metric, gap.measured)} as measured; {expected}, {said}."
+    return f"{title}: {_signed(metric, gap.measured)} as measured; {expected}, {remark}."
 
 
 def _accuracy(progress: queries.Progress, probes: Probes, pair: Pair) -> None:
-    drops = queries.kept(
+    drops = queries.cached(
         lambda: accuracy_drops(progress.trials, (pair[0].choices, pair[1].choices), probes),
         "drops", pair[0].job_id, pair[0].number, pair[1].number, progress.version,
     )  # fmt: skip
@@ -170,8 +172,8 @@ def _accuracy(progress: queries.Progress, probes: Probes, pair: Pair) -> None:
         return
     expected, measured = 100 * (drops[0] - drops[1]), 100 * (figures[0].value - figures[1].value)
     st.caption(
-        f"Accuracy changes by {measured:+.2f} % of full precision's as measured, by {expected:+.2f} % as expected from "
-        "the divergence, by a curve fitted to this job's measured maps."
+        f"Relative to full precision, accuracy changes by {measured:+.2f} % as measured. A curve fitted to this job's "
+        f"measured maps predicts {expected:+.2f} % from the divergence."
     )
 
 

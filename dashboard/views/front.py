@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit import Page
 
 from autotune.jobs.budget import searched
-from autotune.jobs.front import nearest_trial, standing
+from autotune.jobs.front import nearest_trial, without_superseded
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from dashboard import queries
@@ -30,7 +30,7 @@ from dashboard.tables.trials import (
 from dashboard.widgets.limit_sliders import limit_sliders
 from dashboard.widgets.page_parts import LATENCIES, QUALITIES, choose_axes, choose_job, job_facts, live, measured
 
-#: Metrics of the table: heading and digits.
+#: Metric -> heading and number format in the table.
 _COLUMNS = {
     "latency_p50_ms": ("p50 (ms)", "%.3f"),
     "latency_p95_ms": ("p95 (ms)", "%.3f"),
@@ -49,7 +49,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Drawing:
-    """What one look at a front shows."""
+    """The content of the page at one refresh."""
 
     points: pd.DataFrame
     picks: tuple[Pick, ...]
@@ -59,7 +59,7 @@ class _Drawing:
 
 
 def show(map_page: Page) -> None:
-    """Show the page; ``map_page`` is where a chosen point leads."""
+    """Show the page; choosing a point opens ``map_page``."""
     st.title("Front")
     job = choose_job()
     if job is not None:
@@ -69,7 +69,7 @@ def show(map_page: Page) -> None:
 def _front(job: JobRecord, map_page: Page) -> None:
     progress, spec = queries.progress(job), job.spec
     job_facts(job, searched(progress.trials), len(progress.members))
-    trials = standing(progress.trials)
+    trials = without_superseded(progress.trials)
     _verdict(job, trials)
     latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:
@@ -79,7 +79,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
     x, y = choose_axes(latencies, qualities, spec.objectives)
     limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
     zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
-    drawing = queries.kept(
+    drawing = queries.cached(
         lambda: _drawing(progress, trials, spec.objectives, x, y, limits, zoom),
         "front", job.id, progress.version, x, y, limits, zoom,
     )  # fmt: skip
@@ -93,7 +93,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
 
 
 def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
-    """Say which candidate comes nearest when none meets every limit."""
+    """Show the nearest candidate if none meets every limit."""
     if any(trial.feasible for trial in trials):
         return
     closest = nearest_trial(trials)
@@ -131,7 +131,7 @@ def _drawing(
 
 
 def _words(found: Sequence[Pick]) -> dict[int, str]:
-    """Return what is written at the maps picked; one can be picked for several reasons."""
+    """Return trial number -> text at the picked map; a map can be picked for several reasons."""
     words: dict[int, str] = {}
     for pick in found:
         title = pick.title.lower()
@@ -159,7 +159,7 @@ def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str)
     if drawn_box:
         _zoom_to(drawn_box)
     count = "1 map" if len(points) == 1 else f"{len(points)} maps"
-    edge = " Full precision does not diverge from itself; it stands at the lower edge." if y == "divergence" else ""
+    edge = " Full precision does not diverge from itself; it is drawn at the lower edge." if y == "divergence" else ""
     st.caption(
         f"{count} shown. Marker area is weight memory; colour is how activations are quantized, squares quantize "
         "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map; to "
@@ -174,9 +174,9 @@ def _zoom_to(zoom: Zoom | None) -> None:
 
 
 def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
-    """Show which maps to take within the limits, each with the reason."""
+    """Show the picked maps within the limits, each with the reason."""
     if not found:
-        st.info("No measured map is within these limits; loosen one of them.")
+        st.info("No measured map meets these limits; loosen one of them.")
         return
     for column, pick in zip(st.columns(len(found)), found, strict=True):
         with column.container(border=True, height="stretch"):
@@ -186,10 +186,10 @@ def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
 
 
 def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
-    """Show the points drawn as a table and return the number of the trial whose row was chosen."""
+    """Show the drawn points as a table, and return the index of the selected row."""
     shown = measured(list(_COLUMNS), [points])
     figures = points[["name", "on_front", *shown, "static", "misses"]]
-    # What is overloaded has no number to show; limits that it breaks say so.
+    # An overload has no number to show; the broken limits mention it.
     figures = figures.assign(**{name: figures[name].where(figures[name] < OVERLOADED_MS) for name in shown})
     event = st.dataframe(
         figures.assign(static=100 * points["static"]),
@@ -197,13 +197,15 @@ def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
         key=f"points-{job.id}",
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
-        alt="The maps drawn above, one a row",
+        alt="The maps drawn above, one per row",
         column_config={
             "name": st.column_config.TextColumn("Map", pinned=True),
             "on_front": st.column_config.CheckboxColumn("On front"),
             **{m: st.column_config.NumberColumn(head, format=digits) for m, (head, digits) in _COLUMNS.items()},
             "static": st.column_config.NumberColumn(
-                "Static", format="%.0f %%", help="Of the layers with quantized activations; the rest are dynamic"
+                "Static",
+                format="%.0f %%",
+                help="Share of the layers with quantized activations; the others are dynamic",
             ),
             "misses": st.column_config.TextColumn("Breaks"),
         },
@@ -213,7 +215,7 @@ def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
 
 
 def _opener(points: pd.DataFrame, picked: int | None) -> int | None:
-    """Return the trial to open: the row picked, or the one chosen here, which needs no mouse."""
+    """Return the trial to open: that of the picked row, or the one selected here by keyboard."""
     names = dict(zip(points["number"].tolist(), points["name"], strict=True))
     chosen = st.selectbox(
         "Open a map", list(names), index=None, format_func=lambda number: names[number], placeholder="Choose a map"
@@ -224,7 +226,7 @@ def _opener(points: pd.DataFrame, picked: int | None) -> int | None:
 def _not_drawn(missing: pd.DataFrame) -> None:
     if missing.empty:
         return
-    # Thousands of rows are sent only to those who want them.
+    # Thousands of rows are sent only if the reader opens them.
     details = st.expander(f"Candidates not drawn: {len(missing)}", key="not_drawn", on_change="rerun")
     if details.open:
         with details:
@@ -245,7 +247,7 @@ def _history(job: JobRecord, progress: queries.Progress) -> None:
         return
     st.header("Progress of the search")
     st.plotly_chart(
-        queries.kept(
+        queries.cached(
             lambda: hypervolume_figure(progress.fronts, len(progress.trials), job.id),
             "hypervolume",
             job.id,
@@ -256,5 +258,5 @@ def _history(job: JobRecord, progress: queries.Progress) -> None:
         alt="Hypervolume of the front over the trials measured",
     )
     st.caption(
-        "Hypervolume measures how much of the objectives' space the front covers; it grows with every better map."
+        "The hypervolume is the part of the objective space that the front dominates; every better map increases it."
     )

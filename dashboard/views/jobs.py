@@ -1,4 +1,4 @@
-"""Page: all jobs with their progress, and what can be done to them."""
+"""Page: all jobs with their progress, and actions on them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,21 +13,21 @@ from autotune.store.base import JobStore
 from dashboard import queries
 from dashboard.formatting import in_markdown, state_text
 from dashboard.tables.jobs import jobs_frame, selected
-from dashboard.widgets.actions import act, tell_outcome
+from dashboard.widgets.actions import act, show_outcome
 from dashboard.widgets.page_parts import REFRESH_S, guarded, how_to_begin, job_names
 
-#: Older jobs are read only when asked for.
+#: Number of newest jobs shown; older ones are read only on request.
 _NEWEST = 50
 _ANY_TASK = "any task"
-#: States from which a job can be paused, and cancelled.
+#: States in which a job can be paused, and cancelled.
 _PAUSABLE = (JobState.QUEUED, JobState.RUNNING)
 _CANCELLABLE = (*_PAUSABLE, JobState.PAUSED, JobState.FAILED)
 
 
 def show(front: Page) -> None:
-    """Show the page; ``front`` is where a chosen job leads."""
+    """Show the page; choosing a job opens ``front``."""
     st.title("Jobs")
-    tell_outcome()
+    show_outcome()
     jobs = queries.jobs()
     if not jobs:
         st.info("There are no jobs yet.")
@@ -38,19 +38,19 @@ def show(front: Page) -> None:
     alive = any(job.state.is_live for job in jobs)
 
     @guarded
-    def look() -> None:
+    def refresh() -> None:
         current = queries.jobs()
         if alive and not any(job.state.is_live for job in current):
             st.rerun()
         shown = selected(current, states=states, task=task, text=text)
         _table(shown if everything else shown[:_NEWEST], front)
 
-    st.fragment(look, run_every=REFRESH_S if alive else None)()
-    _deeds(selected(jobs, states=states, task=task, text=text), front)
+    st.fragment(refresh, run_every=REFRESH_S if alive else None)()
+    _actions(selected(jobs, states=states, task=task, text=text), front)
 
 
 def _filters(jobs: list[JobRecord]) -> tuple[list[str], str | None, str]:
-    """Return the states, the task and the text that jobs must have; the URL holds them."""
+    """Return the filters on state, task and text; the URL holds them."""
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         states = st.pills(
             "State",
@@ -68,7 +68,7 @@ def _filters(jobs: list[JobRecord]) -> tuple[list[str], str | None, str]:
 
 def _table(jobs: list[JobRecord], front: Page) -> None:
     if not jobs:
-        st.info("No job is like that; change the filters above.")
+        st.info("No jobs match these filters.")
         return
     frame = jobs_frame([queries.summary(job) for job in jobs], now())
     event = st.dataframe(
@@ -77,7 +77,7 @@ def _table(jobs: list[JobRecord], front: Page) -> None:
         key="jobs-table",
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
-        alt="One row a job: name, state, progress, time left, best feasible map, front size, task, age, hardware",
+        alt="One row per job: name, state, progress, time left, best feasible map, front size, task, age, hardware",
         column_config={
             "name": st.column_config.TextColumn("Job", pinned=True),
             "state": st.column_config.TextColumn("State"),
@@ -102,8 +102,8 @@ def _table(jobs: list[JobRecord], front: Page) -> None:
         st.switch_page(front, query_params={"job": frame["id"].iloc[picked[0]]})
 
 
-def _deeds(jobs: list[JobRecord], front: Page) -> None:
-    """Offer what can be done to a job, its front first; this needs no mouse."""
+def _actions(jobs: list[JobRecord], front: Page) -> None:
+    """Offer a link to a job's front and actions on the job; usable by keyboard."""
     by_id = {job.id: job for job in jobs}
     names = job_names(jobs)
     chosen = st.selectbox(
@@ -116,18 +116,18 @@ def _deeds(jobs: list[JobRecord], front: Page) -> None:
     with st.container(horizontal=True, gap="small"):
         st.page_link(front, label="Open its front", query_params={"job": job.id})
         _button("Pause", job.state in _PAUSABLE, partial(service.pause, job_id=job.id), "Paused")
-        _button("Resume", job.state not in _PAUSABLE, partial(service.resume, job_id=job.id), "Queued to go on")
+        _button("Resume", job.state not in _PAUSABLE, partial(service.resume, job_id=job.id), "Queued to continue")
         _button("Clone", True, lambda store: service.clone(store, job), "Cloned")
         with st.popover("Cancel", disabled=job.state not in _CANCELLABLE):
-            st.markdown("What the job found is kept. It can be resumed later.")
+            st.markdown("Its results are kept. The job can be resumed later.")
             _button("Cancel the job", True, partial(service.cancel, job_id=job.id), "Cancelled")
         with st.popover("Change the budget"):
             _budget(job)
 
 
-def _button(label: str, enabled: bool, deed: Callable[[JobStore], JobRecord], told: str) -> None:
-    def press() -> None:  # before the page looks again: what the click meant counts, even if the job has changed
-        act(deed, told)
+def _button(label: str, enabled: bool, action: Callable[[JobStore], JobRecord], done: str) -> None:
+    def press() -> None:  # runs before the page is drawn again, so the click counts even if the job has changed
+        act(action, done)
 
     st.button(label, disabled=not enabled, on_click=press)
 
@@ -139,7 +139,9 @@ def _budget(job: JobRecord) -> None:
         limit_s = st.number_input(
             "Time limit (s)", min_value=1.0, value=search.time_limit_s, placeholder="no limit", step=60.0
         )
-        priority = st.number_input("Priority", value=job.priority, step=1, help="Higher ones are started first.")
+        priority = st.number_input(
+            "Priority", value=job.priority, step=1, help="Jobs of higher priority are started first."
+        )
         if st.form_submit_button("Change"):
             act(
                 lambda store: service.change_plan(

@@ -1,4 +1,4 @@
-"""Page: the layers of a job's model: how sensitive they are, and what the front makes of them."""
+"""Page: the layers of a job's model: their sensitivities, choices on the front, and activations."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ _METHODS = {
     Estimator.GRADIENT: "a gradient sketch",
     Estimator.LOCAL: "the layers' local errors, scaled to the uniform maps,",
 }
-#: Layers drawn until more are asked for.
+#: Most layers drawn by default.
 _MOST_DRAWN = 30
 
 
@@ -46,9 +46,9 @@ def show() -> None:
 def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes | None, most: int) -> None:
     st.header("Sensitivity")
     if probes is None:
-        st.info("This job's layers were not probed, so how sensitive each is, is not known.")
+        st.info("Layer sensitivities are unknown: this job did not probe its layers.")
         return
-    frame, figure, drawn = queries.kept(partial(_ranked, job.id, description, probes, most), "ranked", job.id, most)
+    frame, figure, drawn = queries.cached(partial(_ranked, job.id, description, probes, most), "ranked", job.id, most)
     st.plotly_chart(
         figure,
         key="sensitivity",
@@ -58,25 +58,25 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
     st.caption(
         f"Estimated by {_METHODS[probes.estimator]} from {probes.samples} samples in {probes.seconds:.1f} s, before "
         "any map was measured. Colour is precision; circles quantize activations statically, diamonds dynamically, "
-        "squares weights only; hollow ones by token, smoothing or GPTQ. A choice without a loss has no point."
+        "squares only weights; hollow symbols: per-token, smoothed or GPTQ. A choice without a loss has no point."
     )
     st.dataframe(
         frame[["layer", "role", "choice", "divergence", "saved_ms"]],
         hide_index=True,
         key="sensitivities",
-        alt="Every layer and choice with its expected divergence and the time it saves, most sensitive layer first",
+        alt="Expected divergence and time saved per layer and choice, most sensitive layer first",
         column_config={
             "layer": st.column_config.TextColumn("Layer", pinned=True),
             "role": "Type",
             "choice": "Choice",
             "divergence": st.column_config.NumberColumn("Divergence", format="%.1e"),
-            "saved_ms": st.column_config.NumberColumn("Saves (ms)", format="%.3f", help="Against full precision"),
+            "saved_ms": st.column_config.NumberColumn("Saves (ms)", format="%.3f", help="Relative to full precision"),
         },
     )
 
 
 def _activations(job: JobRecord, calibration: Calibration) -> None:
-    """Show how the inputs of the layer in the URL were distributed."""
+    """Show the distribution of the inputs of the layer in the URL."""
     st.header("Activations")
     if not calibration.histograms:
         st.info(NO_HISTOGRAMS)
@@ -86,10 +86,10 @@ def _activations(job: JobRecord, calibration: Calibration) -> None:
     layer = choose("Layer", layers, parameter="layer", default=layers[0], names=names)
     histogram, calibrated = calibration.histograms[layer], calibration.ranges[layer]
     st.plotly_chart(
-        queries.kept(partial(histogram_figure, histogram, calibrated, f"{job.id} {layer}"), "inputs", job.id, layer),
+        queries.cached(partial(histogram_figure, histogram, calibrated, f"{job.id} {layer}"), "inputs", job.id, layer),
         key="inputs",
         config=CONFIG,
-        alt=f"Histogram of the inputs of {one_line(layer)}; the text below has the range and what it clips",
+        alt=f"Histogram of the inputs of {one_line(layer)}; the text below has the range and the clipped share",
     )
     st.caption(
         f"{sum(histogram.counts):,} values that the layer saw in calibration, {calibration.samples} samples. Static "
@@ -100,7 +100,7 @@ def _activations(job: JobRecord, calibration: Calibration) -> None:
 def _ranked(
     job_id: str, description: ModelDescription, probes: Probes, most: int
 ) -> tuple[pd.DataFrame, go.Figure, int]:
-    """Return all sensitivities, the figure of the ``most`` sensitive layers, and how many these are."""
+    """Return all sensitivities, the figure of the ``most`` most sensitive layers, and their number."""
     frame = sensitivity_frame(description, probes)
     ranked = list(dict.fromkeys(frame["layer"]))[:most]
     return frame, sensitivity_figure(frame[frame["layer"].isin(ranked)], job_id), len(ranked)
@@ -113,10 +113,10 @@ def _front(job: JobRecord, description: ModelDescription, progress: queries.Prog
         return
     count = "1 map" if len(progress.members) == 1 else f"{len(progress.members)} maps"
     of_front = job.id, progress.version, most
-    roles, figures = queries.kept(lambda: _chosen(job.id, description, progress, most), "chosen", *of_front)
+    roles, figures = queries.cached(lambda: _chosen(job.id, description, progress, most), "chosen", *of_front)
     st.caption(
-        f"What {count} on the front choose for each layer"
-        + (f", for the {most} on which they agree least" if most < len(description.layers) else "")
+        f"Choices of {count} on the front for each layer"
+        + (f", for the {most} layers on which they agree least" if most < len(description.layers) else "")
         + ". Colour is precision; hatched: activations quantized dynamically; dotted: only weights are quantized."
     )
     st.plotly_chart(
@@ -130,7 +130,7 @@ def _front(job: JobRecord, description: ModelDescription, progress: queries.Prog
         figures[1],
         key="roles",
         config=CONFIG,
-        alt="Shares of static, dynamic, weight-only and floating-point layers by type; the table has the same",
+        alt="Shares of static, dynamic, weight-only and floating-point layers by type; the table has the same values",
     )
     _roles(roles)
 
@@ -138,7 +138,7 @@ def _front(job: JobRecord, description: ModelDescription, progress: queries.Prog
 def _chosen(
     job_id: str, description: ModelDescription, progress: queries.Progress, most: int
 ) -> tuple[pd.DataFrame, tuple[go.Figure, go.Figure]]:
-    """Return the shares by type of layer, and the figures of layers and of types."""
+    """Return the shares per layer type, and the figures of layers and of layer types."""
     choices = choice_frame(description, [t.choices for t in progress.trials if t.number in progress.members])
     roles = role_frame(choices)
     return roles, (choices_figure(most_disputed(choices, most), job_id), roles_figure(roles, job_id))
@@ -150,7 +150,7 @@ def _roles(roles: pd.DataFrame) -> None:
         roles[["role", "layers"]].join(100 * roles[shares]),
         hide_index=True,
         key="role-shares",
-        alt="One row a type of layer with the shares drawn above",
+        alt="One row per layer type, with the shares drawn above",
         column_config={
             "role": st.column_config.TextColumn("Type", pinned=True),
             "layers": "Layers",

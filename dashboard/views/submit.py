@@ -1,4 +1,4 @@
-"""Page: submit a job by a form or by a job file."""
+"""Page: submit a job with a form or a job file."""
 
 import secrets
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from autotune.metrics.catalog import METRICS, Kind
 from dashboard import job_form, queries
 from dashboard.formatting import in_markdown
 from dashboard.job_form import LIMITED, OBJECTIVES, SPECIAL, JobForm, as_text, document, read_job
-from dashboard.widgets.actions import act, tell_outcome
+from dashboard.widgets.actions import act, show_outcome
 from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError
 from workers.tasks import task_names
 
-_FORM, _FILE = "by a form", "by a job file"
-#: Names the submission, so that pressing twice is submitting once.
+_FORM, _FILE = "with a form", "with a job file"
+#: Key of the session state for the submission key, which makes a second click submit nothing.
 _KEY = "submission"
 _DEFAULTS = JobSpec.parse({"name": "default", "task": {"name": "default"}})
-#: Smallest change of a limit by the field's buttons.
+#: Step of the buttons of a limit field.
 _STEPS = {name: 0.005 for name in LIMITED if METRICS[name].is_quality}
 
 
 def show(jobs_page: Page) -> None:
-    """Show the page; ``jobs_page`` is where the submitted job appears."""
+    """Show the page; it links to ``jobs_page``, where the submitted job appears."""
     st.title("Submit")
-    tell_outcome()
+    show_outcome()
     how = st.segmented_control("Submit a job", [_FORM, _FILE], default=_FORM, required=True, key="how")
     try:
         spec = _from_file() if how == _FILE else _from_form()
@@ -46,7 +46,7 @@ def show(jobs_page: Page) -> None:
 def _from_file() -> JobSpec | None:
     uploaded = st.file_uploader("Job file", type=["yaml", "yml", "json"], max_upload_size=1)
     if uploaded is None:
-        st.caption("The command autotune init writes one to start from.")
+        st.caption("The command autotune init writes a job file to start from.")
         return None
     spec = read_job(uploaded.getvalue())
     st.code(as_text(spec.dump()), language=None)
@@ -75,7 +75,7 @@ def _fields() -> JobForm:
         tasks,
         index=tasks.index(jobs[0].task) if jobs else 0,
         accept_new_options=True,
-        help="Registered with the controllers; autotune tasks lists them.",
+        help="A task registered with the controllers; autotune tasks lists them.",
     )
     parameters = st.text_input("Task parameters", placeholder="key: value", help="YAML; autotune tasks lists them.")
     frame = _measured(jobs, task)
@@ -99,7 +99,7 @@ def _fields() -> JobForm:
     repeats, batch_sizes = _measurement()
     rate = None
     if "queued" in special:
-        rate = st.number_input("Requests a second", min_value=0.0, value=1.0, help="How fast they come, on average.")
+        rate = st.number_input("Requests per second", min_value=0.0, value=1.0, help="Mean arrival rate.")
     return JobForm(
         name=name,
         task=task or "",
@@ -118,7 +118,7 @@ def _fields() -> JobForm:
 
 
 def _special(task: str | None, frame: pd.DataFrame | None) -> list[str]:
-    """Ask which metrics the task has beside those that all have."""
+    """Show a choice of the metrics that the task has in addition to the common ones."""
     return st.pills(
         "The task also measures",
         list(SPECIAL),
@@ -126,18 +126,18 @@ def _special(task: str | None, frame: pd.DataFrame | None) -> list[str]:
         selection_mode="multi",
         format_func=SPECIAL.__getitem__,
         wrap=True,
-        help="Of shifted data and of language models; a job is refused if its task does not have what it goes by.",
+        help="Metrics of shifted data and language models; a job is rejected if its task lacks a metric that it uses.",
         key=f"special-{task}",
     )
 
 
 def _limits(frame: pd.DataFrame | None, metrics: Sequence[str]) -> dict[str, float | None]:
-    """Show a field for every limit, beside what the baselines of the same task measured."""
+    """Show a field per limit, with the values of the baselines of the same task."""
     st.header("Limits")
     if frame is None:
-        st.caption("No job of this task was measured yet, so there are no baselines to compare with.")
+        st.caption("No job of this task has been measured yet, so there are no baselines to compare with.")
     columns = st.columns(2)
-    return {metric: _limit(columns[place % 2], metric, frame) for place, metric in enumerate(metrics)}
+    return {metric: _limit(columns[index % 2], metric, frame) for index, metric in enumerate(metrics)}
 
 
 def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> float | None:
@@ -167,8 +167,8 @@ def _budget() -> tuple[str, int, float | None]:
 
 def _measurement() -> tuple[int, str]:
     left, right = st.columns(2)
-    repeats = left.number_input("Timed passes of a map", min_value=1, value=_DEFAULTS.measurement.repeats, step=50)
-    return repeats, right.text_input("Batch sizes", value="1", help="Comma-separated; limits are on the first one.")
+    repeats = left.number_input("Timed passes per map", min_value=1, value=_DEFAULTS.measurement.repeats, step=50)
+    return repeats, right.text_input("Batch sizes", value="1", help="Comma-separated; limits apply to the first one.")
 
 
 def _submit(spec: JobSpec | None, jobs_page: Page) -> None:
@@ -180,12 +180,12 @@ def _submit(spec: JobSpec | None, jobs_page: Page) -> None:
             del st.session_state[_KEY]
 
     st.button("Submit the job", type="primary", disabled=spec is None, on_click=press)
-    st.caption("It waits until a controller takes it: autotune serve runs one.")
+    st.caption("The job waits until a controller runs it; autotune serve starts one.")
     st.page_link(jobs_page, label="See all jobs")
 
 
 def _known_jobs() -> Sequence[JobRecord]:
-    """Return the jobs recorded so far; none if there is no database yet, which submitting makes."""
+    """Return the recorded jobs; none if there is no database yet, which submitting creates."""
     try:
         return queries.jobs()
     except AutotuneError:
@@ -193,7 +193,7 @@ def _known_jobs() -> Sequence[JobRecord]:
 
 
 def _measured(jobs: Sequence[JobRecord], task: str | None) -> pd.DataFrame | None:
-    """Return the trials of the newest job of a task that has its baselines, as a frame."""
+    """Return the frame of the newest job of a task that has measured trials; None without one."""
     for job in jobs:
         if job.task == task and job.description is not None:
             frame = queries.progress(job).frame

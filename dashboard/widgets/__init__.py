@@ -1,1 +1,1 @@
-"""What pages are put together from. Imports charts, tables and queries."""
+"""Widgets shared by pages. Imports charts, tables and queries."""

@@ -1,4 +1,4 @@
-"""What readers do to jobs, by the functions of the command line. The database is opened for each deed alone."""
+"""Actions on jobs, by the functions of the command line. Each action opens the database for itself."""
 
 from collections.abc import Callable
 
@@ -10,36 +10,36 @@ from autotune.store.open import default_url, open_store
 from dashboard.formatting import in_markdown, one_line
 from search_spaces.errors import AutotuneError
 
-#: Where the outcome waits for the page to tell it.
+#: Key of the session state for the outcome of the last action.
 _OUTCOME = "outcome"
 
 
-def act(deed: Callable[[JobStore], JobRecord], told: str) -> JobRecord | None:
-    """Do something to a job, and keep what came of it for ``tell_outcome``.
+def act(action: Callable[[JobStore], JobRecord], done: str) -> JobRecord | None:
+    """Perform an action on a job, and keep the outcome for ``show_outcome``.
 
     Args:
-        deed: changes the store and returns the job as it is then.
-        told: what happened, such as ``Paused``.
+        action: changes the store and returns the changed job.
+        done: message on success, such as ``Paused``.
 
     Returns:
-        The job; None if it could not be done.
+        The job; None if the action failed.
     """
     try:
         store = open_store(default_url())
         try:
-            job = deed(store)
+            job = action(store)
         finally:
             store.close()
     except AutotuneError as error:
         st.session_state[_OUTCOME] = ("error", str(error))
         return None
-    order = f", which its driver will see to; until then it is {job.state}" if job.order else ""
-    st.session_state[_OUTCOME] = ("success", f"{told}: {one_line(job.name)} ({job.id}){order}.")
+    order = f"; the driver will apply this shortly, until then it is {job.state}" if job.order else ""
+    st.session_state[_OUTCOME] = ("success", f"{done}: {one_line(job.name)} ({job.id}){order}.")
     return job
 
 
-def tell_outcome() -> None:
-    """Show what came of the last deed, once."""
+def show_outcome() -> None:
+    """Show the outcome of the last action once."""
     outcome = st.session_state.pop(_OUTCOME, None)
     if outcome is None:
         return
@@ -47,5 +47,5 @@ def tell_outcome() -> None:
     if kind == "success":
         st.success(in_markdown(text, longest=400))
     else:
-        st.error("That could not be done.")
+        st.error("The action failed.")
         st.text(text)

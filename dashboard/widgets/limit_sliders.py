@@ -1,4 +1,4 @@
-"""Sliders for limits: what would be feasible, and picked, if the limits were others than the job's."""
+"""Sliders for limits, to show which maps would be feasible and picked with other limits than the job's."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, m
 from dashboard.formatting import label_in_sentence, value_text
 from dashboard.tables.trials import full_precision_row
 
-#: The slider of accuracy ends this much below the best baseline's; who accepts less sets no limit.
+#: The accuracy slider ends this far below the best baseline, relative to it; readers who accept less set no limit.
 _ACCURACY_SLACK = 0.1
-#: Divergences a limit can be set to, coarse because they are compared by their ratios.
+#: Values of a divergence limit, coarse because divergences are compared by ratios.
 _DIVERGENCES = tuple(round(digit * 10.0**power, 6) for power in range(-5, 0) for digit in (1, 2, 5))
 NO_LIMIT = "no limit"
 
@@ -25,19 +25,19 @@ class Scale:
     low: float
     high: float
     step: float
-    #: The end that stands for no limit.
+    #: The end that means no limit.
     loose: float
-    #: Where the slider stands at first.
+    #: Initial position.
     start: float
 
 
 def scale_of(metric: str, frame: pd.DataFrame, limit: float | None) -> Scale:
     """Return the scale of a slider.
 
-    Its ends come from the baselines, which are measured first, so that the slider of a running job stays put.
+    Its ends depend on the baselines, which are measured first, so the slider of a running job does not jump.
 
     Args:
-        metric: what is limited.
+        metric: the limited metric.
         frame: ``dashboard.tables.trials.trial_frame``.
         limit: the job's own limit, which must be on the scale; None if it has none.
     """
@@ -55,12 +55,12 @@ def scale_of(metric: str, frame: pd.DataFrame, limit: float | None) -> Scale:
 
 
 def limit_sliders(own: Sequence[Constraint], frame: pd.DataFrame, metrics: Sequence[str]) -> tuple[Constraint, ...]:
-    """Show a slider for each metric and return the limits as the reader sets them; the job's others stay.
+    """Show a slider per metric, and return its limits with the job's limits on other metrics.
 
     Args:
-        own: the job's limits, where the sliders stand at first.
-        frame: ``dashboard.tables.trials.trial_frame``, with something measured.
-        metrics: what can be limited.
+        own: the job's limits, the initial positions.
+        frame: ``dashboard.tables.trials.trial_frame`` with at least one measured trial.
+        metrics: the metrics to limit.
     """
     for accuracy in (metric for metric in metrics if METRICS[metric].kind is Kind.ACCURACY):
         own = _absolute(own, frame, accuracy)
@@ -76,7 +76,7 @@ def limit_sliders(own: Sequence[Constraint], frame: pd.DataFrame, metrics: Seque
 
 
 def _absolute(own: Sequence[Constraint], frame: pd.DataFrame, accuracy: str) -> Sequence[Constraint]:
-    """Return the limits with one floor for an accuracy, the stricter of the absolute and the relative one."""
+    """Return the limits with a single floor per accuracy: the stricter of the absolute and the relative limit."""
     reference = full_precision_row(frame)
     if reference is None:
         return own
@@ -100,7 +100,7 @@ def _slider(metric: str, frame: pd.DataFrame, limit: float | None) -> float | No
         format=f"%.{decimals}f {METRICS[metric].unit}".rstrip(),
         key=f"limit_{metric}",
         bind="query-params",
-        help="The end of the scale is no limit.",
+        help="The loosest end of the scale means no limit.",
         width=260,
     )
     return None if math.isclose(value, scale.loose, abs_tol=scale.step / 2) else value

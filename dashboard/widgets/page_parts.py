@@ -1,4 +1,4 @@
-"""Pieces every page is made of: choosers that live in the URL, live regions, empty states."""
+"""Parts shared by pages: choosers kept in the URL, live regions and empty states."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,10 +15,10 @@ from dashboard.formatting import constraint_text, duration, in_markdown, moment,
 from dashboard.tables.jobs import remaining_seconds
 from search_spaces.errors import AutotuneError
 
-#: Seconds between two looks at a job that may still change.
+#: Seconds between refreshes of a job that may still change.
 REFRESH_S = 2.0
 
-#: What can stand across, and up.
+#: Metrics for the x axis and for the y axis.
 LATENCIES = tuple(name for name, metric in METRICS.items() if metric.kind is Kind.LATENCY)
 QUALITIES = tuple(
     name
@@ -26,14 +26,14 @@ QUALITIES = tuple(
     if metric.kind in (Kind.ACCURACY, Kind.DIVERGENCE) and not metric.reported_only
 )
 
-#: Said of jobs of earlier versions.
-NO_HISTOGRAMS = "This job was calibrated before histograms were kept; a new job on the same task records them."
+#: Message for jobs of earlier versions.
+NO_HISTOGRAMS = "This job was calibrated before histograms were recorded; a new job on the same task records them."
 
 P = ParamSpec("P")
 
 
 def guarded(page: Callable[P, None]) -> Callable[P, None]:
-    """Return ``page`` with errors of the database shown in words; they can come at any refresh."""
+    """Return ``page``, which then shows database errors as messages; they can occur at any refresh."""
 
     @functools.wraps(page)
     def shown(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -42,68 +42,70 @@ def guarded(page: Callable[P, None]) -> Callable[P, None]:
         except AutotuneError as error:
             st.warning("The jobs cannot be read.")
             st.text(str(error))
-            st.text(f"Database: {queries.place()}")
+            st.text(f"Database: {queries.database_text()}")
             how_to_begin()
 
     return shown
 
 
 def how_to_begin() -> None:
-    """Say which commands make a job."""
-    st.markdown("A job file says what to tune. These commands write one and run it; its progress then shows here.")
+    """Show the commands that create a job."""
+    st.markdown(
+        "A job file describes what to tune. These commands write one and run it; this page then shows its progress."
+    )
     st.code("autotune init job.yaml\nautotune run job.yaml", language="bash")
 
 
 def live(body: Callable[[JobRecord], None], job: JobRecord) -> None:
-    """Show ``body`` of the job, again every ``REFRESH_S`` while it may change and the reader does not pause it."""
+    """Show ``body`` of the job, refreshed every ``REFRESH_S`` seconds while the job is live and not paused here."""
     every = None
     if job.state.is_live:
-        paused = st.toggle("Pause live updates", key="paused", help="Keeps the page still while the job goes on.")
+        paused = st.toggle("Pause live updates", key="paused", help="Stops refreshing the page; the job continues.")
         every = None if paused else REFRESH_S
 
     @guarded
-    def look() -> None:
+    def refresh() -> None:
         current = queries.job(job.id)
         if every is not None and not current.state.is_live:
-            st.rerun()  # the whole page: it ends this timer
+            st.rerun()  # rerun the whole page, which ends this timer
         body(current)
 
-    st.fragment(look, run_every=every)()
+    st.fragment(refresh, run_every=every)()
 
 
 def choose(label: str, options: Sequence[str], *, parameter: str, default: str, names: Mapping[str, str]) -> str:
-    """Return the option the reader chose; the URL's ``parameter`` holds it, so that the view can be shared.
+    """Return the option that the reader chose; a URL parameter holds it, so that links share the view.
 
     Args:
-        label: what is chosen, above the box.
-        options: the values, as the URL has them.
-        parameter: name in the URL.
-        default: taken if the URL has none of the options.
-        names: option -> how it is shown.
+        label: label above the box.
+        options: the values, as in the URL.
+        parameter: name of the URL parameter.
+        default: used if the URL contains none of the options.
+        names: option -> name shown.
     """
-    asked = st.query_params.get(parameter)
-    current = asked if asked is not None and asked in options else default
-    if current != asked:
+    requested = st.query_params.get(parameter)
+    current = requested if requested is not None and requested in options else default
+    if current != requested:
         st.query_params[parameter] = current
     key = f"choose-{parameter}"
-    # The URL decides: following a link must win over what was chosen here before.
+    # The URL decides, because following a link must override an earlier choice.
     st.session_state[key] = current
 
-    def follow() -> None:
-        st.query_params.from_dict({**_kept(parameter), parameter: st.session_state[key]})
+    def update_url() -> None:
+        st.query_params.from_dict({**_kept_parameters(parameter), parameter: st.session_state[key]})
 
-    return st.selectbox(label, options, key=key, format_func=lambda option: names[option], on_change=follow)
+    return st.selectbox(label, options, key=key, format_func=lambda option: names[option], on_change=update_url)
 
 
 def choose_many(
     label: str, options: Sequence[str], *, parameter: str, default: Sequence[str], names: Mapping[str, str], most: int
 ) -> list[str]:
-    """Return the options the reader chose, the first ``most`` of them; the URL's ``parameter`` holds them."""
-    asked = [value for value in st.query_params.get_all(parameter) if value in options]
+    """Return the first ``most`` options that the reader chose; the URL's ``parameter`` holds them."""
+    requested = [value for value in st.query_params.get_all(parameter) if value in options]
     key = f"choose-{parameter}"
-    st.session_state[key] = asked or list(default)
+    st.session_state[key] = requested or list(default)
 
-    def follow() -> None:
+    def update_url() -> None:
         st.query_params[parameter] = st.session_state[key]
 
     chosen = st.pills(
@@ -113,7 +115,7 @@ def choose_many(
         key=key,
         format_func=lambda option: in_markdown(names[option], longest=60),
         wrap=True,
-        on_change=follow,
+        on_change=update_url,
     )
     if len(chosen) > most:
         st.caption(f"The first {most} of {len(chosen)} are shown.")
@@ -121,13 +123,13 @@ def choose_many(
 
 
 def measured(names: Sequence[str], frames: Iterable[pd.DataFrame]) -> list[str]:
-    """Return the metrics that any trial in the frames has."""
+    """Return the metrics that at least one trial in the frames has."""
     found = list(frames)
     return [name for name in names if any(frame[name].notna().any() for frame in found)]
 
 
 def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: Sequence[str] = ()) -> tuple[str, str]:
-    """Return the metrics across and up, of the job's objectives at first; both stay in the URL."""
+    """Return the metrics of the x and the y axis, by default objectives of the job; the URL holds both."""
     with st.container(horizontal=True, gap="medium"):
         x = st.segmented_control(
             "Latency",
@@ -137,7 +139,7 @@ def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: 
             format_func=lambda metric: METRICS[metric].label.removeprefix("Latency "),
             key="latency",
             bind="query-params",
-            help="p95 means: 95 % of passes are at least this fast.",
+            help="p95: 95 % of the passes are at least this fast.",
         )
         y = st.segmented_control(
             "Quality",
@@ -147,23 +149,23 @@ def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: 
             format_func=lambda metric: METRICS[metric].label.removesuffix(" from full precision"),
             key="quality",
             bind="query-params",
-            help="Accuracy is the task's own metric; divergence is how far outputs are from full precision's.",
+            help="Accuracy is the task's metric; divergence measures how far the outputs are from full precision.",
         )
     return x or latencies[0], y or qualities[0]
 
 
-def _kept(parameter: str) -> dict[str, str]:
-    """Return what stays in the URL when ``parameter`` changes: another job has other trials."""
+def _kept_parameters(parameter: str) -> dict[str, str]:
+    """Return the URL parameters to keep when ``parameter`` changes; none for another job, which has other trials."""
     return {} if parameter == "job" else st.query_params.to_dict()
 
 
 def job_names(jobs: Sequence[JobRecord]) -> dict[str, str]:
-    """Return job id -> name and id, since names need not be unique."""
+    """Return job id -> name with id, because names need not be unique."""
     return {job.id: f"{one_line(job.name)} ({job.id})" for job in jobs}
 
 
 def choose_job() -> JobRecord | None:
-    """Return the job in the URL or the newest one; None, after saying so, if there are no jobs.
+    """Return the job in the URL or the newest one; show a message and return None if there are no jobs.
 
     Raises:
         StoreError: if the database cannot be opened or read.
@@ -173,16 +175,16 @@ def choose_job() -> JobRecord | None:
         st.info("There are no jobs yet.")
         how_to_begin()
         return None
-    asked = st.query_params.get("job")
+    requested = st.query_params.get("job")
     names = job_names(jobs)
-    if asked is not None and asked not in names:
-        st.warning(f"This database has no job {in_markdown(asked)}; showing the newest one.")
+    if requested is not None and requested not in names:
+        st.warning(f"This database has no job {in_markdown(requested)}; showing the newest one.")
     chosen = choose("Job", list(names), parameter="job", default=jobs[0].id, names=names)
     return next(job for job in jobs if job.id == chosen)
 
 
 def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
-    """Show in a few lines how a job stands, what limits it, and what went wrong."""
+    """Show the state, the limits and the problems of a job in a few lines."""
     spec = job.spec
     facts = [state_text(job.state), f"{trials} of {spec.search.trials} trials", f"{front_size} on the front"]
     left = remaining_seconds(job, spec, trials)
@@ -198,19 +200,19 @@ def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
 
 
 def _trouble(job: JobRecord, patience_s: float) -> None:
-    """Say what went wrong, if anything did, and how to go on."""
+    """Show what went wrong, if anything, and the command that continues the job."""
     silent_s = (now() - job.updated_at).total_seconds()
     if job.state is JobState.FAILED:
         st.error("This job stopped with an error.")
         if job.error:
             st.text(job.error)
     elif job.state is JobState.PAUSED:
-        st.warning("This job was stopped before its budget was used.")
+        st.warning("This job was paused before its budget was used.")
     elif job.state is JobState.CANCELLED:
-        st.warning("This job was cancelled before its budget was used; what it found is kept.")
+        st.warning("This job was cancelled before its budget was used; its results are kept.")
     elif job.state is JobState.RUNNING and silent_s > patience_s:
-        st.warning(f"No news for {duration(silent_s)}: the process that ran this job may be gone.")
+        st.warning(f"No news for {duration(silent_s)}: the process that ran this job may have died.")
     else:
         return
-    st.markdown("This command goes on with it; finished trials are kept.")
+    st.markdown("This command continues the job; finished trials are kept.")
     st.code(f"autotune resume {one_line(job.id)}", language="bash")

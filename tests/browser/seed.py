@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import (
     EventRecord,
@@ -117,7 +117,7 @@ def record_job(store: Store, job_id: str, scenario: Scenario, at: datetime) -> s
     store.create_job(job)
     drive(store, job_id, scenario)
     said = EventRecord(at=at, kind="state", message=f"The job is {scenario.state}.")
-    store.change_job(job_id, held(0, said, state=scenario.state, error=scenario.error))
+    store.change_job(job_id, with_fields(0, said, state=scenario.state, error=scenario.error))
     return job_id
 
 
@@ -126,7 +126,7 @@ def drive(store: Store, job_id: str, scenario: Scenario) -> None:
     spec = store.job(job_id).spec
     if scenario.described:
         description = describe(scenario.hardware, histograms=scenario.probed)
-        driven = held(0, state=JobState.RUNNING, description=description, driver="host:1:2:")
+        driven = with_fields(0, state=JobState.RUNNING, description=description, driver="host:1:2:")
         described = store.change_job(job_id, driven)
         if scenario.probed:
             obtain_probes(store, described, SimpleNamespace(probe=probes), Silent())

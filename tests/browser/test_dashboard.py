@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.records import JobRecord, JobState, TrialRecord
 from autotune.maps.map_file import dump, map_document
 from search_spaces.choice import ActivationMode, choice_named
@@ -139,7 +139,7 @@ def test_a_running_job_grows_while_it_is_watched(visit: Visit, dashboard: "Dashb
     page.get_by_text("Pause live updates").click()
     expect(page.get_by_text(f"{recorded + 2} of 60 trials")).to_be_visible()
 
-    dashboard.store.change_job(job_id, held(0, state=JobState.FINISHED))
+    dashboard.store.change_job(job_id, with_fields(0, state=JobState.FINISHED))
     expect(page.get_by_text("Pause live updates")).to_be_hidden()
     expect(page.get_by_text("✓ finished")).to_be_visible()
 

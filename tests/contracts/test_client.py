@@ -128,7 +128,7 @@ def claim(store: Store, job: JobRecord) -> JobRecord:
 def running_job(client: Client, store: Store, trials: int = 3) -> JobRecord:
     """A job with a description, trials, latencies, fronts and events."""
     job = claim(store, client.submit(spec()))
-    store.change_job(job.id, lifecycle.held(job.epoch, event("probed", NASTY), description=description()))
+    store.change_job(job.id, lifecycle.with_fields(job.epoch, event("probed", NASTY), description=description()))
     results = [
         TrialResult(
             trial=trial(job.id, number),

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import ConflictError, JobSpecError, NotFoundError
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.records import FrontRecord, JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.timestamps import event
 from autotune.metrics.catalog import METRICS
@@ -126,14 +126,16 @@ def test_job_ids_are_unique(store: Store) -> None:
 
 def test_update_changes_counts_and_tells(store: Store) -> None:
     store.create_job(job())
-    changed = store.change_job("a1", held(0, event("started", "Go"), state=JobState.RUNNING, description=description()))
+    changed = store.change_job(
+        "a1", with_fields(0, event("started", "Go"), state=JobState.RUNNING, description=description())
+    )
     assert changed == store.job("a1")
     assert changed.state is JobState.RUNNING
     assert changed.description == description()
     assert changed.version == 1
     assert changed.updated_at > AT
     assert [(e.kind, e.message) for e in store.events("a1")] == [("started", "Go")]
-    assert store.change_job("a1", held(0, error="x")).version == 2
+    assert store.change_job("a1", with_fields(0, error="x")).version == 2
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_update_changes_counts_and_tells(store: Store) -> None:
         lambda store: store.latency("b2", 0),
         lambda store: store.fronts("b2"),
         lambda store: store.events("b2"),
-        lambda store: store.change_job("b2", held(0, error="x")),
+        lambda store: store.change_job("b2", with_fields(0, error="x")),
         lambda store: store.record([TrialResult(trial=trial(job_id="b2"))], epoch=0),
     ],
 )

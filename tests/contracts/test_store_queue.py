@@ -11,7 +11,7 @@ import pytest
 
 from autotune.client.actions import cancel, change_plan, clone, pause, resume, submit
 from autotune.errors import ConflictError, LeaseLostError, NotFoundError
-from autotune.jobs.lifecycle import Change, Transition, claimed, held, released, settled
+from autotune.jobs.lifecycle import Change, Transition, claimed, released, settled, with_fields
 from autotune.jobs.records import (
     Directions,
     FrontRecord,
@@ -301,7 +301,7 @@ STALE = [
     lambda store: store.directions("a1", epoch=1),
     lambda store: store.record([result(0, events=(event("x", "y"),), elapsed_s=1.0)], epoch=1),
     lambda store: store.record([result(0), result(1)], epoch=1),
-    lambda store: store.change_job("a1", held(1, event("x", "y"), error="z")),
+    lambda store: store.change_job("a1", with_fields(1, event("x", "y"), error="z")),
     lambda store: store.change_job("a1", settled(1, JobState.FINISHED, "done")),
 ]
 
@@ -346,7 +346,7 @@ def test_held_jobs_tell_the_kind_of_their_hardware_once_it_is_known(store: Store
         store.create_job(job(job_id))
         store.change_job(job_id, claimed("c", 60.0))
         if kind is not None:
-            store.change_job(job_id, held(1, description=description(kind)))
+            store.change_job(job_id, with_fields(1, description=description(kind)))
     assert {found.job_id: found.kind for found in store.held_jobs()} == {
         "new": "", "old": "", "known": "AMD EPYC (AVX2)",
     }  # fmt: skip

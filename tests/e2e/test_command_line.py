@@ -21,7 +21,7 @@ import autotune
 from autotune.cli.sensitivity import shortened
 from autotune.client.actions import submit
 from autotune.jobs.budget import searched
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import TrialState
 from autotune.jobs.spec import JobSpec
@@ -288,7 +288,7 @@ def record_job(folder: Path, *, probed: bool) -> str:
             fingerprint="f", layers=(), refusals={}, layer_bytes={}, other_bytes=0, environment=environment,
             calibration=Calibration(ranges={}, samples=1, seconds=0.1),
         )  # fmt: skip
-        record = store.change_job(record.id, held(0, description=description))
+        record = store.change_job(record.id, with_fields(0, description=description))
         obtain_probes(store, record, ProbingPool(), Silent())  # type: ignore[arg-type]
     store.close()
     return record.id
@@ -332,7 +332,7 @@ def test_layer_names_lose_their_middle_but_not_their_numbers(name: str, width: i
 def test_job_without_sensitivities_says_why(run: Run, folder: Path) -> None:
     number = record_job(folder, probed=False)
     done = run("sensitivity", "last", code=8)
-    assert f"has not probed its layers; wait if it is running, else run: autotune resume {number}" in done.stderr
+    assert f"has not probed its layers; wait if it is running, otherwise run: autotune resume {number}" in done.stderr
 
     (folder / "job.yaml").write_text(yaml.safe_dump(job(search={"trials": 3, "sampler": "nsga2"})))
     run("run", "job.yaml", "--task-file", TASK_FILE)
@@ -345,7 +345,7 @@ def test_job_without_sensitivities_says_why(run: Run, folder: Path) -> None:
     done = run("sensitivity", "last", "--json", code=8)
     error = json.loads(done.stderr)["error"]
     assert error["kind"] == "ConflictError"
-    assert "the first layer is in trouble; mend that and run: autotune resume" in error["message"]
+    assert "the first layer is in trouble; fix that and run: autotune resume" in error["message"]
 
 
 WRONG = [
@@ -375,7 +375,7 @@ def test_errors_say_what_to_do(run: Run, arguments: list[str], code: int, messag
             {"choices": ["fp32", "fp8_dynamic"]},
             "none of the model's 2 layers may take anything but fp32: 0: fp8_dynamic",
         ),
-        ({"choices": ["fp32"]}, "allow other choices by search.choices or search.layers"),
+        ({"choices": ["fp32"]}, "allow other choices in search.choices or search.layers"),
     ],
 )
 def test_nothing_to_search_says_why(run: Run, folder: Path, search: dict[str, Any], message: str) -> None:

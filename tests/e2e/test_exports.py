@@ -70,7 +70,7 @@ def test_export_says_whether_figures_are_of_the_search_alone(run: Run, folder: P
     hasty = JOB | {"name": "hasty", "search": {"trials": 8, "time_limit_s": 0.01}}
     (folder / "hasty.yaml").write_text(yaml.safe_dump(hasty))
     run("run", "hasty.yaml", "--task-file", TASK_FILE, "-d", "sqlite:///hasty.db")
-    told = "not measured again in the end"
+    told = "this map was not re-measured"
     assert told in run("export", "last", "--pick", "fastest", "-o", "hasty.json", "-d", "sqlite:///hasty.db").stderr
     assert told not in run("export", "last", "--pick", "fastest", "-o", "calm.json").stderr
 

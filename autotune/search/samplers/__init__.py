@@ -1,4 +1,4 @@
-"""Samplers by their name in job files."""
+"""Builds samplers by their name in job files."""
 
 import random
 import warnings
@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.jobs.spec import SamplerName
 
-#: Smallest population that keeps some diversity, and the largest worth its generations in small budgets.
+#: Smallest population with enough diversity, and the largest that leaves enough generations in small budgets.
 _POPULATION = (12, 50)
 
 
@@ -22,7 +22,7 @@ def build_plain_sampler(name: SamplerName, *, seed: int, trials: int, slots: int
 
     Args:
         name: which one.
-        seed: of its random numbers.
+        seed: seed of its random numbers.
         trials: budget of the job; genetic algorithms size their population for about six generations.
         slots: candidates measured at once; a generation holds at least twice as many.
     """
@@ -37,7 +37,7 @@ def _clamped(population: int) -> tuple[int, int]:
 
 
 class _Random(RandomSampler):
-    """Optuna's, without what it does for every parameter because some might be numbers: ten times as fast."""
+    """Optuna's random sampler for categorical parameters only, which is ten times as fast."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed=seed)

@@ -1,4 +1,4 @@
-"""Our own sampler: Optuna's interface around the planner."""
+"""The sensitivity sampler: Optuna's interface to the planner."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,36 +13,36 @@ from autotune.planner.knapsack import Maps
 from autotune.planner.next_map import Planner
 from workers.timing.estimates import Figure
 
-#: User attributes it reads: a trial's figures, and in the study those of full precision.
+#: User attributes that the sampler reads: the figures of a trial, and of full precision in the study.
 FIGURES, FULL_PRECISION_FIGURES = "figures", "full_precision_figures"
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 class SensitivitySampler(BaseSampler):
-    """Proposes whole maps where hypervolume is expected, from probes and from what was measured.
+    """Proposes the whole maps with the highest expected hypervolume gain, from probes and measured maps.
 
-    It plans for the groups it was given once the study has full precision's figures. Every other
-    parameter, and a map it cannot plan, is drawn at random.
+    The sampler plans its groups once the study has the figures of full precision. It draws all other
+    parameters, and maps that it cannot plan, at random.
     """
 
     def __init__(self, planner: Planner | None = None, groups: Sequence[str] = (), *, seed: int | None = None) -> None:
-        """Take the planner and the names of its groups, in its order; without one, all is drawn at random."""
+        """Use ``planner`` for ``groups``, in the planner's order; without a planner, draw everything at random."""
         self._planner = planner
         self._groups = tuple(groups)
         self._random = RandomSampler(seed=seed)
-        self._told: set[int] = set()
+        self._observed: set[int] = set()
 
     @property
     def spent(self) -> bool:
-        """Return whether no more gain is to be expected."""
+        """Whether the planner expects almost no more gain."""
         return self._planner is not None and self._planner.spent
 
     def reseed_rng(self) -> None:
         self._random.reseed_rng()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the groups' distributions as earlier trials had them, empty before the first trial."""
+        """Return the distributions of the groups from an earlier trial; empty before the first trial."""
         if self._planner is None or FULL_PRECISION_FIGURES not in study.user_attrs:
             return {}
         for other in reversed(study._get_trials(deepcopy=False, use_cache=True)):
@@ -53,7 +53,7 @@ class SensitivitySampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return a whole map, or independent draws where nothing can be planned."""
+        """Return a whole map, or independent random draws if the planner proposes none."""
         if self._planner is not None and set(search_space) == set(self._groups) and search_space:
             proposed = self._plan(self._planner, study, trial, search_space)
             if proposed is not None:
@@ -73,15 +73,15 @@ class SensitivitySampler(BaseSampler):
         self, planner: Planner, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any] | None:
         trials = study._get_trials(deepcopy=False, use_cache=False)
-        new = [other for other in trials if other.number not in self._told and self._is_whole(other)]
+        new = [other for other in trials if other.number not in self._observed and self._is_whole(other)]
         planner.set_full_precision(_figures(study.user_attrs[FULL_PRECISION_FIGURES]))
-        told = [other for other in new if other.state in _FINISHED]
-        if told:
-            self._told.update(other.number for other in told)
+        finished = [other for other in new if other.state in _FINISHED]
+        if finished:
+            self._observed.update(other.number for other in finished)
             planner.observe(
-                self._maps(told),
-                [_figures(other.user_attrs.get(FIGURES, {})) for other in told],
-                [_is_feasible(other) for other in told],
+                self._maps(finished),
+                [_figures(other.user_attrs.get(FIGURES, {})) for other in finished],
+                [_is_feasible(other) for other in finished],
             )
         pending = [other for other in new if other.state is TrialState.RUNNING and other.number != trial.number]
         proposed = planner.propose(self._maps(pending))
@@ -94,7 +94,7 @@ class SensitivitySampler(BaseSampler):
         return all(name in trial.params for name in self._groups)
 
     def _maps(self, trials: Sequence[FrozenTrial]) -> Maps:
-        """Return the trials' parameters as numbers of choices, shape ``(trials, groups)``."""
+        """Return the trials' parameters as choice numbers, shape ``(trials, groups)``."""
         numbers = [
             [int(trial.distributions[name].to_internal_repr(trial.params[name])) for name in self._groups]
             for trial in trials
@@ -103,7 +103,7 @@ class SensitivitySampler(BaseSampler):
 
 
 def figures_attribute(figures: Any) -> dict[str, list[float | None]]:
-    """Return figures as an attribute that the sampler reads."""
+    """Return figures in the form of the attributes that the sampler reads."""
     return {name: [figure.value, figure.low, figure.high] for name, figure in figures.items()}
 
 

@@ -341,7 +341,7 @@ def test_bodies_are_cut_off_while_they_are_read(service: Service) -> None:
         pytest.param(b"", "must be a mapping|not valid JSON", id="empty"),
         pytest.param(b"\xff\xfe\xfa", "not valid JSON", id="no text"),
         pytest.param(b"[" * 60_000, "levels", id="deep"),
-        pytest.param(b'{"name": "a", "name": "b"}', "'name' is there again", id="twice"),
+        pytest.param(b'{"name": "a", "name": "b"}', "'name' is repeated", id="twice"),
         pytest.param(b'{"name": NaN}', "finite", id="nan"),
         pytest.param(b'{"search": {"trials": 1e999}}', "search.trials", id="infinite"),
         pytest.param(b"[]", "mapping", id="list"),

@@ -121,7 +121,7 @@ def test_floor_is_the_stricter_of_both_constraints() -> None:
 def test_a_job_that_goes_by_shifted_data_needs_a_task_with_them(job: dict[str, object]) -> None:
     spec = JobSpec.parse({"name": "shifted", "task": {"name": "shifting"}, **job})
     _check_figures(spec, evaluator().description)
-    with pytest.raises(JobSpecError, match="needs a task with shifted data, but task 'shifting' has none; take acc"):
+    with pytest.raises(JobSpecError, match="needs a task with shifted data, but task 'shifting' has none; use acc"):
         _check_figures(spec, evaluator(has_shifted=False).description)
 
 

@@ -97,7 +97,7 @@ def is_legal(record: JobRecord) -> bool:
 
 
 WRITES = [
-    lifecycle.held(5, error="x"),
+    lifecycle.with_fields(5, error="x"),
     lifecycle.settled(5, JobState.FINISHED, "done"),
     lifecycle.settled(5, JobState.PAUSED, "stopped"),
 ]
@@ -106,7 +106,9 @@ WRITES = [
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("situation", ["held", "expired", "queued", "cancelled"])
 def test_a_driver_whose_job_was_given_away_writes_nothing(situation: str, write: Transition) -> None:
-    with pytest.raises(LeaseLostError, match="job a1 was given to old, as its lease had run out; nothing was written"):
+    with pytest.raises(
+        LeaseLostError, match="job a1 was given to old because its lease had expired; nothing was written"
+    ):
         write(dataclasses.replace(job(situation), epoch=6), AT)
 
 
@@ -123,13 +125,13 @@ def test_a_claim_takes_the_next_epoch_and_says_why() -> None:
         assert change.job.leased_until == AT + timedelta(seconds=LEASE_S)
         told[situation] = change.events[0]
     assert told["queued"].kind == "started"
-    assert (told["expired"].kind, told["expired"].message) == ("taken_over", "Driver old was lost; new goes on")
+    assert (told["expired"].kind, told["expired"].message) == ("taken_over", "Driver old was lost; new continues")
 
 
 def test_an_order_that_is_carried_out_by_others_stops_a_driver_thought_dead() -> None:
     cancelled = lifecycle.ordered(Order.CANCEL)(job("expired"), AT).job
     with pytest.raises(LeaseLostError):
-        lifecycle.held(5)(cancelled, AT)
+        lifecycle.with_fields(5)(cancelled, AT)
 
 
 def test_a_job_that_is_given_up_after_it_failed_is_no_failure() -> None:
@@ -163,7 +165,7 @@ def test_a_settled_job_tells_so_once() -> None:
 
 def test_fields_are_changed_and_events_told_by_the_driver() -> None:
     told = event("probes_failed", "x")
-    change = lifecycle.held(5, told, error="y")(job("held"), AT)
+    change = lifecycle.with_fields(5, told, error="y")(job("held"), AT)
     assert (change.job.error, change.events) == ("y", (told,))
 
 
@@ -257,7 +259,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def record(self, data: st.DataObject) -> None:
         epoch = data.draw(st.sampled_from(self.epochs))
-        self.write(epoch, lifecycle.held(epoch, crashes=0))
+        self.write(epoch, lifecycle.with_fields(epoch, crashes=0))
 
     def write(self, epoch: int, transition: Transition) -> bool:
         """Write as the driver of an epoch, and return whether it was let; a stale one must not be."""

@@ -154,7 +154,7 @@ def kept(name: str, choice: str) -> ActivationRange | None:
     ("job", "trial"), [(replace(JOB, description=None), trial()), (JOB, replace(trial(), figures={}))]
 )
 def test_a_trial_without_figures_has_no_map(job: JobRecord, trial: TrialRecord) -> None:
-    with pytest.raises(ConflictError, match="trial 3 of job j was never measured; pick one that was"):
+    with pytest.raises(ConflictError, match="trial 3 of job j was never measured; pick another trial"):
         map_document(job, trial)
 
 
@@ -229,7 +229,7 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path, name: str, why
         ),
         (
             {"input_means": [1.0] * 31},
-            "input_means must be those of every input channel of a linear or convolutional layer that has an "
+            "input_means must contain one mean per input channel of a linear or convolutional layer with an "
             "input_range, but got 31 for a linear of shape [32, 32]",
         ),
         ({"input_means": [1.0] * 64}, "but got 64 for a linear of shape [32, 32]"),

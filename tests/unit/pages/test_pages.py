@@ -12,7 +12,7 @@ import streamlit as st
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.records import JobState
 from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
@@ -307,7 +307,7 @@ def test_sliders_start_at_the_jobs_limits_and_pick_again_at_once(page) -> None: 
     after = [text for text in _texts(app).splitlines() if text.startswith("**Fastest")]
     assert before != after
     app = _slider(app, "Latency p50 at most").set_value(1.0).run()
-    assert "No measured map is within these limits" in _texts(app)
+    assert "No measured map meets these limits" in _texts(app)
 
 
 def test_the_end_of_a_slider_is_no_limit(page) -> None:  # type: ignore[no-untyped-def]
@@ -329,7 +329,7 @@ def test_a_block_is_shown_alone_and_stays_in_the_link(page) -> None:  # type: ig
 
 def test_without_probes_the_map_says_what_is_not_known(page) -> None:  # type: ignore[no-untyped-def]
     app = page("candidate", "unprobed", 3)
-    assert "were not probed" in _texts(app)
+    assert "this job did not probe its layers" in _texts(app)
     assert "latency_ms" not in app.dataframe[0].value
     assert "latency_ms" in page("candidate", "finished", 3).dataframe[0].value
 
@@ -348,7 +348,7 @@ def test_a_diff_shows_only_what_differs_and_what_explains_it(page) -> None:  # t
     assert "Latency p50" in figures["metric"].tolist()
     assert len(app.get("plotly_chart")) == 2
     assert r"as measured\; the layers explain" in _texts(app)
-    assert "by a curve fitted" in _texts(app)
+    assert "A curve fitted" in _texts(app)
 
 
 def test_a_diff_starts_at_full_precision_and_the_knee(page) -> None:  # type: ignore[no-untyped-def]
@@ -362,7 +362,7 @@ def test_a_diff_of_a_map_with_itself_says_so(page) -> None:  # type: ignore[no-u
 
 def test_a_diff_without_probes_explains_nothing(page) -> None:  # type: ignore[no-untyped-def]
     app = page("diff", "unprobed", first="2", second="3")
-    assert "were not probed" in _texts(app)
+    assert "this job did not probe its layers" in _texts(app)
     assert not app.get("plotly_chart")
 
 
@@ -376,7 +376,7 @@ def test_the_layers_page_draws_thirty_layers_until_asked_for_all(page) -> None: 
 
 
 def test_the_layers_page_says_what_is_missing(page) -> None:  # type: ignore[no-untyped-def]
-    assert "were not probed" in _texts(page("layers", "unprobed"))
+    assert "this job did not probe its layers" in _texts(page("layers", "unprobed"))
     assert "No map is on the front: none meets every limit." in _texts(page("layers", "infeasible"))
     assert "have not described this job's model yet" in _texts(page("layers", "queued"))
 
@@ -393,9 +393,9 @@ def test_the_inputs_of_a_layer_are_shown_with_the_range_and_what_it_clips(page, 
 
 
 def test_a_job_calibrated_before_histograms_were_kept_says_so(page) -> None:  # type: ignore[no-untyped-def]
-    assert "calibrated before histograms were kept" in _texts(page("layers", "unprobed"))
+    assert "calibrated before histograms were recorded" in _texts(page("layers", "unprobed"))
     app = page("candidate", "unprobed", 3)
-    assert "calibrated before histograms were kept" in _texts(app)
+    assert "calibrated before histograms were recorded" in _texts(app)
     assert "clipped" not in app.dataframe[0].value
     assert "clips" not in app.get("plotly_chart")[1].proto.spec
 
@@ -436,7 +436,7 @@ def test_jobs_are_compared_with_a_warning_if_measured_differently(page, database
     figure = json.loads(app.get("plotly_chart")[0].proto.spec)
     assert len(figure["data"]) == 2
     alike = page("compare", jobs=[jobs["finished"], jobs["running"]])
-    assert alike.success[0].value == "All of them were measured in the same way."
+    assert alike.success[0].value == "All of these jobs were measured in the same way."
 
 
 def test_a_comparison_can_be_chosen_and_linked(page, database) -> None:  # type: ignore[no-untyped-def]
@@ -483,7 +483,7 @@ def test_jobs_are_filtered_by_state_task_and_text(own) -> None:  # type: ignore[
     app = app.text_input[0].set_value("NIGHTLY").run()
     assert app.dataframe[0].value["name"].tolist() == ["MiniLM, nightly"]
     app = app.text_input[0].set_value("nothing").run()
-    assert "No job is like that" in app.info[0].value
+    assert "No jobs match these filters" in app.info[0].value
 
 
 def test_a_waiting_job_is_paused_and_resumed(own) -> None:  # type: ignore[no-untyped-def]
@@ -528,9 +528,9 @@ def test_a_budget_is_changed(own) -> None:  # type: ignore[no-untyped-def]
 def test_what_the_state_forbids_is_said_in_words(own) -> None:  # type: ignore[no-untyped-def]
     store, jobs = own
     app = _jobs_page(jobs["queued"])
-    store.change_job(jobs["queued"], held(0, state=JobState.FINISHED))  # meanwhile, by somebody else
+    store.change_job(jobs["queued"], with_fields(0, state=JobState.FINISHED))  # meanwhile, by somebody else
     app = _press(app, "Pause")
-    assert app.error[0].value == "That could not be done."
+    assert app.error[0].value == "The action failed."
     assert f"job {jobs['queued']} is finished already, so it cannot be paused" in _texts(app)
 
 
@@ -574,10 +574,10 @@ def test_metrics_that_not_every_task_has_are_offered_on_demand(own) -> None:  # 
 
 def test_a_load_is_asked_for_with_response_times(own) -> None:  # type: ignore[no-untyped-def]
     app = _submit_page()
-    assert "Requests a second" not in [field.label for field in app.number_input]
+    assert "Requests per second" not in [field.label for field in app.number_input]
     app = _field(app, "button_group", "The task also measures").set_value(["queued"]).run()
     app = _field(app, "number_input", "Response time under load p95 (ms) at most").set_value(30.0).run()
-    app = _field(app, "number_input", "Requests a second").set_value(2.5).run()
+    app = _field(app, "number_input", "Requests per second").set_value(2.5).run()
     assert not app.error
     spec = JobSpec.parse(yaml.safe_load(app.code[0].value))
     assert spec.measurement.requests_per_second == 2.5
@@ -606,7 +606,7 @@ def test_a_job_can_be_submitted_before_there_is_a_database(tmp_path: Path, monke
 def test_a_job_file_is_uploaded_and_submitted(own) -> None:  # type: ignore[no-untyped-def]
     store, jobs = own
     app = _submit_page()
-    app = app.segmented_control[0].set_value("by a job file").run()
+    app = app.segmented_control[0].set_value("with a job file").run()
     assert not [button for button in app.button if button.label == "Submit the job"]
     app = app.file_uploader[0].upload("job.yaml", b"name: x\ntask: {name: minilm-lee}\nsurch: 1", "text/yaml").run()
     assert "surch: unknown key; did you mean 'search'?" in _texts(app)
@@ -631,7 +631,7 @@ def test_the_system_page_needs_no_jobs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("AUTOTUNE_DATABASE", url)
     app = AppTest.from_string(PAGE.format(page="system", pages=0), default_timeout=120).run()
     assert [info.value for info in app.info] == [
-        "No job waits or runs.",
+        "No jobs are queued or running.",
         "No job has failed.",
-        "Nothing has happened yet.",
+        "There are no events yet.",
     ]

@@ -59,7 +59,7 @@ def test_reasons_compare_with_full_precision_and_the_next_best(frame: pd.DataFra
     fastest, _, knee = _picks(frame)
     assert fastest.figures == "Latency p50 10.1 ms, accuracy 0.7112, weight memory 23.0 MiB"
     assert fastest.reason == (
-        "62.5 % less than full precision. Next comes trial 14 with 10.1 ms, which the measurement cannot tell apart."
+        "62.5 % less than full precision. The runner-up is trial 14 with 10.1 ms, within the measurement uncertainty."
     )
     assert "% of the way to the best latency p50 and" in knee.reason
     assert knee.reason.endswith("maps on the front.")
@@ -68,7 +68,7 @@ def test_reasons_compare_with_full_precision_and_the_next_best(frame: pd.DataFra
 def test_a_single_map_is_picked_for_everything(frame: pd.DataFrame) -> None:
     fastest, smallest, knee = _picks(frame.iloc[:1], ())
     assert {fastest.number, smallest.number, knee.number} == {0}
-    assert fastest.reason == "As much as full precision."
+    assert fastest.reason == "Equal to full precision."
     assert knee.reason == "It is the only map on the front."
 
 

@@ -11,7 +11,7 @@ import streamlit as st
 
 from autotune.errors import NotFoundError
 from autotune.jobs.budget import searched
-from autotune.jobs.front import standing
+from autotune.jobs.front import without_superseded
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult
 from autotune.jobs.timestamps import now
 from autotune.store.base import ReadStore, Store
@@ -113,7 +113,7 @@ def test_a_trial_is_read_once_and_stands_in_its_place(store: MemoryStore, slow: 
         found = watched.progress(replace(job, version=job.version + version))
     assert found.trials == store.trials("0001")
     assert slow.read == [*(trial.number for trial in first.trials), late.number, early.number]
-    pd.testing.assert_frame_equal(found.frame, trial_frame(standing(found.trials)))
+    pd.testing.assert_frame_equal(found.frame, trial_frame(without_superseded(found.trials)))
 
 
 def test_a_trial_measured_again_takes_the_place_of_the_first(store: MemoryStore, watched: _Watched) -> None:

@@ -215,7 +215,7 @@ def test_the_queue_is_in_the_order_in_which_jobs_are_taken() -> None:
     held = frame.iloc[0]
     assert (held["state"], held["driver"], held["lease"]) == ("▶ running, to be cancelled", "box:42", "20 s left")
     assert (held["served"], held["workers"]) == ("a controller", "1 x shared CPUs")
-    assert frame["lease"][1] == "ran out 2 min ago"
+    assert frame["lease"][1] == "expired 2 min ago"
     assert job_tables.queue_frame(jobs[-1:], at).empty
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from autotune.client.actions import change_plan, submit
 from autotune.jobs.budget import MOST_FINAL, searched
-from autotune.jobs.front import compute_front, due, pick, standing
-from autotune.jobs.lifecycle import held
+from autotune.jobs.front import compute_front, needing_final_run, pick, without_superseded
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import JobSpec
@@ -114,7 +114,7 @@ def searched_job(
         }
     )
     store = MemoryStore()
-    job = store.change_job(submit(store, spec).id, held(0, description=DESCRIPTION))
+    job = store.change_job(submit(store, spec).id, with_fields(0, description=DESCRIPTION))
     return store, job, go_on(store, job, pool)
 
 
@@ -134,10 +134,10 @@ def test_the_picks_are_measured_again_and_promise_no_luck(slots: int) -> None:
     pool = ScriptedPool(slots)
     store, job, why = searched_job(pool)
     trials, objectives = store.trials(job.id), job.spec.objectives
-    assert why == "all trials of the budget are measured"
+    assert why == "all trials of the budget were measured"
     assert searched(trials) == 40
     assert 2 <= len(finals(trials)) <= MOST_FINAL
-    assert due(trials, objectives) == []
+    assert needing_final_run(trials, objectives) == []
     for how in ("knee", "fastest", "smallest", "most-accurate"):
         picked = pick(trials, how, objectives)
         assert picked.kind is TrialKind.FINAL
@@ -173,13 +173,13 @@ def test_a_final_measurement_that_fails_leaves_the_first_one_standing() -> None:
     assert finals(trials)
     assert all(trial.state is TrialState.FAILED for trial in finals(trials))
     assert pick(trials, "fastest", job.spec.objectives).kind is not TrialKind.FINAL
-    assert {trial.key for trial in standing(trials)} == {trial.key for trial in trials}
+    assert {trial.key for trial in without_superseded(trials)} == {trial.key for trial in trials}
 
 
 def test_time_is_kept_for_the_final_measurements() -> None:
     # A trial takes a second by its own account: four finals of 500 passes would take 33 s.
     store, job, why = searched_job(ScriptedPool(), time_limit_s=1e-6)
-    assert why == "the time limit is reached"
+    assert why == "the time limit was reached"
     trials = store.trials(job.id)
     assert searched(trials) == 1
     assert finals(trials) == []
@@ -188,7 +188,7 @@ def test_time_is_kept_for_the_final_measurements() -> None:
 def test_the_time_limit_holds_for_probing_too() -> None:
     store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6)
     change_plan(store, job.id, time_limit_s=100.0)
-    assert go_on(store, store.job(job.id), ScriptedPool(), probed_s=100.0) == "the time limit is reached"
+    assert go_on(store, store.job(job.id), ScriptedPool(), probed_s=100.0) == "the time limit was reached"
     assert searched(store.trials(job.id)) == 1
 
 
@@ -202,7 +202,7 @@ def test_only_the_searchs_own_candidates_have_rivals_and_may_be_given_up() -> No
     assert len(given_up) == 40 - 3
     assert {trial.state for trial in given_up} == {TrialState.REJECTED}
     assert {trial.message for trial in given_up} == {
-        "given up after 60 passes: slower than a limit, or than maps that are no worse"
+        "given up after 60 passes: slower than a limit, or than maps that lose no more"
     }
     assert "latency_ratio" in given_up[0].figures  # the sampler learns from what was seen
     assert not {trial.number for trial in given_up} & set(store.fronts(job.id)[-1].members)

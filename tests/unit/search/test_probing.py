@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autotune.client.actions import submit
-from autotune.jobs.lifecycle import held
+from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord
 from autotune.jobs.spec import JobSpec
@@ -64,7 +64,7 @@ class Stages(Silent):
 
 def job(store: MemoryStore, spec: Mapping[str, Any] = SPEC, description: ModelDescription = DESCRIPTION) -> JobRecord:
     """Return a job whose workers have said what the model is."""
-    return store.change_job(submit(store, JobSpec.parse(spec)).id, held(0, description=description))
+    return store.change_job(submit(store, JobSpec.parse(spec)).id, with_fields(0, description=description))
 
 
 def obtain(store: MemoryStore, record: JobRecord, pool: FakePool) -> Probes | None:
