@@ -14,8 +14,9 @@ from autotune.api.responses import answer
 from autotune.client.tokens import NewToken
 from autotune.errors import JobSpecError
 from autotune.jobs.records import JobRecord, Scope, TokenRecord
-from autotune.jobs.spec import JobSpec, M, validated
+from autotune.jobs.spec import JobSpec
 from autotune.jobs.strict_yaml import load_json
+from autotune.validation import M, validated
 
 _log = logging.getLogger(__name__)
 

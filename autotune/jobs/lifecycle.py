@@ -151,6 +151,15 @@ def replanned(*, priority: int | None = None, **search: Any) -> Transition:
     return plan
 
 
+def check_room(owner: str, live: int, most_live: int | None) -> None:
+    """Raise ``ConflictError`` if an owner with ``live`` queued and running jobs may have no more."""
+    if most_live is not None and live >= most_live:
+        raise ConflictError(
+            f"a user may have {most_live} queued or running jobs, but {owner} has {live}; "
+            "wait for some to finish, or cancel them"
+        )
+
+
 def check_epoch(job: JobRecord, epoch: int) -> None:
     """Check that no other driver was given the job since ``epoch``.
 

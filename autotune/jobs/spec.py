@@ -1,19 +1,17 @@
 """The job file: one pydantic model that the command line, the dashboard and Python share."""
 
-import difflib
 import enum
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import pydantic
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from autotune.errors import JobSpecError, TooLargeError
 from autotune.jobs.strict_yaml import load_json, load_yaml
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, metric_of
+from autotune.validation import validated
 from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
@@ -23,12 +21,6 @@ from workers.setup import CACHE_BYTES, CalibrationSettings, MeasurementSettings,
 
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
-#: Most errors reported per job; the message counts the others.
-_MAX_ERRORS = 50
-#: Most characters shown of a wrong value.
-_MAX_VALUE = 80
-
-M = TypeVar("M", bound=BaseModel)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -388,72 +380,3 @@ class JobSpec(_Section):
     def pool_settings(self) -> PoolSettings:
         """Return the settings of the job's worker pool."""
         return PoolSettings(**self.workers.model_dump(exclude={"pool", "cache_mib"}))
-
-
-def validated(model: type[M], data: object, complaint: str, *, extra: Literal["forbid", "ignore"] = "forbid") -> M:
-    """Return external data as a model.
-
-    Raises:
-        JobSpecError: if it breaks the model; the message starts with ``complaint`` and lists all errors.
-    """
-    try:
-        return model.model_validate(data, extra=extra)
-    except pydantic.ValidationError as error:
-        errors = [item for item in error.errors() if not _counts_wrong_items(item)]
-        lines = [f"  {_describe(model, item)}" for item in errors[:_MAX_ERRORS]]
-        if len(errors) > _MAX_ERRORS:
-            lines.append(f"  and {len(errors) - _MAX_ERRORS} more")
-        raise JobSpecError(f"{complaint}:\n" + "\n".join(lines)) from None
-
-
-def _counts_wrong_items(error: Mapping[str, Any]) -> bool:
-    """Return whether a list is too short only because pydantic does not count items that have errors themselves."""
-    return bool(error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"])
-
-
-def _describe(model: type[BaseModel], error: Mapping[str, Any]) -> str:
-    """Return one line for a pydantic error: field path, rule, value, way out."""
-    path = ".".join(str(part) for part in error["loc"]) or "job"
-    if error["type"] == "extra_forbidden":
-        *parents, key = error["loc"]
-        known = _keys_at(model, parents)
-        near = difflib.get_close_matches(str(key), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-        return f"{path}: unknown key{hint}"
-    if error["type"] == "missing":
-        return f"{path}: is required"
-    if error["type"] == "invalid_key":
-        return f"{path}: unknown key, which is not text; delete it"
-    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    for wordy in ("Input should", "String should"):
-        message = message.replace(wordy, "must")
-    if error["type"] == "float_parsing":
-        message = "must be a number"
-    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        known = _keys_at(model, list(error["loc"]))
-        example = f", such as {{{known[0]}: {error['input']}}}" if len(known) == 1 else ""
-        message = f"must be a mapping of keys to values{example}"
-    if error["input"] is None:
-        return f"{path}: {message}, but is empty"
-    if error["type"] in ("too_short", "too_long"):
-        bound, count = ("at least", "min_length") if error["type"] == "too_short" else ("at most", "max_length")
-        message = f"must have {bound} {error['ctx'][count]} items, but got {error['ctx']['actual_length']}"
-    if not isinstance(error["input"], str | int | float) or error["type"] == "value_error":
-        return f"{path}: {message}"
-    shown = repr(error["input"])
-    return f"{path}: {message}, but got {shown if len(shown) <= _MAX_VALUE else shown[:_MAX_VALUE] + '...'}"
-
-
-def _keys_at(model: type[BaseModel], path: list[str | int]) -> list[str]:
-    """Return the keys known at ``path``, skipping union and list levels."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            model = next(iter(_models_in(field.annotation)), model)
-    return sorted(field.alias or name for name, field in model.model_fields.items())
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import reprlib
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.text_files import write_text
+from autotune.validation import describe
 from search_spaces.choice import choice_named
 from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
@@ -230,23 +230,8 @@ def read(path: str | Path) -> MapFile:
     except pydantic.ValidationError as error:
         # If the version is wrong, the other errors mean nothing.
         errors = [item for item in error.errors() if item["loc"] == ("schema",)] or error.errors()
-        lines = "\n".join(f"  {_describe(item)}" for item in errors)
+        lines = "\n".join(f"  {describe(MapFile, item, 'file')}" for item in errors)
         raise MapError(f"{str(path)!r} is not a quantization map; export it again:\n{lines}") from None
-
-
-def _describe(error: Mapping[str, Any]) -> str:
-    """Return one line for a pydantic error: field path, rule, value."""
-    path = ".".join(map(str, error["loc"])) or "file"
-    message = error["msg"].removeprefix("Value error, ")
-    for wordy in ("Input should", "String should"):
-        message = message.replace(wordy, "must")
-    if error["type"] == "missing":
-        return f"{path}: is required"
-    if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key"
-    if error["type"] in ("json_invalid", "value_error"):  # these messages contain the value
-        return f"{path}: {message}"
-    return f"{path}: {message}, but got {reprlib.repr(error['input'])}"
 
 
 def _mapped(layer: Layer, quantization: QuantizationMap, kernels: Mapping[str, Mapping[str, str]]) -> MappedLayer:

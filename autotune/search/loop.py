@@ -42,12 +42,20 @@ class Search:
     """The search of one job, from its last recorded trial to the end of its budget."""
 
     def __init__(
-        self, job: JobRecord, pool: Pool, listener: Listener, lease: Lease, ledger: Ledger, probes: Probes | None = None
+        self,
+        job: JobRecord,
+        space: SearchSpace,
+        pool: Pool,
+        listener: Listener,
+        lease: Lease,
+        ledger: Ledger,
+        probes: Probes | None = None,
     ) -> None:
         """Take over a job.
 
         Args:
             job: the job as this driver claimed it, with the description of its model.
+            space: maps that the job may measure.
             pool: measures candidates.
             listener: is notified of each stage.
             lease: the held lease of the job.
@@ -59,7 +67,7 @@ class Search:
         self._ledger, self._front = ledger, ledger.front
         self._held_jobs: Sequence[HeldJob] = ()
         self._description = job.description
-        self._space = space_of(job.spec, job.description)
+        self._space = space
         self._prior = expect(self._space, job.description, probes, job.spec.rules())
         self._constraints = job.spec.constraints.constraints()
         self._pending: dict[int, tuple[PlannedTrial, Proposal | None]] = {}

@@ -109,13 +109,16 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
     listener.stage("Starting workers")
     pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, options))
     try:
-        job = _describe(store, job, pool.describe())
+        described = pool.describe()
+        space = space_of(spec, job.description or described)
+        _check_space(space)
+        job = _describe(store, job, described)
         lease.check()
         started_at = time.monotonic()
         probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
         probed_s = time.monotonic() - started_at
         ledger = Ledger(store, job, listener, probed_s=probed_s)
-        reason = Search(job, pool, listener, lease, ledger, probes).run()
+        reason = Search(job, space, pool, listener, lease, ledger, probes).run()
         listener.stage(f"Search finished: {reason}")
         return reason
     finally:
@@ -135,7 +138,6 @@ def _describe(store: DriverStore, job: JobRecord, description: ModelDescription)
     """Record the workers' description of the model, or check that model and hardware are unchanged."""
     spec = job.spec
     _check_figures(spec, job.description or description)
-    _check_space(space_of(spec, job.description or description))
     if job.description is None:
         return store.change_job(job.id, lifecycle.with_fields(job.epoch, description=description))
     if job.description.fingerprint != description.fingerprint:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from autotune.jobs.front import violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint
+from autotune.metrics.catalog import Constraint, ratio_of
 from autotune.metrics.from_measurement import Reference, figures_of
+from search_spaces.choice import FULL_PRECISION
 from search_spaces.quantization_map import map_key
 from workers.candidate import Outcome
-from workers.measurement import Failure, FailureCause, Measurement
+from workers.measurement import Failure, FailureCause, Measurement, Workload
 from workers.timing.estimates import Figure
 
 
@@ -66,6 +67,10 @@ class PlannedTrial:
             trial = self._failed(result.cause, result.message, outcome)
         else:
             figures = figures_of(result, reference or Reference.of(result), requests_per_second)
+            if set(self.choices.values()) == {FULL_PRECISION.name}:
+                # Relative to itself, by definition; what was measured is noise.
+                own = {ratio_of(workload).name: Figure(value=1.0) for workload in Workload}
+                figures |= {name: figure for name, figure in own.items() if name in figures}
             trial = self._measured(result, outcome, figures, constraints)
         return dataclasses.replace(trial, sampler_state=dict(sampler_state))
 

@@ -199,8 +199,7 @@ class MemoryStore:
 
     def _check_room(self, owner: str, most_live: int | None) -> None:
         live = sum(job.owner == owner and job.state.is_live for job in self._records())
-        if most_live is not None and live >= most_live:
-            raise ConflictError(f"a user may have {most_live} queued or running jobs, but {owner} has {live}")
+        lifecycle.check_room(owner, live, most_live)
 
     def _served(self) -> list[JobRecord]:
         """Return the served jobs, higher priority first, then older."""

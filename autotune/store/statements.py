@@ -275,11 +275,7 @@ def _check_room(connection: Connection, owner: str, most_live: int) -> None:
     live = [state.value for state in JobState if state.is_live]
     count = sa.select(sa.func.count()).select_from(tables.jobs).where(_jobs.owner == owner, _jobs.state.in_(live))
     waiting = connection.execute(count).scalar_one()
-    if waiting >= most_live:
-        raise ConflictError(
-            f"a user may have {most_live} queued or running jobs, but {owner} has {waiting}; "
-            "wait for some to finish, or cancel them"
-        )
+    lifecycle.check_room(owner, waiting, most_live)
 
 
 def _check_exists(connection: Connection, job_id: str) -> None:

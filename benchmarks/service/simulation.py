@@ -14,7 +14,7 @@ from autotune.jobs.records import TrialKind
 from autotune.jobs.spec import JobSpec
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
-from autotune.search.loop import Search
+from autotune.search.loop import Search, space_of
 from autotune.store.base import Store
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
@@ -125,7 +125,7 @@ def simulate(store: Store, load: Load) -> float:
     job = store.change_job(job.id, with_fields(job.epoch, description=description(load.layers)))
     pool = SimulatedPool(load.workers, load.trial_s)
     with Lease(store, job) as lease:
-        Search(job, pool, Silent(), lease, Ledger(store, job, Silent())).run()  # type: ignore[arg-type]
+        Search(job, space_of(job.spec, job.description), pool, Silent(), lease, Ledger(store, job, Silent())).run()  # type: ignore[arg-type]
     finished = [trial.finished_at for trial in store.trials(job.id) if trial.kind is not TrialKind.FINAL]
     assert len(finished) == load.trials
     first, last = load.trials // 10, load.trials - load.trials // 10

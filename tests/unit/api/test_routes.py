@@ -290,7 +290,7 @@ def test_a_key_stands_for_one_job_of_one_user(service: Service) -> None:
     first = service.call("POST /v1/jobs", json=JOB, headers=key).json()
     assert service.call("POST /v1/jobs", json=JOB, headers=key).json() == first
     other = service.problem(409, "POST /v1/jobs", json=JOB | {"name": "other"}, headers=key)
-    assert "the key 'nightly' was used" in other
+    assert "the key 'nightly' was already used" in other
     assert service.call("POST /v1/jobs", Scope.SUBMITTER, json=JOB, headers=key).json()["id"] != first["id"]
 
 
@@ -298,7 +298,7 @@ def test_users_have_limits() -> None:
     service = Service(limits=Limits(live_jobs=2, trials=9))
     for _ in range(2):
         service.call("POST /v1/jobs", json=JOB)
-    assert "a user may have 2 jobs" in service.problem(409, "POST /v1/jobs", json=JOB)
+    assert "a user may have 2 queued or running jobs" in service.problem(409, "POST /v1/jobs", json=JOB)
     assert service.call("POST /v1/jobs", Scope.SUBMITTER, json=JOB).status_code == 201
     many = JOB | {"search": {"trials": 10}}
     assert "search.trials: must be at most 9" in service.problem(422, "POST /v1/jobs", json=many)
@@ -307,7 +307,7 @@ def test_users_have_limits() -> None:
     newest = service.store.jobs()[1].id
     service.call(f"POST /v1/jobs/{newest}/pause")
     service.call("POST /v1/jobs", json=JOB)
-    assert "a user may have 2 jobs" in service.problem(409, f"POST /v1/jobs/{newest}/resume")
+    assert "a user may have 2 queued or running jobs" in service.problem(409, f"POST /v1/jobs/{newest}/resume")
 
 
 def test_tasks_that_a_service_does_not_know_are_refused_where_no_other_may() -> None:

@@ -182,7 +182,7 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
         (dump(document())[:-40], r"file: Invalid JSON: EOF .* column \d+"),
         (b"\xff\xfe\x00", r"file: Invalid JSON: .* column \d+"),
         ("[" * 5000, r"file: Invalid JSON: recursion limit .* column \d+"),
-        ("[]", r"file: must be an object, but got \[\]"),
+        ("[]", r"file: must be a mapping of keys to values"),
     ],
     ids=["empty", "truncated", "binary", "deep", "list"],
 )

@@ -17,7 +17,7 @@ from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import JobSpec
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
-from autotune.search.loop import Search
+from autotune.search.loop import Search, space_of
 from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
@@ -122,7 +122,7 @@ def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: floa
     record = store.job(job.id)
     lease = Lease(store, record)
     ledger = Ledger(store, record, Silent(), probed_s=probed_s)
-    return Search(record, pool, Silent(), lease, ledger).run()  # type: ignore[arg-type]
+    return Search(record, space_of(record.spec, record.description), pool, Silent(), lease, ledger).run()  # type: ignore[arg-type]
 
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:

@@ -194,6 +194,8 @@ def test_probing_counts_in_the_time_that_is_spent(
     pool = SimpleNamespace(describe=lambda: None, close=lambda: None)
     monkeypatch.setattr(run, "build_pool", lambda *_: pool)
     monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
+    monkeypatch.setattr(run, "space_of", lambda *_: None)
+    monkeypatch.setattr(run, "_check_space", lambda *_: None)
     monkeypatch.setattr(run, "obtain_probes", lambda *_: time.sleep(0.02))
     monkeypatch.setattr(run, "Ledger", ledger)
     monkeypatch.setattr(run, "Search", lambda *_: SimpleNamespace(run=lambda: "done"))
