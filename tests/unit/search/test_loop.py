@@ -23,6 +23,7 @@ from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement
 from workers.setup import Calibration, ModelDescription
+from workers.timing.estimates import Figure
 
 LAYERS = tuple(
     Layer(
@@ -127,6 +128,14 @@ def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: floa
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if trial.kind is TrialKind.FINAL]
+
+
+def test_full_precision_is_as_fast_as_itself_however_noisy_it_was() -> None:
+    store, job, _ = searched_job(ScriptedPool(1), trials=3)
+    full, *others = store.trials(job.id)
+    assert set(full.choices.values()) == {"fp32"}
+    assert full.figures["latency_ratio"] == Figure(value=1.0)
+    assert all(trial.figures["latency_ratio"].value != 1.0 for trial in others)
 
 
 @pytest.mark.parametrize("slots", [1, 3])
