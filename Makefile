@@ -54,7 +54,7 @@ install: $(VENV)/.installed-test ## Make .venv with everything that development 
 demo: $(VENV)/.installed-demo ## Tune all-MiniLM-L6-v2 here; print the front, export a map, verify it
 	@mkdir -p demo
 	$(BIN)/autotune run examples/minilm.yaml
-	$(BIN)/autotune export last --pick knee --output demo/map.json
+	$(BIN)/autotune export last --output demo/map.json
 	$(BIN)/autotune verify demo/map.json
 	echo "See the front in your browser: make dashboard"
 

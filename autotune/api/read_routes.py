@@ -9,6 +9,7 @@ from autotune.api.responses import answer
 from autotune.client import json_records
 from autotune.errors import NotFoundError
 from autotune.jobs.front import find_trial, pick
+from autotune.jobs.recommendation import default_pick
 from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.maps import map_file
@@ -127,11 +128,12 @@ def show_probes(caller: Caller, key: Annotated[str, Path(max_length=64)]) -> Res
 def export_map(
     caller: Caller,
     job_id: JobId,
-    choose: Annotated[str, Query(alias="pick", max_length=20, description="See ``autotune export``.")] = "knee",
+    choose: Annotated[str | None, Query(alias="pick", max_length=20, description="See ``autotune export``.")] = None,
 ) -> Response:
     """Return the map file of one of a job's maps, as ``autotune export`` writes it."""
     job = caller.client.records.job(job_id)
-    trial = pick(caller.client.records.trials(job_id), choose, job.spec.objectives)
+    how = choose or default_pick(job.spec)
+    trial = pick(caller.client.records.trials(job_id), how, job.spec.objectives)
     return Response(map_file.dump(map_file.map_document(job, trial)), media_type="application/json")
 
 

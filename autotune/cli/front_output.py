@@ -7,6 +7,7 @@ from rich.text import Text
 from autotune.cli.output import front_table, job_json, legend, out, print_json, say, trial_json
 from autotune.jobs.budget import searched
 from autotune.jobs.front import nearest, without_superseded
+from autotune.jobs.recommendation import recommendation, recommended
 from autotune.jobs.records import JobRecord, Tally, TrialKind, TrialRecord
 from autotune.store.base import ReadStore
 
@@ -31,9 +32,11 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     on_front = [trial for trial in trials if trial.number in members]
     baselines = _baselines(trials)
     if as_json:
+        best = recommended(trials, job.spec) if trials else None
         print_json(
             {
                 "job": job_json(job, searched(trials), members),
+                "recommended": best.number if best else None,
                 "front": [trial_json(trial, on_front=True) for trial in on_front],
                 "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines],
             }
@@ -41,6 +44,9 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
         return
     objectives = job.spec.objectives
     on_front.sort(key=lambda trial: trial.figures[objectives[0]].value)
+    sentence = recommendation(trials, job.spec) if trials else None
+    if sentence is not None:
+        out.print(Text(sentence, style="bold"))
     out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives))
     out.print(front_table("Baselines", baselines, objectives))
     known = legend(job.spec.search.choices)

@@ -15,6 +15,7 @@ from autotune.cli.output import figure_text, mix, out, print_json, say
 from autotune.errors import ExportError
 from autotune.exporters import exporter_names
 from autotune.jobs.front import pick
+from autotune.jobs.recommendation import default_pick
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from autotune.maps import map_file
 from autotune.metrics.catalog import METRICS
@@ -51,8 +52,13 @@ def export(
         Path | None, typer.Option("--output", "-o", help="File of a map or report, or folder of another format.")
     ] = None,
     choose: Annotated[
-        str, typer.Option("--pick", help="knee, fastest, smallest, most-accurate, or a trial number.")
-    ] = "knee",
+        str | None,
+        typer.Option(
+            "--pick",
+            help="knee, fastest, smallest, most-accurate, or a trial number. The default is the fastest map within the "
+            "job's limits, or the knee if it has none.",
+        ),
+    ] = None,
     format_name: Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}.")] = "map",
     task_file: TaskFile = None,
     url: Url = None,
@@ -69,6 +75,7 @@ def export(
         if format_name == "csv":
             _export_csv(trials, front.members, output or Path("csv"), as_json)
             return
+        choose = choose or default_pick(record.spec)
         trial = pick(trials, choose, record.spec.objectives)
         latency = client.records.latency(record.id, trial.number) if format_name == "report" else ()
     document = map_file.map_document(record, trial)

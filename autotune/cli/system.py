@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.doctor import Finding, choice_speeds, examine
+from autotune.cli.doctor import choice_speeds, examine
 from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
 from autotune.cli.output import out, print_json, say
 from autotune.client.connect import connect_to_service
@@ -95,7 +95,7 @@ def doctor(database: Database, as_json: AsJson = False) -> None:
     findings, speeds = examine(database), choice_speeds()
     if as_json:
         choices = [dataclasses.asdict(speed) for speed in speeds]
-        data = {"findings": [_finding_json(f) for f in findings], "choices": choices}
+        data = {"findings": [{"check": f.name, "ok": f.ok, "finding": f.text} for f in findings], "choices": choices}
         print_json({"ok": all(f.ok for f in findings), **data})
     else:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -172,7 +172,3 @@ def _streamlit_flags(address: str, port: int) -> list[str]:
         "logger.level": "error",
     }
     return [f"--{name}={value}" for name, value in settings.items()]
-
-
-def _finding_json(finding: Finding) -> dict[str, object]:
-    return {"check": finding.name, "ok": finding.ok, "finding": finding.text}

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from autotune.errors import ConflictError, StoreError
@@ -51,7 +50,7 @@ def export_runs(job: JobRecord, trials: Sequence[TrialRecord], front: Collection
 def _log(client: Any, experiment: str, trial: TrialRecord, on_front: bool) -> None:
     from mlflow.entities import Metric, Param
 
-    end = _milliseconds(trial.finished_at)
+    end = round(1000 * trial.finished_at.timestamp())  # in ms
     run = client.create_run(
         experiment,
         start_time=end - round(1000 * trial.seconds),
@@ -89,7 +88,3 @@ def _tags(trial: TrialRecord, on_front: bool) -> dict[str, str]:
         "worker": trial.worker,
     }
     return {f"autotune.{name}": value for name, value in values.items() if value}
-
-
-def _milliseconds(at: datetime) -> int:
-    return round(1000 * at.timestamp())

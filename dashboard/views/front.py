@@ -10,6 +10,7 @@ from streamlit import Page
 
 from autotune.jobs.budget import searched
 from autotune.jobs.front import nearest_trial, without_superseded
+from autotune.jobs.recommendation import recommendation
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from dashboard import queries
@@ -70,7 +71,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
     progress, spec = queries.progress(job), job.spec
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = without_superseded(progress.trials)
-    _verdict(job, trials)
+    _verdict(job, progress.trials)
     latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
@@ -93,8 +94,10 @@ def _front(job: JobRecord, map_page: Page) -> None:
 
 
 def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
-    """Show the nearest candidate if none meets every limit."""
-    if any(trial.feasible for trial in trials):
+    """Show the recommended map, or the nearest one if none meets every limit."""
+    sentence = recommendation(trials, job.spec) if trials else None
+    if sentence is not None:
+        st.markdown(f"**{in_markdown(sentence, longest=400)}**")
         return
     closest = nearest_trial(trials)
     if closest is not None:

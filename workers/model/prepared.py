@@ -252,12 +252,8 @@ def _shares(model: nn.Module, originals: Mapping[str, nn.Module]) -> tuple[dict[
     counted: set[int] = set()
 
     def added(module: nn.Module) -> int:
-        new = {id(t): t for t in _tensors(module) if id(t) not in counted}
+        new = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in counted}
         counted.update(new)
         return sum(tensor.nbytes for tensor in new.values())
 
     return {name: added(module) for name, module in originals.items()}, added(model)
-
-
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]

@@ -1,0 +1,75 @@
+"""The recommended map of a job, and why, in a sentence or two."""
+
+from collections.abc import Sequence
+
+from autotune.errors import NoFeasibleMapError
+from autotune.jobs.front import pick, without_superseded
+from autotune.jobs.records import TrialKind, TrialRecord
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import METRICS
+
+#: Metrics that the sentence is about; trials of other programs may lack them.
+_NEEDED = {"latency_ratio", "accuracy_drop", "weight_memory_mib"}
+
+
+def default_pick(spec: JobSpec) -> str:
+    """Return how to pick a map where nobody says: the fastest within the limits, or the knee without limits."""
+    return "fastest" if spec.constraints.constraints() else "knee"
+
+
+def recommended(trials: Sequence[TrialRecord], spec: JobSpec) -> TrialRecord | None:
+    """Return the map that ``default_pick`` picks; None if no measured map satisfies the constraints."""
+    try:
+        return pick(trials, default_pick(spec), spec.objectives)
+    except NoFeasibleMapError:
+        return None
+
+
+def recommendation(trials: Sequence[TrialRecord], spec: JobSpec) -> str | None:
+    """Return the recommended map in words: its gain over full precision, and over the best uniform map.
+
+    Args:
+        trials: of the job, full precision first.
+        spec: the job.
+
+    Returns:
+        None if no measured map satisfies the constraints, or its figures are incomplete.
+    """
+    best = recommended(trials, spec)
+    if best is None or not best.figures.keys() >= _NEEDED:
+        return None
+    within = " within the limits" if spec.constraints.constraints() else ""
+    if best.key == trials[0].key:
+        return f"Recommended: full precision. No other measured map{within} is a better choice."
+    name = f"trial {best.number}" + (f" ({best.label})" if best.label else "")
+    counting = without_superseded(trials)
+    full = next(trial for trial in counting if trial.key == trials[0].key)
+    gains = f"Recommended: {name}. {', '.join(_gains(best, full))}."
+    return f"{gains} {_beside_uniform(best, trials, counting, within)}"
+
+
+def _gains(best: TrialRecord, full: TrialRecord) -> list[str]:
+    speedup = 1.0 / best.figures["latency_ratio"].value
+    memory = METRICS["weight_memory_mib"]
+    before, after = (trial.figures[memory.name].value for trial in (full, best))
+    return [
+        f"{speedup:.2f}x as fast as full precision",
+        f"accuracy {-100.0 * best.figures['accuracy_drop'].value:+.2f} %",
+        f"{memory.text(after)} instead of {memory.text_with_unit(before)}",
+    ]
+
+
+def _beside_uniform(
+    best: TrialRecord, trials: Sequence[TrialRecord], counting: Sequence[TrialRecord], within: str
+) -> str:
+    """Return the comparison with the best uniform map, which needs no search."""
+    baselines = {trial.key for trial in trials if trial.kind is TrialKind.BASELINE} - {trials[0].key}
+    if best.key in baselines:
+        return f"No measured mix{within} is a better choice than this uniform map."
+    uniform = [t for t in counting if t.key in baselines and t.feasible and "latency_ratio" in t.figures]
+    if not uniform:
+        return f"No uniform map was found{within}."
+    rival = min(uniform, key=lambda trial: trial.figures["latency_ratio"].value)
+    gain = 100.0 * (rival.figures["latency_ratio"].value / best.figures["latency_ratio"].value - 1.0)
+    comparison = f"{gain:.0f} % faster than" if gain >= 0.5 else "About as fast as" if gain > -0.5 else "Slower than"
+    return f"{comparison} the fastest uniform map{within} ({rival.label})."

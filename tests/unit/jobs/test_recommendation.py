@@ -1,0 +1,87 @@
+"""The recommended map: the fastest within the limits, in words that say what it gains."""
+
+from typing import Any
+
+import pytest
+
+from autotune.jobs.recommendation import default_pick, recommendation, recommended
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
+from workers.timing.estimates import Figure
+
+
+def spec(limited: bool = True) -> JobSpec:
+    constraints = {"accuracy_drop": {"max": 0.01}} if limited else {}
+    return JobSpec.parse(
+        {
+            "name": "x",
+            "task": {"name": "t"},
+            "objectives": ["latency_p50_ms", "divergence"],
+            "constraints": constraints,
+        }
+    )
+
+
+def trial(
+    number: int, ratio: float, drop: float, memory: float, label: str | None = None, **changes: Any
+) -> TrialRecord:
+    values = {
+        "latency_p50_ms": 20.0 * ratio, "latency_ratio": ratio, "accuracy_drop": drop, "accuracy": 0.8 * (1 - drop),
+        "divergence": drop, "weight_memory_mib": memory,
+    }  # fmt: skip
+    fields: dict[str, Any] = {
+        "job_id": "j", "number": number, "kind": TrialKind.BASELINE if label else TrialKind.SEARCH, "label": label,
+        "state": TrialState.COMPLETE, "choices": {"fc": str(number)}, "key": str(number),
+        "figures": {name: Figure(value=value) for name, value in values.items()},
+        "violations": {"accuracy_drop": drop / 0.01 - 1.0}, "finished_at": now(),
+    }  # fmt: skip
+    return TrialRecord(**fields | changes)
+
+
+FULL = trial(0, 1.0, 0.0, 80.0, "fp32")
+STATIC = trial(1, 0.4, 0.05, 20.0, "uniform int8_static")
+DYNAMIC = trial(2, 0.8, 0.004, 20.0, "uniform int8_dynamic")
+MIX = trial(3, 0.5, 0.002, 30.0)
+
+
+def test_the_fastest_within_the_limits_is_recommended_else_the_knee() -> None:
+    assert default_pick(spec()) == "fastest"
+    assert default_pick(spec(limited=False)) == "knee"
+    assert recommended([FULL, STATIC, DYNAMIC, MIX], spec()) == MIX
+    assert recommended([STATIC], spec()) is None
+    assert recommendation([STATIC], spec()) is None
+
+
+def test_a_mix_is_compared_with_full_precision_and_the_fastest_uniform_map_within_the_limits() -> None:
+    assert recommendation([FULL, STATIC, DYNAMIC, MIX], spec()) == (
+        "Recommended: trial 3. 2.00x as fast as full precision, accuracy -0.20 %, 30.0 instead of 80.0 MiB. "
+        "60 % faster than the fastest uniform map within the limits (uniform int8_dynamic)."
+    )
+    assert str(recommendation([FULL, STATIC, MIX], spec())).endswith("No uniform map was found within the limits.")
+
+
+def test_a_uniform_map_may_be_the_best_answer() -> None:
+    assert recommendation([FULL, DYNAMIC], spec()) == (
+        "Recommended: trial 2 (uniform int8_dynamic). 1.25x as fast as full precision, accuracy -0.40 %, "
+        "20.0 instead of 80.0 MiB. No measured mix within the limits is a better choice than this uniform map."
+    )
+
+
+def test_full_precision_may_be_the_best_answer() -> None:
+    assert recommendation([FULL, STATIC], spec()) == (
+        "Recommended: full precision. No other measured map within the limits is a better choice."
+    )
+
+
+def test_a_final_measurement_counts_instead_of_the_first() -> None:
+    again = trial(4, 0.5, 0.003, 30.0, kind=TrialKind.FINAL, key=MIX.key)
+    assert "trial 4. 2.00x as fast as full precision, accuracy -0.30 %" in str(
+        recommendation([FULL, MIX, again], spec())
+    )
+
+
+@pytest.mark.parametrize("missing", ["latency_ratio", "accuracy_drop"])
+def test_nothing_is_said_without_the_figures(missing: str) -> None:
+    figures = {name: figure for name, figure in MIX.figures.items() if name != missing}
+    assert recommendation([FULL, trial(3, 0.5, 0.002, 30.0, figures=figures)], spec()) is None
