@@ -203,10 +203,8 @@ def test_calls_of_one_pass_are_added_up(deployed: OnnxDeployed, monkeypatch: pyt
 def test_map_is_not_applied_to_a_pytorch_model() -> None:
     model = Task().build_model()
     before = dict(model.named_modules())
-    with pytest.raises(
-        BackendError,
-        match=r"which runs whole graphs, not layers of PyTorch models; export it with: autotune export --format onnxruntime",
-    ):
+    expected = r"which runs whole graphs, not layers .*; export it with: autotune export --format onnxruntime"
+    with pytest.raises(BackendError, match=expected):
         NativeMap(map_file(MIXED)).apply(model)
     assert dict(model.named_modules()) == before
 
