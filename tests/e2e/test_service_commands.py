@@ -96,7 +96,7 @@ class Service:
     def wait(self) -> None:
         """Wait until it answers."""
         deadline = time.monotonic() + 120
-        while "the API answers" not in self.log.read_text():
+        while "the API listens" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)

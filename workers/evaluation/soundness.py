@@ -1,8 +1,10 @@
 """Checks of a task and its model before anything is measured: without them, figures could mean nothing."""
 
+import copy
+import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -62,44 +64,29 @@ def without_uncalled(model: nn.Module, layers: Sequence[Layer], run: Callable[[]
         run: runs a pass in which every layer that is not frozen is called.
     """
     originals = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.frozen_reason is None}
-    probes = {name: _Probe(module) for name, module in originals.items()}
+    called: set[str] = set()
+    twins = {name: _twin(module, functools.partial(called.add, name)) for name, module in originals.items()}
     places = slots(model, originals)
     try:
-        for name, probe in probes.items():
+        for name, twin in twins.items():
             for children, attribute in places[name]:
-                children[attribute] = probe
+                children[attribute] = twin
         with torch.inference_mode():
             run()
     finally:
         for name, module in originals.items():
             for children, attribute in places[name]:
                 children[attribute] = module
-    uncalled = {name for name, probe in probes.items() if not probe.called}
-    return tuple(
-        replace(layer, frozen_reason=_uncalled_reason(model, originals[layer.name]))
-        if layer.name in uncalled
-        else layer
-        for layer in layers
-    )
+    reasons = {name: _uncalled_reason(model, originals[name]) for name in originals.keys() - called}
+    return tuple(replace(layer, frozen_reason=reasons.get(layer.name, layer.frozen_reason)) for layer in layers)
 
 
-class _Probe(nn.Module):
-    """Stands for a layer, computes what it computes, and knows whether it was called."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        # In a list, so that the layer is no child of this module.
-        self._module, self.called = [module], False
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._module[0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
-        return self._module[0](*args, **kwargs)
+def _twin(module: nn.Module, called: Callable[[], None]) -> nn.Module:
+    """Return a module of the same type, with the same tensors and settings as ``module``, that reports its calls."""
+    twin = copy.copy(module)
+    twin._forward_pre_hooks = OrderedDict()  # the copy would share the module's own
+    twin.register_forward_pre_hook(lambda *_: called())
+    return twin
 
 
 def _uncalled_reason(model: nn.Module, layer: nn.Module) -> str:

@@ -95,6 +95,18 @@ def test_layers_that_are_called_by_another_reference_are_frozen() -> None:
     assert dict(model.named_modules()) == before, "the model is as it was"
 
 
+def test_layers_are_what_they_are_during_the_check() -> None:
+    class Insists(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert type(self.first) is nn.Linear
+            return super().forward(x) * self.first.in_features * self.first.weight.mean()
+
+    model = Insists()
+    layers = discover(model, lambda m: m(X))
+    assert without_uncalled(model, layers, lambda: model(X)) == layers
+    assert not model.first._forward_pre_hooks
+
+
 def test_layers_called_by_their_names_stay_as_they_are() -> None:
     model = Plain()
     layers = discover(model, lambda m: m(X))
