@@ -224,7 +224,7 @@ def test_the_service_refuses_whom_it_should(service: Service) -> None:
     service.run("jobs", "--database", service.database, token="wrong")
     service.run("jobs", "--url", "ftp://host", code=2)
     with pytest.raises(StoreUnavailableError, match="cannot be reached"):
-        RemoteClient("http://127.0.0.1:9", patience_s=0.0).jobs()
+        RemoteClient("http://127.0.0.1:9", patience_s=0.0).records.jobs()
 
 
 def test_the_examples_of_the_page_work(service: Service) -> None:
