@@ -71,7 +71,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
     progress, spec = queries.progress(job), job.spec
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = without_superseded(progress.trials)
-    _verdict(job, progress.trials)
+    _verdict(job, progress, trials)
     latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
@@ -93,11 +93,14 @@ def _front(job: JobRecord, map_page: Page) -> None:
     _history(job, progress)
 
 
-def _verdict(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
+def _verdict(job: JobRecord, progress: queries.Progress, trials: Sequence[TrialRecord]) -> None:
     """Show the recommended map, or the nearest one if none meets every limit."""
-    sentence = recommendation(trials, job.spec) if trials else None
-    if sentence is not None:
-        st.markdown(f"**{in_markdown(sentence, longest=400)}**")
+    if any(trial.feasible for trial in trials):
+        sentence = queries.cached(
+            lambda: recommendation(progress.trials, job.spec), "recommendation", job.id, progress.version
+        )
+        if sentence is not None:
+            st.markdown(f"**{in_markdown(sentence, longest=400)}**")
         return
     closest = nearest_trial(trials)
     if closest is not None:

@@ -199,6 +199,11 @@ def test_the_front_names_the_nearest_map_when_nothing_is_feasible(page) -> None:
     assert r"uniform int8\_static\, which misses latency p95 10\.5 ms \(limit 4\.00 ms\)" in warning
 
 
+def test_the_front_begins_with_the_recommended_map(page) -> None:  # type: ignore[no-untyped-def]
+    assert "as fast as full precision" in _texts(page("front", "finished"))
+    assert "Recommended" not in _texts(page("front", "infeasible"))
+
+
 def test_the_table_under_the_front_has_the_points_drawn(page) -> None:  # type: ignore[no-untyped-def]
     app = page("front", "finished")
     figure = json.loads(app.get("plotly_chart")[0].proto.spec)
