@@ -48,6 +48,8 @@ class LatencySamples:
     candidate_ms: Samples
     #: Latency of each interleaved pass of the full-precision model in ms; shape ``(m,)``.
     reference_ms: Samples
+    #: Whether timing stopped because the candidate was slower than a limit, or than maps of no less quality.
+    gave_up: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +83,6 @@ class Measurement:
     #: Latencies: the forward pass at the first batch size, the job's other workloads at that size, then the forward
     #: pass at the other sizes. Empty if accuracy ruled the candidate out before timing.
     latency: tuple[LatencySamples, ...]
-    #: Whether timing stopped early because the candidate was slower than a rival of equal or better quality.
-    gave_up: bool = False
     #: Peak of live activation bytes over the task's workloads at the first batch size, including what a workload
     #: keeps between passes; None if the candidate was ruled out first.
     working_bytes: int | None
@@ -100,6 +100,11 @@ class Measurement:
     session_seconds: float | None = None
     #: Where the measurement was taken.
     environment: Environment
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether timing stopped because the candidate was slower than a limit, or than maps of no less quality."""
+        return any(samples.gave_up for samples in self.latency)
 
 
 class FailureCause(enum.StrEnum):

@@ -52,10 +52,13 @@ class MeasurementSettings:
     requests_per_second: float | None = None
     #: Threads per operator; 0 uses every core available to the worker.
     threads: int = 0
-    #: Timed passes of a candidate per workload and batch size.
+    #: Timed passes of a candidate per workload and batch size; fewer where ``half_width`` is reached.
     repeats: int = 100
-    #: Timed passes of a map that is measured at full fidelity.
+    #: Timed passes of a map that is measured at full fidelity; fewer where half of ``half_width`` is reached.
     final_repeats: int = 500
+    #: Share of the latency ratio that its 95 % interval may reach to either side; timing stops once it does. None
+    #: always times all passes.
+    half_width: float | None = None
     #: Minimum seconds of warm-up, before the timer checks latencies for stability.
     warmup_s: float = 0.2
 

@@ -220,6 +220,7 @@ class MeasurementSection(_Section):
     threads: Annotated[int, Field(ge=0)] = 0
     repeats: Annotated[int, Field(ge=20)] = 100
     final_repeats: Annotated[int, Field(ge=20)] = 500
+    half_width: Annotated[float, Field(gt=0, lt=1)] | None = 0.01
     warmup_s: Annotated[float, Field(ge=0, le=60)] = 0.2
 
 
@@ -367,10 +368,20 @@ class JobSpec(_Section):
                 smoothing=any(choice.is_smooth for choice in self._mentioned()),
                 moments=any(choice.is_gptq for choice in self._mentioned()),
             ),
-            measurement=MeasurementSettings(**self.measurement.model_dump() | {"workloads": self.workloads()}),
+            measurement=MeasurementSettings(
+                **self.measurement.model_dump() | {"workloads": self.workloads(), "half_width": self._half_width()}
+            ),
             task_file=task_file,
             cache_bytes=self.workers.cache_mib << 20,
         )
+
+    def _half_width(self) -> float | None:
+        """Return the half-width at which timing stops; None if a metric is a percentile of the tail.
+
+        Such a percentile needs all passes, however well they determine the median.
+        """
+        tail = any(METRICS[name].min_repeats for name in self.metrics())
+        return None if tail else self.measurement.half_width
 
     def _mentioned(self) -> list[LayerChoice]:
         """Return the choices that at least one layer may take."""

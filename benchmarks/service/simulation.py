@@ -94,7 +94,7 @@ class SimulatedPool:
         )
         return Measurement(
             accuracy=1 - 0.1 * quantized, divergence=1e-9 + 0.01 * quantized * self._random.random(), weight_bytes=1,
-            latency=(samples,), working_bytes=None, held_out=None, gave_up=False, seconds=self._trial_s,
+            latency=(samples,), working_bytes=None, held_out=None, seconds=self._trial_s,
             forward_seconds=self._trial_s, environment=ENVIRONMENT,
         )  # fmt: skip
 

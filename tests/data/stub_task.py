@@ -71,7 +71,7 @@ def measure(self: Evaluator, candidate: Candidate) -> Measurement:
     loss = sum(draw**3 for draw in quantized) / 100
     return Measurement(
         accuracy=1.0 - loss, divergence=loss, weight_bytes=self.description.weight_bytes(candidate.choices),
-        latency=(latency,), gave_up=False, working_bytes=8, held_out=(1.0 - loss, 1.0) if candidate.final else None,
+        latency=(latency,), working_bytes=8, held_out=(1.0 - loss, 1.0) if candidate.final else None,
         seconds=task.seconds, forward_seconds=task.seconds, environment=self.description.environment,
     )  # fmt: skip
 

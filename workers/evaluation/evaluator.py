@@ -102,9 +102,8 @@ class Evaluator:
         if Split.SHIFTED in splits(self._task) and not ruled_out:
             shifted = self.quality.of(candidate.choices, Split.SHIFTED)
             ruled_out = _below(shifted[0], candidate.shifted_floor)
-        repeats = self._settings.final_repeats if candidate.final else self._settings.repeats
         hopeless = candidate.slowest_hopeful(accuracy, divergence)
-        timings = () if ruled_out else self.latency.of(candidate.choices, repeats, hopeless)
+        timings = () if ruled_out else self.latency.of(candidate.choices, final=candidate.final, hopeless=hopeless)
         working = None if ruled_out else self.latency.working_bytes()
         weight_bytes, session_seconds = self._deployed.weight_bytes(), self._deployed.session_seconds
         return Measurement(
@@ -112,7 +111,6 @@ class Evaluator:
             divergence=divergence,
             weight_bytes=weight_bytes,
             latency=timings,
-            gave_up=not ruled_out and any(len(samples.candidate_ms) < repeats for samples in timings),
             working_bytes=working,
             shifted=shifted,
             held_out=self.quality.held_out_accuracies(candidate.choices) if candidate.final else None,

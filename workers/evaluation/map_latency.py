@@ -43,12 +43,14 @@ class MapLatency:
         #: Seconds of all forward passes.
         self.forward_seconds = 0.0
 
-    def of(self, choices: Mapping[str, str], repeats: int, hopeless: float = math.inf) -> tuple[LatencySamples, ...]:
+    def of(
+        self, choices: Mapping[str, str], *, final: bool = False, hopeless: float = math.inf
+    ) -> tuple[LatencySamples, ...]:
         """Return the latency of a map in every workload and batch size, each interleaved with full precision.
 
         Args:
             choices: layer name -> choice name.
-            repeats: timed passes per workload and batch size.
+            final: whether to time at full fidelity: up to the final passes, for half as wide intervals.
             hopeless: latency ratio to full precision above which timing may stop early.
         """
         first, *others = self._workloads
@@ -58,21 +60,25 @@ class MapLatency:
         with device_lock.exclusive(self._device), torch.inference_mode():
             for workload, size in wanted:
                 # Only the forward pass at the first batch size, which comes first, decides whether a map is hopeless.
-                timings.append(self._latency_in(workload, size, choices, repeats, math.inf if timings else hopeless))
-                if len(timings[-1].candidate_ms) < repeats:
+                timings.append(self._latency_in(workload, size, choices, final, math.inf if timings else hopeless))
+                if timings[-1].gave_up:
                     break
         return tuple(timings)
 
     def _latency_in(
-        self, workload: Workload, size: int, choices: Mapping[str, str], repeats: int, hopeless: float
+        self, workload: Workload, size: int, choices: Mapping[str, str], final: bool, hopeless: float
     ) -> LatencySamples:
-        timed = self._workloads[size][workload]
+        timed, settings = self._workloads[size][workload], self._settings
+        half_width = settings.half_width
+        if final and half_width is not None:
+            half_width /= 2.0
         return latency.measure(
             self._contender(timed, lambda: self._deployed.apply(choices)),
             self._contender(timed, self._deployed.reset),
             batch_size=size,
-            repeats=repeats,
-            warmup_s=self._settings.warmup_s,
+            repeats=settings.final_repeats if final else settings.repeats,
+            warmup_s=settings.warmup_s,
+            half_width=half_width,
             hopeless=hopeless,
             workload=workload,
             time_pass=self._time_pass,

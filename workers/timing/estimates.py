@@ -2,6 +2,7 @@
 
 import functools
 import math
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +56,38 @@ def percentile(samples: Samples, percent: float) -> Figure:
 def latency_ratio(latency: LatencySamples) -> Figure:
     """Return the median candidate latency over the median reference latency, with a bootstrap interval.
 
-    The bootstrap resamples whole rounds, because neighbouring samples share the machine's momentary state.
+    The bootstrap resamples whole rounds, because neighbouring samples share the machine's momentary state. Few rounds
+    make it too narrow, as the normal distribution would be in place of Student's t; the interval is widened by as much.
     """
-    drawn = _draws(len(latency.reference_ms) // REFERENCE_PER_ROUND)
+    rounds = len(latency.reference_ms) // REFERENCE_PER_ROUND
+    drawn = _draws(rounds)
     ratios = _medians(latency.candidate_ms, drawn) / _medians(latency.reference_ms, drawn)
     tail = 100.0 * (1.0 - CONFIDENCE) / 2.0
     low, high = np.percentile(ratios, [tail, 100.0 - tail])
     value = float(np.median(latency.candidate_ms) / np.median(latency.reference_ms))
-    return Figure(value=value, low=float(low), high=float(high))
+    wider = small_sample_factor(rounds)
+    return Figure(
+        value=value,
+        # The value of few rounds can lie outside the percentiles.
+        low=min(float(low), value - wider * (value - float(low))),
+        high=max(float(high), value + wider * (float(high) - value)),
+    )
+
+
+@functools.cache
+def small_sample_factor(n: int) -> float:
+    """Return how much wider the t interval of the mean of ``n`` values is than the bootstrap's, which is normal.
+
+    The bootstrap's variance divides by ``n`` instead of ``n - 1``. The quantile of t is that of Fisher's expansion
+    (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5); its error is below 1 % from 3 degrees on.
+    """
+    degrees = n - 1
+    if degrees < 1:
+        return 1.0
+    z = statistics.NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
+    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return math.sqrt(n / degrees) * t / z
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,19 +9,21 @@ must not decide it. Selecting rounds by the reference's latencies would make the
 the candidate's own slow passes must not be dropped.
 """
 
+import functools
 import gc
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from workers.measurement import LatencySamples, Workload
 from workers.timing.clock import time_ms
 from workers.timing.cpu_waits import waited_ms
-from workers.timing.estimates import REFERENCE_PER_ROUND
+from workers.timing.estimates import REFERENCE_PER_ROUND, latency_ratio
 
 #: Timed passes of the candidate per round.
 CANDIDATE_PER_ROUND = 10
@@ -30,6 +32,10 @@ CANDIDATE_PER_ROUND = 10
 _DISTURBED = 0.02
 #: Maximum number of rounds, as a multiple of those wanted, to replace disturbed ones.
 _MOST_ROUNDS = 2
+#: Least undisturbed rounds before timing stops because the latency ratio is known well enough.
+_LEAST_ROUNDS = 4
+#: Such timing makes its rounds of slow passes shorter: about this many seconds of the candidate, but not fewer passes.
+_ROUND_S, _LEAST_PER_ROUND = 0.5, 3
 
 #: Share of its fortune that each bettor stakes per round, and the accepted risk of giving up a hopeful candidate.
 #: At least five rounds above the limit are needed for a decision; one round below it ruins the first bettor only.
@@ -73,50 +79,84 @@ def measure(
     batch_size: int,
     repeats: int,
     warmup_s: float,
+    half_width: float | None = None,
     hopeless: float = math.inf,
     workload: Workload = Workload.FORWARD,
     time_pass: TimePass = time_ms,
 ) -> LatencySamples:
-    """Return at least ``repeats`` latencies of the candidate, interleaved with latencies of the reference.
+    """Return latencies of the candidate, interleaved with latencies of the reference.
 
-    Timing stops early if the latency ratio is clearly above ``hopeless``. The garbage collector is disabled
-    during timing; the caller holds the device lock. The candidate is installed when the call returns.
+    The garbage collector is disabled during timing; the caller holds the device lock. The candidate is installed when
+    the call returns.
+
+    Args:
+        candidate: the map to time.
+        reference: full precision.
+        batch_size: samples per pass, to record.
+        repeats: passes of the candidate in as many rounds of ``CANDIDATE_PER_ROUND`` as they need.
+        warmup_s: minimum seconds of warm-up.
+        half_width: timing stops once the 95 % interval of the latency ratio reaches at most this share of the ratio
+            to either side; None always times ``repeats`` passes.
+        hopeless: latency ratio; timing stops if the candidate's is clearly above it.
+        workload: what a pass runs, to record.
+        time_pass: times one pass.
     """
     candidate.install()
-    _warm_up(candidate.run, warmup_s, time_pass)
+    pass_ms = _warm_up(candidate.run, warmup_s, time_pass)
+    passes = CANDIDATE_PER_ROUND
+    if half_width is not None:
+        passes = min(passes, max(_LEAST_PER_ROUND, round(1e3 * _ROUND_S / max(pass_ms, 1e-3))))
+    times = functools.partial(_measure_round, candidate, reference, time_pass, passes=passes)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        rounds = _measure_rounds(
-            candidate, reference, time_pass, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND), hopeless=hopeless
+        rounds, gave_up = _measure_rounds(
+            times, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND), half_width=half_width, hopeless=hopeless
         )
     finally:
         if collecting:
             gc.enable()
     candidate.install()
+    return _samples(rounds, workload=workload, batch_size=batch_size, gave_up=gave_up)
+
+
+def _samples(rounds: Sequence[_Round], **recorded: Any) -> LatencySamples:
     return LatencySamples(
-        workload=workload,
-        batch_size=batch_size,
         candidate_ms=np.array([latency for timed in rounds for latency in timed.candidate_ms]),
         reference_ms=np.array([latency for timed in rounds for latency in timed.reference_ms]),
+        **recorded,
     )
 
 
 def _measure_rounds(
-    candidate: Contender, reference: Contender, time_pass: TimePass, *, wanted: int, hopeless: float
-) -> list[_Round]:
-    """Return the ``wanted`` least disturbed rounds, in measurement order; fewer if the candidate is hopeless."""
+    measure_round: Callable[..., _Round], *, wanted: int, half_width: float | None, hopeless: float
+) -> tuple[list[_Round], bool]:
+    """Return rounds in measurement order, and whether timing gave up because the candidate is hopeless.
+
+    These are the undisturbed rounds once they suffice for ``half_width``, else the ``wanted`` least disturbed rounds.
+    """
     rounds: list[_Round] = []
     doubt = Doubt(hopeless)
-    while len(rounds) < wanted or (_quiet(rounds) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
-        timed = _measure_round(candidate, reference, time_pass, candidate_first=len(rounds) % 2 == 1)
+    while len(rounds) < wanted or (len(_quiet(rounds)) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
+        timed = measure_round(candidate_first=len(rounds) % 2 == 1)
         rounds.append(timed)
         # In the second half, stopping early would save little.
         if doubt.is_settled_by(timed.candidate_ms, timed.reference_ms) and 2 * len(rounds) <= wanted:
-            return rounds
+            return rounds, True
+        if half_width is not None and _suffice(_quiet(rounds), half_width):
+            return _quiet(rounds), False
     # Sort by absolute waiting time, not by its share: a disturbed round is longer, which lowers the share.
     by_waiting = sorted(range(len(rounds)), key=lambda index: rounds[index].waited_ms)
-    return [rounds[index] for index in sorted(by_waiting[:wanted])]
+    return [rounds[index] for index in sorted(by_waiting[:wanted])], False
+
+
+def _suffice(rounds: Sequence[_Round], half_width: float) -> bool:
+    """Return whether rounds determine the latency ratio to within ``half_width``, a share of it, to either side."""
+    if len(rounds) < _LEAST_ROUNDS:
+        return False
+    ratio = latency_ratio(_samples(rounds, batch_size=1))
+    assert ratio.low is not None and ratio.high is not None
+    return max(ratio.high - ratio.value, ratio.value - ratio.low) <= half_width * ratio.value
 
 
 class Doubt:
@@ -138,14 +178,16 @@ class Doubt:
         return bool(self._fortunes.mean() >= 1.0 / _RISK)
 
 
-def _measure_round(candidate: Contender, reference: Contender, time_pass: TimePass, *, candidate_first: bool) -> _Round:
+def _measure_round(
+    candidate: Contender, reference: Contender, time_pass: TimePass, *, passes: int, candidate_first: bool
+) -> _Round:
     start, waited_before = time.perf_counter(), waited_ms()
     if candidate_first:
-        candidate_ms = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
+        candidate_ms = _time_block(candidate, passes, time_pass)
         reference_ms = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
     else:
         reference_ms = _time_block(reference, REFERENCE_PER_ROUND, time_pass)
-        candidate_ms = _time_block(candidate, CANDIDATE_PER_ROUND, time_pass)
+        candidate_ms = _time_block(candidate, passes, time_pass)
     return _Round(
         candidate_ms=candidate_ms,
         reference_ms=reference_ms,
@@ -154,9 +196,9 @@ def _measure_round(candidate: Contender, reference: Contender, time_pass: TimePa
     )
 
 
-def _quiet(rounds: list[_Round]) -> int:
-    """Return the number of undisturbed rounds."""
-    return sum(timed.waited_ms <= _DISTURBED * timed.elapsed_ms for timed in rounds)
+def _quiet(rounds: Sequence[_Round]) -> list[_Round]:
+    """Return the undisturbed rounds."""
+    return [timed for timed in rounds if timed.waited_ms <= _DISTURBED * timed.elapsed_ms]
 
 
 def _time_block(contender: Contender, passes: int, time_pass: TimePass) -> list[float]:
@@ -164,17 +206,18 @@ def _time_block(contender: Contender, passes: int, time_pass: TimePass) -> list[
     return [time_pass(contender.run) for _ in range(1 + passes)][1:]
 
 
-def _warm_up(run: Callable[[], object], least_s: float, time_pass: TimePass) -> None:
-    """Run until ``least_s`` seconds have passed and latencies have settled."""
+def _warm_up(run: Callable[[], object], least_s: float, time_pass: TimePass) -> float:
+    """Run until ``least_s`` seconds have passed and latencies have settled; return the latest latencies' median in ms.
+    """
     start = time.perf_counter()
     recent: list[float] = []
     while True:
         recent.append(time_pass(run))
         elapsed = time.perf_counter() - start
-        if elapsed >= _PATIENCE * least_s and len(recent) >= _WINDOW:
-            return
-        if elapsed >= least_s and len(recent) >= 2 * _WINDOW and _settled(recent):
-            return
+        patient = elapsed < _PATIENCE * least_s or len(recent) < _WINDOW
+        settled = elapsed >= least_s and len(recent) >= 2 * _WINDOW and _settled(recent)
+        if settled or not patient:
+            return statistics.median(recent[-_WINDOW:])
 
 
 def _settled(latencies: list[float]) -> bool:

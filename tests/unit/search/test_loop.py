@@ -84,11 +84,12 @@ class ScriptedPool:
             batch_size=1,
             candidate_ms=np.full(repeats, 10.0 * true_ratio(candidate.choices) * (1 + noise)),
             reference_ms=np.full(repeats // 5, 10.0),
+            gave_up=self.gives_up and candidate.incumbents != (),
         )
         return Measurement(
             accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
             latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
-            gave_up=self.gives_up and candidate.incumbents != (), seconds=self.trial_s, forward_seconds=0.9,
+            seconds=self.trial_s, forward_seconds=0.9,
             environment=ENVIRONMENT,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.measurement import LatencySamples
-from workers.timing.estimates import REFERENCE_PER_ROUND, latency_ratio, percentile
+from workers.timing.estimates import REFERENCE_PER_ROUND, latency_ratio, percentile, small_sample_factor
 
 #: n, percent, 1-based ranks of the 95 % order-statistics interval (exact binomial; None is open).
 RANKS = [
@@ -70,7 +70,27 @@ def test_ratio_interval_is_the_bootstrap_of_whole_rounds(rounds: int, passes: in
     estimate = latency_ratio(latencies(candidate.ravel(), reference.ravel()))
     picks = np.random.default_rng(0).integers(rounds, size=(400, rounds))
     ratios = [np.median(candidate[pick]) / np.median(reference[pick]) for pick in picks]
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.percentile(ratios, [2.5, 97.5])))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    wider = small_sample_factor(rounds)
+    expected = (estimate.value - wider * (estimate.value - low), estimate.value + wider * (high - estimate.value))
+    assert (estimate.low, estimate.high) == pytest.approx((min(low, expected[0]), max(high, expected[1])))
+
+
+@pytest.mark.parametrize(("rounds", "t"), [(4, 3.182), (5, 2.776), (10, 2.262), (50, 2.010)])
+def test_ratio_interval_is_as_wide_as_student_t(rounds: int, t: float) -> None:
+    assert small_sample_factor(rounds) == pytest.approx(math.sqrt(rounds / (rounds - 1)) * t / 1.960, rel=0.01)
+
+
+def test_ratio_interval_of_four_rounds_covers_the_true_ratio() -> None:
+    generator = np.random.default_rng(3)
+    hits = 0
+    for _ in range(400):
+        speed = generator.normal(1.0, 0.02, 4)
+        candidate = (np.full((4, 10), 2.0) * speed[:, None]).ravel()
+        reference = np.full(4 * REFERENCE_PER_ROUND, 4.0)
+        estimate = latency_ratio(latencies(candidate, reference))
+        hits += (estimate.low or 0.0) <= 0.5 <= (estimate.high or math.inf)
+    assert hits / 400 >= 0.93
 
 
 def test_ratio_interval_widens_with_noise() -> None:

@@ -141,6 +141,33 @@ def test_slow_passes_of_the_candidate_itself_are_kept(monkeypatch: pytest.Monkey
     assert 5 <= (samples.candidate_ms == 20.0).sum() <= 15
 
 
+@pytest.mark.parametrize(("cost_ms", "passes"), [(8.0, 10), (100.0, 5), (1000.0, 3)])
+def test_timing_stops_once_the_ratio_is_known_and_slow_passes_have_short_rounds(
+    monkeypatch: pytest.MonkeyPatch, cost_ms: float, passes: int
+) -> None:
+    log = Log(monkeypatch, {"candidate": cost_ms, "reference": 8.0})
+    samples = measure(
+        log.contender("candidate"), log.contender("reference"),
+        batch_size=1, repeats=500, warmup_s=0.0, half_width=0.01,
+    )  # fmt: skip
+    assert samples.candidate_ms.tolist() == [cost_ms] * 4 * passes
+    assert samples.reference_ms.tolist() == [8.0] * 4 * REFERENCE_PER_ROUND
+    assert not samples.gave_up
+
+
+def test_timing_of_a_noisy_ratio_goes_on_to_the_most_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    log = Log(monkeypatch, {})
+
+    def run() -> None:
+        log.costs_ms = dict.fromkeys(("candidate", "reference"), generator.lognormal(0.0, 0.5))
+        log.run()
+
+    candidate, reference = log.contenders(run)
+    samples = measure(candidate, reference, batch_size=1, repeats=60, warmup_s=0.0, half_width=0.01)
+    assert len(samples.candidate_ms) == 60
+
+
 def test_garbage_collector_rests_and_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
     states = set()
     contender = Contender(install=lambda: None, run=lambda: states.add(gc.isenabled()))
