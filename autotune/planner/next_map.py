@@ -3,6 +3,10 @@
 The knapsack builds maps along the whole predicted front. The planner takes the map with the highest
 expected hypervolume gain, weighted by its probability of meeting the constraints. With constraints,
 every other map aims at the answer itself: the best first objective that meets them.
+
+Limits are bracketed. The best predicted map lies at a limit, and of many predictions the best is the most flattered, so
+the planner would miss the limit again and again. After every miss, the next map must meet the limits with a higher
+probability, until one does; from there the search works inward.
 """
 
 import itertools
@@ -27,8 +31,10 @@ _EXPLORE = 8
 _PATIENCE, _LEAST_GAIN = 16, 2e-4
 #: Candidates whose feasibility is computed, on either side of the limits.
 _SHORT_LIST = 48
-#: Factor on the probability of maps that are expected to break a constraint.
+#: Factor on the probability of maps that are too likely to break a constraint.
 _INFEASIBLE_FACTOR = 1e-12
+#: Probability that a proposal misses a limit: at most this, and this factor less after each miss in a row.
+_RISK, _LESS_RISK = 0.5, 0.4
 #: Candidates considered with three objectives, where hypervolumes are slow to compute.
 _MOST_IN_3D = 300
 #: Numbers of latency and memory weights tried against the divergence if memory counts.
@@ -67,6 +73,10 @@ class Planner:
         self._points: list[tuple[float, ...]] = []
         self._known: set[bytes] = set()
         self._proposals = self._low_gains = 0
+        #: Maps that were proposed to meet the limits, and how many of the latest of them missed one in a row. The first
+        #: map is as careful as after a miss, so that there is an answer soon.
+        self._aimed: set[bytes] = set()
+        self._misses = 1
 
     @property
     def spent(self) -> bool:
@@ -87,6 +97,9 @@ class Planner:
         """
         self._known.update(row.tobytes() for row in maps)
         self._posterior.observe(maps, figures)
+        for row, kept in zip(maps, feasible, strict=True):
+            if row.tobytes() in self._aimed:
+                self._misses = 0 if kept else self._misses + 1
         self._points += [self._objectives.values(each) for each, kept in zip(figures, feasible, strict=True) if kept]
 
     def propose(self, pending: Maps) -> npt.NDArray[np.intp] | None:
@@ -109,9 +122,12 @@ class Planner:
         candidates, gains, wanted = candidates[listed], gains[listed], wanted[listed]
         likely = self._probability(candidates, {metric: of_all[listed] for metric, of_all in predicted.items()})
         if not explores:
-            likely = _without_infeasible(likely)
+            likely = _without_risky(likely, _RISK * _LESS_RISK**self._misses)
             self._low_gains = self._low_gains + 1 if (gains * likely).max() < _LEAST_GAIN else 0
-        return np.asarray(candidates[(wanted * likely).argmax()])
+        chosen = np.asarray(candidates[(wanted * likely).argmax()])
+        if not explores:
+            self._aimed.add(chosen.tobytes())
+        return chosen
 
     @property
     def _targets_answer(self) -> bool:
@@ -180,13 +196,22 @@ class Planner:
         return gains / (hypervolume(front, reference) or 1.0)
 
     def _short_list(self, predicted: Mapping[str, Vector], wanted: Vector) -> npt.NDArray[np.intp]:
-        """Return the best candidates expected to meet the constraints, and those expected to break them least."""
-        broken = np.zeros(len(wanted))
+        """Return the best candidates expected to meet the constraints, and those expected to break them least.
+
+        A third list spans the way to those that meet the constraints most clearly.
+        """
+        broken, margin = np.zeros(len(wanted)), np.full(len(wanted), np.inf)
         for constraint in self._constraints:
-            broken += np.maximum(constraint.violation(predicted[constraint.metric]), 0.0)
+            violation = constraint.violation(predicted[constraint.metric])
+            broken += np.maximum(violation, 0.0)
+            margin = np.minimum(margin, -violation)
         holding, breaking = np.flatnonzero(broken == 0), np.flatnonzero(broken > 0)
         best, nearest = np.argsort(-wanted[holding])[:_SHORT_LIST], np.argsort(broken[breaking])[:_SHORT_LIST]
-        return np.concatenate([holding[best], breaking[nearest]])
+        if not self._misses:
+            return np.concatenate([holding[best], breaking[nearest]])
+        spread = np.linspace(0, len(holding) - 1, min(_SHORT_LIST, len(holding))).astype(np.intp)
+        safer = np.argsort(margin[holding])[spread]
+        return np.concatenate([holding[np.union1d(best, safer)], breaking[nearest]])
 
     def _nearness(self, values: Points, gains: Vector) -> Vector:
         """Return by how much each candidate improves the best answer so far; the hypervolume breaks ties."""
@@ -209,12 +234,14 @@ class Planner:
         return likely
 
 
-def _without_infeasible(likely: Vector) -> Vector:
-    """Return the probabilities, scaled down for maps expected to break a constraint unless all are.
+def _without_risky(likely: Vector, risk: float) -> Vector:
+    """Return the probabilities, scaled down for maps that break a constraint with more than a probability of ``risk``.
 
-    Maps beyond a limit always promise large gains, so the planner could propose many of them in a row and learn little.
+    If all do, only the least risky keep theirs, give or take one half. Maps beyond a limit always promise large gains,
+    so the planner could propose many of them in a row and learn little.
     """
-    return np.where(likely >= 0.5, likely, _INFEASIBLE_FACTOR * likely) if (likely >= 0.5).any() else likely
+    allowed = max(risk, 1.5 * (1.0 - likely.max())) if len(likely) else risk
+    return np.where(1.0 - likely <= allowed, likely, _INFEASIBLE_FACTOR * likely)
 
 
 _erfc = np.vectorize(math.erfc, otypes=[float])

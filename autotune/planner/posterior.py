@@ -123,8 +123,10 @@ class Posterior:
     def deviation(self, name: str, maps: Maps) -> Vector:
         """Return the standard deviation of a metric a constraint may limit, shape ``(n,)``."""
         metric = METRICS[name]
+        if metric.is_quality:
+            return self._qualities[metric.split].deviation(metric, maps, self.full_precision)
         if not metric.is_latency:
-            return np.full(len(maps), self._qualities[metric.split].deviation(metric, self.full_precision))
+            return np.zeros(len(maps))
         model, columns, changes = self._latencies[metric.workload], self._effects.of(maps), self._changes(maps)
         relative = model.deviation(columns, changes) + _TAIL_DEVIATION
         if metric.queued:

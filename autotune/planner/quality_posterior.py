@@ -76,10 +76,7 @@ class QualityPosterior:
 
     def predict(self, maps: Maps, full_precision: Mapping[str, Figure]) -> dict[str, Vector]:
         """Return metric -> expected values of maps, shape ``(n,)`` each."""
-        columns = self._effects.of(maps)
-        least = self._least[0] + self._least[columns].sum(axis=1)
-        sums = self._model.predict(columns) + self._interactions.correction(columns)
-        divergence = np.maximum(sums, least)
+        divergence = self._divergence(maps)
         drop = self._curve.drop(divergence)
         predicted = {self._names[Kind.DIVERGENCE]: divergence, self._names[Kind.ACCURACY_DROP]: drop}
         accuracy = self._names[Kind.ACCURACY]
@@ -88,11 +85,20 @@ class QualityPosterior:
             predicted[accuracy] = full.value - drop * abs(full.value)
         return predicted
 
-    def deviation(self, metric: Metric, full_precision: Mapping[str, Figure]) -> float:
-        """Return the standard deviation of a metric that a constraint may limit."""
-        if metric.kind is Kind.ACCURACY:
-            return self._curve.scatter * abs(full_precision[metric.name].value)
-        return self._curve.scatter if metric.kind is Kind.ACCURACY_DROP else 0.0
+    def deviation(self, metric: Metric, maps: Maps, full_precision: Mapping[str, Figure]) -> Vector:
+        """Return the standard deviations of a quality metric of maps, shape ``(n,)``."""
+        divergence = self._divergence(maps)
+        spread = np.hypot(self._model.deviation(self._effects.of(maps)), _MISFIT * divergence)
+        if metric.kind is Kind.DIVERGENCE:
+            return np.asarray(spread)
+        drop = self._curve.deviation(divergence, spread)
+        return drop * abs(full_precision[metric.name].value) if metric.kind is Kind.ACCURACY else drop
+
+    def _divergence(self, maps: Maps) -> Vector:
+        columns = self._effects.of(maps)
+        least = self._least[0] + self._least[columns].sum(axis=1)
+        sums = self._model.predict(columns) + self._interactions.correction(columns)
+        return np.asarray(np.maximum(sums, least))
 
     def _learn(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
         divergence, drop = self._names[Kind.DIVERGENCE], self._names[Kind.ACCURACY_DROP]

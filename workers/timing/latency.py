@@ -155,7 +155,8 @@ def _suffice(rounds: Sequence[_Round], half_width: float) -> bool:
     if len(rounds) < _LEAST_ROUNDS:
         return False
     ratio = latency_ratio(_samples(rounds, batch_size=1))
-    assert ratio.low is not None and ratio.high is not None
+    assert ratio.low is not None
+    assert ratio.high is not None
     return max(ratio.high - ratio.value, ratio.value - ratio.low) <= half_width * ratio.value
 
 
@@ -207,8 +208,7 @@ def _time_block(contender: Contender, passes: int, time_pass: TimePass) -> list[
 
 
 def _warm_up(run: Callable[[], object], least_s: float, time_pass: TimePass) -> float:
-    """Run until ``least_s`` seconds have passed and latencies have settled; return the latest latencies' median in ms.
-    """
+    """Run until ``least_s`` seconds have passed and latencies have settled; return the median of the latest, in ms."""
     start = time.perf_counter()
     recent: list[float] = []
     while True:
