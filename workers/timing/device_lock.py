@@ -21,14 +21,14 @@ from workers.progress import Report, Stage, Step, silent
 from workers.timing.lock_holders import holders
 
 #: Seconds of waiting before the first report and between reports.
-_PAUSE_S = 1.0
+_PAUSE_S = 0.5
 
 
 class DeviceLock:
     """The lock of one device, for one thread."""
 
     def __init__(self, device: str, report: Report = silent) -> None:
-        """Lock ``device``; while another process holds it, ``report`` gets a step every second from another thread."""
+        """Lock ``device``; while another process holds it, ``report`` gets two steps a second from another thread."""
         #: Name of the PyTorch device.
         self.device = device
         self._report = report
