@@ -43,7 +43,7 @@ class Stages:
         """Pass on a worker's step: as a stage of its own, or as a detail of what the driver does with its maps."""
         remaining_s = self._pace.remaining_s(step)
         if step.stage is Stage.WAITING:
-            self.step(replace(self._driver, name=stage_of(step).name))
+            self.step(replace(stage_of(step), remaining_s=self._driver.remaining_s))
         elif step.stage.is_measuring:
             count = "" if step.total is None else f" {step.done}/{step.total}"
             detail = step.stage.value.removeprefix("Measuring ").lower() + count

@@ -37,7 +37,7 @@ class Fragile:
         return torch.randn(samples, 32, generator=torch.Generator().manual_seed(seed))
 
     def calibration(self) -> Sequence[torch.Tensor]:
-        return [self._inputs(1, 64)]
+        return [self._inputs(1, 64)] * (6 if self.trouble == "slow" else 1)
 
     def evaluation(self, split: Split) -> Sequence[torch.Tensor]:
         return [self._inputs(2 if split is Split.EVALUATION else 3, 64)]

@@ -38,39 +38,41 @@ _ORDER = list(Stage)
 class _Worker:
     """A worker process, run as a Ray actor."""
 
-    def __init__(self, setup: WorkerSetup, gpus: float, report: Report) -> None:
+    def __init__(self, setup: WorkerSetup, gpus: float) -> None:
         if not gpus:
             # Ray leaves the devices visible to workers that request none (ray issue 54868).
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._setup = setup
         self._gpus = gpus
-        self._report = report
+        self._report: Report = silent
         self._evaluator: Evaluator | None = None
 
     def start(self) -> Told:
         """Return the report about this worker's node; an answer means that the process has started."""
         return look(self._setup.backend, self._gpus)
 
-    def describe(self) -> ModelDescription:
-        return self._ready().description
+    def describe(self, report: Report) -> ModelDescription:
+        return self._ready(report).description
 
-    def probe(self) -> Probes:
-        return self._ready().probe()
+    def probe(self, report: Report) -> Probes:
+        return self._ready(report).probe()
 
-    def measure(self, candidate: Candidate) -> Measurement | Failure:
-        evaluator = self._ready()
+    def measure(self, candidate: Candidate, report: Report) -> Measurement | Failure:
+        evaluator = self._ready(report)
         try:
             return evaluator.measure(candidate)
         except Exception as error:
             return failure_of(error)
 
-    def _ready(self) -> "Evaluator":
+    def _ready(self, report: Report) -> "Evaluator":
+        """Return the evaluator, built at the first call; ``report`` gets its steps until the next call."""
+        self._report = report
         if self._evaluator is None:
             # Imported here so that torch sees the environment set above.
             from workers.evaluation.evaluator import Evaluator
 
             with starting(self._setup.task_file):
-                self._evaluator = Evaluator(self._setup, self._report)
+                self._evaluator = Evaluator(self._setup, lambda step: self._report(step))
         return self._evaluator
 
 
@@ -99,6 +101,8 @@ class _Hired:
     nodes: frozenset[str]
     #: Its name on the board of steps.
     name: str
+    #: Calls made to it, apart from the first one.
+    calls: int = 0
     has_started: bool = False
 
     def waits(self) -> bool:
@@ -159,7 +163,7 @@ class RayPool:
     def probe(self) -> Probes:
         """See ``Pool.probe``; the first worker probes, and is replaced if it dies or hangs."""
         try:
-            probes: Probes = self._answer(self._hired[0].actor.probe.remote())
+            probes: Probes = self._answer(self._hired[0].actor.probe.remote(self._report_of(0)))
         except RayTaskError as error:
             raise PoolError(f"the model cannot be probed: {one_line(error.cause)}") from None
         except (RayActorError, GetTimeoutError) as error:
@@ -211,16 +215,15 @@ class RayPool:
             # Ray sets this label on every node; a label for the kind would depend on how each node is started.
             label_selector={"ray.io/node-id": f"in({','.join(sorted(nodes))})"},
         )
-        name = next(self._names)
-        actor = options.remote(setup, self._settings.gpus, self._board.report_of(name))
-        return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes, name=name)
+        actor = options.remote(setup, self._settings.gpus)
+        return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes, name=next(self._names))
 
     def _wait_until_ready(self) -> ModelDescription:
         """Return the first worker's description; restart the worker if it dies meanwhile."""
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._nodes.met(self._wait_until_started())
-                description: ModelDescription = self._answer(self._hired[0].actor.describe.remote())
+                description: ModelDescription = self._answer(self._hired[0].actor.describe.remote(self._report_of(0)))
                 return description
             except RayTaskError as error:
                 raise cause_of(error) from None
@@ -247,10 +250,19 @@ class RayPool:
             self._tell({0})
         return ray.get(reference)
 
+    def _report_of(self, slot: int) -> Report:
+        """Return the report for the next call of the worker in ``slot``."""
+        hired = self._hired[slot]
+        hired.calls += 1
+        return self._board.report_of(hired.name, hired.calls)
+
     def _tell(self, slots: Set[int]) -> None:
         """Report the latest step of the workers in ``slots``; of several, that of the one that is furthest behind."""
         latest = self._board.latest()
-        steps = [latest[self._hired[slot].name] for slot in slots if self._hired[slot].name in latest]
+        hired = [self._hired[slot] for slot in slots]
+        found = [(worker.calls, *latest[worker.name]) for worker in hired if worker.name in latest]
+        # A step of an earlier call says nothing about the present one.
+        steps = [step for calls, call, step in found if call == calls]
         if len(slots) > 1:
             # While several workers measure, and wait for each other to do so, the number of trials says enough.
             steps = [step for step in steps if not step.stage.is_measuring and step.stage is not Stage.WAITING]
@@ -283,7 +295,7 @@ class RayPool:
         for slot in range(self.slots):
             if slot not in busy and self._queue:
                 candidate, attempts = self._queue.popleft()
-                reference = self._hired[slot].actor.measure.remote(candidate)
+                reference = self._hired[slot].actor.measure.remote(candidate, self._report_of(slot))
                 deadline = time.monotonic() + self._settings.trial_timeout_s
                 self._running[reference] = _Running(
                     slot=slot, candidate=candidate, attempts=attempts, deadline=deadline

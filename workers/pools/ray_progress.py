@@ -12,17 +12,20 @@ from ray.exceptions import RayError
 
 from workers.progress import Report, Step
 
+#: A call of a worker, and the latest step of it.
+_Latest = tuple[int, Step]
+
 
 class _Board:
     """Keeps the latest step of every worker."""
 
     def __init__(self) -> None:
-        self._latest: dict[str, Step] = {}
+        self._latest: dict[str, _Latest] = {}
 
-    def put(self, worker: str, step: Step) -> None:
-        self._latest[worker] = step
+    def put(self, worker: str, call: int, step: Step) -> None:
+        self._latest[worker] = call, step
 
-    def latest(self) -> dict[str, Step]:
+    def latest(self) -> dict[str, _Latest]:
         return self._latest
 
 
@@ -36,14 +39,14 @@ class StepBoard:
     def __init__(self) -> None:
         self._actor = _Actor.remote()
         self._asked: Any = None
-        self._latest: dict[str, Step] = {}
+        self._latest: dict[str, _Latest] = {}
 
-    def report_of(self, worker: str) -> Report:
-        """Return what sends the steps of the worker called ``worker`` here; it can be sent to that worker."""
-        return _Sender(self._actor, worker)
+    def report_of(self, worker: str, call: int) -> Report:
+        """Return what sends the steps of one call of a worker here; it is an argument of that call."""
+        return _Sender(self._actor, worker, call)
 
-    def latest(self) -> dict[str, Step]:
-        """Return worker -> its latest step, as of the last answer, and ask again; this never waits."""
+    def latest(self) -> dict[str, _Latest]:
+        """Return worker -> its latest call with a step, and the step, as of the last answer; this never waits."""
         with suppress(RayError):
             if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
                 asked, self._asked = self._asked, None
@@ -60,9 +63,9 @@ class StepBoard:
 class _Sender:
     """A worker's end."""
 
-    def __init__(self, actor: Any, worker: str) -> None:
-        self._actor, self._worker = actor, worker
+    def __init__(self, actor: Any, worker: str, call: int) -> None:
+        self._actor, self._worker, self._call = actor, worker, call
 
     def __call__(self, step: Step) -> None:
         with suppress(RayError):
-            self._actor.put.remote(self._worker, step)
+            self._actor.put.remote(self._worker, self._call, step)
