@@ -1,5 +1,6 @@
 """Reads the store and caches the results until the job's version changes. Opens the database read-only."""
 
+import dataclasses
 import re
 import threading
 import time
@@ -81,7 +82,8 @@ def job(job_id: str) -> JobRecord:
 
 def summary(record: JobRecord) -> JobSummary:
     """Return a summary of a job's progress, reading only the trials on its front."""
-    return _summary(default_url(), record.id, record.version, record)
+    cached_summary = _summary(default_url(), record.id, record.version, record)
+    return dataclasses.replace(cached_summary, job=record)  # its stage may be newer than its version
 
 
 def progress(record: JobRecord) -> Progress:
@@ -137,14 +139,17 @@ class _Jobs:
         read = self._store.jobs() if changed and not known else [self._store.job(job_id) for job_id in changed]
         newest = known | {job.id: job for job in read}
         self._read = {job_id: newest[job_id] for job_id in versions}
-        return list(self._read.values())
+        stages = self._store.stages()
+        return [
+            dataclasses.replace(job, stage=stages[job.id]) if job.id in stages else job for job in self._read.values()
+        ]
 
     def one(self, job_id: str) -> JobRecord:
         """Return one job."""
-        self.all()
-        if job_id not in self._read:
+        found = next((job for job in self.all() if job.id == job_id), None)
+        if found is None:
             raise NotFoundError(f"no job {job_id!r} in this database")
-        return self._read[job_id]
+        return found
 
 
 def _is_current(job: JobRecord | None, version: int) -> bool:

@@ -91,8 +91,10 @@ class Measurement:
     held_out: tuple[float, float] | None = None
     #: Task metric and mean divergence on shifted data; None if the task has none or the candidate was ruled out first.
     shifted: tuple[float, float] | None = None
-    #: Wall-clock seconds the whole measurement took.
+    #: Wall-clock seconds the whole measurement took, without those spent waiting for the device.
     seconds: float
+    #: Seconds spent waiting for the device, which another process held.
+    waited_seconds: float = 0.0
     #: Seconds of it spent in forward passes.
     forward_seconds: float
     #: Seconds the backend's runtime took to create a session for the map; None if it creates none. Not included in any

@@ -9,22 +9,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from workers.errors import TaskError
+from workers.progress import Report, Stage, Step, counted, silent
 from workers.task import Batch, OutputKind, Split, Task
 
 #: Bytes of outputs compared at once; float64 copies and intermediate results take about twenty times as much.
 _BYTES_AT_ONCE = 1 << 20
 
 
-def outputs(task: Task, model: nn.Module, split: Split) -> torch.Tensor:
+def outputs(task: Task, model: nn.Module, split: Split, report: Report = silent) -> torch.Tensor:
     """Return the model's outputs on every batch of ``split``, in order; shape ``(samples, ...)``, fp32, CPU.
 
     Raises:
         TaskError: if batches yield outputs of several shapes.
     """
-    return outputs_on(task, model, task.evaluation(split))
+    return outputs_on(task, model, task.evaluation(split), report)
 
 
-def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.Tensor:
+def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch], report: Report = silent) -> torch.Tensor:
     """Return the model's outputs on ``batches``, in order; shape ``(samples, ...)``, fp32, CPU.
 
     Raises:
@@ -32,7 +33,7 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.
     """
     whole, rows = torch.empty(0), 0
     with torch.inference_mode():
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(counted(batches, Stage.ACCURACY, report)):
             part = task.forward(model, batch).float().cpu()
             if rows and part.shape[1:] != whole.shape[1:]:
                 raise TaskError(
@@ -49,11 +50,12 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch]) -> torch.
     return whole[:rows]
 
 
-def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split) -> torch.Tensor:
+def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split, report: Report = silent) -> torch.Tensor:
     """Return what the task's accuracy takes: the result of its ``generate`` if it has one, else ``outputs``."""
     generate: Callable[[nn.Module, Split], torch.Tensor] | None = getattr(task, "generate", None)
     if generate is None:
         return outputs
+    report(Step(stage=Stage.GENERATING))
     with torch.inference_mode():
         return generate(model, split).cpu()
 

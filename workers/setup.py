@@ -196,8 +196,10 @@ class Probes:
     #: How the divergences were estimated, and on how many samples.
     estimator: Estimator
     samples: int
-    #: Seconds that probing took.
+    #: Seconds that probing took, without those spent waiting for the device.
     seconds: float
+    #: Seconds spent waiting for the device, which another process held; not recorded.
+    waited_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +226,8 @@ class ModelDescription:
     weight_bits: Mapping[str, int] = field(default_factory=dict)
     #: Layer name -> choice name -> the fastest kernel, where the backend has several.
     kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    #: Seconds spent waiting for the device, which another process held.
+    waited_seconds: float = 0.0
 
     def weight_bytes(self, names: Mapping[str, str]) -> int:
         """Return the exact weight bytes of the map layer name -> choice name."""

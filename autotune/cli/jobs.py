@@ -25,6 +25,7 @@ from autotune.cli.output import (
 from autotune.cli.progress import ConsoleListener
 from autotune.client.actions import submit
 from autotune.jobs.front import find_trial
+from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, Tally, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
@@ -161,6 +162,7 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
     facts = {
         "job": f"{job.id} ({job.name})",
         "state": job.state.value + (f": {job.error}" if job.error else ""),
+        **({"stage": stage_text(job.stage)} if job.stage else {}),
         "trials": f"{tally.searched} of {job.spec.search.trials} in {job.elapsed_s:.0f} s",
         "front": f"{len(tally.front)} maps",
         "hardware": job.description.environment.hardware if job.description else "not known yet",

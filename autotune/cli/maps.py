@@ -12,6 +12,7 @@ from rich.table import Table
 
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, path_text, reader
 from autotune.cli.output import figure_text, mix, out, print_json, say
+from autotune.cli.progress import ConsoleListener
 from autotune.errors import ExportError
 from autotune.exporters import exporter_names
 from autotune.jobs.front import pick
@@ -135,10 +136,14 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
     """Rebuild the quantized model from a map file alone, measure it, and return whether all promises hold."""
     # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.maps.verify import verify as verify_map
+    from autotune.search.stages import Stages
 
     file = map_file.read(path)
     say(f"Rebuilding {file.task} from {path} and measuring it again ...")
-    report = verify_map(file, repeats=repeats, tolerance=tolerance, task_file=task_file)
+    with ConsoleListener() as listener:
+        stages = Stages(listener)
+        stages.stage("Measuring the map")
+        report = verify_map(file, repeats=repeats, tolerance=tolerance, task_file=task_file, report=stages.report)
     if as_json:
         checks = [
             {

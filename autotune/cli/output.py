@@ -1,5 +1,6 @@
 """Output of the command line: tables for people, JSON for programs."""
 
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -154,6 +155,7 @@ def job_json(job: JobRecord, trials: int, front: Iterable[int] = ()) -> dict[str
         "task": job.task,
         "state": job.state.value,
         "order": job.order and job.order.value,
+        "stage": job.stage and dataclasses.asdict(job.stage),
         "owner": job.owner,
         "priority": job.priority,
         "created_at": job.created_at.isoformat(),

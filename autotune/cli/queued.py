@@ -146,6 +146,8 @@ def _follow(jobs: Client, job: JobRecord, listener: Listener) -> Update:
         if update.progress.done and update.state.is_live and not searches:
             listener.stage("Searching")
             searches = True
+        if update.stage:
+            listener.step(update.stage)
         if update.progress.done:
             listener.trial(update.progress)
     return update

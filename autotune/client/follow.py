@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autotune.errors import JobFailedError
-from autotune.jobs.budget import remaining_s
+from autotune.jobs.budget import left_s
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Progress
-from autotune.jobs.records import EventRecord, JobRecord, JobState, Order, TrialRecord
+from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialRecord
 from autotune.metrics.objectives import Objectives
 from autotune.store.base import ReadStore
 
@@ -27,6 +27,8 @@ class Update:
     events: tuple[EventRecord, ...]
     #: Number of events reported so far; a follower that lost its connection continues from there.
     position: int
+    #: What its driver is doing; None if no driver has told.
+    stage: JobStage | None = None
 
 
 class Watcher:
@@ -36,6 +38,7 @@ class Watcher:
         """Watch a job; its first ``position`` events are already known."""
         self._store, self._job_id, self._position = store, job_id, position
         self._version = -1
+        self._stage: JobStage | None = None
         self._front: tuple[int, ...] = ()
         self._best: TrialRecord | None = None
         #: Whether the job was queued or running at the last poll.
@@ -49,16 +52,17 @@ class Watcher:
         """
         job = self._store.job(self._job_id)
         self.is_live = job.state.is_live
-        if job.version == self._version:
+        if (job.version, job.stage) == (self._version, self._stage):
             return None
         events = self._store.events(job.id, start=self._position)
-        self._version, self._position = job.version, self._position + len(events)
+        self._version, self._stage, self._position = job.version, job.stage, self._position + len(events)
         return Update(
             state=job.state,
             error=job.error,
             progress=self._progress(job),
             events=tuple(events),
             position=self._position,
+            stage=job.stage,
         )
 
     def _progress(self, job: JobRecord) -> Progress:
@@ -73,7 +77,7 @@ class Watcher:
             done=tally.searched,
             budget=search.trials,
             elapsed_s=job.elapsed_s,
-            remaining_s=remaining_s(tally.searched, search.trials, job.elapsed_s, search.time_limit_s),
+            remaining_s=left_s(job, job.spec, tally.searched),
             best=self._best,
             front_size=len(tally.front),
         )

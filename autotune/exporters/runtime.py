@@ -25,7 +25,8 @@ from workers.device import environment, memory
 from workers.device.threads import timeable
 from workers.measurement import LatencySamples
 from workers.task import Task, splits
-from workers.timing import device_lock, latency
+from workers.timing import latency
+from workers.timing.device_lock import DeviceLock
 from workers.timing.estimates import latency_ratio
 from workers.timing.latency import Contender
 
@@ -84,7 +85,7 @@ def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: floa
     while not tries or (len(tries[-1].candidate_ms) >= repeats and _ratio(tries[-1]) > slowest and len(tries) < _TRIES):
         if tries:
             time.sleep(_PAUSE_S)
-        with device_lock.exclusive("cpu"), torch.inference_mode():
+        with DeviceLock("cpu").exclusive(), torch.inference_mode():
             timed = latency.measure(
                 Contender(install=_nothing, run=timeable(model, lambda: task.forward(model, batch))),
                 Contender(install=_nothing, run=timeable(reference, lambda: task.forward(reference, batch))),

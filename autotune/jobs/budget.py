@@ -5,7 +5,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 
-from autotune.jobs.records import TrialKind, TrialRecord
+from autotune.jobs.records import JobRecord, TrialKind, TrialRecord
 from autotune.jobs.spec import JobSpec
 
 #: Most final measurements after a search; each may reveal that another map is the better pick.
@@ -27,6 +27,7 @@ class Budget:
         self._final_passes = spec.measurement.final_repeats / spec.measurement.repeats
         self._recent_s: deque[float] = deque(maxlen=_RECENT)
         self._finals = 0
+        self._final_seconds: deque[float] = deque(maxlen=MOST_FINAL)
         #: Trials of the search itself.
         self.searched = 0
         for trial in trials:
@@ -42,6 +43,8 @@ class Budget:
         """Count one trial."""
         if trial.kind is TrialKind.FINAL:
             self._finals += 1
+            if trial.seconds:
+                self._final_seconds.append(trial.seconds)
             return
         self.searched += 1
         if trial.seconds:
@@ -67,13 +70,34 @@ class Budget:
         in_time = self._limit_s is None or elapsed_s + self._final_s < self._limit_s
         return in_time and self._finals + pending < MOST_FINAL
 
-    def remaining_s(self, elapsed_s: float) -> float | None:
-        """Return ``remaining_s`` of this budget."""
-        return remaining_s(self.searched, self.trials, elapsed_s, self._limit_s)
+    def remaining_s(self, elapsed_s: float, probed_s: float = 0.0) -> float | None:
+        """Return an estimate of the seconds left, final measurements included; None before the first trial.
+
+        Args:
+            elapsed_s: seconds of trials, from which their pace follows.
+            probed_s: seconds that were spent besides, which count for the time limit only.
+        """
+        search_s = remaining_s(self.searched, self.trials, elapsed_s, None)
+        if search_s is None:
+            return None
+        if self._finals:
+            search_s = 0.0  # the search may have ended before its budget was spent
+        finals_s = max(0, _EXPECTED_FINAL - self._finals) * self._next_final_s
+        if self._limit_s is None:
+            return search_s + finals_s
+        left_s = max(0.0, self._limit_s - elapsed_s - probed_s)
+        return min(left_s, min(search_s, max(0.0, left_s - self._reserve_s(self._limit_s))) + finals_s)
 
     @property
     def _final_s(self) -> float:
         return self._final_passes * self.trial_s
+
+    @property
+    def _next_final_s(self) -> float:
+        """Seconds that a final measurement is expected to take, by those that were made; 0 if nothing is known."""
+        if self._final_seconds:
+            return statistics.median(self._final_seconds)
+        return self._final_s if self._recent_s else 0.0
 
     def _reserve_s(self, limit_s: float) -> float:
         """Return the seconds reserved for final measurements."""
@@ -88,6 +112,16 @@ def remaining_s(searched: int, trials: int, elapsed_s: float, limit_s: float | N
         return None
     by_trials = elapsed_s / searched * max(0, trials - searched)
     return max(0.0, by_trials if limit_s is None else min(by_trials, limit_s - elapsed_s))
+
+
+def left_s(job: JobRecord, spec: JobSpec, done: int) -> float | None:
+    """Return the seconds that a job with ``done`` trials has left: as its driver estimates them, or else at its pace.
+
+    It is None before the first trial. ``spec`` is that of the job.
+    """
+    if done and job.stage is not None and job.stage.remaining_s is not None:
+        return job.stage.remaining_s
+    return remaining_s(done, spec.search.trials, job.elapsed_s, spec.search.time_limit_s)
 
 
 def searched(trials: Iterable[TrialRecord]) -> int:

@@ -59,7 +59,7 @@ def claimed(driver: str, lease_s: float = LEASE_S) -> Transition:
             kind, message = "taken_over", f"Driver {job.driver} was lost; {driver} continues"
         return _changed(
             job, at, kind, message,
-            state=JobState.RUNNING, driver=driver, epoch=job.epoch + 1, order=None, error=None,
+            state=JobState.RUNNING, driver=driver, epoch=job.epoch + 1, order=None, error=None, stage=None,
             leased_until=at + timedelta(seconds=lease_s),
         )  # fmt: skip
 
@@ -173,7 +173,7 @@ def check_epoch(job: JobRecord, epoch: int) -> None:
 
 
 #: Fields of a job that no driver holds.
-_FREE: dict[str, Any] = {"leased_until": None, "order": None}
+_FREE: dict[str, Any] = {"leased_until": None, "order": None, "stage": None}
 
 
 def _carried_out(job: JobRecord, order: Order, at: datetime) -> Change:

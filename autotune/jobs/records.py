@@ -92,6 +92,21 @@ class TrialState(enum.StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStage:
+    """What the driver of a job is doing, and how far it is."""
+
+    #: For people, such as ``Calibrating`` or ``Searching``.
+    name: str
+    #: Steps done, and all steps: batches, layers or trials; None if they cannot be counted.
+    done: int = 0
+    total: int | None = None
+    #: What it does within the current step, such as ``latency 4/10``; empty if nothing is known.
+    detail: str = ""
+    #: Estimate of the seconds left: of the search while it searches, else of the stage; None without one.
+    remaining_s: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
     """A tuning job."""
@@ -127,6 +142,8 @@ class JobRecord:
     epoch: int = 0
     #: When the lease runs out unless it is renewed, by the database's clock; None if no driver holds the job.
     leased_until: datetime | None = None
+    #: What its driver is doing; None if no driver has told. Changes of it do not count as versions.
+    stage: JobStage | None = None
     #: Drivers in a row that died without recording a trial.
     crashes: int = 0
     #: Seconds spent searching, over all drivers.

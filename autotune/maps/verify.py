@@ -14,6 +14,7 @@ from workers.candidate import Candidate
 from workers.device.hardware import kind_of
 from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Measurement, Workload
+from workers.progress import Report, silent
 from workers.setup import WorkerSetup
 from workers.task import Split
 from workers.timing.estimates import Figure
@@ -58,12 +59,20 @@ class Verification:
         return all(check.holds for check in self.checks)
 
 
-def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_file: str | None = None) -> Verification:
+def verify(
+    file: MapFile,
+    *,
+    repeats: int = 300,
+    tolerance: float = 0.05,
+    task_file: str | None = None,
+    report: Report = silent,
+) -> Verification:
     """Rebuild the model from ``file``, measure it, and return the differences from the promised figures.
 
     Accuracy and weight bytes must be equal. The latency ratio to full precision is measured with ``repeats``
     interleaved passes. One of a few tries must be within ``tolerance`` of the promised ratio, because other
-    processes can shift a whole series by that much for a minute, in favour of one of the two models.
+    processes can shift a whole series by that much for a minute, in favour of one of the two models. ``report`` gets
+    every step.
 
     Raises:
         MapError: if the file's task now builds another model.
@@ -81,7 +90,8 @@ def verify(file: MapFile, *, repeats: int = 300, tolerance: float = 0.05, task_f
             weight_bits=file.weight_bits(),
             kernels=file.kernels(kind_of(build_backend(file.backend).device)),
             task_file=task_file,
-        )
+        ),
+        report,
     )
     if evaluator.description.fingerprint != file.model_fingerprint:
         raise MapError(

@@ -1,4 +1,4 @@
-"""The driver's lease: a background thread renews it and polls for the user's orders."""
+"""The driver's lease: a background thread renews it, polls for the user's orders, and records the driver's stage."""
 
 import logging
 import threading
@@ -9,7 +9,7 @@ from typing import Self
 
 from autotune.errors import LeaseLostError, NotFoundError, StoreError
 from autotune.jobs.lifecycle import LEASE_S, RENEWALS, OrderedError
-from autotune.jobs.records import Directions, HeldJob, JobRecord
+from autotune.jobs.records import Directions, HeldJob, JobRecord, JobStage
 from autotune.store.base import DriverStore
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name=f"lease-{job.id}", daemon=True)
         #: All served jobs that drivers hold, this one included; a new list at every renewal.
         self.held_jobs: Sequence[HeldJob] = ()
+        self._stage: JobStage | None = None
+        self._recorded: JobStage | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -67,6 +69,10 @@ class Lease:
     def directions(self) -> Directions | None:
         """The user's latest directions; None before the first poll."""
         return self._directions
+
+    def tell(self, stage: JobStage) -> None:
+        """Let others see what the driver is doing; it is recorded at the next poll, unless another stage follows."""
+        self._stage = stage
 
     def check(self) -> None:
         """Return when the driver may submit work; wait while the lease cannot be renewed in time.
@@ -85,7 +91,7 @@ class Lease:
             time.sleep(self._lease_s / _POLLS)
 
     def _keep(self) -> None:
-        """Renew the lease and poll for the user's orders until the driver is done."""
+        """Renew the lease, poll for the user's orders and record the stage until the driver is done."""
         due_at = time.monotonic()
         while not self._ended.is_set():
             try:
@@ -95,12 +101,19 @@ class Lease:
                     self._renewed_at, due_at = started_at, started_at + self._lease_s / RENEWALS
                     self.held_jobs = self._store.held_jobs()
                 self._directions = self._store.directions(self._job.id, epoch=self._job.epoch)
+                self._record_stage()
             except (LeaseLostError, NotFoundError) as error:
                 self._lost = error
             except StoreError as error:
                 _log.warning("the lease of job %s cannot be renewed: %s", self._job.id, error)
             self._enforce()
             self._ended.wait(self._lease_s / _POLLS)
+
+    def _record_stage(self) -> None:
+        stage = self._stage
+        if stage is not None and stage != self._recorded:
+            self._store.record_stage(self._job.id, stage, epoch=self._job.epoch)
+            self._recorded = stage
 
     def _enforce(self) -> None:
         """Call ``give_up`` if the driver has not stopped within its grace period."""

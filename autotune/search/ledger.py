@@ -50,18 +50,24 @@ class Ledger:
         """Return whether the budget allows another final measurement in addition to ``pending`` ones."""
         return self.budget.allows_final(pending, self._spent_s())
 
-    def commit(self, results: Sequence[TrialResult]) -> None:
-        """Record trials, each with the front after it. Nothing else records trials."""
+    def commit(self, results: Sequence[TrialResult], *, waited_s: float = 0.0) -> None:
+        """Record trials, each with the front after it. Nothing else records trials.
+
+        Args:
+            results: the trials.
+            waited_s: seconds since the last commit that were spent waiting for the device, which do not count.
+        """
         if not results:
             return
         complete = [dataclasses.replace(result, front=self._add(result.trial)) for result in results]
         now_s = time.monotonic()
-        complete[-1] = dataclasses.replace(complete[-1], elapsed_s=now_s - self._committed_at)
+        elapsed_s = max(0.0, now_s - self._committed_at - waited_s)
+        complete[-1] = dataclasses.replace(complete[-1], elapsed_s=elapsed_s)
         self._store.record(complete, epoch=self._job.epoch)
         for result in complete:
             message = f": {result.trial.message}" if result.trial.message else ""
             _log.info("%s%s", result.trial.state, message, extra={"trial": result.trial.number})
-        self._elapsed_s, self._committed_at = self._elapsed_s + now_s - self._committed_at, now_s
+        self._elapsed_s, self._committed_at = self._elapsed_s + elapsed_s, now_s
         self._listener.trial(self._progress())
 
     def _add(self, trial: TrialRecord) -> FrontRecord | None:
@@ -77,7 +83,7 @@ class Ledger:
             done=self.budget.searched,
             budget=self.budget.trials,
             elapsed_s=self._elapsed_s,
-            remaining_s=self.budget.remaining_s(self._elapsed_s),
+            remaining_s=self.budget.remaining_s(self._elapsed_s, self._probed_s),
             best=min(self.front.members, key=lambda trial: values(trial.figures)[0], default=None),
             front_size=len(self.front.members),
         )

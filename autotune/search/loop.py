@@ -217,7 +217,9 @@ class Search:
             latency = outcome.result.latency if isinstance(outcome.result, Measurement) else ()
             results.append(TrialResult(trial=trial, latency=latency, events=_events(outcome)))
             proposals.append(proposal)
-        self._ledger.commit(results)
+        # Several workers also wait for each other, which is part of the search.
+        waited_s = sum(_waited_s(outcome) for outcome in outcomes) if self._pool.slots == 1 else 0.0
+        self._ledger.commit(results, waited_s=waited_s)
         for proposal, result in zip(proposals, results, strict=True):
             if proposal is not None:
                 study.tell(proposal, result.trial)
@@ -266,6 +268,11 @@ def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
         supports=lambda layer, choice: description.refusals[layer.name].get(choice.name),
         rules=spec.rules(),
     )
+
+
+def _waited_s(outcome: Outcome) -> float:
+    """Return the seconds that a measurement waited for the device."""
+    return outcome.result.waited_seconds if isinstance(outcome.result, Measurement) else 0.0
 
 
 def _events(outcome: Outcome) -> tuple[EventRecord, ...]:

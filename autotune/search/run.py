@@ -16,6 +16,7 @@ from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.loop import Search, space_of
 from autotune.search.probing import obtain_probes
+from autotune.search.stages import Stages
 from autotune.store.base import DriverStore
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.errors import AutotuneError, SpaceError
@@ -106,8 +107,9 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
     setup = spec.worker_setup(options.task_file)
     if job.description is not None:
         setup = setup.continued(job.description)
-    listener.stage("Starting workers")
-    pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, options))
+    stages = Stages(listener, lease.tell)
+    stages.stage("Starting workers")
+    pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, options), stages.report)
     try:
         described = pool.describe()
         space = space_of(spec, job.description or described)
@@ -115,11 +117,12 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
         job = _describe(store, job, described)
         lease.check()
         started_at = time.monotonic()
-        probes = obtain_probes(store, job, pool, listener) if spec.search.sampler is SamplerName.SENSITIVITY else None
-        probed_s = time.monotonic() - started_at
-        ledger = Ledger(store, job, listener, probed_s=probed_s)
-        reason = Search(job, space, pool, listener, lease, ledger, probes).run()
-        listener.stage(f"Search finished: {reason}")
+        probes = obtain_probes(store, job, pool, stages) if spec.search.sampler is SamplerName.SENSITIVITY else None
+        waited_s = probes.waited_seconds if probes else 0.0
+        probed_s = time.monotonic() - started_at - waited_s
+        ledger = Ledger(store, job, stages, probed_s=probed_s)
+        reason = Search(job, space, pool, stages, lease, ledger, probes).run()
+        stages.stage(f"Search finished: {reason}")
         return reason
     finally:
         pool.close()

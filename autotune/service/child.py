@@ -13,8 +13,8 @@ from types import FrameType
 from autotune.errors import LeaseLostError, Stopped
 from autotune.jobs import lifecycle
 from autotune.jobs.lifecycle import OrderedError
-from autotune.jobs.progress import Progress
-from autotune.jobs.records import JobRecord
+from autotune.jobs.progress import LogLines, Progress, stage_text
+from autotune.jobs.records import JobRecord, JobStage
 from autotune.search.lease import Lease
 from autotune.search.run import DriverOptions, drive
 from autotune.service import logs
@@ -105,12 +105,17 @@ class _LogListener:
     """Logs the progress of a job."""
 
     def __init__(self) -> None:
-        self._stage = ""
+        self._lines = LogLines()
+        self._has_trials = False
 
     def stage(self, text: str) -> None:
-        if text != self._stage:
+        if self._lines.starts(text):
             _log.info("%s", text)
-        self._stage = text
+
+    def step(self, stage: JobStage) -> None:
+        if not (self._has_trials and stage.detail) and self._lines.has(stage):
+            _log.info("%s", stage_text(stage))
 
     def trial(self, progress: Progress) -> None:
+        self._has_trials = True
         _log.info("%d of %d trials, %d on the front", progress.done, progress.budget, progress.front_size)

@@ -14,6 +14,7 @@ from autotune.jobs.records import (
     FrontRecord,
     HeldJob,
     JobRecord,
+    JobStage,
     JobState,
     Statistics,
     Submission,
@@ -100,6 +101,10 @@ class WatchStore(ReadStore, Protocol):
         """Return the version of every job by id, newest job first."""
         ...
 
+    def stages(self) -> Mapping[str, JobStage]:
+        """Return the stage of every running job whose driver has told one, by the job's id."""
+        ...
+
     def numbers(self, job_id: str) -> list[int]:
         """Return the numbers of a job's trials, ascending; a lower number may be recorded after a higher one.
 
@@ -158,6 +163,15 @@ class DriverStore(JobStore, Protocol):
 
     def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
         """Extend a driver's lease to ``lease_s`` seconds from now.
+
+        Raises:
+            LeaseLostError: if another driver holds the job.
+            NotFoundError: if there is no such job.
+        """
+        ...
+
+    def record_stage(self, job_id: str, stage: JobStage, *, epoch: int) -> None:
+        """Record what the driver of a job is doing; a job that it has just settled stays as it is.
 
         Raises:
             LeaseLostError: if another driver holds the job.

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from autotune.errors import ConflictError, NotFoundError
 from autotune.jobs import lifecycle
@@ -16,6 +17,7 @@ from autotune.jobs.records import (
     FrontRecord,
     HeldJob,
     JobRecord,
+    JobStage,
     JobState,
     Statistics,
     Submission,
@@ -63,6 +65,10 @@ class MemoryStore:
 
     def versions(self) -> Mapping[str, int]:
         return {job.id: job.version for job in self.jobs()}
+
+    def stages(self) -> Mapping[str, JobStage]:
+        running = [job for job in self._records() if job.state is JobState.RUNNING]
+        return {job.id: job.stage for job in running if job.stage is not None}
 
     def numbers(self, job_id: str) -> list[int]:
         return sorted(self._job(job_id).results)
@@ -135,11 +141,10 @@ class MemoryStore:
         return rows.directions(job.order, job.document)
 
     def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
-        with self._lock:
-            job = self._job(job_id)
-            lifecycle.check_epoch(job.record, epoch)
-            if job.record.state is JobState.RUNNING:
-                job.record = dataclasses.replace(job.record, leased_until=now() + timedelta(seconds=lease_s))
+        self._set_unless_settled(job_id, epoch, leased_until=now() + timedelta(seconds=lease_s))
+
+    def record_stage(self, job_id: str, stage: JobStage, *, epoch: int) -> None:
+        self._set_unless_settled(job_id, epoch, stage=stage)
 
     def held_jobs(self) -> list[HeldJob]:
         held = [job for job in self._served() if lifecycle.is_held(job, now())]
@@ -211,6 +216,13 @@ class MemoryStore:
             return self._jobs[job_id]
         except KeyError:
             raise NotFoundError(f"no job {job_id!r} in this database") from None
+
+    def _set_unless_settled(self, job_id: str, epoch: int, **fields: Any) -> None:
+        with self._lock:
+            job = self._job(job_id)
+            lifecycle.check_epoch(job.record, epoch)
+            if job.record.state is JobState.RUNNING:
+                job.record = dataclasses.replace(job.record, **fields)
 
     def _check_map(self, trial: TrialRecord, besides: Sequence[TrialResult]) -> None:
         known = [*self._job(trial.job_id).results.values(), *besides]

@@ -14,6 +14,7 @@ from autotune.jobs.records import (
     EventRecord,
     HeldJob,
     JobRecord,
+    JobStage,
     JobState,
     Order,
     TrialKind,
@@ -74,7 +75,18 @@ def job_row(job: JobRecord) -> dict[str, Any]:
         "state": job.state.value,
         "description": described,
         "requested": order and order.value,
+        "stage": job.stage and stage_row(job.stage),
     }
+
+
+def stage_row(stage: JobStage) -> dict[str, Any]:
+    """Return the value of a stage's column."""
+    return dataclasses.asdict(stage)
+
+
+def job_stage(column: Mapping[str, Any] | None) -> JobStage | None:
+    """Return the stage from its column."""
+    return None if column is None else JobStage(**column)
 
 
 def job_record(row: Row) -> JobRecord:
@@ -83,6 +95,7 @@ def job_record(row: Row) -> JobRecord:
     order = fields.pop("requested")
     if fields["description"] is not None:
         fields["description"] = _DESCRIPTION.validate_python(fields["description"])
+    fields["stage"] = job_stage(fields["stage"])
     state, document = JobState(fields.pop("state")), fields.pop("spec")
     return JobRecord(**fields, document=document, state=state, order=Order(order) if order else None)
 

@@ -17,6 +17,7 @@ from autotune.jobs.records import (
     FrontRecord,
     HeldJob,
     JobRecord,
+    JobStage,
     JobState,
     Statistics,
     Submission,
@@ -60,6 +61,9 @@ class SqlStore:
 
     def versions(self) -> Mapping[str, int]:
         return self._read(statements.versions)
+
+    def stages(self) -> Mapping[str, JobStage]:
+        return self._read(statements.stages)
 
     def numbers(self, job_id: str) -> list[int]:
         return self._read(lambda connection: statements.numbers(connection, job_id))
@@ -108,6 +112,9 @@ class SqlStore:
 
     def renew(self, job_id: str, *, epoch: int, lease_s: float) -> None:
         self._run(lambda connection: statements.renew(connection, job_id, epoch, lease_s))
+
+    def record_stage(self, job_id: str, stage: JobStage, *, epoch: int) -> None:
+        self._run(lambda connection: statements.record_stage(connection, job_id, epoch, stage))
 
     def held_jobs(self) -> list[HeldJob]:
         return self._read(statements.held_jobs)

@@ -18,6 +18,7 @@ from autotune.jobs.records import (
     FrontRecord,
     HeldJob,
     JobRecord,
+    JobStage,
     JobState,
     Submission,
     TrialRecord,
@@ -178,11 +179,22 @@ def directions(connection: Connection, job_id: str, epoch: int) -> Directions:
 
 def renew(connection: Connection, job_id: str, epoch: int, lease_s: float) -> None:
     """Extend a lease to ``lease_s`` seconds from now; the job's version stays, so that pollers do not read it again."""
-    until = clock(connection) + timedelta(seconds=lease_s)
-    # A job that its driver has just settled has no lease.
-    held = (_jobs.id == job_id) & (_jobs.epoch == epoch) & (_jobs.state == JobState.RUNNING.value)
-    if connection.execute(sa.update(tables.jobs).where(held).values(leased_until=until)).rowcount == 0:
-        lifecycle.check_epoch(job(connection, job_id), epoch)
+    _set_unless_settled(connection, job_id, epoch, {"leased_until": clock(connection) + timedelta(seconds=lease_s)})
+
+
+def record_stage(connection: Connection, job_id: str, epoch: int, stage: JobStage) -> None:
+    """Record what a job's driver is doing; the job's version stays, so that pollers do not read it again."""
+    _set_unless_settled(connection, job_id, epoch, {"stage": rows.stage_row(stage)})
+
+
+def stages(connection: Connection) -> dict[str, JobStage]:
+    """Return the stage of every running job whose driver has told one."""
+    running = (_jobs.state == JobState.RUNNING.value) & _jobs.stage.is_not(None)
+    found = (
+        (row.id, rows.job_stage(row.stage))
+        for row in connection.execute(sa.select(_jobs.id, _jobs.stage).where(running))
+    )
+    return {job_id: stage for job_id, stage in found if stage is not None}
 
 
 def held_jobs(connection: Connection) -> list[HeldJob]:
@@ -245,6 +257,13 @@ def _change(connection: Connection, record: JobRecord, transition: Transition) -
         _add_events(connection, record.id, change.events)
         return job(connection, record.id)
     return record
+
+
+def _set_unless_settled(connection: Connection, job_id: str, epoch: int, values: Mapping[str, Any]) -> None:
+    """Change a job's row for the driver that holds its lease, and nothing if that driver has just settled it."""
+    held = (_jobs.id == job_id) & (_jobs.epoch == epoch) & (_jobs.state == JobState.RUNNING.value)
+    if connection.execute(sa.update(tables.jobs).where(held).values(values)).rowcount == 0:
+        lifecycle.check_epoch(job(connection, job_id), epoch)
 
 
 def _touch(connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:

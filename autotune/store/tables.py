@@ -85,6 +85,7 @@ jobs = Table(
     Column("requested", String(32)),
     Column("epoch", Integer, nullable=False),
     Column("leased_until", UtcDateTime),
+    Column("stage", JSON(none_as_null=True)),
     Column("crashes", Integer, nullable=False),
     Index("ix_jobs_queue", "served", "state", "priority", "created_at"),
 )

@@ -6,7 +6,8 @@ from datetime import datetime
 
 import pandas as pd
 
-from autotune.jobs.budget import remaining_s
+from autotune.jobs.budget import left_s
+from autotune.jobs.progress import stage_text
 from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
@@ -67,7 +68,7 @@ def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
     """Return the seconds that a live job has left at its pace so far; None if unknown."""
     if not job.state.is_live:
         return None
-    return remaining_s(done, spec.search.trials, job.elapsed_s, spec.search.time_limit_s)
+    return left_s(job, spec, done)
 
 
 def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
@@ -76,6 +77,7 @@ def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
     return {
         "name": one_line(job.name),
         "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),
+        "stage": one_line(stage_text(job.stage)) if job.stage else ABSENT,
         "progress": round(min(1.0, done / spec.search.trials), 2),
         "trials": f"{done} of {spec.search.trials}",
         "left": duration(left) if left is not None else ABSENT,

@@ -77,10 +77,11 @@ def _table(jobs: list[JobRecord], front: Page) -> None:
         key="jobs-table",
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
-        alt="One row per job: name, state, progress, time left, best feasible map, front size, task, age, hardware",
+        alt="One row per job: name, state, stage, progress, time left, best map, front size, task, age, hardware",
         column_config={
             "name": st.column_config.TextColumn("Job", pinned=True),
             "state": st.column_config.TextColumn("State"),
+            "stage": st.column_config.TextColumn("Stage", help="What its driver is doing"),
             "progress": st.column_config.ProgressColumn(
                 "Progress", format="percent", width="small", min_value=0, max_value=1
             ),

@@ -7,6 +7,7 @@ from typing import ParamSpec
 import pandas as pd
 import streamlit as st
 
+from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS, Kind
@@ -186,7 +187,12 @@ def choose_job() -> JobRecord | None:
 def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
     """Show the state, the limits and the problems of a job in a few lines."""
     spec = job.spec
-    facts = [state_text(job.state), f"{trials} of {spec.search.trials} trials", f"{front_size} on the front"]
+    facts = [
+        state_text(job.state),
+        *([stage_text(job.stage)] if job.stage else []),
+        f"{trials} of {spec.search.trials} trials",
+        f"{front_size} on the front",
+    ]
     left = remaining_seconds(job, spec, trials)
     if left is not None:
         facts.append(f"about {duration(left)} left")

@@ -22,6 +22,7 @@ from autotune.jobs import lifecycle
 from autotune.jobs.records import (
     FrontRecord,
     JobRecord,
+    JobStage,
     JobState,
     Scope,
     Tally,
@@ -294,6 +295,21 @@ def test_following_ends_with_the_job(client: Client, store: Store) -> None:
     assert [event.kind for event in again.events] == ["finished"]
     with pytest.raises(NotFoundError):
         list(client.follow("gone"))
+
+
+def test_following_shows_what_the_driver_does(client: Client, store: Store) -> None:
+    job = running_job(client, store)
+    updates = client.follow(job.id)
+    stage = JobStage(name="Searching", done=3, total=9, detail="latency 4/10", remaining_s=12.5)
+    assert next(updates).stage is None
+    store.record_stage(job.id, stage, epoch=job.epoch)
+    update = next(updates)
+    assert (update.stage, update.events) == (stage, ())
+    assert update.progress.remaining_s == 12.5
+    assert client.records.job(job.id).stage == stage
+    store.change_job(job.id, lifecycle.settled(job.epoch, JobState.FINISHED, "Search finished"))
+    *_, last = updates
+    assert last.stage is None
 
 
 def test_tasks_are_listed(client: Client) -> None:

@@ -20,6 +20,7 @@ from workers.errors import PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Pool
 from workers.pools.build import build_pool
+from workers.progress import Report, Stage, Step, silent
 from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
 
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")
@@ -51,8 +52,8 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     if request.param == "ray":
         request.getfixturevalue("cluster")
 
-    def start_pool(worker_setup: WorkerSetup, **settings: Any) -> Pool:
-        pools.append(build_pool(request.param, worker_setup, PoolSettings(cpus=1, **settings)))
+    def start_pool(worker_setup: WorkerSetup, report: Report = silent, **settings: Any) -> Pool:
+        pools.append(build_pool(request.param, worker_setup, PoolSettings(cpus=1, **settings), report))
         return pools[-1]
 
     yield start_pool
@@ -64,8 +65,8 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 def start_ray(cluster: None) -> Iterator[Start]:
     pools: list[Pool] = []
 
-    def start_pool(worker_setup: WorkerSetup, **settings: Any) -> Pool:
-        pools.append(build_pool("ray", worker_setup, PoolSettings(**({"cpus": 1} | settings))))
+    def start_pool(worker_setup: WorkerSetup, report: Report = silent, **settings: Any) -> Pool:
+        pools.append(build_pool("ray", worker_setup, PoolSettings(**({"cpus": 1} | settings)), report))
         return pools[-1]
 
     yield start_pool
@@ -211,6 +212,46 @@ def test_model_that_cannot_be_probed_is_an_error_and_the_pool_goes_on(start: Sta
         pool.probe()
     assert "\n" not in str(caught.value)
     pool.submit(Candidate(number=0, choices=FULL))
+    assert isinstance(drain(pool, 1)[0].result, Measurement)
+
+
+def test_steps_are_reported_while_a_pool_starts_probes_and_measures(start: Start) -> None:
+    steps: list[Step] = []
+    # Slow enough that a driver that looks a few times a second sees every long stage.
+    pool = start(setup(trouble="slow", repeats=100), steps.append)
+    assert [step.total for step in steps if step.stage is Stage.CALIBRATING][-1] == 6
+    assert max(step.done for step in steps if step.stage is Stage.CALIBRATING) >= 3
+    assert all(step.total is None or 0 <= step.done <= step.total for step in steps)
+    steps.clear()
+    pool.probe()
+    assert {step.stage for step in steps} & {Stage.SENSITIVITIES, Stage.LATENCIES}
+    steps.clear()
+    pool.submit(Candidate(number=0, choices=MIXED))
+    assert isinstance(drain(pool, 1)[0].result, Measurement)
+    latency = [(step.done, step.total) for step in steps if step.stage is Stage.LATENCY]
+    assert latency
+    assert all(total == 10 for _, total in latency)
+
+
+def test_steps_of_several_workers_that_measure_are_not_reported(start_ray: Start) -> None:
+    steps: list[Step] = []
+    pool = start_ray(setup(trouble="slow"), steps.append, count=2)
+    for number in range(6):
+        pool.submit(Candidate(number=number, choices=MIXED))
+    outcomes: list[Outcome] = []
+    while len(outcomes) < 4:  # the last one may run alone
+        assert [step for step in steps if step.stage.is_measuring] == []
+        outcomes += pool.wait(1.0)
+    while len(outcomes) < 6:
+        outcomes += pool.wait(1.0)
+
+
+def test_a_lost_board_of_steps_harms_nothing(start_ray: Start) -> None:
+    steps: list[Step] = []
+    pool = start_ray(setup(trouble="slow"), steps.append)
+    ray.kill(pool._board._actor)  # type: ignore[attr-defined]
+    pool.probe()
+    pool.submit(Candidate(number=0, choices=MIXED))
     assert isinstance(drain(pool, 1)[0].result, Measurement)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from autotune.jobs.records import (
     FrontRecord,
     HeldJob,
     JobRecord,
+    JobStage,
     JobState,
     Order,
     TrialKind,
@@ -33,6 +35,7 @@ from workers.setup import Calibration, ModelDescription
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 #: A lease that has run out as soon as it is given.
 OVER = -1.0
+STAGE = JobStage(name="Calibrating", done=3, total=16, detail="of sixteen", remaining_s=1.5)
 
 
 def spec(**search: Any) -> JobSpec:
@@ -296,7 +299,40 @@ def test_a_settled_job_has_no_lease_to_renew(store: Store) -> None:
     assert store.job("a1").leased_until is None
 
 
+def test_a_stage_is_recorded_and_readers_of_versions_need_not_look(store: Store) -> None:
+    store.create_job(job())
+    before = claim(store)
+    store.record_stage("a1", STAGE, epoch=1)
+    after = store.job("a1")
+    assert before is not None
+    assert (before.stage, after.stage) == (None, STAGE)
+    assert (after.version, after.updated_at) == (before.version, before.updated_at)
+    assert store.stages() == {"a1": STAGE}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        settled(1, JobState.FINISHED, "done"),
+        settled(1, JobState.FAILED, "no", error="no"),
+        released(1, "its driver is gone"),
+        claimed("next"),
+    ],
+)
+def test_a_stage_ends_with_its_driver_and_none_comes_later(store: Store, end: Transition) -> None:
+    store.create_job(job())
+    claim(store, lease_s=OVER)
+    store.record_stage("a1", STAGE, epoch=1)
+    ended = store.change_job("a1", end)
+    assert ended.stage is None
+    with suppress(LeaseLostError):
+        store.record_stage("a1", STAGE, epoch=1)
+    assert store.job("a1").stage is None
+    assert store.stages() == {}
+
+
 STALE = [
+    lambda store: store.record_stage("a1", STAGE, epoch=1),
     lambda store: store.renew("a1", epoch=1, lease_s=60.0),
     lambda store: store.directions("a1", epoch=1),
     lambda store: store.record([result(0, events=(event("x", "y"),), elapsed_s=1.0)], epoch=1),
@@ -322,6 +358,7 @@ def test_a_driver_that_lost_its_lease_writes_nothing(store: Store, write: Callab
     [
         lambda store: store.renew("b2", epoch=0, lease_s=1.0),
         lambda store: store.directions("b2", epoch=0),
+        lambda store: store.record_stage("b2", STAGE, epoch=0),
         lambda store: cancel(store, "b2"),
     ],
 )

@@ -19,7 +19,8 @@ from workers.tasks import register
 class Fragile:
     """Two small linear layers."""
 
-    #: What a quantized first layer does: nothing, raise, memory, hang, wait, kill, or kill_once; build fails at once.
+    #: What a quantized first layer does: nothing, raise, memory, hang, wait, kill, or kill_once; build fails at once,
+    #: and slow takes long for every pass over a whole batch.
     trouble: str = "nothing"
     #: Folder where kill_once leaves its mark, and where wait says that it waits for a file named go.
     marks: str = ""
@@ -36,13 +37,15 @@ class Fragile:
         return torch.randn(samples, 32, generator=torch.Generator().manual_seed(seed))
 
     def calibration(self) -> Sequence[torch.Tensor]:
-        return [self._inputs(1, 64)]
+        return [self._inputs(1, 64)] * (6 if self.trouble == "slow" else 1)
 
     def evaluation(self, split: Split) -> Sequence[torch.Tensor]:
         return [self._inputs(2 if split is Split.EVALUATION else 3, 64)]
 
     def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         assert isinstance(model, nn.Sequential)
+        if self.trouble == "slow":
+            time.sleep(0.01 if len(batch) == 1 else 0.5)
         if type(model[0]) is not nn.Linear:
             self._misbehave()
         return model(batch)

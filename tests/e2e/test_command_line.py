@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from autotune.cli.sensitivity import shortened
 from autotune.client.actions import submit
 from autotune.jobs.budget import searched
 from autotune.jobs.lifecycle import with_fields
-from autotune.jobs.progress import Silent
+from autotune.jobs.progress import Silent, stage_text
 from autotune.jobs.records import TrialState
 from autotune.jobs.spec import JobSpec
 from autotune.search.probing import obtain_probes
@@ -199,6 +200,43 @@ def test_killed_driver_loses_no_finished_trial_and_the_job_goes_on(run: Run, fol
     assert after[: len(before)] == before
     assert len({trial.key for trial in after}) == 24
     assert data_of(run("show", "last", "--json"))["events"][-1]["kind"] == "finished"
+
+
+@pytest.mark.parametrize(("pool", "stage"), [("inline", "Calibrating"), ("ray", "Probing"), ("inline", "Measuring")])
+def test_a_job_that_waits_says_for_what_and_stops_at_once(run: Run, folder: Path, pool: str, stage: str) -> None:
+    slow = {"name": "fragile", "parameters": {"trouble": "slow"}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(task=slow, workers={"pool": pool})))
+    process = subprocess.Popen(
+        [COMMAND, "run", "job.yaml", "--task-file", TASK_FILE],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    seen, deadline = "", time.monotonic() + 120
+    while not seen.startswith(stage) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+        seen = told(f"sqlite:///{folder}/autotune.db") or seen
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, printed = process.communicate(timeout=60)
+    assert seen.startswith(stage)
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert re.search(rf"^{stage}", printed, re.MULTILINE)
+    shown = data_of(run("show", "last", "--json"))["job"]
+    assert (shown["state"], shown["stage"]) == ("paused", None)
+
+
+def told(url: str) -> str:
+    """The stage of the only job, or nothing."""
+    try:
+        store = open_store(url, read_only=True)
+    except Exception:  # the driver may be making the database just now
+        return ""
+    with closing(store):
+        return "".join(stage_text(stage) for stage in store.stages().values())
 
 
 def count(url: str) -> int:

@@ -8,6 +8,7 @@ from torch import nn
 from search_spaces.layer import Layer
 from workers.model.layer_backend import LayerBackend
 from workers.model.prepared import PreparedModel
+from workers.progress import Report, silent
 from workers.task import Task
 
 
@@ -55,7 +56,11 @@ class Deployed(Protocol):
         ...
 
     def layer_latencies(
-        self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
+        self,
+        layers: Sequence[Layer],
+        choices: Mapping[str, Sequence[str]],
+        run: Callable[[], object],
+        report: Report = silent,
     ) -> tuple[dict[tuple[str, str], float], float]:
         """Return (layer name, choice name) -> ms inside the layer in one pass, and the ms of a full-precision pass.
 
@@ -66,6 +71,7 @@ class Deployed(Protocol):
             layers: the layers to time.
             choices: layer name -> names of the choices to time, full precision included.
             run: runs one forward pass.
+            report: gets every step.
         """
         ...
 

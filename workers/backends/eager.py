@@ -10,6 +10,7 @@ from workers.backends.base import Deployed
 from workers.backends.packed import weight_bytes
 from workers.device import memory
 from workers.model.prepared import PreparedModel
+from workers.progress import Report, silent
 from workers.task import Task
 from workers.timing import layer_latency
 from workers.timing.clock import clock_of
@@ -63,6 +64,10 @@ class Eager:
         return memory.working_bytes(run, self._device)
 
     def layer_latencies(
-        self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
+        self,
+        layers: Sequence[Layer],
+        choices: Mapping[str, Sequence[str]],
+        run: Callable[[], object],
+        report: Report = silent,
     ) -> tuple[dict[tuple[str, str], float], float]:
-        return layer_latency.measure(self._prepared, layers, choices, run, clock_of(self._device))
+        return layer_latency.measure(self._prepared, layers, choices, run, clock_of(self._device), report)

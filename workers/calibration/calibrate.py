@@ -20,6 +20,7 @@ from workers.calibration.moments import MomentSketch
 from workers.calibration.observers import observed_range, summary
 from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
+from workers.progress import Count, Report, Stage, silent
 from workers.setup import Calibration, CalibrationSettings
 from workers.task import Batch, Split, Task, splits
 
@@ -30,22 +31,31 @@ def calibrated(
     layers: Sequence[Layer],
     settings: CalibrationSettings,
     weight_bits: Mapping[str, int],
+    report: Report = silent,
 ) -> Calibration:
     """Calibrate the layers' inputs as a job's settings require, on the task's calibration batches.
 
     ``weight_bits`` maps layer names to bits of int8 weights. If the task has shifted data, the result includes the
-    share of it that the ranges clip.
+    share of it that the ranges clip. ``report`` gets every batch of every pass.
     """
     batches = task.calibration()
-    found = calibrate(model, layers, batches, task.forward, settings)
+    shifted = task.evaluation(Split.SHIFTED) if Split.SHIFTED in splits(task) else None
+    passes = 1 + settings.smoothing + settings.moments
+    count = Count(report, Stage.CALIBRATING, passes * len(batches) + len(shifted or ()))
+
+    def forward(model: nn.Module, batch: Batch) -> torch.Tensor:
+        outputs = task.forward(model, batch)
+        count.advance()
+        return outputs
+
+    found = calibrate(model, layers, batches, forward, settings)
     if settings.smoothing:
-        found = with_smoothing(found, model, layers, batches, task.forward, weight_bits)
+        found = with_smoothing(found, model, layers, batches, forward, weight_bits)
     if settings.moments:
-        found = with_moments(found, model, layers, batches, task.forward)
-    if Split.SHIFTED not in splits(task):
+        found = with_moments(found, model, layers, batches, forward)
+    if shifted is None:
         return found
-    shifted = task.evaluation(Split.SHIFTED)
-    return replace(found, clipped=clipped_shares(model, found.ranges, shifted, task.forward))
+    return replace(found, clipped=clipped_shares(model, found.ranges, shifted, forward))
 
 
 def calibrate(

@@ -23,11 +23,12 @@ from workers.model.attention import unroll_attention
 from workers.model.compiled import full_precision_model
 from workers.model.fingerprint import fingerprint
 from workers.model.prepared import PreparedModel
+from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
 from workers.task import Batch, Split, Timed, splits, workloads
 from workers.tasks import build_task, load_task_file
-from workers.timing import device_lock
+from workers.timing.device_lock import DeviceLock
 
 
 class Evaluator:
@@ -37,13 +38,17 @@ class Evaluator:
     the model.
     """
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, report: Report = silent) -> None:
+        """Get ready for a job; ``report`` gets the steps of this and of every later call, at most four a second."""
+        self._report = report = Throttled(report)
+        report(Step(stage=Stage.LOADING))
         memory.keep()
         if setup.task_file is not None:
             load_task_file(setup.task_file)
         self._settings = setup.measurement
         torch.set_num_threads(self._settings.threads or environment.usable_cores())
         self._backend = build_backend(setup.backend)
+        self._lock = DeviceLock(self._backend.device, report)
         self._task = placed(build_task(setup.task, setup.task_parameters), self._backend.device)
         model = full_precision_model(self._task)
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
@@ -51,11 +56,12 @@ class Evaluator:
         fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
         skipped_modules = skipped(model) | fused
         workloads = {size: self._workloads(size) for size in self._settings.batch_sizes}
+        report(Step(stage=Stage.CHECKING))
         check_full_precision(self._task, model, first_batch)
         layers = self._layers(model, first_batch, workloads)
         bits = setup.weight_bits or {layer.name: self._backend.int8_weight_bits(layer) for layer in layers}
         calibration = (
-            calibrated(self._task, model, layers, setup.calibration, bits)
+            calibrated(self._task, model, layers, setup.calibration, bits, report)
             if setup.ranges is None
             else Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
         )
@@ -73,8 +79,8 @@ class Evaluator:
         self._recorded_bytes = max(setup.cache_bytes // 4, self._prepared.weight_bytes() // 16)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         #: Quality and latency of maps of the deployed model.
-        self.quality = MapQuality(self._task, self._deployed, self._backend.device)
-        self.latency = MapLatency(self._deployed, workloads, self._settings, self._backend.device)
+        self.quality = MapQuality(self._task, self._deployed, self._lock, report)
+        self.latency = MapLatency(self._deployed, workloads, self._settings, self._lock, report)
         #: Description of the model for the driver.
         self.description = ModelDescription(
             fingerprint=model_fingerprint,
@@ -88,12 +94,13 @@ class Evaluator:
             weight_bits=bits,
             kernels=self._kernels(),
             workloads=tuple(name for name in next(iter(workloads.values())) if name is not Workload.FORWARD),
+            waited_seconds=self._lock.waited_s,
         )
         memory.release()
 
     def measure(self, candidate: Candidate) -> Measurement:
         """Measure one candidate: accuracy first, then latency unless accuracy rules the candidate out."""
-        start = time.perf_counter()
+        start, waited_before_s = time.perf_counter(), self._lock.waited_s
         self.quality.forward_seconds = self.latency.forward_seconds = 0.0
         at_start = self._environment()
         accuracy, divergence = self.quality.of(candidate.choices, Split.EVALUATION)
@@ -106,6 +113,8 @@ class Evaluator:
         timings = () if ruled_out else self.latency.of(candidate.choices, final=candidate.final, hopeless=hopeless)
         working = None if ruled_out else self.latency.working_bytes()
         weight_bytes, session_seconds = self._deployed.weight_bytes(), self._deployed.session_seconds
+        held_out = self.quality.held_out_accuracies(candidate.choices) if candidate.final else None
+        waited_s = self._lock.waited_s - waited_before_s
         return Measurement(
             accuracy=accuracy,
             divergence=divergence,
@@ -113,8 +122,9 @@ class Evaluator:
             latency=timings,
             working_bytes=working,
             shifted=shifted,
-            held_out=self.quality.held_out_accuracies(candidate.choices) if candidate.final else None,
-            seconds=time.perf_counter() - start,
+            held_out=held_out,
+            seconds=time.perf_counter() - start - waited_s,
+            waited_seconds=waited_s,
             forward_seconds=self.quality.forward_seconds + self.latency.forward_seconds,
             session_seconds=session_seconds,
             environment=at_start,
@@ -122,7 +132,7 @@ class Evaluator:
 
     def probe(self) -> Probes:
         """Return the predicted effects of every layer and choice, without measuring a map for each of them."""
-        start = time.perf_counter()
+        start, waited_before_s = time.perf_counter(), self._lock.waited_s
         sensitivity = self.sensitivity()
         latency_ms, pass_ms = self.layer_latencies()
         probes = tuple(
@@ -134,12 +144,14 @@ class Evaluator:
             )
             for (layer, choice), elapsed in latency_ms.items()
         )
+        waited_s = self._lock.waited_s - waited_before_s
         return Probes(
             layers=probes,
             pass_ms=pass_ms,
             estimator=sensitivity.estimator,
             samples=sensitivity.samples,
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - start - waited_s,
+            waited_seconds=waited_s,
         )
 
     def sensitivity(self) -> Sensitivity:
@@ -147,9 +159,14 @@ class Evaluator:
         quantized = {
             layer: [name for name in names if name != FULL_PRECISION.name] for layer, names in self._legal().items()
         }
-        with device_lock.shared(self._backend.device):
+        with self._lock.shared():
             return estimate(
-                self._task, self._prepared, quantized, self._task.calibration(), most_bytes=self._recorded_bytes
+                self._task,
+                self._prepared,
+                quantized,
+                self._task.calibration(),
+                most_bytes=self._recorded_bytes,
+                report=self._report,
             )
 
     def layer_latencies(self) -> tuple[dict[tuple[str, str], float], float]:
@@ -185,8 +202,8 @@ class Evaluator:
         return with_latency_shapes(model, layers, passes)
 
     def _kernels(self) -> dict[str, dict[str, str]]:
-        with device_lock.exclusive(self._backend.device):
-            return self._prepared.kernels()
+        with self._lock.exclusive():
+            return self._prepared.kernels(self._report)
 
     def _environment(self) -> Environment:
         backend = self._backend

@@ -13,9 +13,11 @@ from search_spaces.layer import Layer
 from workers.backends.base import Deployed
 from workers.device.threads import timeable
 from workers.measurement import LatencySamples, Workload
+from workers.progress import Report, silent
 from workers.setup import MeasurementSettings
 from workers.task import Timed
-from workers.timing import clock, device_lock, latency
+from workers.timing import clock, latency
+from workers.timing.device_lock import DeviceLock
 from workers.timing.latency import Contender
 
 
@@ -27,7 +29,8 @@ class MapLatency:
         deployed: Deployed,
         workloads: Mapping[int, Mapping[Workload, Timed]],
         settings: MeasurementSettings,
-        device: str,
+        lock: DeviceLock,
+        report: Report = silent,
     ) -> None:
         """Time maps of a deployed model.
 
@@ -35,11 +38,13 @@ class MapLatency:
             deployed: the model.
             workloads: batch size -> the workloads that can be timed at it.
             settings: how to time them.
-            device: the PyTorch device that the model runs on.
+            lock: the lock of the device that the model runs on.
+            report: gets every round.
         """
-        self._deployed, self._workloads, self._settings, self._device = deployed, workloads, settings, device
+        self._deployed, self._workloads, self._settings = deployed, workloads, settings
+        self._lock, self._report = lock, report
         self._first = next(iter(workloads.values()))
-        self._clock = clock.clock_of(device)
+        self._clock = clock.clock_of(lock.device)
         #: Seconds of all forward passes.
         self.forward_seconds = 0.0
 
@@ -57,7 +62,7 @@ class MapLatency:
         wanted = [(name, first) for name in dict.fromkeys((Workload.FORWARD, *self._settings.workloads))]
         wanted += [(Workload.FORWARD, size) for size in others]
         timings: list[LatencySamples] = []
-        with device_lock.exclusive(self._device), torch.inference_mode():
+        with self._lock.exclusive(), torch.inference_mode():
             for workload, size in wanted:
                 # Only the forward pass at the first batch size, which comes first, decides whether a map is hopeless.
                 timings.append(self._latency_in(workload, size, choices, final, math.inf if timings else hopeless))
@@ -82,6 +87,7 @@ class MapLatency:
             hopeless=hopeless,
             workload=workload,
             time_pass=self._time_pass,
+            report=self._report,
         )
 
     def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
@@ -102,22 +108,22 @@ class MapLatency:
         self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]]
     ) -> tuple[dict[tuple[str, str], float], float]:
         """Return (layer, choice) -> ms inside the layer in one pass, and the ms of a full-precision pass."""
-        with device_lock.exclusive(self._device), torch.inference_mode():
+        with self._lock.exclusive(), torch.inference_mode():
             forward = self._first[Workload.FORWARD]
             batch = forward.prepare(self._deployed.model)
             run = self._timeable(forward, batch)
-            return self._deployed.layer_latencies(layers, choices, run)
+            return self._deployed.layer_latencies(layers, choices, run, self._report)
 
     def working_bytes(self) -> int:
         """Return the peak of live bytes in one run of any workload, weights excluded."""
-        start = time.perf_counter()
-        with torch.inference_mode(), device_lock.shared(self._device):
+        with torch.inference_mode(), self._lock.shared():
+            start = time.perf_counter()
             peaks = [
                 # Memory that a workload keeps between its runs, such as a cache, counts as working memory.
                 self._deployed.working_bytes(functools.partial(prepare_and_run, timed, self._deployed.model))
                 for timed in self._first.values()
             ]
-        self.forward_seconds += time.perf_counter() - start
+            self.forward_seconds += time.perf_counter() - start
         return max(peaks)
 
 

@@ -7,16 +7,17 @@ import torch
 
 from workers import quality
 from workers.backends.base import Deployed
+from workers.progress import Report, silent
 from workers.task import Split, Task
-from workers.timing import device_lock
+from workers.timing.device_lock import DeviceLock
 
 
 class MapQuality:
     """Evaluates maps of a deployed model on the splits of its task; caches the outputs of full precision."""
 
-    def __init__(self, task: Task, deployed: Deployed, device: str) -> None:
-        """Evaluate maps of ``deployed``, which runs on the PyTorch device ``device``."""
-        self._task, self._deployed, self._device = task, deployed, device
+    def __init__(self, task: Task, deployed: Deployed, lock: DeviceLock, report: Report = silent) -> None:
+        """Evaluate maps of ``deployed``, which runs on the device of ``lock``; ``report`` gets every batch."""
+        self._task, self._deployed, self._lock, self._report = task, deployed, lock, report
         self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
         #: Seconds of all forward passes.
         self.forward_seconds = 0.0
@@ -46,9 +47,9 @@ class MapQuality:
 
     def _run(self, split: Split) -> tuple[torch.Tensor, float]:
         """Return the outputs and the accuracy of the installed map."""
-        start = time.perf_counter()
-        with device_lock.shared(self._device):
-            outputs = quality.outputs(self._task, self._deployed.model, split)
-            judged = quality.judged(self._task, self._deployed.model, outputs, split)
-        self.forward_seconds += time.perf_counter() - start
+        with self._lock.shared():
+            start = time.perf_counter()
+            outputs = quality.outputs(self._task, self._deployed.model, split, self._report)
+            judged = quality.judged(self._task, self._deployed.model, outputs, split, self._report)
+            self.forward_seconds += time.perf_counter() - start
         return outputs, quality.number(self._task.accuracy(judged, split))

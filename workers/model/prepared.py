@@ -13,6 +13,7 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.device import memory
 from workers.model.layer_backend import LayerBackend
+from workers.progress import Report, Stage, counted, silent
 from workers.setup import CACHE_BYTES
 
 #: After preparing this many bytes of weights, unused memory is returned to the system.
@@ -142,13 +143,13 @@ class PreparedModel:
         reasons = {choice: self._backend.refuses(self._layers[name], self.choice(name, choice)) for choice in CHOICES}
         return {choice: reason for choice, reason in reasons.items() if reason is not None}
 
-    def kernels(self) -> dict[str, dict[str, str]]:
-        """Return layer name -> choice name -> kernel name, where the backend names kernels.
+    def kernels(self, report: Report = silent) -> dict[str, dict[str, str]]:
+        """Return layer name -> choice name -> kernel name, where the backend names kernels; ``report`` gets each layer.
 
         The backend may time kernels, so the caller holds the device lock.
         """
         found = {}
-        for layer, module in self._originals.items():
+        for layer, module in counted(list(self._originals.items()), Stage.KERNELS, report):
             refused, shapes = self.refusals(layer), self._layers[layer].latency_shapes
             names = {
                 name: self._backend.kernel(module, self.choice(layer, name), shapes, self._kernel(layer, name))

@@ -1,11 +1,19 @@
 """Start a pool, given its name in job files."""
 
 from workers.pools.base import Pool
+from workers.progress import Report, silent
 from workers.setup import PoolSettings, WorkerSetup
 
 
-def build_pool(name: str, setup: WorkerSetup, settings: PoolSettings) -> Pool:
+def build_pool(name: str, setup: WorkerSetup, settings: PoolSettings, report: Report = silent) -> Pool:
     """Return a started pool: ``inline`` or ``ray``.
+
+    Args:
+        name: which of them.
+        setup: what the workers need.
+        settings: how many workers, and where.
+        report: gets the workers' steps, while the pool starts and in every later call. With several workers that
+            measure, it only gets those of workers that still start, because the others are told by their trials.
 
     Raises:
         PoolError: if no worker can be started, or none on the requested hardware.
@@ -15,7 +23,7 @@ def build_pool(name: str, setup: WorkerSetup, settings: PoolSettings) -> Pool:
     if name == "inline":
         from workers.pools.inline import InlinePool
 
-        return InlinePool(setup, settings.hardware)
+        return InlinePool(setup, settings.hardware, report)
     from workers.pools.ray_pool import RayPool
 
-    return RayPool(setup, settings)
+    return RayPool(setup, settings, report)

@@ -8,6 +8,7 @@ from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Failure, Measurement
 from workers.pools.failure import failure_of, starting
 from workers.pools.hardware_kinds import is_called
+from workers.progress import Report, silent
 from workers.setup import ModelDescription, Probes, WorkerSetup
 
 
@@ -17,14 +18,14 @@ class InlinePool:
     slots = 1
     queues = False
 
-    def __init__(self, setup: WorkerSetup, hardware: str | None = None) -> None:
-        """Load the task; see ``PoolSettings.hardware``.
+    def __init__(self, setup: WorkerSetup, hardware: str | None = None, report: Report = silent) -> None:
+        """Load the task; see ``PoolSettings.hardware``. ``report`` gets every step of this process.
 
         Raises:
             PoolError: if this process measures on other hardware.
         """
         with starting(setup.task_file):
-            self._evaluator = Evaluator(setup)
+            self._evaluator = Evaluator(setup, report)
         kind = self.describe().environment.kind
         if hardware is not None and not is_called(kind, hardware):
             raise PoolError(

@@ -1,11 +1,13 @@
 """The pool on Ray: long-lived actors that hold the model; ``ray_nodes`` selects their nodes."""
 
 import dataclasses
+import itertools
 import logging
 import math
 import os
 import time
 from collections import deque
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -18,6 +20,8 @@ from workers.pools.base import MAX_ATTEMPTS, Capacity
 from workers.pools.failure import failure_of, starting
 from workers.pools.ray_errors import cause_of, cluster_errors, cluster_lost, crash_cause, one_line
 from workers.pools.ray_nodes import Nodes, Told, look
+from workers.pools.ray_progress import StepBoard
+from workers.progress import Report, Stage, Step, silent
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 
 if TYPE_CHECKING:
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 
 #: Bytes of Ray's object store on a private cluster: candidates and measurements are small.
 _OBJECT_STORE_BYTES = 128 << 20
-#: Longest wait before deadlines are checked again.
-_TICK_S = 1.0
+#: Longest wait before deadlines are checked again, and before steps are told.
+_TICK_S, _TOLD_S = 1.0, 0.3
+#: The stages of a worker, in order.
+_ORDER = list(Stage)
 
 
 class _Worker:
@@ -38,32 +44,35 @@ class _Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._setup = setup
         self._gpus = gpus
+        self._report: Report = silent
         self._evaluator: Evaluator | None = None
 
     def start(self) -> Told:
         """Return the report about this worker's node; an answer means that the process has started."""
         return look(self._setup.backend, self._gpus)
 
-    def describe(self) -> ModelDescription:
-        return self._ready().description
+    def describe(self, report: Report) -> ModelDescription:
+        return self._ready(report).description
 
-    def probe(self) -> Probes:
-        return self._ready().probe()
+    def probe(self, report: Report) -> Probes:
+        return self._ready(report).probe()
 
-    def measure(self, candidate: Candidate) -> Measurement | Failure:
-        evaluator = self._ready()
+    def measure(self, candidate: Candidate, report: Report) -> Measurement | Failure:
+        evaluator = self._ready(report)
         try:
             return evaluator.measure(candidate)
         except Exception as error:
             return failure_of(error)
 
-    def _ready(self) -> "Evaluator":
+    def _ready(self, report: Report) -> "Evaluator":
+        """Return the evaluator, built at the first call; ``report`` gets its steps until the next call."""
+        self._report = report
         if self._evaluator is None:
             # Imported here so that torch sees the environment set above.
             from workers.evaluation.evaluator import Evaluator
 
             with starting(self._setup.task_file):
-                self._evaluator = Evaluator(self._setup)
+                self._evaluator = Evaluator(self._setup, lambda step: self._report(step))
         return self._evaluator
 
 
@@ -90,6 +99,10 @@ class _Hired:
     start: Any
     #: Ids of the nodes where it may run.
     nodes: frozenset[str]
+    #: Its name on the board of steps.
+    name: str
+    #: Calls made to it, apart from the first one.
+    calls: int = 0
     has_started: bool = False
 
     def waits(self) -> bool:
@@ -103,16 +116,21 @@ class RayPool:
 
     queues = True
 
-    def __init__(self, setup: WorkerSetup, settings: PoolSettings) -> None:
+    def __init__(self, setup: WorkerSetup, settings: PoolSettings, report: Report = silent) -> None:
+        """Hire the first worker, wait until it is ready, and hire the others; ``report`` gets the workers' steps."""
         self.slots = 1
         self._setup = setup
         self._settings = settings
+        self._report = report
+        self._names = (f"worker {number}" for number in itertools.count())
+        self._told: Step | None = None
         self._owns_cluster = _connect(settings)
         self._queue: deque[tuple[Candidate, int]] = deque()
         self._running: dict[Any, _Running] = {}
         #: Slot -> worker; a surplus worker is removed when it has measured its candidate.
         self._hired: dict[int, _Hired] = {}
         self._nodes = Nodes(settings, setup.backend)
+        self._board = StepBoard()
         try:
             self._nodes.choose()
             capacity = self._nodes.capacity()
@@ -145,7 +163,7 @@ class RayPool:
     def probe(self) -> Probes:
         """See ``Pool.probe``; the first worker probes, and is replaced if it dies or hangs."""
         try:
-            probes: Probes = ray.get(self._hired[0].actor.probe.remote(), timeout=self._settings.trial_timeout_s)
+            probes: Probes = self._answer(self._hired[0].actor.probe.remote(self._report_of(0)))
         except RayTaskError as error:
             raise PoolError(f"the model cannot be probed: {one_line(error.cause)}") from None
         except (RayActorError, GetTimeoutError) as error:
@@ -164,6 +182,7 @@ class RayPool:
             time.sleep(timeout_s)
         while self._running and not outcomes:
             remaining = max(0.0, give_up - time.monotonic())
+            self._tell({running.slot for running in self._running.values()})
             for reference in _ready(list(self._running), min(_TICK_S, remaining)):
                 outcomes += self._collect(reference)
             outcomes += self._expire()
@@ -180,6 +199,7 @@ class RayPool:
         for hired in self._hired.values():
             ray.kill(hired.actor)
         self._hired.clear()
+        self._board.close()
         if self._owns_cluster:
             ray.shutdown()
 
@@ -196,16 +216,14 @@ class RayPool:
             label_selector={"ray.io/node-id": f"in({','.join(sorted(nodes))})"},
         )
         actor = options.remote(setup, self._settings.gpus)
-        return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes)
+        return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes, name=next(self._names))
 
     def _wait_until_ready(self) -> ModelDescription:
         """Return the first worker's description; restart the worker if it dies meanwhile."""
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._nodes.met(self._wait_until_started())
-                description: ModelDescription = ray.get(
-                    self._hired[0].actor.describe.remote(), timeout=self._settings.trial_timeout_s
-                )
+                description: ModelDescription = self._answer(self._hired[0].actor.describe.remote(self._report_of(0)))
                 return description
             except RayTaskError as error:
                 raise cause_of(error) from None
@@ -218,6 +236,40 @@ class RayPool:
                     "raise workers.trial_timeout_s or request fewer resources"
                 ) from None
         raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {one_line(last)}")
+
+    def _answer(self, reference: Any) -> Any:
+        """Return what the first worker answers to a call, and tell its steps meanwhile.
+
+        Raises:
+            RayError: if the call fails; ``GetTimeoutError`` if it takes longer than a trial may.
+        """
+        deadline = time.monotonic() + self._settings.trial_timeout_s
+        while not _ready([reference], _TOLD_S):
+            if time.monotonic() > deadline:
+                raise GetTimeoutError
+            self._tell({0})
+        return ray.get(reference)
+
+    def _report_of(self, slot: int) -> Report:
+        """Return the report for the next call of the worker in ``slot``."""
+        hired = self._hired[slot]
+        hired.calls += 1
+        return self._board.report_of(hired.name, hired.calls)
+
+    def _tell(self, slots: Set[int]) -> None:
+        """Report the latest step of the workers in ``slots``; of several, that of the one that is furthest behind."""
+        latest = self._board.latest()
+        hired = [self._hired[slot] for slot in slots]
+        found = [(worker.calls, *latest[worker.name]) for worker in hired if worker.name in latest]
+        # A step of an earlier call says nothing about the present one.
+        steps = [step for calls, call, step in found if call == calls]
+        if len(slots) > 1:
+            # While several workers measure, and wait for each other to do so, the number of trials says enough.
+            steps = [step for step in steps if not step.stage.is_measuring and step.stage is not Stage.WAITING]
+        step = min(steps, key=lambda step: _ORDER.index(step.stage), default=None)
+        if step is not None and step != self._told:
+            self._told = step
+            self._report(step)
 
     def _wait_until_started(self) -> Told:
         """Return the first worker's report about its node; on a shared cluster, wait until resources are free."""
@@ -243,7 +295,7 @@ class RayPool:
         for slot in range(self.slots):
             if slot not in busy and self._queue:
                 candidate, attempts = self._queue.popleft()
-                reference = self._hired[slot].actor.measure.remote(candidate)
+                reference = self._hired[slot].actor.measure.remote(candidate, self._report_of(slot))
                 deadline = time.monotonic() + self._settings.trial_timeout_s
                 self._running[reference] = _Running(
                     slot=slot, candidate=candidate, attempts=attempts, deadline=deadline

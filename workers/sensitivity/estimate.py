@@ -9,7 +9,9 @@ import torch
 
 from workers.device import memory
 from workers.model.prepared import PreparedModel
+from workers.progress import Report, silent
 from workers.sensitivity import gradient, local
+from workers.sensitivity.progress import LayerCount
 from workers.sensitivity.recording import Call, record
 from workers.setup import Estimator
 from workers.task import Batch, Task
@@ -44,6 +46,7 @@ def estimate(
     *,
     most_bytes: int = RECORDED_BYTES,
     seed: int = 0,
+    report: Report = silent,
 ) -> Sensitivity:
     """Return the sensitivities of a model, estimated on a few randomly chosen ``batches``.
 
@@ -57,13 +60,15 @@ def estimate(
         most_bytes: bound of the bytes of layer inputs, outputs and gradients held at once; if they exceed it, several
             passes record some of the layers each.
         seed: seed of the random vectors and of the choice of batches.
+        report: gets every layer on every batch.
     """
     prepared.reset()
     shuffled = random.Random(seed).sample(list(batches), len(batches))
+    generator = torch.Generator().manual_seed(seed)
     try:
-        return _by_gradient(task, prepared, choices, shuffled, most_bytes, torch.Generator().manual_seed(seed))
+        return _by_gradient(task, prepared, choices, shuffled, most_bytes, generator, report)
     except RuntimeError:  # the outputs have no gradient, or an operation on the way has none
-        return _by_local_error(task, prepared, choices, shuffled, most_bytes)
+        return _by_local_error(task, prepared, choices, shuffled, most_bytes, report)
 
 
 def _by_gradient(
@@ -73,20 +78,31 @@ def _by_gradient(
     batches: Sequence[Batch],
     most_bytes: int,
     generator: torch.Generator,
+    report: Report,
 ) -> Sensitivity:
     sums: dict[tuple[str, str], float] = defaultdict(float)
+    progress = LayerCount(report, len(choices), samples=_SAMPLES, most_batches=len(batches))
     samples = 0
     for batch in batches:
         state, reached, count = generator.get_state(), False, 0
         for calls, outputs in _recorded(task, prepared, choices, batch, gradients=_VECTORS, most_bytes=most_bytes):
+            progress.begin_batch(len(outputs))
             generator.set_state(state)  # every pass uses the same vectors
             squares = gradient.squared_products(
-                calls, outputs, task.output_kind, prepared, choices, vectors=_VECTORS, generator=generator
+                calls,
+                outputs,
+                task.output_kind,
+                prepared,
+                choices,
+                vectors=_VECTORS,
+                generator=generator,
+                done=progress.done,
             )
             for key, value in squares.items():
                 sums[key] += value
             reached, count = reached or outputs.requires_grad, len(outputs)
             del calls, outputs  # the next pass needs their memory
+        progress.end_batch()
         if not reached:
             raise RuntimeError("the outputs have no gradient")
         samples += count
@@ -102,16 +118,20 @@ def _by_local_error(
     choices: Mapping[str, Sequence[str]],
     batches: Sequence[Batch],
     most_bytes: int,
+    report: Report,
 ) -> Sensitivity:
     sums: dict[tuple[str, str], float] = defaultdict(float)
+    progress = LayerCount(report, len(choices), samples=_SAMPLES, most_batches=len(batches))
     samples, used = 0, []
     for batch in batches:
         count = 0
         for calls, outputs in _recorded(task, prepared, choices, batch, gradients=0, most_bytes=most_bytes):
             count = len(outputs)
-            for key, value in local.relative_errors(calls, prepared, choices).items():
+            progress.begin_batch(count)
+            for key, value in local.relative_errors(calls, prepared, choices, done=progress.done).items():
                 sums[key] += value * count
             del calls, outputs
+        progress.end_batch()
         samples += count
         used.append(batch)
         if samples >= _SAMPLES:

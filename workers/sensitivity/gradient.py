@@ -17,7 +17,7 @@ divergence is therefore E[(g . d)^2] / 2, a mean over samples and vectors: the r
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ def squared_products(
     *,
     vectors: int,
     generator: torch.Generator,
+    done: Callable[[str], object],
 ) -> dict[tuple[str, str], float]:
     """Return (layer, choice) -> sum of (g . d)^2 over the batch's samples and the random vectors.
 
@@ -50,6 +51,7 @@ def squared_products(
         choices: layer name -> names of choices.
         vectors: number of random vectors.
         generator: source of the random vectors.
+        done: gets the layer of every call, when it is done.
 
     Raises:
         RuntimeError: if an operation between calls and outputs has no derivative.
@@ -62,6 +64,7 @@ def squared_products(
             key = (call.layer, choice)
             product = _products(at_output, errors(call, prepared.module(*key)), len(outputs))
             products[key] = _sum(products[key], product) if key in products else product
+        done(call.layer)
     return {key: float(product.double().square().sum()) for key, product in products.items()}
 
 

@@ -6,7 +6,7 @@ its uniform map. It still ranks layers less accurately than the gradient sketch.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -17,15 +17,23 @@ from workers.task import Batch, Task
 
 
 def relative_errors(
-    calls: Sequence[Call], prepared: PreparedModel, choices: Mapping[str, Sequence[str]]
+    calls: Sequence[Call],
+    prepared: PreparedModel,
+    choices: Mapping[str, Sequence[str]],
+    *,
+    done: Callable[[str], object],
 ) -> dict[tuple[str, str], float]:
-    """Return (layer, choice) -> squared error of the layer's outputs, relative to their squared norm."""
+    """Return (layer, choice) -> squared error of the layer's outputs, relative to their squared norm.
+
+    ``done`` gets the layer of every call, when it is done.
+    """
     error: dict[tuple[str, str], float] = defaultdict(float)
     signal: dict[str, float] = defaultdict(float)
     for call in calls:
         signal[call.layer] += _energy(call.output)
         for choice in choices[call.layer]:
             error[call.layer, choice] += _energy(errors(call, prepared.module(call.layer, choice)))
+        done(call.layer)
     return {key: value / max(signal[key[0]], torch.finfo(torch.float64).tiny) for key, value in error.items()}
 
 

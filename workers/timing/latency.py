@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from workers.measurement import LatencySamples, Workload
+from workers.progress import Report, Stage, Step, silent
 from workers.timing.clock import time_ms
 from workers.timing.cpu_waits import waited_ms
 from workers.timing.estimates import REFERENCE_PER_ROUND, latency_ratio
@@ -83,6 +84,7 @@ def measure(
     hopeless: float = math.inf,
     workload: Workload = Workload.FORWARD,
     time_pass: TimePass = time_ms,
+    report: Report = silent,
 ) -> LatencySamples:
     """Return latencies of the candidate, interleaved with latencies of the reference.
 
@@ -100,7 +102,10 @@ def measure(
         hopeless: latency ratio; timing stops if the candidate's is clearly above it.
         workload: what a pass runs, to record.
         time_pass: times one pass.
+        report: gets every round.
     """
+    wanted = math.ceil(repeats / CANDIDATE_PER_ROUND)
+    report(Step(stage=Stage.LATENCY, total=wanted))
     candidate.install()
     pass_ms = _warm_up(candidate.run, warmup_s, time_pass)
     passes = CANDIDATE_PER_ROUND
@@ -110,9 +115,7 @@ def measure(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        rounds, gave_up = _measure_rounds(
-            times, wanted=math.ceil(repeats / CANDIDATE_PER_ROUND), half_width=half_width, hopeless=hopeless
-        )
+        rounds, gave_up = _measure_rounds(times, wanted=wanted, half_width=half_width, hopeless=hopeless, report=report)
     finally:
         if collecting:
             gc.enable()
@@ -129,7 +132,7 @@ def _samples(rounds: Sequence[_Round], **recorded: Any) -> LatencySamples:
 
 
 def _measure_rounds(
-    measure_round: Callable[..., _Round], *, wanted: int, half_width: float | None, hopeless: float
+    measure_round: Callable[..., _Round], *, wanted: int, half_width: float | None, hopeless: float, report: Report
 ) -> tuple[list[_Round], bool]:
     """Return rounds in measurement order, and whether timing gave up because the candidate is hopeless.
 
@@ -140,6 +143,7 @@ def _measure_rounds(
     while len(rounds) < wanted or (len(_quiet(rounds)) < wanted and len(rounds) < _MOST_ROUNDS * wanted):
         timed = measure_round(candidate_first=len(rounds) % 2 == 1)
         rounds.append(timed)
+        report(Step(stage=Stage.LATENCY, done=min(len(rounds), wanted), total=wanted))
         # In the second half, stopping early would save little.
         if doubt.is_settled_by(timed.candidate_ms, timed.reference_ms) and 2 * len(rounds) <= wanted:
             return rounds, True

@@ -17,6 +17,7 @@ from torch import nn
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.layer import Layer
 from workers.model.prepared import PreparedModel
+from workers.progress import Report, Stage, counted, silent
 from workers.timing.clock import Clock, time_ms
 
 #: Rounds over all uniform maps, and timed passes per map and round.
@@ -29,6 +30,7 @@ def measure(
     choices: Mapping[str, Sequence[str]],
     run: Callable[[], object],
     clock: Clock,
+    report: Report = silent,
 ) -> tuple[dict[tuple[str, str], float], float]:
     """Return (layer name, choice name) -> ms inside the layer in one pass, and the ms of a full-precision pass.
 
@@ -41,6 +43,7 @@ def measure(
         choices: layer name -> names of the choices to time, full precision included.
         run: runs one forward pass.
         clock: the clock of the device.
+        report: gets every map in every round.
     """
     timer = _Timer(clock)
     nbytes = prepared.layer_bytes()
@@ -50,7 +53,7 @@ def measure(
         taken = _some(layers, able, prepared.cache_bytes)
         maps[choice] = {layer: choice if layer in taken else FULL_PRECISION.name for layer in choices}
     passes_ms: list[float] = []
-    for choice, installed in list(maps.items()) * _ROUNDS:
+    for choice, installed in counted(list(maps.items()) * _ROUNDS, Stage.LATENCIES, report):
         prepared.apply(installed)
         run()
         if choice == FULL_PRECISION.name:  # before hooks are registered, because they add time

@@ -11,6 +11,7 @@ import torch
 
 from workers.device import environment, gpu
 from workers.timing import device_lock
+from workers.timing.device_lock import DeviceLock
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_each_gpu_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(device_lock.tempfile, "gettempdir", lambda: str(tmp_path))
     for uuid in ("5f1d", "other"):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda uuid=uuid: SimpleNamespace(uuid=uuid))
-        with device_lock.exclusive("cuda"), device_lock.exclusive("cpu"):
+        with DeviceLock("cuda").exclusive(), DeviceLock("cpu").exclusive():
             pass
     names = {path.name for path in tmp_path.glob("*.lock")}
     devices = ("cpu", "cuda-5f1d", "cuda-other")

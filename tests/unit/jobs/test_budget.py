@@ -57,13 +57,30 @@ def test_finals_are_few() -> None:
 
 
 def test_remaining_seconds_follow_the_pace_and_the_limit() -> None:
-    assert budget([TRIAL] * 4, trials=10).remaining_s(8.0) == pytest.approx(12.0)
+    # Six trials at 2 s, then four finals of five times that.
+    assert budget([TRIAL] * 4, trials=10).remaining_s(8.0) == pytest.approx(12.0 + 40.0)
+    assert budget([TRIAL] * 4, 500, trials=10).remaining_s(8.0) == pytest.approx(12.0 + 8.0)
     assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).remaining_s(8.0) == pytest.approx(1.0)
     assert budget([], trials=10).remaining_s(8.0) is None
 
 
+def test_remaining_seconds_leave_out_what_probing_took_of_the_limit() -> None:
+    limits = budget([TRIAL] * 4, trials=100, time_limit_s=100.0)
+    assert limits.remaining_s(8.0, probed_s=30.0) == pytest.approx(62.0)
+
+
+def test_remaining_seconds_at_the_end_are_those_of_the_finals() -> None:
+    limits = budget([TRIAL] * 4, trials=100)  # the search ended early
+    for left in (3, 2, 1):
+        limits.spend(dataclasses.replace(FINAL, seconds=3.0))
+        assert limits.remaining_s(8.0) == pytest.approx(left * 3.0)
+    limits.spend(FINAL)
+    limits.spend(FINAL)
+    assert limits.remaining_s(8.0) == 0.0
+
+
 def test_limits_can_change_while_a_job_runs() -> None:
-    limits = budget([TRIAL] * 3, trials=3)
+    limits = budget([TRIAL] * 3, 500, trials=3)
     assert limits.is_spent
     limits.limit(5, 100.0)
     assert not limits.is_spent
@@ -73,5 +90,5 @@ def test_limits_can_change_while_a_job_runs() -> None:
     assert limits.remaining_s(90.0) == pytest.approx(10.0)
     limits.limit(2, None)
     assert limits.is_spent, "a budget below what is spent already ends the search"
-    assert limits.remaining_s(90.0) == 0.0
+    assert limits.remaining_s(90.0) == pytest.approx(4 * 2.0), "only the finals are left"
     assert limits.allows_final(0, 1e9)

@@ -12,7 +12,7 @@ import streamlit as st
 from autotune.errors import NotFoundError
 from autotune.jobs.budget import searched
 from autotune.jobs.front import without_superseded
-from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult
+from autotune.jobs.records import JobRecord, JobStage, JobState, TrialKind, TrialRecord, TrialResult
 from autotune.jobs.timestamps import now
 from autotune.store.base import ReadStore, Store
 from autotune.store.in_memory import MemoryStore
@@ -137,6 +137,15 @@ def test_only_jobs_that_moved_are_read_again(store: MemoryStore) -> None:
     assert after["0001"] == store.job("0001") == jobs.one("0001")
     with pytest.raises(NotFoundError, match="'gone'"):
         jobs.one("gone")
+
+
+def test_stages_are_read_though_no_version_moves(store: MemoryStore) -> None:
+    jobs = _Jobs(store)
+    job = jobs.one("0001")
+    stage = JobStage(name="Calibrating", done=3, total=16)
+    store.record_stage("0001", stage, epoch=job.epoch)
+    assert jobs.one("0001").stage == stage
+    assert jobs.one("0001").version == job.version
 
 
 def test_a_summary_counts_what_a_whole_read_counts(database: Store) -> None:

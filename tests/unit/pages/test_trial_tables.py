@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from autotune.jobs.front import compute_front
-from autotune.jobs.records import EventRecord, JobRecord, JobState, Order, TrialRecord
+from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import Constraint
@@ -59,10 +59,19 @@ def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
     best = min(trial.figures["latency_p50_ms"].value for trial in front)
     assert row["name"] == "a job"
     assert row["state"] == "▶ running"
+    assert row["stage"] == "-"
     assert (row["progress"], row["trials"], row["left"], row["age"]) == (0.5, "20 of 40", "1 min", "10 min")
     assert row["best"] == f"Latency p50 {best:.1f} ms"
     assert row["front"] == 4
     assert "Xeon" in row["hardware"]
+
+
+def test_a_row_says_what_the_driver_does_and_expects() -> None:
+    stage = JobStage(name="Searching", done=20, total=40, detail="latency\n4/10", remaining_s=240.0)
+    summary = job_tables.JobSummary(job=_job(stage=stage), searched=20, front=[])
+    (row,) = job_tables.jobs_frame([summary], now()).to_dict("records")
+    assert row["stage"] == "Searching 20/40 · latency 4/10 · 4:00 left"
+    assert row["left"] == "4 min"
 
 
 def test_a_job_without_trials_has_no_estimate_and_no_best() -> None:

@@ -20,7 +20,12 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 #: Library -> the only files (or, ending in a slash, folders) that import it.
 DOORS = {
     "optuna": ("autotune/search/study.py", "autotune/search/samplers/", "autotune/reports/optuna_study.py"),
-    "ray": ("workers/pools/ray_pool.py", "workers/pools/ray_nodes.py", "workers/pools/ray_errors.py"),
+    "ray": (
+        "workers/pools/ray_pool.py",
+        "workers/pools/ray_nodes.py",
+        "workers/pools/ray_progress.py",
+        "workers/pools/ray_errors.py",
+    ),
     "sqlalchemy": ("autotune/store/",),
     "alembic": ("autotune/store/",),
     "streamlit": ("dashboard/",),

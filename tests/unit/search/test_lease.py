@@ -11,7 +11,7 @@ import pytest
 from autotune.client.actions import cancel, change_plan, pause, resume, submit
 from autotune.errors import LeaseLostError, StoreUnavailableError
 from autotune.jobs.lifecycle import Change, OrderedError, claimed, is_held
-from autotune.jobs.records import JobRecord, Order
+from autotune.jobs.records import JobRecord, JobStage, Order
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.search.lease import Lease
@@ -169,3 +169,9 @@ def test_a_driver_that_listens_is_not_given_up(store: MoodyStore, job: JobRecord
         resume(store, job.id)
         wait_for(lambda: not raises(lease, OrderedError))
         assert not given_up.wait(1.7)
+
+
+def test_the_stage_that_a_driver_told_last_is_recorded(store: MoodyStore, job: JobRecord, lease: Lease) -> None:
+    for done in range(100):
+        lease.tell(JobStage(name="Calibrating", done=done, total=99))
+    wait_for(lambda: store.job(job.id).stage == JobStage(name="Calibrating", done=99, total=99))

@@ -19,6 +19,7 @@ from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.errors import PoolError
 from workers.measurement import Environment
+from workers.progress import Report, Stage, Step
 from workers.setup import Calibration, ModelDescription, PoolSettings, WorkerSetup
 
 
@@ -108,7 +109,8 @@ class Pools:
         self.settings: list[PoolSettings] = []
         self.setups: list[WorkerSetup] = []
 
-    def build(self, name: str, setup: WorkerSetup, settings: PoolSettings) -> Any:
+    def build(self, name: str, setup: WorkerSetup, settings: PoolSettings, report: Report) -> Any:
+        report(Step(stage=Stage.LOADING))
         self.settings.append(settings)
         self.setups.append(setup)
         description = replace(described(self.kind), weight_bits=self.weight_bits, kernels=self.kernels)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from workers.timing import device_lock
+from workers.timing.device_lock import DeviceLock
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_who_asks_again_at_once_waits_for_who_asked_before(
             time.sleep(0.001)
         before = turns.value
         for _ in range(20):
-            with getattr(device_lock, ours)("cpu"):
+            with getattr(DeviceLock("cpu"), ours)():
                 pass
         assert turns.value - before < 20 * 20, "a search of 2 ms a turn was held up for longer than it took"
     finally:
@@ -40,7 +41,7 @@ def test_who_asks_again_at_once_waits_for_who_asked_before(
 
 def _ask_again_and_again(kind: str, turns: "Synchronized[int]", stop: Event) -> None:
     while not stop.is_set():
-        with getattr(device_lock, kind)("cpu"):
+        with getattr(DeviceLock("cpu"), kind)():
             time.sleep(0.002)
             with turns.get_lock():
                 turns.value += 1

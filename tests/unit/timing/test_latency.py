@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from workers.timing import device_lock, latency
+from workers.timing.device_lock import DeviceLock
 from workers.timing.estimates import REFERENCE_PER_ROUND
 from workers.timing.latency import CANDIDATE_PER_ROUND, Contender, measure
 
@@ -192,7 +193,7 @@ def test_a_latency_measurement_has_the_device_alone(
     try:
         while not marker.exists():
             time.sleep(0.01)
-        with getattr(device_lock, second)("cpu"):
+        with getattr(DeviceLock("cpu"), second)():
             assert (tmp_path / "released").exists() is waits
     finally:
         (tmp_path / "go").touch()
@@ -200,7 +201,7 @@ def test_a_latency_measurement_has_the_device_alone(
 
 
 def _holder(folder: Path, kind: str, seconds: float) -> None:
-    with getattr(device_lock, kind)("cpu"):
+    with getattr(DeviceLock("cpu"), kind)():
         (folder / "marker").touch()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not (folder / "go").exists():

@@ -19,6 +19,7 @@ from workers.backends.onnx.layer import OnnxLayer
 from workers.backends.onnx.session import OnnxModule, open_session
 from workers.errors import BackendError
 from workers.model.prepared import PreparedModel
+from workers.progress import Report, Stage, counted, silent
 from workers.task import Task
 from workers.timing.layer_latency import by_shape
 
@@ -87,7 +88,11 @@ class OnnxDeployed:
         return profiling.working_bytes(self._profiled(run, passes=1)[0])
 
     def layer_latencies(
-        self, layers: Sequence[Layer], choices: Mapping[str, Sequence[str]], run: Callable[[], object]
+        self,
+        layers: Sequence[Layer],
+        choices: Mapping[str, Sequence[str]],
+        run: Callable[[], object],
+        report: Report = silent,
     ) -> tuple[dict[tuple[str, str], float], float]:
         """See ``Deployed.layer_latencies``.
 
@@ -96,7 +101,8 @@ class OnnxDeployed:
         """
         latencies_ms: dict[tuple[str, str], list[float]] = {}
         try:
-            for choice in dict.fromkeys(name for of_layer in choices.values() for name in of_layer):
+            names = list(dict.fromkeys(name for of_layer in choices.values() for name in of_layer))
+            for choice in counted(names, Stage.LATENCIES, report):
                 taking = [layer for layer, legal in choices.items() if choice in legal]
                 self._prepared.apply(dict.fromkeys(taking, choice))
                 found = [profiling.layer_ms(events, taking) for events in self._profiled(run, passes=_PASSES)[_COLD:]]

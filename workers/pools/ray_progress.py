@@ -1,0 +1,71 @@
+"""The way of workers' steps to the driver while their methods still run: a small actor between them.
+
+Nothing waits for the actor: workers send and forget, and the driver looks whether an answer has come. If it dies, Ray
+starts it again, and only the steps sent meanwhile are lost.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from workers.progress import Report, Step
+
+#: A call of a worker, and the latest step of it.
+_Latest = tuple[int, Step]
+
+
+class _Board:
+    """Keeps the latest step of every worker."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, _Latest] = {}
+
+    def put(self, worker: str, call: int, step: Step) -> None:
+        self._latest[worker] = call, step
+
+    def latest(self) -> dict[str, _Latest]:
+        return self._latest
+
+
+#: Needs no CPUs, so that it starts on a busy cluster too.
+_Actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(_Board)
+
+
+class StepBoard:
+    """The driver's end: the latest steps of the workers that got a report from here."""
+
+    def __init__(self) -> None:
+        self._actor = _Actor.remote()
+        self._asked: Any = None
+        self._latest: dict[str, _Latest] = {}
+
+    def report_of(self, worker: str, call: int) -> Report:
+        """Return what sends the steps of one call of a worker here; it is an argument of that call."""
+        return _Sender(self._actor, worker, call)
+
+    def latest(self) -> dict[str, _Latest]:
+        """Return worker -> its latest call with a step, and the step, as of the last answer; this never waits."""
+        with suppress(RayError):
+            if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+                asked, self._asked = self._asked, None
+                self._latest = ray.get(asked)
+            if self._asked is None:
+                self._asked = self._actor.latest.remote()
+        return self._latest
+
+    def close(self) -> None:
+        """End the actor."""
+        ray.kill(self._actor)
+
+
+class _Sender:
+    """A worker's end."""
+
+    def __init__(self, actor: Any, worker: str, call: int) -> None:
+        self._actor, self._worker, self._call = actor, worker, call
+
+    def __call__(self, step: Step) -> None:
+        with suppress(RayError):
+            self._actor.put.remote(self._worker, self._call, step)
