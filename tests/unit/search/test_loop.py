@@ -57,6 +57,8 @@ class ScriptedPool:
     ) -> None:
         self.slots, self.luck, self.fails = slots, luck, fails
         self.trial_s = 1.0
+        #: Seconds that every measurement says it waited for the device.
+        self.waited_s = 0.0
         #: Candidates that were there at each wait.
         self.waiting: list[int] = []
         self.gives_up = False
@@ -89,7 +91,7 @@ class ScriptedPool:
         return Measurement(
             accuracy=0.9 - loss, divergence=loss, weight_bytes=DESCRIPTION.weight_bytes(candidate.choices),
             latency=(latency,), working_bytes=8, held_out=(0.8 - loss, 0.8) if candidate.final else None,
-            seconds=self.trial_s, forward_seconds=0.9,
+            seconds=self.trial_s, waited_seconds=self.waited_s, forward_seconds=0.9,
             environment=ENVIRONMENT,
         )  # fmt: skip
 
@@ -129,6 +131,14 @@ def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: floa
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if trial.kind is TrialKind.FINAL]
+
+
+@pytest.mark.parametrize(("slots", "counts"), [(1, False), (2, True)])
+def test_waiting_for_the_device_counts_only_if_workers_wait_for_each_other(slots: int, counts: bool) -> None:
+    pool = ScriptedPool(slots)
+    pool.waited_s = 1e6
+    store, job, _ = searched_job(pool, trials=5)
+    assert (store.job(job.id).elapsed_s > 0.0) is counts
 
 
 def test_full_precision_is_as_fast_as_itself_however_noisy_it_was() -> None:
