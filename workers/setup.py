@@ -196,6 +196,8 @@ class Probes:
     #: How the divergences were estimated, and on how many samples.
     estimator: Estimator
     samples: int
+    #: Whether more samples would have been used if there had been time; not recorded.
+    cut: bool = False
     #: Seconds that probing took, without those spent waiting for the device.
     seconds: float
     #: Seconds spent waiting for the device, which another process held; not recorded.
@@ -218,6 +220,9 @@ class ModelDescription:
     other_bytes: int
     calibration: Calibration
     environment: Environment
+    #: Seconds that the worker took to load and check the model, to calibrate it and to choose kernels; waiting for the
+    #: device is not included.
+    loading_seconds: float = 0.0
     #: Workloads of the task that can be timed in addition to the forward pass.
     workloads: tuple[Workload, ...] = ()
     #: Module name -> why its weights stay in full precision, for modules that are not quantizable layers.

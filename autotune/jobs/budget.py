@@ -14,6 +14,8 @@ MOST_FINAL = 8
 _EXPECTED_FINAL = 4
 #: Largest share of the time limit reserved for them.
 _FINAL_SHARE = 0.25
+#: Trials that a final measurement is taken to last if it ends at a half-width instead of after all of its passes.
+_FINAL_TRIALS = 2.0
 #: Latest trials from which the time of one trial is estimated.
 _RECENT = 32
 
@@ -24,7 +26,8 @@ class Budget:
     def __init__(self, spec: JobSpec, trials: Iterable[TrialRecord] = ()) -> None:
         """Start from the recorded trials of a job."""
         self.limit(spec.search.trials, spec.search.time_limit_s)
-        self._final_passes = spec.measurement.final_repeats / spec.measurement.repeats
+        passes = spec.measurement.final_repeats / spec.measurement.repeats
+        self._final_trials = passes if spec.half_width() is None else min(passes, _FINAL_TRIALS)
         self._recent_s: deque[float] = deque(maxlen=_RECENT)
         self._finals = 0
         self._final_seconds: deque[float] = deque(maxlen=MOST_FINAL)
@@ -70,34 +73,39 @@ class Budget:
         in_time = self._limit_s is None or elapsed_s + self._final_s < self._limit_s
         return in_time and self._finals + pending < MOST_FINAL
 
-    def remaining_s(self, elapsed_s: float, probed_s: float = 0.0) -> float | None:
+    def remaining_s(self, elapsed_s: float, aside_s: float = 0.0) -> float | None:
         """Return an estimate of the seconds left, final measurements included; None before the first trial.
 
         Args:
-            elapsed_s: seconds of trials, from which their pace follows.
-            probed_s: seconds that were spent besides, which count for the time limit only.
+            elapsed_s: seconds spent.
+            aside_s: seconds of them that were not spent on trials, whose pace follows from the rest.
         """
-        search_s = remaining_s(self.searched, self.trials, elapsed_s, None)
+        search_s = remaining_s(self.searched, self.trials, elapsed_s - aside_s, None)
         if search_s is None:
             return None
         if self._finals:
             search_s = 0.0  # the search may have ended before its budget was spent
-        finals_s = max(0, _EXPECTED_FINAL - self._finals) * self._next_final_s
+        finals_s = max(0, _EXPECTED_FINAL - self._finals) * self._final_s if self._recent_s else 0.0
         if self._limit_s is None:
             return search_s + finals_s
-        left_s = max(0.0, self._limit_s - elapsed_s - probed_s)
+        left_s = max(0.0, self._limit_s - elapsed_s)
         return min(left_s, min(search_s, max(0.0, left_s - self._reserve_s(self._limit_s))) + finals_s)
+
+    def share(self, elapsed_s: float) -> float:
+        """Return the share of the time limit that was spent; 0 without a limit."""
+        return 0.0 if self._limit_s is None else elapsed_s / self._limit_s
+
+    def left_s(self, elapsed_s: float) -> float:
+        """Return the seconds that the search may still take by its time limit and its trials, infinite if unknown."""
+        by_trials = max(0, self.trials - self.searched) * self.trial_s
+        return by_trials if self._limit_s is None else min(by_trials, max(0.0, self._limit_s - elapsed_s))
 
     @property
     def _final_s(self) -> float:
-        return self._final_passes * self.trial_s
-
-    @property
-    def _next_final_s(self) -> float:
-        """Seconds that a final measurement is expected to take, by those that were made; 0 if nothing is known."""
+        """Seconds that a final measurement is expected to take, by those that were made."""
         if self._final_seconds:
             return statistics.median(self._final_seconds)
-        return self._final_s if self._recent_s else 0.0
+        return self._final_trials * self.trial_s
 
     def _reserve_s(self, limit_s: float) -> float:
         """Return the seconds reserved for final measurements."""

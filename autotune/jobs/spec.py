@@ -369,13 +369,13 @@ class JobSpec(_Section):
                 moments=any(choice.is_gptq for choice in self._mentioned()),
             ),
             measurement=MeasurementSettings(
-                **self.measurement.model_dump() | {"workloads": self.workloads(), "half_width": self._half_width()}
+                **self.measurement.model_dump() | {"workloads": self.workloads(), "half_width": self.half_width()}
             ),
             task_file=task_file,
             cache_bytes=self.workers.cache_mib << 20,
         )
 
-    def _half_width(self) -> float | None:
+    def half_width(self) -> float | None:
         """Return the half-width at which timing stops; None if a metric is a percentile of the tail.
 
         Such a percentile needs all passes, however well they determine the median.

@@ -18,14 +18,14 @@ _log = logging.getLogger(__name__)
 class Ledger:
     """The trials, the front, the budget and the time of one job under one lease."""
 
-    def __init__(self, store: DriverStore, job: JobRecord, listener: Listener, *, probed_s: float = 0.0) -> None:
+    def __init__(self, store: DriverStore, job: JobRecord, listener: Listener, *, loading_s: float = 0.0) -> None:
         """Start from the recorded trials.
 
         Args:
             store: where trials are committed.
             job: the job as this driver claimed it.
             listener: is notified of each commit.
-            probed_s: seconds that probing took: part of the time limit, but not of the pace of trials.
+            loading_s: seconds that this driver's workers took to get ready.
         """
         self._store, self._job, self._listener = store, job, listener
         trials, fronts = store.trials(job.id), store.fronts(job.id)
@@ -34,8 +34,9 @@ class Ledger:
         #: The budget of the job.
         self.budget = Budget(job.spec, trials)
         self._number = max((trial.number for trial in trials), default=-1)
-        self._probed_s = probed_s
-        self._elapsed_s, self._committed_at = job.elapsed_s, time.monotonic()
+        self._elapsed_s, self._committed_at = job.elapsed_s, time.monotonic() - loading_s
+        #: Seconds that were not spent on trials: part of the time limit, but not of the pace of trials.
+        self._aside_s = loading_s
 
     def next_number(self) -> int:
         """Return the number of the next trial."""
@@ -49,6 +50,26 @@ class Ledger:
     def allows_final(self, pending: int) -> bool:
         """Return whether the budget allows another final measurement in addition to ``pending`` ones."""
         return self.budget.allows_final(pending, self._spent_s())
+
+    def set_aside(self, seconds: float, *, waited_s: float) -> None:
+        """Count seconds since the last commit that were not spent on trials, such as those of probing.
+
+        Args:
+            seconds: all of them.
+            waited_s: those of them that were spent waiting for the device, which do not count.
+        """
+        self._aside_s += seconds - waited_s
+        self._committed_at += waited_s
+
+    @property
+    def share(self) -> float:
+        """Share of the time limit that was spent; 0 without a limit."""
+        return self.budget.share(self._spent_s())
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the search may still take, infinite if unknown."""
+        return self.budget.left_s(self._spent_s())
 
     def commit(self, results: Sequence[TrialResult], *, waited_s: float = 0.0) -> None:
         """Record trials, each with the front after it. Nothing else records trials.
@@ -75,7 +96,7 @@ class Ledger:
         return self.front.add(trial)
 
     def _spent_s(self) -> float:
-        return self._probed_s + self._elapsed_s + time.monotonic() - self._committed_at
+        return self._elapsed_s + time.monotonic() - self._committed_at
 
     def _progress(self) -> Progress:
         values = Objectives.named(self._job.spec.objectives).values
@@ -83,7 +104,7 @@ class Ledger:
             done=self.budget.searched,
             budget=self.budget.trials,
             elapsed_s=self._elapsed_s,
-            remaining_s=self.budget.remaining_s(self._elapsed_s, self._probed_s),
+            remaining_s=self.budget.remaining_s(self._elapsed_s, self._aside_s),
             best=min(self.front.members, key=lambda trial: values(trial.figures)[0], default=None),
             front_size=len(self.front.members),
         )

@@ -1,8 +1,11 @@
-"""The search of one job: ask the sampler, submit a map, wait, record the trial, tell the sampler."""
+"""The search of one job: ask the sampler, submit a map, wait, record the trial, tell the sampler.
 
-import itertools
+There is an answer at any time, and it gets better: full precision first, then the uniform maps, the most promising ones
+first. Only then are the layers probed, and the sampler starts from the probes.
+"""
+
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autotune.jobs.front import needing_final_run, violations
 from autotune.jobs.progress import Listener
@@ -25,7 +28,7 @@ from autotune.search.ledger import Ledger
 from autotune.search.study import Proposal, Study
 from autotune.search.trials import PlannedTrial
 from autotune.search.worker_shares import fair_shares
-from search_spaces.choice import FULL_PRECISION
+from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
 from search_spaces.space import SearchSpace, build_space
 from workers.candidate import Candidate, Outcome
 from workers.errors import TaskError
@@ -36,6 +39,13 @@ from workers.timing.estimates import Figure
 
 #: Seconds the driver waits for outcomes before it checks the time limit and the user's orders again.
 _TICK_S = 0.5
+#: Share of the time limit after which no further uniform map is measured before the search.
+_UNIFORM_SHARE = 0.4
+#: Share of the time left that probing the sensitivities may take, and seconds that it may take in any case.
+_PROBING_SHARE, _LEAST_PROBING_S = 0.2, 5.0
+
+#: Returns the expected costs of every layer and choice, estimated in about so many seconds; None if nothing was probed.
+Probe = Callable[[float], Probes | None]
 
 
 class Search:
@@ -49,7 +59,7 @@ class Search:
         listener: Listener,
         lease: Lease,
         ledger: Ledger,
-        probes: Probes | None = None,
+        probe: Probe = lambda _: None,
     ) -> None:
         """Take over a job.
 
@@ -60,7 +70,7 @@ class Search:
             listener: is notified of each stage.
             lease: the held lease of the job.
             ledger: the trials, front and budget of the job.
-            probes: expected costs of every layer and choice; None if nothing was probed.
+            probe: probes the layers, or returns what an earlier job recorded.
         """
         assert job.description is not None
         self._job, self._spec, self._pool, self._listener, self._lease = job, job.spec, pool, listener, lease
@@ -68,7 +78,7 @@ class Search:
         self._held_jobs: Sequence[HeldJob] = ()
         self._description = job.description
         self._space = space
-        self._prior = expect(self._space, job.description, probes, job.spec.rules())
+        self._probe = probe
         self._constraints = job.spec.constraints.constraints()
         self._pending: dict[int, tuple[PlannedTrial, Proposal | None]] = {}
         self._reference: Reference | None = None
@@ -81,21 +91,39 @@ class Search:
         Returns:
             Why the search ended.
         """
-        study = self._start()
+        study = self._study(None)
         self._measure_full_precision(study)
-        first = itertools.chain(self._baselines(study), self._mixtures(study))
-        while True:
-            exhausted = False
-            while not exhausted and len(self._pending) < self._most_pending() and self._budget_left():
-                exhausted = not self._submit_next(next(first, None) or self._sampled(study), study)
-            if not self._pending and (exhausted or not self._budget_left()):
-                break
-            self._collect(study)
+        self._listener.stage("Measuring uniform maps")
+        baselines = self._baselines(study)
+        self._measure_all(lambda: next(baselines, None), study)
+        if self._spec.search.sampler is SamplerName.SENSITIVITY and self._budget_left():
+            study = self._study(self._probed())
+        self._listener.stage("Searching")
+        mixtures = self._mixtures(study)
+        self._measure_all(lambda: next(mixtures, None) or self._sampled(study), study)
         why = self._why_ended(study)
         self._measure_picks(study)
         return why
 
-    def _start(self) -> Study:
+    def _measure_all(self, next_map: Callable[[], tuple[PlannedTrial, Proposal] | None], study: Study) -> None:
+        """Measure maps until there is no other, or the budget is spent."""
+        while True:
+            exhausted = False
+            while not exhausted and len(self._pending) < self._most_pending() and self._budget_left():
+                exhausted = not self._submit_next(next_map(), study)
+            if not self._pending and (exhausted or not self._budget_left()):
+                return
+            self._collect(study)
+
+    def _probed(self) -> Probes | None:
+        started_at = time.monotonic()
+        probes = self._probe(max(_PROBING_SHARE * self._ledger.left_s, _LEAST_PROBING_S))
+        waited_s = probes.waited_seconds if probes else 0.0
+        self._ledger.set_aside(time.monotonic() - started_at, waited_s=waited_s)
+        return probes
+
+    def _study(self, probes: Probes | None) -> Study:
+        """Return a study that has learned all trials so far."""
         search = self._spec.search
         return Study(
             self._space,
@@ -105,7 +133,7 @@ class Search:
             seed=search.seed,
             trials=search.trials,
             slots=self._pool.slots,
-            prior=self._prior,
+            prior=expect(self._space, self._description, probes, self._spec.rules()),
             history=self._front.trials,
         )
 
@@ -122,12 +150,11 @@ class Search:
         if first.state is not TrialState.COMPLETE:
             raise TaskError(f"full precision cannot be measured: {first.message}; fix the task and start a new job")
         self._reference = Reference.of_figures(first.figures)
-        self._listener.stage("Searching")
 
     def _baselines(self, study: Study) -> Iterator[tuple[PlannedTrial, Proposal]]:
-        """Yield the uniform maps that were not measured yet."""
-        for choice in self._space.uniform_choices():
-            proposal = study.propose(self._space.uniform(choice))
+        """Yield the uniform maps that were not measured yet: as many as fit into their share of the time limit."""
+        for choice in sorted(self._space.uniform_choices(), key=_promise):
+            proposal = study.propose(self._space.uniform(choice)) if self._ledger.share < _UNIFORM_SHARE else None
             if proposal is not None:
                 yield self._plan(proposal.choices, TrialKind.BASELINE, f"uniform {choice}"), proposal
 
@@ -268,6 +295,12 @@ def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
         supports=lambda layer, choice: description.refusals[layer.name].get(choice.name),
         rules=spec.rules(),
     )
+
+
+def _promise(choice: str) -> tuple[bool, int]:
+    """Return a sort key that puts choices first whose uniform map is probably fast: those that compute in few bits."""
+    known = choice_named(choice)
+    return known.activation is ActivationMode.NONE, known.precision.bits
 
 
 def _waited_s(outcome: Outcome) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 
 from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Listener
@@ -16,11 +17,17 @@ from workers.setup import Probes
 
 def probes_of(store: ReadStore, job: JobRecord) -> Probes | None:
     """Return the recorded probes that apply to a job; None if there are none."""
-    return None if job.description is None else store.probes(_key(job))
+    if job.description is None:
+        return None
+    return store.probes(_key(job)) or store.probes(_own_key(job))
 
 
-def obtain_probes(store: DriverStore, job: JobRecord, pool: Pool, listener: Listener) -> Probes | None:
+def obtain_probes(
+    store: DriverStore, job: JobRecord, pool: Pool, listener: Listener, budget_s: float = math.inf
+) -> Probes | None:
     """Return the job's probes, from the store or taken now; None if the model cannot be probed.
+
+    Sensitivities may take about ``budget_s`` seconds.
 
     Without probes, the search starts from guesses and learns from whole maps only.
     """
@@ -29,14 +36,23 @@ def obtain_probes(store: DriverStore, job: JobRecord, pool: Pool, listener: List
         return recorded
     listener.stage("Probing layers")
     try:
-        probes = pool.probe()
+        probes = pool.probe(budget_s)
     except PoolError as error:
         store.change_job(job.id, with_fields(job.epoch, event("probes_failed", str(error))))
         return None
-    store.record_probes(_key(job), probes)
-    message = f"Probed {len(probes.layers)} layer choices in {probes.seconds:.1f} s ({probes.estimator} estimate)"
+    # Less exact probes of a job in a hurry must not serve other jobs.
+    store.record_probes(_own_key(job) if probes.cut else _key(job), probes)
+    message = (
+        f"Probed {len(probes.layers)} layer choices in {probes.seconds:.1f} s "
+        f"({probes.estimator} estimate on {probes.samples} sample{'s' * (probes.samples != 1)})"
+    )
     store.change_job(job.id, with_fields(job.epoch, event("probed", message)))
     return probes
+
+
+def _own_key(job: JobRecord) -> str:
+    """Return a key that no other job has."""
+    return hashlib.sha256(f"{_key(job)} {job.id}".encode()).hexdigest()
 
 
 def _key(job: JobRecord) -> str:

@@ -1,7 +1,7 @@
 """Runs one job from its claim to its end."""
 
 import dataclasses
-import time
+import functools
 from dataclasses import dataclass
 
 from autotune.errors import ConflictError, JobSpecError, LeaseLostError, Stopped
@@ -9,7 +9,7 @@ from autotune.jobs import lifecycle
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState, Order
-from autotune.jobs.spec import JobSpec, SamplerName
+from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS, metric_of
 from autotune.search import process_identity
 from autotune.search.lease import Lease
@@ -116,12 +116,9 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
         _check_space(space)
         job = _describe(store, job, described)
         lease.check()
-        started_at = time.monotonic()
-        probes = obtain_probes(store, job, pool, stages) if spec.search.sampler is SamplerName.SENSITIVITY else None
-        waited_s = probes.waited_seconds if probes else 0.0
-        probed_s = time.monotonic() - started_at - waited_s
-        ledger = Ledger(store, job, stages, probed_s=probed_s)
-        reason = Search(job, space, pool, stages, lease, ledger, probes).run()
+        ledger = Ledger(store, job, stages, loading_s=described.loading_seconds)
+        probe = functools.partial(obtain_probes, store, job, pool, stages)
+        reason = Search(job, space, pool, stages, lease, ledger, probe).run()
         stages.stage(f"Search finished: {reason}")
         return reason
     finally:

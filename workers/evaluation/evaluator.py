@@ -1,6 +1,7 @@
 """Measure candidates: one ``Evaluator`` holds the model and its prepared layers for a whole job."""
 
 import functools
+import math
 import time
 from collections.abc import Mapping
 
@@ -40,6 +41,7 @@ class Evaluator:
 
     def __init__(self, setup: WorkerSetup, report: Report = silent) -> None:
         """Get ready for a job; ``report`` gets the steps of this and of every later call, at most four a second."""
+        start = time.perf_counter()
         self._report = report = Throttled(report)
         report(Step(stage=Stage.LOADING))
         memory.keep()
@@ -95,6 +97,7 @@ class Evaluator:
             kernels=self._kernels(),
             workloads=tuple(name for name in next(iter(workloads.values())) if name is not Workload.FORWARD),
             waited_seconds=self._lock.waited_s,
+            loading_seconds=time.perf_counter() - start - self._lock.waited_s,
         )
         memory.release()
 
@@ -130,10 +133,14 @@ class Evaluator:
             environment=at_start,
         )
 
-    def probe(self) -> Probes:
-        """Return the predicted effects of every layer and choice, without measuring a map for each of them."""
+    def probe(self, budget_s: float = math.inf) -> Probes:
+        """Return the predicted effects of every layer and choice, without measuring a map for each of them.
+
+        Args:
+            budget_s: seconds that sensitivities may take; fewer samples make them less exact.
+        """
         start, waited_before_s = time.perf_counter(), self._lock.waited_s
-        sensitivity = self.sensitivity()
+        sensitivity = self.sensitivity(budget_s)
         latency_ms, pass_ms = self.layer_latencies()
         probes = tuple(
             LayerProbe(
@@ -150,12 +157,13 @@ class Evaluator:
             pass_ms=pass_ms,
             estimator=sensitivity.estimator,
             samples=sensitivity.samples,
+            cut=sensitivity.cut,
             seconds=time.perf_counter() - start - waited_s,
             waited_seconds=waited_s,
         )
 
-    def sensitivity(self) -> Sensitivity:
-        """Return the predicted divergence of every layer with each of its choices."""
+    def sensitivity(self, budget_s: float = math.inf) -> Sensitivity:
+        """Return the predicted divergence of every layer with each of its choices, within so many seconds."""
         quantized = {
             layer: [name for name in names if name != FULL_PRECISION.name] for layer, names in self._legal().items()
         }
@@ -166,6 +174,7 @@ class Evaluator:
                 quantized,
                 self._task.calibration(),
                 most_bytes=self._recorded_bytes,
+                budget_s=budget_s,
                 report=self._report,
             )
 

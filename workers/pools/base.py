@@ -1,5 +1,6 @@
 """The ``Pool`` protocol: where candidates are measured."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,8 +54,11 @@ class Pool(Protocol):
         """Return the workers' description of the model."""
         ...
 
-    def probe(self) -> Probes:
+    def probe(self, budget_s: float = math.inf) -> Probes:
         """Return the predicted effects of every layer and choice; no candidate may be running.
+
+        Args:
+            budget_s: seconds that sensitivities may take; fewer samples make them less exact.
 
         Raises:
             PoolError: if the workers cannot probe the model.

@@ -1,5 +1,6 @@
 """The pool in the driver's own process: for tests, small machines and debugging."""
 
+import math
 import os
 
 from workers.candidate import Candidate, Outcome
@@ -43,9 +44,9 @@ class InlinePool:
     def describe(self) -> ModelDescription:
         return self._evaluator.description
 
-    def probe(self) -> Probes:
+    def probe(self, budget_s: float = math.inf) -> Probes:
         try:
-            return self._evaluator.probe()
+            return self._evaluator.probe(budget_s)
         except Exception as error:
             raise PoolError(f"the model cannot be probed: {failure_of(error).message}") from error
 

@@ -54,8 +54,8 @@ class _Worker:
     def describe(self, report: Report) -> ModelDescription:
         return self._ready(report).description
 
-    def probe(self, report: Report) -> Probes:
-        return self._ready(report).probe()
+    def probe(self, budget_s: float, report: Report) -> Probes:
+        return self._ready(report).probe(budget_s)
 
     def measure(self, candidate: Candidate, report: Report) -> Measurement | Failure:
         evaluator = self._ready(report)
@@ -160,10 +160,10 @@ class RayPool:
     def describe(self) -> ModelDescription:
         return self._description
 
-    def probe(self) -> Probes:
+    def probe(self, budget_s: float = math.inf) -> Probes:
         """See ``Pool.probe``; the first worker probes, and is replaced if it dies or hangs."""
         try:
-            probes: Probes = self._answer(self._hired[0].actor.probe.remote(self._report_of(0)))
+            probes: Probes = self._answer(self._hired[0].actor.probe.remote(budget_s, self._report_of(0)))
         except RayTaskError as error:
             raise PoolError(f"the model cannot be probed: {one_line(error.cause)}") from None
         except (RayActorError, GetTimeoutError) as error:

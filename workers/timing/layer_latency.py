@@ -22,6 +22,10 @@ from workers.timing.clock import Clock, time_ms
 
 #: Rounds over all uniform maps, and timed passes per map and round.
 _ROUNDS, _PASSES = 3, 4
+#: Seconds of timed passes per map; slow passes vary less, so fewer are enough.
+_MAP_S = 0.5
+#: A map this many times as slow as full precision is timed once per round: its layers are slow beyond doubt.
+_SLOW = 3.0
 
 
 def measure(
@@ -52,18 +56,29 @@ def measure(
         able = {layer: nbytes[layer][choice] for layer, legal in choices.items() if choice in legal}
         taken = _some(layers, able, prepared.cache_bytes)
         maps[choice] = {layer: choice if layer in taken else FULL_PRECISION.name for layer in choices}
+    prepared.reset()
+    run()
+    full_ms = time_ms(run, clock)
+    rounds, passes = _schedule(full_ms / 1e3)
     passes_ms: list[float] = []
-    for choice, installed in counted(list(maps.items()) * _ROUNDS, Stage.LATENCIES, report):
+    for choice, installed in counted(list(maps.items()) * rounds, Stage.LATENCIES, report):
         prepared.apply(installed)
-        run()
+        first_ms = time_ms(run, clock)
         if choice == FULL_PRECISION.name:  # before hooks are registered, because they add time
-            passes_ms += [time_ms(run, clock) for _ in range(_PASSES)]
+            passes_ms += [time_ms(run, clock) for _ in range(passes)]
         with _timed(prepared, installed, timer):
-            for _ in range(_PASSES):
+            for _ in range(passes if first_ms <= _SLOW * full_ms else 1):
                 run()
                 timer.end_pass()
     prepared.reset()
     return by_shape(timer.latencies_ms(), layers, choices), statistics.median(passes_ms)
+
+
+def _schedule(pass_s: float) -> tuple[int, int]:
+    """Return the rounds, and the timed passes per map and round, for passes of so many seconds."""
+    passes = min(_ROUNDS * _PASSES, max(1, round(_MAP_S / max(pass_s, 1e-6))))
+    rounds = _ROUNDS if passes >= 2 * _ROUNDS else 1
+    return rounds, passes // rounds
 
 
 def _some(layers: Sequence[Layer], nbytes: Mapping[str, int], most_bytes: int) -> set[str]:

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,12 @@ FINAL = dataclasses.replace(TRIAL, kind=TrialKind.FINAL, seconds=10.0)
 
 
 def budget(spent: Sequence[TrialRecord], repeats: int = 100, **search: Any) -> Budget:
-    spec = {"name": "b", "task": {"name": "digits-cnn"}, "search": search, "measurement": {"repeats": repeats}}
+    spec = {
+        "name": "b",
+        "task": {"name": "digits-cnn"},
+        "search": search,
+        "measurement": {"repeats": repeats, "half_width": None},
+    }
     return Budget(JobSpec.parse(spec), spent)
 
 
@@ -41,7 +47,7 @@ def test_final_trials_are_not_the_searchs() -> None:
     ],
 )
 def test_the_search_leaves_time_for_the_finals(limit_s: float, repeats: int, until_s: float, final_s: float) -> None:
-    limits = budget([TRIAL, FINAL], repeats, time_limit_s=limit_s)
+    limits = budget([TRIAL], repeats, time_limit_s=limit_s)
     assert limits.allows_search(0, until_s - 0.1)
     assert not limits.allows_search(0, until_s)
     assert limits.allows_final(0, limit_s - final_s - 0.1)
@@ -66,7 +72,7 @@ def test_remaining_seconds_follow_the_pace_and_the_limit() -> None:
 
 def test_remaining_seconds_leave_out_what_probing_took_of_the_limit() -> None:
     limits = budget([TRIAL] * 4, trials=100, time_limit_s=100.0)
-    assert limits.remaining_s(8.0, probed_s=30.0) == pytest.approx(62.0)
+    assert limits.remaining_s(38.0, aside_s=30.0) == pytest.approx(62.0)
 
 
 def test_remaining_seconds_at_the_end_are_those_of_the_finals() -> None:
@@ -92,3 +98,19 @@ def test_limits_can_change_while_a_job_runs() -> None:
     assert limits.is_spent, "a budget below what is spent already ends the search"
     assert limits.remaining_s(90.0) == pytest.approx(4 * 2.0), "only the finals are left"
     assert limits.allows_final(0, 1e9)
+
+
+def test_finals_that_end_at_a_half_width_are_expected_to_be_short_until_some_were_measured() -> None:
+    limits = Budget(JobSpec.parse({"name": "b", "task": {"name": "digits-cnn"}}), [TRIAL])
+    assert limits.remaining_s(2.0) == pytest.approx(99 * 2.0 + 4 * 4.0)
+    limits.limit(1, None)
+    limits.spend(dataclasses.replace(FINAL, seconds=3.0))
+    assert limits.remaining_s(5.0) == pytest.approx(3 * 3.0)
+
+
+def test_what_is_left_and_what_is_spent_follow_the_limit_and_the_trials() -> None:
+    assert budget([], trials=10).left_s(5.0) == math.inf
+    assert budget([], time_limit_s=50.0).left_s(5.0) == 45.0
+    assert budget([TRIAL] * 4, trials=10).left_s(5.0) == 12.0
+    assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).left_s(5.0) == 4.0
+    assert (budget([]).share(5.0), budget([], time_limit_s=50.0).share(5.0)) == (0.0, 0.1)

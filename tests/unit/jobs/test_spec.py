@@ -11,7 +11,7 @@ import pytest
 
 from autotune.errors import JobSpecError
 from autotune.jobs.spec import MAX_BYTES, JobSpec, SamplerName
-from workers.setup import PoolSettings, WorkerSetup
+from workers.setup import MeasurementSettings, PoolSettings, WorkerSetup
 
 MINIMAL: dict[str, Any] = {"name": "job", "task": {"name": "digits-cnn"}}
 
@@ -38,7 +38,7 @@ def test_name_and_task_are_enough() -> None:
     assert (spec.search.seed, spec.search.time_limit_s, spec.rules()) == (0, None, ())
     assert spec.search.choices[0] == "fp32"
     assert (spec.calibration.observer, spec.calibration.percentile) == ("minmax", 99.99)
-    assert spec.worker_setup() == WorkerSetup(task="digits-cnn")
+    assert spec.worker_setup() == WorkerSetup(task="digits-cnn", measurement=MeasurementSettings(half_width=0.01))
     assert spec.pool_settings() == PoolSettings()
     assert (spec.workers.pool, spec.workers.count) == ("ray", 1)
 

@@ -122,10 +122,10 @@ def searched_job(
     return store, job, go_on(store, job, pool)
 
 
-def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, probed_s: float = 0.0) -> str:
+def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, loading_s: float = 0.0) -> str:
     record = store.job(job.id)
     lease = Lease(store, record)
-    ledger = Ledger(store, record, Silent(), probed_s=probed_s)
+    ledger = Ledger(store, record, Silent(), loading_s=loading_s)
     return Search(record, space_of(record.spec, record.description), pool, Silent(), lease, ledger).run()  # type: ignore[arg-type]
 
 
@@ -204,10 +204,10 @@ def test_time_is_kept_for_the_final_measurements() -> None:
     assert finals(trials) == []
 
 
-def test_the_time_limit_holds_for_probing_too() -> None:
+def test_the_time_limit_holds_for_loading_too() -> None:
     store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6)
     change_plan(store, job.id, time_limit_s=100.0)
-    assert go_on(store, store.job(job.id), ScriptedPool(), probed_s=100.0) == "the time limit was reached"
+    assert go_on(store, store.job(job.id), ScriptedPool(), loading_s=100.0) == "the time limit was reached"
     assert searched(store.trials(job.id)) == 1
 
 

@@ -1,6 +1,7 @@
 """Probes are taken once for every model, data, kernels and hardware, and a search can do without them."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ class FakePool:
         self.error = error
         self.probed = 0
 
-    def probe(self) -> Probes:
+    def probe(self, budget_s: float = math.inf) -> Probes:
         self.probed += 1
         if self.error is not None:
             raise self.error
@@ -84,7 +85,7 @@ def test_probes_are_taken_recorded_and_told() -> None:
     assert probes_of(store, record) == found
     assert stages.seen == ["Probing layers"]
     assert [(event.kind, event.message) for event in store.events(record.id)] == [
-        ("probed", "Probed 1 layer choices in 2.5 s (gradient estimate)")
+        ("probed", "Probed 1 layer choices in 2.5 s (gradient estimate on 1 sample)")
     ]
 
 
@@ -162,3 +163,16 @@ def test_job_that_never_ran_has_no_probes() -> None:
     store = MemoryStore()
     obtain(store, job(store), FakePool())
     assert probes_of(store, submit(store, JobSpec.parse(SPEC))) is None
+
+
+def test_probes_that_were_cut_short_serve_their_own_job_only() -> None:
+    class Hurried(FakePool):
+        def probe(self, budget_s: float = math.inf) -> Probes:
+            return dataclasses.replace(super().probe(budget_s), cut=True)
+
+    store, pool = MemoryStore(), Hurried()
+    hurried, other = job(store), job(store)
+    found = obtain(store, hurried, pool)
+    assert probes_of(store, hurried) == obtain(store, hurried, pool) == found
+    assert pool.probed == 1
+    assert probes_of(store, other) is None

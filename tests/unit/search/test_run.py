@@ -1,6 +1,5 @@
 """How a run ends: what a driver records when its user changes their mind while it stops."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -185,21 +184,20 @@ def test_a_job_that_finished_first_stays_finished(
     assert [told.kind for told in store.events(job_id)] == ["started", "finished"]
 
 
-def test_probing_counts_in_the_time_that_is_spent(
+def test_loading_counts_in_the_time_that_is_spent(
     store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed_s: list[float] = []
+    loading_s: list[float] = []
 
     def ledger(*arguments: Any, **settings: Any) -> None:
-        probed_s.append(settings["probed_s"])
+        loading_s.append(settings["loading_s"])
 
-    pool = SimpleNamespace(describe=lambda: None, close=lambda: None)
+    pool = SimpleNamespace(describe=lambda: SimpleNamespace(loading_seconds=7.5), close=lambda: None)
     monkeypatch.setattr(run, "build_pool", lambda *_: pool)
     monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
     monkeypatch.setattr(run, "space_of", lambda *_: None)
     monkeypatch.setattr(run, "_check_space", lambda *_: None)
-    monkeypatch.setattr(run, "obtain_probes", lambda *_: time.sleep(0.02))
     monkeypatch.setattr(run, "Ledger", ledger)
     monkeypatch.setattr(run, "Search", lambda *_: SimpleNamespace(run=lambda: "done"))
     run_job(store, job_id)
-    assert 0.02 <= probed_s[0] < 20
+    assert loading_s == [7.5]

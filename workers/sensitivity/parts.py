@@ -1,0 +1,56 @@
+"""Random small parts of the calibration batches, so that an estimate can end after any of them."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from search_spaces.tensors import replaced, tensors_in
+from workers.task import Batch, Task
+
+
+def random_parts(task: Task, model: nn.Module, batches: Sequence[Batch], size: int, *, seed: int) -> list[Batch]:
+    """Return the batches cut into parts of at most ``size`` samples each, in random order.
+
+    If the task does not take such parts, its batches stay whole.
+
+    Args:
+        task: runs the model.
+        model: the full-precision model.
+        batches: any nested containers of tensors; only those whose tensors all have the same first dimension are cut.
+        size: samples per part.
+        seed: seed of the order.
+    """
+    found = [part for batch in batches for part in _cut(batch, size)]
+    smaller = next((part for part in found if all(part is not batch for batch in batches)), None)
+    if smaller is not None and not _runs(task, model, smaller):
+        found = list(batches)
+    return random.Random(seed).sample(found, len(found))
+
+
+def length_of(batch: Batch) -> int | None:
+    """Return the first dimension that all tensors of a batch have; None if they differ."""
+    lengths = {tensor.shape[0] if tensor.dim() else None for tensor in tensors_in(batch)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _cut(batch: Batch, size: int) -> list[Batch]:
+    length = length_of(batch)
+    if length is None or length <= size:
+        return [batch]
+    return [_rows(batch, start, start + size) for start in range(0, length, size)]
+
+
+def _rows(batch: Batch, start: int, end: int) -> Batch:
+    return replaced(batch, lambda tensor: tensor[start:end])
+
+
+def _runs(task: Task, model: nn.Module, part: Batch) -> bool:
+    """Return whether the task returns one output per sample of ``part``."""
+    try:
+        with torch.inference_mode():
+            outputs = task.forward(model, part)
+    except Exception:  # whatever a task raises, it does not take such a part
+        return False
+    return len(outputs) == len(next(tensors_in(part)))
