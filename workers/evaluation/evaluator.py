@@ -20,8 +20,7 @@ from workers.evaluation.map_quality import MapQuality
 from workers.evaluation.soundness import check_full_precision, without_uncalled
 from workers.measurement import Environment, Measurement, Workload
 from workers.model.attention import unroll_attention
-from workers.model.compiled import full_precision_model
-from workers.model.fingerprint import fingerprint
+from workers.model.full_precision import identified_model
 from workers.model.prepared import PreparedModel
 from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.sensitivity.estimate import Sensitivity, estimate
@@ -50,9 +49,8 @@ class Evaluator:
         self._backend = build_backend(setup.backend)
         self._lock = DeviceLock(self._backend.device, report)
         self._task = placed(build_task(setup.task, setup.task_parameters), self._backend.device)
-        model = full_precision_model(self._task)
+        model, model_fingerprint = identified_model(self._task)
         first_batch = self._task.evaluation(Split.EVALUATION)[0]
-        model_fingerprint = fingerprint(model)
         fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
         skipped_modules = skipped(model) | fused
         workloads = {size: self._workloads(size) for size in self._settings.batch_sizes}

@@ -10,6 +10,7 @@ from torch import nn
 from search_spaces.tensors import replaced, tensors_in
 from workers import quality
 from workers.errors import TaskError
+from workers.model.full_precision import in_evaluation_mode
 from workers.task import Batch, OutputKind, Split, splits
 
 #: Minimum number of inputs: at least one each for calibration and both splits.
@@ -64,7 +65,7 @@ class GenericTask:
 
     def build_model(self) -> nn.Module:
         """Return the model; the first call also records its outputs for every split."""
-        model = self._build().eval()
+        model = in_evaluation_mode(self._build())
         if not self._references:
             self._references = {split: quality.outputs(self, model, split) for split in splits(self)}
         return model
