@@ -8,11 +8,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from workers.errors import TaskError
 from workers.measurement import Split as Split
 from workers.measurement import Workload
 
 #: One batch of inputs, in whatever form the task's own ``forward`` takes.
 Batch = Any
+
+#: Most batches, of the evaluation and of the calibration each, that are run to find the layers of a model.
+MOST_EXAMPLES = 32
 
 
 class OutputKind(enum.StrEnum):
@@ -78,6 +82,23 @@ def workloads(task: Task, batch_size: int) -> dict[Workload, Timed]:
     forward = Timed(prepare=lambda model: batch, run=task.forward)
     more: Callable[[int], Mapping[Workload, Timed]] | None = getattr(task, "workloads", None)
     return {Workload.FORWARD: forward, **(more(batch_size) if more else {})}
+
+
+def example_batches(task: Task) -> list[Batch]:
+    """Return the batches on which a model's layers are found: of the evaluation first, then of the calibration.
+
+    A layer that none of them reaches counts as idle. At most ``MOST_EXAMPLES`` of each are looked at.
+
+    Raises:
+        TaskError: if there is no evaluation data.
+    """
+    evaluation = list(task.evaluation(Split.EVALUATION)[:MOST_EXAMPLES])
+    if not evaluation:
+        raise TaskError(
+            "the task has no evaluation data: its method evaluation returned no batches for Split.EVALUATION; at least "
+            "one is needed"
+        )
+    return evaluation + list(task.calibration()[:MOST_EXAMPLES])
 
 
 def splits(task: Task) -> tuple[Split, ...]:

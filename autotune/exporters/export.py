@@ -16,7 +16,7 @@ from autotune.maps.map_file import MapFile
 from search_spaces.discovery import discover
 from workers.model.attention import unroll_as
 from workers.model.full_precision import identified_model
-from workers.task import Split
+from workers.task import example_batches
 from workers.tasks import build_task, load_task_file
 
 
@@ -61,8 +61,8 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
             f"task {file.task!r} now builds a model with different weights from those of the map; run a new job"
         )
     unroll_as(model, file.layers)
-    batch = task.evaluation(Split.EVALUATION)[0]
-    found = {layer.name: layer for layer in discover(model, lambda m: task.forward(m, batch))}
+    first, *more = [lambda m, batch=batch: task.forward(m, batch) for batch in example_batches(task)]
+    found = {layer.name: layer for layer in discover(model, first, more)}
     return Source(file=file, task=task, model=model, layers=tuple(found[name] for name in file.layers))
 
 
