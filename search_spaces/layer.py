@@ -51,8 +51,8 @@ class Layer:
     weight_bytes: int
     #: Shape of the first input seen; empty if the layer never ran.
     input_shape: tuple[int, ...]
-    #: Floating-point operations (two per multiply-accumulate) over all calls on the first example batch that runs the layer; 0
-    #: for embeddings.
+    #: Floating-point operations (two per multiply-accumulate) over all calls on the first example batch that runs the
+    #: layer; 0 for embeddings.
     flops: int
     #: Number of calls on that batch.
     calls: int

@@ -47,7 +47,7 @@ class Task(Protocol):
         ...
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
-        """Return the batches the accuracy of ``split`` is computed on."""
+        """Return the batches the accuracy of ``split`` is computed on; held-out data may be missing."""
         ...
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -99,6 +99,15 @@ def example_batches(task: Task) -> list[Batch]:
             "one is needed"
         )
     return evaluation + list(task.calibration()[:MOST_EXAMPLES])
+
+
+def splits_with_data(task: Task) -> tuple[Split, ...]:
+    """Return the splits of a task without held-out data if its method ``evaluation`` has none, or raises an error."""
+    try:
+        has_held_out = len(task.evaluation(Split.HELD_OUT)) > 0
+    except Exception:  # the task's code may raise anything
+        has_held_out = False
+    return tuple(split for split in splits(task) if has_held_out or split is not Split.HELD_OUT)
 
 
 def splits(task: Task) -> tuple[Split, ...]:

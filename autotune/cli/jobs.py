@@ -23,6 +23,7 @@ from autotune.cli.output import (
     with_unit,
 )
 from autotune.cli.progress import ConsoleListener
+from autotune.cli.task_prints import prints_on_stderr
 from autotune.client.actions import submit
 from autotune.jobs.front import find_trial
 from autotune.jobs.progress import stage_text
@@ -143,7 +144,7 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
 
     objective = job.spec.objectives[0]
     try:
-        with ConsoleListener(objective) as listener:
+        with prints_on_stderr(), ConsoleListener(objective) as listener:
             run_job(store, job.id, listener=listener, task_file=path_text(task_file))
     except KeyboardInterrupt:
         task = f" --task-file {task_file}" if task_file else ""
@@ -189,7 +190,9 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
         print_json({"trial": trial_json(trial, on_front=trial.number in members, with_choices=True)})
         return
     figures = {METRICS[name].label: with_unit(name, figure) for name, figure in trial.figures.items()}
-    _print_facts({"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices), **figures})
+    facts = {"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices)}
+    facts |= {"remark": trial.message} if trial.message else {}
+    _print_facts(facts | figures)
     out.print(_layers_table(job, trial))
 
 

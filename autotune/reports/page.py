@@ -78,7 +78,9 @@ def _top(review: Review) -> Html:
     ratio = picked.figures.get("latency_ratio")
     speed = f" It is {1.0 / ratio.value:.2f} times as fast as full precision." if ratio else ""
     final = picked.kind is TrialKind.FINAL
-    again = " It was re-measured at the end of the search, with more passes and on held-out data." if final else ""
+    held_out = "held_out_accuracy" in picked.figures
+    also = " and on held-out data" if held_out else f"; {picked.message}" if picked.message else ""
+    again = f" It was re-measured at the end of the search, with more passes{also}." if final else ""
     why = f"Trial {picked.number} was picked because {_WHY.get(review.how, 'its number was given')}."
     verdict = "All constraints are satisfied." if picked.feasible else "It does not satisfy all constraints."
     return join(

@@ -122,6 +122,7 @@ class Evaluator:
             working_bytes=working,
             shifted=shifted,
             held_out=held_out,
+            held_out_missing=self.quality.held_out_missing if candidate.final else None,
             seconds=time.perf_counter() - start - waited_s,
             waited_seconds=waited_s,
             forward_seconds=self.quality.forward_seconds + self.latency.forward_seconds,

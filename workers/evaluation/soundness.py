@@ -24,8 +24,8 @@ def check_full_precision(task: Task, model: nn.Module, batch: Batch) -> None:
     """Check that full precision repeats itself: every map is compared with what it returned once.
 
     Raises:
-        TaskError: if the batch has no samples, or the model changes its input in place, returns other outputs the second
-            time, or returns a single value per sample, whose divergence is always 0.
+        TaskError: if the batch has no samples, or the model changes its input in place, returns other outputs the
+            second time, or returns a single value per sample, whose divergence is always 0.
     """
     kept = replaced(batch, torch.clone)
     first = quality.outputs_on(task, model, [batch])
@@ -65,8 +65,8 @@ def without_uncalled(
     Args:
         model: whose layers are replaced for one pass, and restored.
         layers: its layers.
-        passes: run the model. Every layer that is not frozen is called in one of them; passes are taken only while such a
-            call is missing.
+        passes: run the model. Every layer that is not frozen is called in one of them; passes are taken only while such
+            a call is missing.
     """
     originals = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.frozen_reason is None}
     called: set[str] = set()

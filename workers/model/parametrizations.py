@@ -24,7 +24,7 @@ def without_parametrizations(model: nn.Module) -> nn.Module:
     # All values are read first, because parametrizations may share tensors, which removing one of them changes.
     values = [getattr(module, name).detach().clone() for module, name in found]
     for (module, name), value in zip(found, values, strict=True):
-        originals = list(module.parametrizations[name].parameters(recurse=False))
+        originals = list(_parametrizations(module)[name].parameters(recurse=False))
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         module._parameters.pop(name, None)
         module._buffers.pop(name, None)
@@ -42,9 +42,14 @@ def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Yield every module that holds a parametrized tensor, with the name of the tensor."""
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            tensors = module.parametrizations
-            assert isinstance(tensors, nn.ModuleDict)
-            yield from ((module, name) for name in list(tensors))
+            yield from ((module, name) for name in list(_parametrizations(module)))
+
+
+def _parametrizations(module: nn.Module) -> nn.ModuleDict:
+    """Return name of a tensor -> how it is computed."""
+    found = module.parametrizations
+    assert isinstance(found, nn.ModuleDict)
+    return found
 
 
 def _remove_hooks(module: nn.Module) -> None:
@@ -56,4 +61,4 @@ def _remove_hooks(module: nn.Module) -> None:
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]

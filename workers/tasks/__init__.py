@@ -6,12 +6,12 @@ them with the decorator ``register``.
 
 import importlib
 import inspect
-import os
 import runpy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import unknown
@@ -112,7 +112,7 @@ def load_task_file(path: str) -> None:
     Raises:
         TaskError: if the file cannot be read, raises an error or ends the process.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = str(Path(path).absolute().parent)
     if folder not in sys.path:
         sys.path.append(folder)  # last, so that nothing in the folder shadows an installed module
     try:
@@ -121,8 +121,8 @@ def load_task_file(path: str) -> None:
         raise
     except SystemExit as error:
         raise TaskError(
-            f"task file {path!r} ends the process by sys.exit({error.code!r}), but it should only register tasks; put what "
-            'runs as a script under: if __name__ == "__main__"'
+            f"task file {path!r} ends the process by sys.exit({error.code!r}), but it should only register tasks; put "
+            'what runs as a script under: if __name__ == "__main__"'
         ) from error
     except Exception as error:
         raise TaskError(f"task file {path!r} cannot be run: {type(error).__name__}: {error}") from error

@@ -133,7 +133,7 @@ def test_zero_vectors() -> None:
         (torch.zeros(7), r"shape \(samples, \.\.\., features\), but got \(7,\)"),
         (
             torch.zeros(()),
-            r"but got \(\); return one row per sample from forward, such as the logits instead of a loss",
+            r"but got \(\); return one row per sample .*logits instead of a loss",
         ),
         ({"logits": torch.zeros(7, 2)}, "forward must return a tensor .* but returned a dict"),
     ],

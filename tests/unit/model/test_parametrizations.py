@@ -105,5 +105,5 @@ def test_an_exported_program_is_refused_with_the_way_out() -> None:
     for model in (program, program.module()):
         with pytest.raises(TaskError, match=r"exported program.*build the nn.Module that it was exported from"):
             in_evaluation_mode(model)
-    with pytest.raises(TaskError, match="must build an nn.Module, but this one built a dict"):
+    with pytest.raises(TaskError, match=r"must build an nn\.Module, but this one built a dict"):
         in_evaluation_mode({})

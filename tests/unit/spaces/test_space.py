@@ -93,7 +93,7 @@ def test_a_name_with_brackets_is_a_pattern_for_itself() -> None:
         ([LayerRule(pattern="", deny=("bf16",))], "unknown layer pattern ''"),
         (
             [LayerRule(pattern="c[0]", deny=("bf16",))],
-            r"'c\[0\]'.*Brackets are a set of characters; write \[\[\] for a",
+            r"'c\[0\]'.*Brackets are a set of characters; write \[\[\] for",
         ),
         (
             [LayerRule(pattern="a", pin="fp32"), LayerRule(pattern="*", pin="bf16")],
