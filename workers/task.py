@@ -1,6 +1,7 @@
 """The ``Task`` protocol: what a user provides to tune a model."""
 
 import enum
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -84,6 +85,26 @@ def workloads(task: Task, batch_size: int) -> dict[Workload, Timed]:
     return {Workload.FORWARD: forward, **(more(batch_size) if more else {})}
 
 
+def in_evaluation_mode(model: object) -> nn.Module:
+    """Return the model that a task built, in evaluation mode.
+
+    Raises:
+        TaskError: if it is no module, or an exported program, which has no layers that could be replaced.
+    """
+    exported = type(model).__name__ == "ExportedProgram"
+    if not isinstance(model, nn.Module) and not exported:
+        raise TaskError(f"a task must build an nn.Module, but this one built a {type(model).__name__}")
+    try:
+        if isinstance(model, nn.Module):
+            return model.eval()
+    except NotImplementedError:  # what a module of torch.export raises
+        pass
+    raise TaskError(
+        "the task builds an exported program (torch.export), which has no layers that could be replaced; build the "
+        "nn.Module that it was exported from"
+    )
+
+
 def example_batches(task: Task) -> list[Batch]:
     """Return the batches on which a model's layers are found: of the evaluation first, then of the calibration.
 
@@ -99,6 +120,15 @@ def example_batches(task: Task) -> list[Batch]:
             "one is needed"
         )
     return evaluation + list(task.calibration()[:MOST_EXAMPLES])
+
+
+def passes_over(task: Task, batches: Sequence[Batch]) -> list[Callable[[nn.Module], torch.Tensor]]:
+    """Return one function per batch that runs a model on it."""
+    return [functools.partial(_forward, task, batch) for batch in batches]
+
+
+def _forward(task: Task, batch: Batch, model: nn.Module) -> torch.Tensor:
+    return task.forward(model, batch)  # by position, because tasks may give the arguments other names
 
 
 def splits_with_data(task: Task) -> tuple[Split, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def prints_on_stderr() -> Iterator[None]:
-    """Send all prints to standard error while the context is open: those of Python, of C code and of child processes."""
+    """Send all prints to standard error while the context is open: of Python, of C code and of child processes."""
     sys.stdout.flush()
     with contextlib.redirect_stdout(sys.stderr), _descriptor_on_stderr():
         yield

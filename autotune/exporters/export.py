@@ -16,7 +16,7 @@ from autotune.maps.map_file import MapFile
 from search_spaces.discovery import discover
 from workers.model.attention import unroll_as
 from workers.model.full_precision import identified_model
-from workers.task import example_batches
+from workers.task import example_batches, passes_over
 from workers.tasks import build_task, load_task_file
 
 
@@ -61,7 +61,7 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
             f"task {file.task!r} now builds a model with different weights from those of the map; run a new job"
         )
     unroll_as(model, file.layers)
-    first, *more = [lambda m, batch=batch: task.forward(m, batch) for batch in example_batches(task)]
+    first, *more = passes_over(task, example_batches(task))
     found = {layer.name: layer for layer in discover(model, first, more)}
     return Source(file=file, task=task, model=model, layers=tuple(found[name] for name in file.layers))
 

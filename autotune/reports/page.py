@@ -8,6 +8,7 @@ from importlib import resources
 
 from autotune.jobs.front import without_superseded
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
+from autotune.jobs.remarks import remarks
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, percentiles_of
 from autotune.reports.charts import front_chart, latency_chart
@@ -88,6 +89,7 @@ def _top(review: Review) -> Html:
             tag("h1", job.name),
             tag("p", f"Quantization of {job.task}, job {job.id}, {len(review.trials)} trials", class_="soft"),
             tag("div", tag("p", f"{why}{speed}{again} {verdict}"), class_="verdict"),
+            *(tag("p", remark, class_="soft") for remark in remarks(job, review.trials)),
         ]
     )
 

@@ -25,7 +25,7 @@ from workers.model.prepared import PreparedModel
 from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
-from workers.task import Batch, Split, Timed, example_batches, splits, workloads
+from workers.task import Batch, Split, Timed, example_batches, passes_over, splits, workloads
 from workers.tasks import build_task, load_task_file
 from workers.timing.device_lock import DeviceLock
 
@@ -190,7 +190,7 @@ class Evaluator:
         self, model: nn.Module, batches: Sequence[Batch], workloads: Mapping[int, Mapping[Workload, Timed]]
     ) -> tuple[Layer, ...]:
         """Return the quantizable layers, with their input shapes in the passes whose latency is measured."""
-        first, *more = [functools.partial(self._task.forward, batch=batch) for batch in batches]
+        first, *more = passes_over(self._task, batches)
         layers = discover(model, first, more)
         layers = without_uncalled(model, layers, [functools.partial(run, model) for run in (first, *more)])
         passes = [

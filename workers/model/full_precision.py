@@ -2,11 +2,10 @@
 
 from torch import nn
 
-from workers.errors import TaskError
 from workers.model.compiled import uncompiled
 from workers.model.fingerprint import fingerprint
 from workers.model.parametrizations import without_parametrizations
-from workers.task import Task
+from workers.task import Task, in_evaluation_mode
 
 
 def full_precision_model(task: Task) -> nn.Module:
@@ -29,26 +28,6 @@ def identified_model(task: Task) -> tuple[nn.Module, str]:
     built = _built(task)
     identity = fingerprint(built)
     return without_parametrizations(built), identity
-
-
-def in_evaluation_mode(model: object) -> nn.Module:
-    """Return the model that a task built, in evaluation mode.
-
-    Raises:
-        TaskError: if it is no module, or an exported program, which has no layers that could be replaced.
-    """
-    exported = type(model).__name__ == "ExportedProgram"
-    if not isinstance(model, nn.Module) and not exported:
-        raise TaskError(f"a task must build an nn.Module, but this one built a {type(model).__name__}")
-    try:
-        if isinstance(model, nn.Module):
-            return model.eval()
-    except NotImplementedError:  # what a module of torch.export raises
-        pass
-    raise TaskError(
-        "the task builds an exported program (torch.export), which has no layers that could be replaced; build the "
-        "nn.Module that it was exported from"
-    )
 
 
 def _built(task: Task) -> nn.Module:

@@ -10,8 +10,7 @@ from torch import nn
 from search_spaces.tensors import replaced, tensors_in
 from workers import quality
 from workers.errors import TaskError
-from workers.model.full_precision import in_evaluation_mode
-from workers.task import Batch, OutputKind, Split, splits
+from workers.task import Batch, OutputKind, Split, in_evaluation_mode, splits
 
 #: Minimum number of inputs: at least one each for calibration and both splits.
 _LEAST_INPUTS = 3

@@ -12,8 +12,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from search_spaces.discovery import discover
 from workers.errors import TaskError
 from workers.model.fingerprint import fingerprint
-from workers.model.full_precision import full_precision_model, identified_model, in_evaluation_mode
+from workers.model.full_precision import full_precision_model, identified_model
 from workers.model.parametrizations import without_parametrizations
+from workers.task import in_evaluation_mode
 from workers.tasks.generic import GenericTask
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
