@@ -1,7 +1,8 @@
 """Find the quantizable layers of a PyTorch model by running it once."""
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,21 +26,33 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
 }
 
 
-def discover(model: nn.Module, run: Callable[[nn.Module], object]) -> tuple[Layer, ...]:
+def discover(
+    model: nn.Module,
+    run: Callable[[nn.Module], object],
+    more: Iterable[Callable[[nn.Module], object]] = (),
+) -> tuple[Layer, ...]:
     """Return the quantizable layers of ``model`` in execution order, those that never ran last.
 
     Args:
         model: the full-precision model; its hooks are restored before the call returns.
         run: runs the model on one example batch.
+        more: run it on further batches, one each. They are taken only while a layer has not run yet, such as an expert
+            that no sample of the earlier batches was sent to.
     """
     modules = {name: module for name, module in model.named_modules() if kind_of(module)}
+    elsewhere = _reasons_elsewhere(model, modules)
     bypassed = _bypassed(model)
     # A hook on a bypassed layer would make PyTorch call it, perhaps with nested tensors.
     trace = _traced({name: module for name, module in modules.items() if name not in bypassed}, lambda: run(model))
-    owners = _owners(model)
+    batches = 1
+    for again in more:
+        if not (idle := modules.keys() - trace.calls.keys() - elsewhere.keys()):
+            break
+        trace.add(_traced({name: modules[name] for name in modules if name in idle}, functools.partial(again, model)))
+        batches += 1
+    reasons = _idle_reasons(modules, modules.keys() - trace.calls.keys(), lambda: run(model), batches) | elsewhere
     layers = [
-        _layer(name, module, trace, _frozen_reason(name, module, trace, owners, bypassed))
-        for name, module in modules.items()
+        _layer(name, module, trace, reasons.get(name) or _unusual(name, module)) for name, module in modules.items()
     ]
     never_ran = len(trace.first_call)
     layers.sort(key=lambda layer: trace.first_call.get(layer.name, never_ran))
@@ -103,6 +116,14 @@ class _Trace:
             self.flops[name] = self.flops.get(name, 0) + _flops(module, taken, returned)
 
         return record
+
+    def add(self, later: "_Trace") -> None:
+        """Add the trace of other layers in a later pass."""
+        first = len(self.first_call)
+        self.first_call |= {name: first + order for name, order in later.first_call.items()}
+        self.calls |= later.calls
+        self.flops |= later.flops
+        self.input_shape |= later.input_shape
 
 
 def _traced(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> _Trace:
@@ -191,21 +212,62 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
-def _frozen_reason(
-    name: str, module: nn.Module, trace: _Trace, owners: dict[int, list[str]], bypassed: set[str]
-) -> str | None:
-    held = (owner for parameter in module.parameters(recurse=False) for owner in owners[id(parameter)])
-    tied = sorted(set(held) - {name})
-    if tied:
-        return f"shares its weight with {', '.join(tied)}; a quantized copy would add memory instead of saving it"
-    if name in bypassed:
-        return "nn.TransformerEncoderLayer reads its weight without calling it"
-    if name not in trace.calls:
-        return "never ran on the example batch, so nothing can be calibrated or measured"
-    return _unusual(name, module, trace)
+def _reasons_elsewhere(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return name -> why a layer stays as it is whether it runs or not: something else reads its weight."""
+    owners, bypassed = _owners(model), _bypassed(model)
+    reasons = {}
+    for name, module in modules.items():
+        held = (owner for parameter in module.parameters(recurse=False) for owner in owners[id(parameter)])
+        tied = sorted(set(held) - {name})
+        if tied:
+            reasons[name] = (
+                f"shares its weight with {', '.join(tied)}; a quantized copy would add memory instead of saving it"
+            )
+        elif name in bypassed:
+            reasons[name] = "nn.TransformerEncoderLayer reads its weight without calling it"
+    return reasons
 
 
-def _unusual(name: str, module: nn.Module, trace: _Trace) -> str | None:
+def _idle_reasons(
+    modules: Mapping[str, nn.Module], idle: Collection[str], run: Callable[[], object], batches: int
+) -> dict[str, str]:
+    """Return name -> why a layer that no hook saw in ``batches`` batches stays as it is."""
+    if not idle:
+        return {}
+    direct = _called_directly({name: modules[name] for name in idle}, run)
+    count = "the example batch" if batches == 1 else f"any of {batches} example batches"
+    return {
+        name: "the model calls its method forward, which calibration cannot observe; call the layer itself"
+        if name in direct
+        else f"never ran on {count}, so nothing can be calibrated or measured"
+        for name in idle
+    }
+
+
+def _called_directly(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> set[str]:
+    """Return the names of the modules whose method ``forward`` runs without a call of the module."""
+    called: set[str] = set()
+
+    def noting(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            called.add(name)
+            return forward(*args, **kwargs)
+
+        return noted
+
+    changed = {name: module for name, module in modules.items() if "forward" not in vars(module)}
+    try:
+        for name, module in changed.items():
+            vars(module)["forward"] = noting(name, module.forward)
+        with torch.inference_mode():
+            run()
+    finally:
+        for module in changed.values():
+            del vars(module)["forward"]
+    return called
+
+
+def _unusual(name: str, module: nn.Module) -> str | None:
     """Return a property of the layer that no replacement can reproduce, or None."""
     if not name:
         return "is the whole model; only layers inside a module can be replaced"

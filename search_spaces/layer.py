@@ -35,7 +35,7 @@ class LayerKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One quantizable layer, found by running the model once on an example batch."""
+    """One quantizable layer, found by running the model on example batches."""
 
     #: Fully qualified module name, as in ``model.named_modules()``.
     name: str
@@ -51,9 +51,10 @@ class Layer:
     weight_bytes: int
     #: Shape of the first input seen; empty if the layer never ran.
     input_shape: tuple[int, ...]
-    #: Floating-point operations (two per multiply-accumulate) over all calls on the example batch; 0 for embeddings.
+    #: Floating-point operations (two per multiply-accumulate) over all calls on the first example batch that runs the
+    #: layer; 0 for embeddings.
     flops: int
-    #: Number of calls on the example batch.
+    #: Number of calls on that batch.
     calls: int
     #: Position in execution order, from 0.
     order: int

@@ -17,7 +17,7 @@ Supports = Callable[[Layer, LayerChoice], str | None]
 class LayerRule:
     """What the user requires or knows about the layers a pattern matches. Exactly one of the last four is set."""
 
-    #: Shell-style pattern over layer names, for example ``encoder.layer.0.*``.
+    #: Layer name, or shell-style pattern over layer names, for example ``encoder.layer.0.*``.
     pattern: str
     #: Only these choices may be taken.
     allow: tuple[str, ...] | None = None
@@ -37,8 +37,8 @@ class LayerRule:
             )
 
     def matches(self, layer: str) -> bool:
-        """Return whether the pattern matches the layer name."""
-        return fnmatch.fnmatchcase(layer, self.pattern)
+        """Return whether the pattern is the layer's name, or matches it."""
+        return layer == self.pattern or fnmatch.fnmatchcase(layer, self.pattern)
 
     def names(self) -> tuple[str, ...]:
         """Return the choice names the rule mentions."""
@@ -215,7 +215,8 @@ def _check_patterns(layers: Sequence[Layer], rules: Sequence[LayerRule]) -> None
         for name in rule.names():
             choice_named(name)
         if not any(map(rule.matches, names)):
-            raise SpaceError(unknown("layer pattern", rule.pattern, names))
+            brackets = ". Brackets are a set of characters; write [[] for a bracket" if "[" in rule.pattern else ""
+            raise SpaceError(unknown("layer pattern", rule.pattern, names) + brackets)
 
 
 def _nearest(choices: tuple[str, ...], wanted: str) -> str:

@@ -89,6 +89,8 @@ class Measurement:
     #: Task metric of the candidate and of full precision on held-out data, which the search never sees; None unless
     #: final.
     held_out: tuple[float, float] | None = None
+    #: Why a final measurement has no ``held_out``, in one line; None if it has, or is not final.
+    held_out_missing: str | None = None
     #: Task metric and mean divergence on shifted data; None if the task has none or the candidate was ruled out first.
     shifted: tuple[float, float] | None = None
     #: Wall-clock seconds the whole measurement took, without those spent waiting for the device.

@@ -20,21 +20,29 @@ def outputs(task: Task, model: nn.Module, split: Split, report: Report = silent)
     """Return the model's outputs on every batch of ``split``, in order; shape ``(samples, ...)``, fp32, CPU.
 
     Raises:
-        TaskError: if batches yield outputs of several shapes.
+        TaskError: if the split has no samples, or ``outputs_on`` refuses the outputs.
     """
-    return outputs_on(task, model, task.evaluation(split), report)
+    batches = task.evaluation(split)
+    found = outputs_on(task, model, batches, report)
+    if not len(found):
+        raise TaskError(
+            f"the task has no {split.value} data: its method evaluation returned {len(batches)} batches without a "
+            f"sample for Split.{split.name}"
+        )
+    return found
 
 
 def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch], report: Report = silent) -> torch.Tensor:
     """Return the model's outputs on ``batches``, in order; shape ``(samples, ...)``, fp32, CPU.
 
     Raises:
-        TaskError: if batches yield outputs of several shapes.
+        TaskError: if the outputs of a batch are no tensor of shape ``(samples, ..., features)``, or batches yield
+            outputs of several shapes.
     """
     whole, rows = torch.empty(0), 0
     with torch.inference_mode():
         for index, batch in enumerate(counted(batches, Stage.ACCURACY, report)):
-            part = task.forward(model, batch).float().cpu()
+            part = _checked(task.forward(model, batch)).float().cpu()
             if rows and part.shape[1:] != whole.shape[1:]:
                 raise TaskError(
                     "a task's outputs must have one shape (samples, ...) in all batches, but got "
@@ -48,6 +56,21 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch], report: R
             whole[rows : rows + len(part)] = part
             rows += len(part)
     return whole[:rows]
+
+
+def _checked(part: object) -> torch.Tensor:
+    """Return the outputs of a batch if they are a tensor with features."""
+    if not isinstance(part, torch.Tensor):
+        raise TaskError(
+            f"a task's forward must return a tensor of shape (samples, ..., features), but returned a "
+            f"{type(part).__name__}; return the outputs that count, such as the logits"
+        )
+    if part.dim() < 2:
+        raise TaskError(
+            f"a task's outputs must have shape (samples, ..., features), but got {tuple(part.shape)}; return one row "
+            "per sample from forward, such as the logits instead of a loss"
+        )
+    return part
 
 
 def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split, report: Report = silent) -> torch.Tensor:
@@ -89,15 +112,7 @@ def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKin
         candidate: outputs of the candidate, shape ``(samples, ..., features)``.
         reference: outputs of full precision, same shape.
         kind: kind of the outputs.
-
-    Raises:
-        TaskError: if the outputs have no feature dimension.
     """
-    if candidate.dim() < 2:
-        raise TaskError(
-            f"a task's outputs must have shape (samples, ..., features), but got {tuple(candidate.shape)}; "
-            "return one row per sample from forward"
-        )
     measure = _cosine if kind is OutputKind.EMBEDDING else _kullback_leibler
     rows = max(1, _BYTES_AT_ONCE // (candidate.element_size() * max(1, candidate.shape[-1])))
     pieces = zip(*(torch.split(part.flatten(0, -2), rows) for part in (candidate, reference)), strict=True)

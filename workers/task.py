@@ -1,6 +1,7 @@
 """The ``Task`` protocol: what a user provides to tune a model."""
 
 import enum
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -8,11 +9,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from workers.errors import TaskError
 from workers.measurement import Split as Split
 from workers.measurement import Workload
 
 #: One batch of inputs, in whatever form the task's own ``forward`` takes.
 Batch = Any
+
+#: Most batches, of the evaluation and of the calibration each, that are run to find the layers of a model.
+MOST_EXAMPLES = 32
 
 
 class OutputKind(enum.StrEnum):
@@ -43,7 +48,7 @@ class Task(Protocol):
         ...
 
     def evaluation(self, split: Split) -> Sequence[Batch]:
-        """Return the batches the accuracy of ``split`` is computed on."""
+        """Return the batches the accuracy of ``split`` is computed on; held-out data may be missing."""
         ...
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -78,6 +83,61 @@ def workloads(task: Task, batch_size: int) -> dict[Workload, Timed]:
     forward = Timed(prepare=lambda model: batch, run=task.forward)
     more: Callable[[int], Mapping[Workload, Timed]] | None = getattr(task, "workloads", None)
     return {Workload.FORWARD: forward, **(more(batch_size) if more else {})}
+
+
+def in_evaluation_mode(model: object) -> nn.Module:
+    """Return the model that a task built, in evaluation mode.
+
+    Raises:
+        TaskError: if it is no module, or an exported program, which has no layers that could be replaced.
+    """
+    exported = type(model).__name__ == "ExportedProgram"
+    if not isinstance(model, nn.Module) and not exported:
+        raise TaskError(f"a task must build an nn.Module, but this one built a {type(model).__name__}")
+    try:
+        if isinstance(model, nn.Module):
+            return model.eval()
+    except NotImplementedError:  # what a module of torch.export raises
+        pass
+    raise TaskError(
+        "the task builds an exported program (torch.export), which has no layers that could be replaced; build the "
+        "nn.Module that it was exported from"
+    )
+
+
+def example_batches(task: Task) -> list[Batch]:
+    """Return the batches on which a model's layers are found: of the evaluation first, then of the calibration.
+
+    A layer that none of them reaches counts as idle. At most ``MOST_EXAMPLES`` of each are looked at.
+
+    Raises:
+        TaskError: if there is no evaluation data.
+    """
+    evaluation = list(task.evaluation(Split.EVALUATION)[:MOST_EXAMPLES])
+    if not evaluation:
+        raise TaskError(
+            "the task has no evaluation data: its method evaluation returned no batches for Split.EVALUATION; at least "
+            "one is needed"
+        )
+    return evaluation + list(task.calibration()[:MOST_EXAMPLES])
+
+
+def passes_over(task: Task, batches: Sequence[Batch]) -> list[Callable[[nn.Module], torch.Tensor]]:
+    """Return one function per batch that runs a model on it."""
+    return [functools.partial(_forward, task, batch) for batch in batches]
+
+
+def _forward(task: Task, batch: Batch, model: nn.Module) -> torch.Tensor:
+    return task.forward(model, batch)  # by position, because tasks may give the arguments other names
+
+
+def splits_with_data(task: Task) -> tuple[Split, ...]:
+    """Return the splits of a task without held-out data if its method ``evaluation`` has none, or raises an error."""
+    try:
+        has_held_out = len(task.evaluation(Split.HELD_OUT)) > 0
+    except Exception:  # the task's code may raise anything
+        has_held_out = False
+    return tuple(split for split in splits(task) if has_held_out or split is not Split.HELD_OUT)
 
 
 def splits(task: Task) -> tuple[Split, ...]:

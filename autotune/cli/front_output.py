@@ -6,9 +6,10 @@ from rich.text import Text
 
 from autotune.cli.output import front_table, job_json, legend, out, print_json, say, trial_json
 from autotune.jobs.budget import searched
-from autotune.jobs.front import nearest, without_superseded
+from autotune.jobs.front import ties, without_superseded
 from autotune.jobs.recommendation import recommendation, recommended
 from autotune.jobs.records import JobRecord, Tally, TrialKind, TrialRecord
+from autotune.jobs.remarks import remarks
 from autotune.store.base import ReadStore
 
 
@@ -30,14 +31,15 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     trials = store.trials(job.id)
     members = front_members(store, job)
     on_front = [trial for trial in trials if trial.number in members]
-    baselines = _baselines(trials)
+    baselines, tied = _baselines(trials), ties(on_front, job.spec.objectives)
     if as_json:
         best = recommended(trials, job.spec) if trials else None
         print_json(
             {
                 "job": job_json(job, searched(trials), members),
                 "recommended": best.number if best else None,
-                "front": [trial_json(trial, on_front=True) for trial in on_front],
+                "remarks": remarks(job, trials),
+                "front": [trial_json(trial, on_front=True) | {"tie": trial.number in tied} for trial in on_front],
                 "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines],
             }
         )
@@ -47,7 +49,8 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     sentence = recommendation(trials, job.spec) if trials else None
     if sentence is not None:
         out.print(Text(sentence, style="bold"))
-    out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives))
+    print_remarks(job, trials)
+    out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives, tied))
     out.print(front_table("Baselines", baselines, objectives))
     known = legend(job.spec.search.choices)
     out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
@@ -57,8 +60,14 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
     if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
         out.print(Text("~ uncertain by more than a quarter: measure longer, or on a quieter machine", style="dim"))
-    if not on_front and trials:
-        say(f"No map satisfies the constraints. {nearest(trials)}")
+    if tied:
+        out.print(Text("= not measurably faster than a map with better quality on the front", style="dim"))
+
+
+def print_remarks(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
+    """Print what a reader of the job's figures should know, one paragraph each."""
+    for remark in remarks(job, trials):
+        out.print(Text(remark, style="yellow"))
 
 
 def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.front_output import print_front, print_state
+from autotune.cli.front_output import print_front, print_remarks, print_state
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
     job_json,
@@ -23,10 +23,13 @@ from autotune.cli.output import (
     with_unit,
 )
 from autotune.cli.progress import ConsoleListener
+from autotune.cli.task_prints import prints_on_stderr
 from autotune.client.actions import submit
 from autotune.jobs.front import find_trial
 from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, Tally, TrialRecord
+from autotune.jobs.remarks import remarks
+from autotune.jobs.space import kept_in_full_precision
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
 from autotune.store.base import DriverStore, ReadStore
@@ -143,7 +146,7 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
 
     objective = job.spec.objectives[0]
     try:
-        with ConsoleListener(objective) as listener:
+        with prints_on_stderr(), ConsoleListener(objective) as listener:
             run_job(store, job.id, listener=listener, task_file=path_text(task_file))
     except KeyboardInterrupt:
         task = f" --task-file {task_file}" if task_file else ""
@@ -153,10 +156,11 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
 
 
 def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> None:
-    events = store.events(job.id)
+    events, trials = store.events(job.id), store.trials(job.id)
     if as_json:
         data: dict[str, Any] = {"job": job_json(job, tally.searched, tally.front), "spec": dict(job.document)}
         data["events"] = [{"at": e.at.isoformat(), "kind": e.kind, "message": e.message} for e in events]
+        data["remarks"] = remarks(job, trials)
         print_json(data)
         return
     facts = {
@@ -171,6 +175,7 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
         ),
     }
     _print_facts(facts)
+    print_remarks(job, trials)
     for event in events:
         out.print(Text(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.message}", style="dim"))
 
@@ -189,7 +194,9 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
         print_json({"trial": trial_json(trial, on_front=trial.number in members, with_choices=True)})
         return
     figures = {METRICS[name].label: with_unit(name, figure) for name, figure in trial.figures.items()}
-    _print_facts({"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices), **figures})
+    facts = {"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices)}
+    facts |= {"remark": trial.message} if trial.message else {}
+    _print_facts(facts | figures)
     out.print(_layers_table(job, trial))
 
 
@@ -198,9 +205,7 @@ def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
     description = job.description
     ranges = description.calibration.ranges if description else {}
     clipped = (description.calibration.clipped if description else None) or {}
-    layers = description.layers if description else ()
-    reasons = {layer.name: layer.frozen_reason for layer in layers if layer.frozen_reason}
-    reasons |= description.skipped if description else {}
+    reasons = kept_in_full_precision(job)
     static = {layer for layer, choice in trial.choices.items() if choice.endswith("_static") and layer in ranges}
     kernels = description.kernels if description else {}
     columns = {

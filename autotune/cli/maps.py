@@ -13,6 +13,7 @@ from rich.table import Table
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, path_text, reader
 from autotune.cli.output import figure_text, mix, out, print_json, say
 from autotune.cli.progress import ConsoleListener
+from autotune.cli.task_prints import prints_on_stderr
 from autotune.errors import ExportError
 from autotune.exporters import exporter_names
 from autotune.jobs.front import pick
@@ -27,6 +28,7 @@ from search_spaces.errors import unknown
 
 if TYPE_CHECKING:
     from autotune.exporters.verify import ExportCheck
+    from autotune.maps.verify import Verification
 
 #: Formats written from the records of a job alone -> default file or folder.
 _FROM_RECORDS = {"map": "map.json", "report": "report.html", "csv": "csv"}
@@ -115,7 +117,8 @@ def _export(document: Mapping[str, Any], format_name: str, folder: Path, task_fi
     from autotune.exporters.export import export as write
 
     say(f"Building the model of {document['task']} to export it ...")
-    manifest = write(document, format_name, folder, task_file=path_text(task_file))
+    with prints_on_stderr():
+        manifest = write(document, format_name, folder, task_file=path_text(task_file))
     return manifest.model_dump(mode="json", by_alias=True)
 
 
@@ -140,7 +143,7 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
 
     file = map_file.read(path)
     say(f"Rebuilding {file.task} from {path} and measuring it again ...")
-    with ConsoleListener() as listener:
+    with prints_on_stderr(), ConsoleListener() as listener:
         stages = Stages(listener)
         stages.stage("Measuring the map")
         report = verify_map(file, repeats=repeats, tolerance=tolerance, task_file=task_file, report=stages.report)
@@ -156,7 +159,8 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
             }
             for check in report.checks
         ]
-        held_out = {"accuracy": report.held_out_accuracy, "full_precision": report.held_out_reference}
+        accuracy, full_precision = report.held_out or (None, None)
+        held_out = {"accuracy": accuracy, "full_precision": full_precision, "missing": report.held_out_missing}
         print_json({"holds": report.holds, "checks": checks, "held_out": held_out})
     else:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -172,12 +176,17 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
                 "holds" if check.holds else "BROKEN",
             )
         out.print(table)
-        drop = 1.0 - report.held_out_accuracy / report.held_out_reference
-        say(
-            f"On held-out data: accuracy {report.held_out_accuracy:.4f}, "
-            f"full precision {report.held_out_reference:.4f} (drop {100 * drop:+.2f} %)."
-        )
+        say(_held_out_text(report))
     return report.holds
+
+
+def _held_out_text(report: "Verification") -> str:
+    """Return a sentence about the accuracy on held-out data."""
+    if report.held_out is None:
+        return f"Held-out accuracy was not measured: {report.held_out_missing}."
+    accuracy, reference = report.held_out
+    drop = f" (drop {100 * (1.0 - accuracy / reference):+.2f} %)" if reference else ""
+    return f"On held-out data: accuracy {accuracy:.4f}, full precision {reference:.4f}{drop}."
 
 
 def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
@@ -186,7 +195,8 @@ def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | 
     from autotune.exporters.verify import REPORT, verify_export
 
     say(f"Loading {path} in its own runtime, in a fresh process, and measuring it again ...")
-    report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file)
+    with prints_on_stderr():
+        report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file)
     document = report.document()
     write_text(Path(path, REPORT), json.dumps(document, indent=2) + "\n")
     if as_json:
@@ -196,6 +206,8 @@ def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | 
         say(f"Outputs may differ by rounding: {report.rounding}.")
         if report.untimed is not None:
             say(f"Latency was not measured: {report.untimed}.")
+        if not any(check.name == "held_out_accuracy" for check in report.checks):
+            say("Held-out accuracy was not measured: the task has no held-out data.")
         say(f"Wrote {Path(path, REPORT)}.")
     return report.holds
 

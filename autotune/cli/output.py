@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -95,8 +95,13 @@ def with_unit(name: str, figure: Figure | None) -> str:
     return "" if figure is None else METRICS[name].text_with_unit(figure.value)
 
 
-def front_table(title: str, trials: Sequence[TrialRecord], objectives: Sequence[str] = ()) -> Table:
-    """Return a table with one row per trial that fits 80 characters; it drops metrics of ``objectives`` last."""
+def front_table(
+    title: str, trials: Sequence[TrialRecord], objectives: Sequence[str] = (), tied: Collection[int] = ()
+) -> Table:
+    """Return a table with one row per trial that fits 80 characters; it drops metrics of ``objectives`` last.
+
+    An asterisk marks final measurements, an equals sign the trials whose numbers ``tied`` holds.
+    """
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
@@ -109,7 +114,8 @@ def front_table(title: str, trials: Sequence[TrialRecord], objectives: Sequence[
         table.add_column(METRICS[name].heading, justify="right", no_wrap=True)
     for trial in trials:
         cells = [_cell(name, trial.figures.get(name)) for name in names]
-        number = f"{trial.number}*" if trial.kind is TrialKind.FINAL else str(trial.number)
+        final, tie = trial.kind is TrialKind.FINAL, trial.number in tied
+        number = f"{trial.number}{'*' if final else ''}{'=' if tie else ''}"
         # Spaces let long metric names wrap between words.
         name = escape(trial_name(trial)).replace("_", " ")
         table.add_row(number, name, *cells, style="" if trial.feasible else "dim")

@@ -19,6 +19,7 @@ from rich.text import Text
 from autotune.cli.doctor import choice_speeds, examine
 from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
 from autotune.cli.output import out, print_json, say
+from autotune.cli.task_prints import prints_on_stderr
 from autotune.client.connect import connect_to_service
 from autotune.errors import ConflictError, JobSpecError
 from autotune.jobs.spec import JobSpec
@@ -47,13 +48,14 @@ def add_to(app: typer.Typer) -> None:
 
 def tasks(task_file: TaskFile = None, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """List the registered tasks with their parameters."""
-    if task_file:
-        load_task_file(str(task_file))
-    if url:
-        with closing(connect_to_service(url, token)) as client:
-            infos = client.tasks()
-    else:
-        infos = list_tasks()
+    with prints_on_stderr():
+        if task_file:
+            load_task_file(str(task_file))
+        if url:
+            with closing(connect_to_service(url, token)) as client:
+                infos = client.tasks()
+        else:
+            infos = list_tasks()
     if as_json:
         print_json({"tasks": [{"name": i.name, "summary": i.summary, "parameters": dict(i.parameters)} for i in infos]})
         return
@@ -78,7 +80,8 @@ def init(
 ) -> None:
     """Write a commented job file to start from."""
     if task_file:
-        load_task_file(str(task_file))
+        with prints_on_stderr():
+            load_task_file(str(task_file))
     if path.exists():
         raise ConflictError(f"{str(path)!r} already exists; delete it or name another file")
     task_info(task)
@@ -92,7 +95,8 @@ def init(
 
 def doctor(database: Database, as_json: AsJson = False) -> None:
     """Check that this machine can tune, and suggest how to fix problems."""
-    findings, speeds = examine(database), choice_speeds()
+    with prints_on_stderr():
+        findings, speeds = examine(database), choice_speeds()
     if as_json:
         choices = [dataclasses.asdict(speed) for speed in speeds]
         data = {"findings": [{"check": f.name, "ok": f.ok, "finding": f.text} for f in findings], "choices": choices}

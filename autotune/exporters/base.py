@@ -15,7 +15,7 @@ from workers.backends.base import Deployed
 from workers.device.hardware import kind_of
 from workers.device.placement import placed
 from workers.model.attention import unroll_as, unrolled_layers
-from workers.model.compiled import full_precision_model
+from workers.model.full_precision import full_precision_model
 from workers.model.prepared import PreparedModel
 from workers.task import Task
 

@@ -15,9 +15,8 @@ from autotune.maps import map_file
 from autotune.maps.map_file import MapFile
 from search_spaces.discovery import discover
 from workers.model.attention import unroll_as
-from workers.model.compiled import full_precision_model
-from workers.model.fingerprint import fingerprint
-from workers.task import Split
+from workers.model.full_precision import identified_model
+from workers.task import example_batches, passes_over
 from workers.tasks import build_task, load_task_file
 
 
@@ -56,14 +55,14 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
     if task_file is not None:
         load_task_file(task_file)
     task = build_task(file.task, file.task_parameters)
-    model = full_precision_model(task)
-    if fingerprint(model) != file.model_fingerprint:
+    model, identity = identified_model(task)
+    if identity != file.model_fingerprint:
         raise ExportError(
             f"task {file.task!r} now builds a model with different weights from those of the map; run a new job"
         )
     unroll_as(model, file.layers)
-    batch = task.evaluation(Split.EVALUATION)[0]
-    found = {layer.name: layer for layer in discover(model, lambda m: task.forward(m, batch))}
+    first, *more = passes_over(task, example_batches(task))
+    found = {layer.name: layer for layer in discover(model, first, more)}
     return Source(file=file, task=task, model=model, layers=tuple(found[name] for name in file.layers))
 
 

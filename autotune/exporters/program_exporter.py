@@ -17,7 +17,7 @@ from autotune.exporters.torchao_schemes import computed_in
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
 from workers.backends.onnx.signature import Signature, signature
-from workers.task import splits
+from workers.task import splits_with_data
 
 #: Name of the program in the folder.
 PROGRAM = "model.pt2"
@@ -45,7 +45,7 @@ class ProgramExporter:
         with libraries():
             from autotune.exporters import torchao_layers
 
-            batches = [batch for split in splits(source.task) for batch in source.task.evaluation(split)]
+            batches = [batch for split in splits_with_data(source.task) for batch in source.task.evaluation(split)]
             calls = signature(source.task, source.model, batches)
             torchao_layers.quantize(source)
             torchao_layers.cast(source.model, computed_in(source))

@@ -24,7 +24,7 @@ from workers import quality
 from workers.device import environment, memory
 from workers.device.threads import timeable
 from workers.measurement import LatencySamples
-from workers.task import Task, splits
+from workers.task import Task, splits_with_data
 from workers.timing import latency
 from workers.timing.device_lock import DeviceLock
 from workers.timing.estimates import latency_ratio
@@ -68,7 +68,7 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
 def _splits(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return split -> outputs, and the judged outputs where the accuracy is computed on others."""
     found: dict[str, torch.Tensor] = {}
-    for split in splits(task):
+    for split in splits_with_data(task):
         found[split] = outputs = quality.outputs(task, model, split).contiguous()
         judged = quality.judged(task, model, outputs, split)
         if judged is not outputs:

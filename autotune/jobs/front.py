@@ -9,6 +9,7 @@ from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialStat
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import hypervolume, knee, non_dominated
+from autotune.metrics.ties import qualities, tied
 from search_spaces.errors import unknown
 from workers.timing.estimates import Figure
 
@@ -133,6 +134,18 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
     points = chosen.points([trial.figures for trial in feasible])
     front = np.flatnonzero(non_dominated(points))
     return feasible[int(front[knee(points[front])])]
+
+
+def ties(front: Sequence[TrialRecord], objectives: Sequence[str]) -> frozenset[int]:
+    """Return the numbers of the maps on the front that are not measurably faster than one of better quality there."""
+    known = [trial for trial in front if "latency_ratio" in trial.figures]
+    if not known:
+        return frozenset()
+    ratios = [trial.figures["latency_ratio"] for trial in known]
+    low = np.array([ratio.value if ratio.low is None else ratio.low for ratio in ratios])
+    high = np.array([ratio.value if ratio.high is None else ratio.high for ratio in ratios])
+    quality = Objectives.named(qualities(objectives)).points([trial.figures for trial in known])
+    return frozenset(trial.number for trial, tie in zip(known, tied(low, high, quality), strict=True) if tie)
 
 
 def nearest_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -266,7 +266,7 @@ class TrialRecord:
     attempts: int = 1
     #: Why it failed; None unless it did.
     failure: FailureCause | None = None
-    #: One line about the failure or rejection.
+    #: One line about the failure or rejection, or about what a complete trial lacks.
     message: str | None = None
     #: What the sampler needs to continue after a restart; JSON-ready.
     sampler_state: Mapping[str, Any] = field(default_factory=dict)

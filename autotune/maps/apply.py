@@ -17,6 +17,7 @@ from workers.errors import BackendError
 from workers.model.attention import unroll_as
 from workers.model.compiled import uncompiled
 from workers.model.fingerprint import fingerprint
+from workers.model.parametrizations import without_parametrizations
 from workers.model.prepared import PreparedModel
 
 
@@ -32,7 +33,8 @@ class NativeMap:
 
         Args:
             model: the full-precision model. It is moved to the device of the map's backend; its other layers are not
-                changed. A compiled model is returned uncompiled; compile the result.
+                changed, except that parametrized tensors, such as those of weight norm, become plain ones. A compiled
+                model is returned uncompiled; compile the result.
 
         Raises:
             MapError: if the map was made for another model, or this hardware cannot run a layer's choice. The message
@@ -51,6 +53,7 @@ class NativeMap:
             print_of_weights = fingerprint(model)
             on_error.callback(unroll_as(model, self.file.layers))
             layers = self._layers_of(model, print_of_weights)
+            without_parametrizations(model)
             prepared = PreparedModel(
                 model.to(backend.device),
                 layers,
@@ -66,13 +69,14 @@ class NativeMap:
     def unroll(self, model: nn.Module) -> nn.Module:
         """Split each ``nn.MultiheadAttention`` that contains layers of the map, in place, and return ``model``.
 
-        ``apply`` does this itself. Call it to load weights from elsewhere, such as those of the ``torchao`` export.
+        Parametrized tensors become plain ones. ``apply`` does both itself. Call this method to load weights from
+        elsewhere, such as those of the ``torchao`` export.
 
         Args:
             model: the model as the task builds it.
         """
         unroll_as(model, self.file.layers)
-        return model
+        return without_parametrizations(model)
 
     def _layers_of(self, model: nn.Module, print_of_weights: str) -> list[Layer]:
         """Return the mapped layers of ``model``, after checking that the map was made for it."""

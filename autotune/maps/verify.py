@@ -49,9 +49,10 @@ class Verification:
     """The result of verifying a map."""
 
     checks: tuple[Check, ...]
-    #: Accuracy of the map and of full precision on data that the search never used.
-    held_out_accuracy: float
-    held_out_reference: float
+    #: Accuracy of the map and of full precision on data that the search never used; None if it is missing.
+    held_out: tuple[float, float] | None
+    #: Why it is missing; None if it is not.
+    held_out_missing: str | None = None
 
     @property
     def holds(self) -> bool:
@@ -112,8 +113,8 @@ def verify(
         measurement = evaluator.measure(Candidate(number=0, choices=choices))
         tries.append(_checks(file, measurement, reference, tolerance))
     checks = min(tries, key=_ratio_difference)
-    held_out, held_out_reference = evaluator.quality.held_out_accuracies(choices)
-    return Verification(checks=checks, held_out_accuracy=held_out, held_out_reference=held_out_reference)
+    held_out = evaluator.quality.held_out_accuracies(choices)
+    return Verification(checks=checks, held_out=held_out, held_out_missing=evaluator.quality.held_out_missing)
 
 
 def _checks(file: MapFile, measurement: Measurement, reference: Reference, tolerance: float) -> tuple[Check, ...]:

@@ -8,6 +8,7 @@ from importlib import resources
 
 from autotune.jobs.front import without_superseded
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
+from autotune.jobs.remarks import remarks
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, percentiles_of
 from autotune.reports.charts import front_chart, latency_chart
@@ -78,7 +79,9 @@ def _top(review: Review) -> Html:
     ratio = picked.figures.get("latency_ratio")
     speed = f" It is {1.0 / ratio.value:.2f} times as fast as full precision." if ratio else ""
     final = picked.kind is TrialKind.FINAL
-    again = " It was re-measured at the end of the search, with more passes and on held-out data." if final else ""
+    held_out = "held_out_accuracy" in picked.figures
+    also = " and on held-out data" if held_out else f"; {picked.message}" if picked.message else ""
+    again = f" It was re-measured at the end of the search, with more passes{also}." if final else ""
     why = f"Trial {picked.number} was picked because {_WHY.get(review.how, 'its number was given')}."
     verdict = "All constraints are satisfied." if picked.feasible else "It does not satisfy all constraints."
     return join(
@@ -86,6 +89,7 @@ def _top(review: Review) -> Html:
             tag("h1", job.name),
             tag("p", f"Quantization of {job.task}, job {job.id}, {len(review.trials)} trials", class_="soft"),
             tag("div", tag("p", f"{why}{speed}{again} {verdict}"), class_="verdict"),
+            *(tag("p", remark, class_="soft") for remark in remarks(job, review.trials)),
         ]
     )
 

@@ -17,7 +17,7 @@ from autotune.jobs.records import (
     TrialResult,
     TrialState,
 )
-from autotune.jobs.spec import JobSpec, SamplerName
+from autotune.jobs.spec import SamplerName
 from autotune.jobs.timestamps import event
 from autotune.metrics.from_measurement import MIB, Reference
 from autotune.planner.prior import expect
@@ -29,12 +29,12 @@ from autotune.search.study import Proposal, Study
 from autotune.search.trials import PlannedTrial
 from autotune.search.worker_shares import fair_shares
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
-from search_spaces.space import SearchSpace, build_space
+from search_spaces.space import SearchSpace
 from workers.candidate import Candidate, Outcome
 from workers.errors import TaskError
 from workers.measurement import Measurement
 from workers.pools.base import Pool
-from workers.setup import ModelDescription, Probes
+from workers.setup import Probes
 from workers.timing.estimates import Figure
 
 #: Seconds the driver waits for outcomes before it checks the time limit and the user's orders again.
@@ -285,16 +285,6 @@ class Search:
         if not self._budget_left():
             return "the time limit was reached"
         return "no other map promises a gain" if study.spent else "all maps of the search space were measured"
-
-
-def space_of(spec: JobSpec, description: ModelDescription) -> SearchSpace:
-    """Return the search space of a job for the model that its workers described."""
-    return build_space(
-        description.layers,
-        choices=spec.search.choices,
-        supports=lambda layer, choice: description.refusals[layer.name].get(choice.name),
-        rules=spec.rules(),
-    )
 
 
 def _promise(choice: str) -> tuple[bool, int]:

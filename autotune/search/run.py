@@ -9,12 +9,13 @@ from autotune.jobs import lifecycle
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState, Order
+from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS, metric_of
 from autotune.search import process_identity
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
-from autotune.search.loop import Search, space_of
+from autotune.search.loop import Search
 from autotune.search.probing import obtain_probes
 from autotune.search.stages import Stages
 from autotune.store.base import DriverStore

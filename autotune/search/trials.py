@@ -97,7 +97,7 @@ class PlannedTrial:
             figures=figures,
             violations=broken,
             attempts=outcome.attempts,
-            message=why_rejected,
+            message=why_rejected or (result.held_out_missing and f"no held-out accuracy: {result.held_out_missing}"),
             environment=dataclasses.asdict(result.environment),
             worker=outcome.worker,
             seconds=result.seconds,

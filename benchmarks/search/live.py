@@ -18,6 +18,7 @@ from autotune.client.actions import submit
 from autotune.jobs.budget import searched
 from autotune.jobs.front import compute_front
 from autotune.jobs.records import TrialRecord
+from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.from_measurement import Reference, figures_of
 from autotune.metrics.objectives import Objectives
@@ -26,7 +27,6 @@ from autotune.planner.knapsack import Maps
 from autotune.planner.next_map import Planner
 from autotune.planner.posterior import Posterior
 from autotune.planner.prior import expect
-from autotune.search.loop import space_of
 from autotune.search.probing import probes_of
 from autotune.search.run import run_job
 from autotune.store.open import open_store

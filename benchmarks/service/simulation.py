@@ -11,10 +11,11 @@ from autotune.client.actions import submit
 from autotune.jobs.lifecycle import claimed, with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import TrialKind
+from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
-from autotune.search.loop import Search, space_of
+from autotune.search.loop import Search
 from autotune.store.base import Store
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome

@@ -12,6 +12,7 @@ from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from autotune.metrics.objectives import minimised
 from autotune.metrics.pareto import non_dominated
+from autotune.metrics.ties import qualities, tied
 from dashboard.formatting import (
     ABSENT,
     cause_text,
@@ -170,6 +171,18 @@ def with_misses(points: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.D
         for at in points.index[constraint.violation(values.to_numpy()) > 0]:
             misses[at] += ("; " if misses[at] else "") + miss_text(constraint, values[at])
     return points.assign(misses=misses)
+
+
+def with_ties(points: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of ``judged`` with the column ``tie``, true for maps on the front that are not measurably faster.
+
+    A map of better quality on the front has an interval of the latency ratio that overlaps with theirs.
+    """
+    front = points[points["on_front"] & points["latency_ratio"].notna()]
+    low, high = (front[f"latency_ratio_{side}"].fillna(front["latency_ratio"]).to_numpy() for side in ("low", "high"))
+    quality = np.column_stack([minimised(METRICS[name], front[name].to_numpy()) for name in qualities(objectives)])
+    ties = front.index[tied(low, high, quality)]
+    return points.assign(tie=points.index.isin(ties))
 
 
 def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.DataFrame:

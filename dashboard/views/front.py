@@ -12,6 +12,7 @@ from autotune.jobs.budget import searched
 from autotune.jobs.front import nearest_trial, without_superseded
 from autotune.jobs.recommendation import recommendation
 from autotune.jobs.records import JobRecord, TrialRecord
+from autotune.jobs.remarks import remarks
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from dashboard import queries
 from dashboard.charts.front import front_figure, hypervolume_figure
@@ -27,6 +28,7 @@ from dashboard.tables.trials import (
     limits_on,
     misses_text,
     with_misses,
+    with_ties,
 )
 from dashboard.widgets.limit_sliders import limit_sliders
 from dashboard.widgets.page_parts import LATENCIES, QUALITIES, choose_axes, choose_job, job_facts, live, measured
@@ -46,6 +48,8 @@ _COLUMNS = {
     "weight_memory_mib": ("Weights (MiB)", "%.1f"),
     "peak_memory_mib": ("Peak (MiB)", "%.1f"),
 }
+#: Meaning of a tie.
+_TIE = "Not measurably faster than a map with better quality on the front: their 95 % confidence intervals overlap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,6 +76,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = without_superseded(progress.trials)
     _verdict(job, progress, trials)
+    _remarks(job, progress)
     latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:
         st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
@@ -111,6 +116,13 @@ def _verdict(job: JobRecord, progress: queries.Progress, trials: Sequence[TrialR
         )
 
 
+def _remarks(job: JobRecord, progress: queries.Progress) -> None:
+    """Show what a reader of the figures should know beside them."""
+    found = queries.cached(lambda: remarks(job, progress.trials, limits=False), "remarks", job.id, progress.version)
+    for remark in found:
+        st.caption(in_markdown(remark, longest=800))
+
+
 def _drawing(
     progress: queries.Progress,
     trials: Sequence[TrialRecord],
@@ -121,7 +133,8 @@ def _drawing(
     zoom: Zoom | None,
 ) -> _Drawing:
     frame = judged(progress.frame, limits, objectives)
-    points, found = with_misses(drawn(frame, x, y), limits), picks(frame, x, y, objectives)
+    points = with_misses(drawn(with_ties(frame, objectives), x, y), limits)
+    found = picks(frame, x, y, objectives)
     figure = front_figure(
         points,
         x=x,
@@ -165,11 +178,12 @@ def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str)
     if drawn_box:
         _zoom_to(drawn_box)
     count = "1 map" if len(points) == 1 else f"{len(points)} maps"
+    ties = f" Tie in the table below: {_TIE[0].lower()}{_TIE[1:]}." if points["tie"].any() else ""
     edge = " Full precision does not diverge from itself; it is drawn at the lower edge." if y == "divergence" else ""
     st.caption(
         f"{count} shown. Marker area is weight memory; colour is how activations are quantized, squares quantize "
         "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map; to "
-        f"zoom, take the box from the chart's corner and draw one.{edge}"
+        f"zoom, take the box from the chart's corner and draw one.{edge}{ties}"
     )
     return next((int(point["customdata"][0]) for point in event.selection.points), None)
 
@@ -194,7 +208,7 @@ def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
 def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
     """Show the drawn points as a table, and return the index of the selected row."""
     shown = measured(list(_COLUMNS), [points])
-    figures = points[["name", "on_front", *shown, "static", "misses"]]
+    figures = points[["name", "on_front", "tie", *shown, "static", "misses"]]
     # An overload has no number to show; the broken limits mention it.
     figures = figures.assign(**{name: figures[name].where(figures[name] < OVERLOADED_MS) for name in shown})
     event = st.dataframe(
@@ -207,6 +221,7 @@ def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
         column_config={
             "name": st.column_config.TextColumn("Map", pinned=True),
             "on_front": st.column_config.CheckboxColumn("On front"),
+            "tie": st.column_config.CheckboxColumn("Tie", help=_TIE),
             **{m: st.column_config.NumberColumn(head, format=digits) for m, (head, digits) in _COLUMNS.items()},
             "static": st.column_config.NumberColumn(
                 "Static",

@@ -12,7 +12,7 @@ from search_spaces.quantization_map import ActivationRange
 from workers.calibration.calibrate import calibrate, with_moments, with_smoothing
 from workers.device.processor import this_processor
 from workers.model.attention import unroll_attention
-from workers.model.fingerprint import fingerprint
+from workers.model.full_precision import identified_model
 from workers.setup import CalibrationSettings
 from workers.task import Split
 from workers.tasks import build_task
@@ -22,8 +22,8 @@ from workers.tasks import build_task
 def blank(task_name: str, backend: str = "cpu") -> Mapping[str, Any]:
     """A map of a task with every layer in full precision and every range calibrated."""
     task = build_task(task_name, {})
-    model = task.build_model()
-    print_of_weights, batch = fingerprint(model), task.evaluation(Split.EVALUATION)[0]
+    model, print_of_weights = identified_model(task)
+    batch = task.evaluation(Split.EVALUATION)[0]
     unroll_attention(model, lambda m: task.forward(m, batch))
     layers = discover(model, lambda m: task.forward(m, batch))
     found = calibrate(model, layers, task.calibration(), task.forward, CalibrationSettings())

@@ -259,7 +259,7 @@ def test_nothing_feasible_names_the_nearest(run: Run, folder: Path) -> None:
     limits = {"latency_p50_ms": {"max": 1e-6}}
     (folder / "job.yaml").write_text(yaml.safe_dump(job(constraints=limits)))
     shown = run("run", "job.yaml", "--task-file", TASK_FILE)
-    assert "No map satisfies the constraints. Nearest is trial" in shown.stderr
+    assert "No map satisfies the constraints. Nearest is trial" in " ".join(shown.stdout.split())
     done = run("export", "last", code=4)
     assert "Nearest is trial" in done.stderr
     assert "misses latency_p50_ms = " in done.stderr

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,13 +21,12 @@ from workers.evaluation.map_quality import MapQuality
 from workers.evaluation.soundness import check_full_precision, without_uncalled
 from workers.measurement import Environment, Measurement, Workload
 from workers.model.attention import unroll_attention
-from workers.model.compiled import full_precision_model
-from workers.model.fingerprint import fingerprint
+from workers.model.full_precision import identified_model
 from workers.model.prepared import PreparedModel
 from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
-from workers.task import Batch, Split, Timed, splits, workloads
+from workers.task import Batch, Split, Timed, example_batches, passes_over, splits, workloads
 from workers.tasks import build_task, load_task_file
 from workers.timing.device_lock import DeviceLock
 
@@ -52,15 +51,15 @@ class Evaluator:
         self._backend = build_backend(setup.backend)
         self._lock = DeviceLock(self._backend.device, report)
         self._task = placed(build_task(setup.task, setup.task_parameters), self._backend.device)
-        model = full_precision_model(self._task)
-        first_batch = self._task.evaluation(Split.EVALUATION)[0]
-        model_fingerprint = fingerprint(model)
+        model, model_fingerprint = identified_model(self._task)
+        batches = example_batches(self._task)
+        first_batch = batches[0]
         fused = unroll_attention(model, lambda m: self._task.forward(m, first_batch))
         skipped_modules = skipped(model) | fused
         workloads = {size: self._workloads(size) for size in self._settings.batch_sizes}
         report(Step(stage=Stage.CHECKING))
         check_full_precision(self._task, model, first_batch)
-        layers = self._layers(model, first_batch, workloads)
+        layers = self._layers(model, batches, workloads)
         bits = setup.weight_bits or {layer.name: self._backend.int8_weight_bits(layer) for layer in layers}
         calibration = (
             calibrated(self._task, model, layers, setup.calibration, bits, report)
@@ -126,6 +125,7 @@ class Evaluator:
             working_bytes=working,
             shifted=shifted,
             held_out=held_out,
+            held_out_missing=self.quality.held_out_missing if candidate.final else None,
             seconds=time.perf_counter() - start - waited_s,
             waited_seconds=waited_s,
             forward_seconds=self.quality.forward_seconds + self.latency.forward_seconds,
@@ -196,11 +196,12 @@ class Evaluator:
         return found if self._backend.runs_modules else {Workload.FORWARD: found[Workload.FORWARD]}
 
     def _layers(
-        self, model: nn.Module, first_batch: Batch, workloads: Mapping[int, Mapping[Workload, Timed]]
+        self, model: nn.Module, batches: Sequence[Batch], workloads: Mapping[int, Mapping[Workload, Timed]]
     ) -> tuple[Layer, ...]:
         """Return the quantizable layers, with their input shapes in the passes whose latency is measured."""
-        layers = discover(model, lambda m: self._task.forward(m, first_batch))
-        layers = without_uncalled(model, layers, lambda: self._task.forward(model, first_batch))
+        first, *more = passes_over(self._task, batches)
+        layers = discover(model, first, more)
+        layers = without_uncalled(model, layers, [functools.partial(run, model) for run in (first, *more)])
         passes = [
             functools.partial(prepare_and_run, timed, model)
             for of_size in workloads.values()

@@ -1,10 +1,13 @@
 """Quality of maps: accuracy, and divergence from full precision."""
 
+import functools
+import math
 import time
 from collections.abc import Mapping
 
 import torch
 
+from search_spaces.errors import AutotuneError
 from workers import quality
 from workers.backends.base import Deployed
 from workers.progress import Report, silent
@@ -30,9 +33,25 @@ class MapQuality:
         divergence = quality.divergence(outputs, reference, self._task.output_kind)
         return accuracy, float(divergence.mean())
 
-    def held_out_accuracies(self, choices: Mapping[str, str]) -> tuple[float, float]:
-        """Return the accuracy of a map and of full precision on held-out data."""
+    def held_out_accuracies(self, choices: Mapping[str, str]) -> tuple[float, float] | None:
+        """Return the accuracy of a map and of full precision on held-out data; None if ``held_out_missing``."""
+        if self.held_out_missing is not None:
+            return None
         return self.of(choices, Split.HELD_OUT)[0], self.reference_accuracy(Split.HELD_OUT)
+
+    @functools.cached_property
+    def held_out_missing(self) -> str | None:
+        """Why even full precision has no accuracy on held-out data, in one line; None if it has one.
+
+        Tasks may lack held-out data, and the search never needs them.
+        """
+        try:
+            accuracy = self.reference_accuracy(Split.HELD_OUT)
+        except AutotuneError as error:
+            return str(error)
+        except Exception as error:  # the task's code may raise anything
+            return " ".join(f"{type(error).__name__}: {error}".split())
+        return None if math.isfinite(accuracy) else f"the accuracy of full precision on held-out data is {accuracy}"
 
     def reference_accuracy(self, split: Split) -> float:
         """Return the accuracy of full precision on one split."""

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,11 +24,13 @@ def check_full_precision(task: Task, model: nn.Module, batch: Batch) -> None:
     """Check that full precision repeats itself: every map is compared with what it returned once.
 
     Raises:
-        TaskError: if the model changes its input in place, returns other outputs the second time, or returns a single
-            value per sample, whose divergence is always 0.
+        TaskError: if the batch has no samples, or the model changes its input in place, returns other outputs the
+            second time, or returns a single value per sample, whose divergence is always 0.
     """
     kept = replaced(batch, torch.clone)
     first = quality.outputs_on(task, model, [batch])
+    if not len(first):
+        raise TaskError("the first evaluation batch has no samples; leave out empty batches")
     if not all(map(_equal, tensors_in(batch), tensors_in(kept))):
         raise TaskError(
             "the model changes its input in place, so every pass over a batch sees other data; clone the input in the "
@@ -52,7 +54,9 @@ def check_full_precision(task: Task, model: nn.Module, batch: Batch) -> None:
         )
 
 
-def without_uncalled(model: nn.Module, layers: Sequence[Layer], run: Callable[[], object]) -> tuple[Layer, ...]:
+def without_uncalled(
+    model: nn.Module, layers: Sequence[Layer], passes: Iterable[Callable[[], object]]
+) -> tuple[Layer, ...]:
     """Return ``layers`` in which those are frozen whose replacement would not run.
 
     A model may call a layer by another reference than the name it is registered by, such as a Python list. A map would
@@ -61,7 +65,8 @@ def without_uncalled(model: nn.Module, layers: Sequence[Layer], run: Callable[[]
     Args:
         model: whose layers are replaced for one pass, and restored.
         layers: its layers.
-        run: runs a pass in which every layer that is not frozen is called.
+        passes: run the model. Every layer that is not frozen is called in one of them; passes are taken only while such
+            a call is missing.
     """
     originals = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.frozen_reason is None}
     called: set[str] = set()
@@ -72,7 +77,10 @@ def without_uncalled(model: nn.Module, layers: Sequence[Layer], run: Callable[[]
             for children, attribute in places[name]:
                 children[attribute] = twin
         with torch.inference_mode():
-            run()
+            for run in passes:
+                run()
+                if len(called) == len(twins):
+                    break
     finally:
         for name, module in originals.items():
             for children, attribute in places[name]:

@@ -2,13 +2,6 @@
 
 from torch import nn
 
-from workers.task import Task
-
-
-def full_precision_model(task: Task) -> nn.Module:
-    """Return the task's model in evaluation mode, uncompiled."""
-    return uncompiled(task.build_model().eval())
-
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """Return ``model`` with every compiled module replaced by the module that was compiled, in place.

@@ -31,7 +31,7 @@ def starting(task_file: str | None) -> Iterator[None]:
         yield
     except AutotuneError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a task that ends the process must not look like success
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == task_file]
         where = f" ({task_file}, line {frames[-1].lineno})" if frames else ""
         raise PoolError(f"a worker could not start: {failure_of(error).message}{where}") from error

@@ -47,13 +47,13 @@ class InlinePool:
     def probe(self, budget_s: float = math.inf) -> Probes:
         try:
             return self._evaluator.probe(budget_s)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PoolError(f"the model cannot be probed: {failure_of(error).message}") from error
 
     def submit(self, candidate: Candidate) -> None:
         try:
             result: Measurement | Failure = self._evaluator.measure(candidate)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             result = failure_of(error)
         worker = f"inline:{os.getpid()}"
         self._outcomes.append(Outcome(candidate=candidate, result=result, attempts=1, worker=worker))

@@ -61,7 +61,7 @@ class _Worker:
         evaluator = self._ready(report)
         try:
             return evaluator.measure(candidate)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return failure_of(error)
 
     def _ready(self, report: Report) -> "Evaluator":

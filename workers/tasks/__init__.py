@@ -7,9 +7,11 @@ them with the decorator ``register``.
 import importlib
 import inspect
 import runpy
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import unknown
@@ -105,13 +107,23 @@ def build_task(name: str, parameters: Mapping[str, Any]) -> "Task":
 def load_task_file(path: str) -> None:
     """Run the Python file ``path``, which registers tasks. It runs with the caller's rights.
 
+    The file and the tasks can import modules of its folder, except by names that installed modules have.
+
     Raises:
-        TaskError: if the file cannot be read or raises an error.
+        TaskError: if the file cannot be read, raises an error or ends the process.
     """
+    folder = str(Path(path).absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that nothing in the folder shadows an installed module
     try:
         runpy.run_path(path, run_name="autotune_task_file")
     except TaskError:
         raise
+    except SystemExit as error:
+        raise TaskError(
+            f"task file {path!r} ends the process by sys.exit({error.code!r}), but it should only register tasks; put "
+            'what runs as a script under: if __name__ == "__main__"'
+        ) from error
     except Exception as error:
         raise TaskError(f"task file {path!r} cannot be run: {type(error).__name__}: {error}") from error
 

@@ -10,7 +10,7 @@ from torch import nn
 from search_spaces.tensors import replaced, tensors_in
 from workers import quality
 from workers.errors import TaskError
-from workers.task import Batch, OutputKind, Split, splits
+from workers.task import Batch, OutputKind, Split, in_evaluation_mode, splits
 
 #: Minimum number of inputs: at least one each for calibration and both splits.
 _LEAST_INPUTS = 3
@@ -43,14 +43,14 @@ class GenericTask:
                 apart from the number of samples.
             output_kind: kind of the outputs.
             output: extracts the outputs, shape ``(samples, ..., features)``, from the model's result; the
-                default takes the first tensor.
+                default takes the first tensor that is no scalar, since a loss may come first.
             shifted: batches distributed differently, as production inputs may become; may be empty.
 
         Raises:
-            TaskError: if there are fewer than three inputs, or one contains no tensor.
+            TaskError: if there are fewer than three inputs, or one contains no tensor or no samples.
         """
         self.output_kind = output_kind
-        self._build, self._output = build, output or first_tensor
+        self._build, self._output = build, output or _first_outputs
         self._inputs, self._shifted = tuple(inputs), tuple(shifted)
         self.has_shifted = bool(self._shifted)
         if len(self._inputs) < _LEAST_INPUTS:
@@ -58,13 +58,18 @@ class GenericTask:
                 f"a generic task needs at least {_LEAST_INPUTS} inputs, for calibration, evaluation and held-out data, "
                 f"but got {len(self._inputs)}; give it more batches, or split the existing ones"
             )
-        for batch in (*self._inputs, *self._shifted):
-            first_tensor(batch)
+        for number, batch in enumerate((*self._inputs, *self._shifted)):
+            samples = first_tensor(batch)
+            if not samples.dim() or not len(samples):
+                raise TaskError(
+                    f"every input needs at least one sample in the rows of its first tensor, but input {number} has a "
+                    f"tensor of shape {tuple(samples.shape)} there; leave out empty batches"
+                )
         self._references: dict[Split, torch.Tensor] = {}
 
     def build_model(self) -> nn.Module:
         """Return the model; the first call also records its outputs for every split."""
-        model = self._build().eval()
+        model = in_evaluation_mode(self._build())
         if not self._references:
             self._references = {split: quality.outputs(self, model, split) for split in splits(self)}
         return model
@@ -114,6 +119,12 @@ def first_tensor(value: Any) -> torch.Tensor:
             "put the samples into tensors, and extract the outputs with the argument output"
         )
     return found
+
+
+def _first_outputs(value: Any) -> torch.Tensor:
+    """Return the first tensor that is no scalar; a scalar, such as a loss, only if there is no other."""
+    found = next((tensor for tensor in tensors_in(value) if tensor.dim()), None)
+    return first_tensor(value) if found is None else found
 
 
 def with_samples(batch: Batch, count: int) -> Batch:

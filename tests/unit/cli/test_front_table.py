@@ -61,3 +61,15 @@ def test_objectives_are_left_out_last() -> None:
     text = shown(*many, objectives=("latency_p95_ms", "divergence"))
     assert "p95 ms" in text
     assert "p50 ms" not in text
+
+
+@pytest.mark.parametrize(("tied", "kind", "number"), [((), TrialKind.SEARCH, "1"), ((1,), TrialKind.FINAL, "1*=")])
+def test_ties_are_marked_at_the_number(tied: tuple[int, ...], kind: TrialKind, number: str) -> None:
+    trial = TrialRecord(
+        job_id="j", number=1, kind=kind, label=None, state=TrialState.COMPLETE, choices={"a": "fp32"}, key="k",
+        finished_at=now(),
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=80)
+    console.print(front_table("A front", [trial], tied=tied))
+    assert isinstance(console.file, io.StringIO)
+    assert number in console.file.getvalue().split()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,10 +127,31 @@ def test_zero_vectors() -> None:
     assert divergence(zero, other, OutputKind.EMBEDDING).tolist() == [1.0]
 
 
-@each_kind
-def test_outputs_without_features_are_refused(kind: OutputKind) -> None:
-    with pytest.raises(TaskError, match=r"must have shape \(samples, \.\.\., features\), but got \(7,\)"):
-        divergence(torch.zeros(7), torch.zeros(7), kind)
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (torch.zeros(7), r"shape \(samples, \.\.\., features\), but got \(7,\)"),
+        (
+            torch.zeros(()),
+            r"but got \(\); return one row per sample .*logits instead of a loss",
+        ),
+        ({"logits": torch.zeros(7, 2)}, "forward must return a tensor .* but returned a dict"),
+    ],
+)
+def test_outputs_without_samples_and_features_are_refused(returned: Any, words: str) -> None:
+    with pytest.raises(TaskError, match=words):
+        quality.outputs_on(returning(returned), nn.Identity(), [None])
+
+
+def test_a_split_without_samples_is_refused_by_name() -> None:
+    for batches in ([], [torch.zeros(0, 2)]):
+        with pytest.raises(TaskError, match=rf"no held_out data: .* {len(batches)} batches .* Split.HELD_OUT"):
+            quality.outputs(returning(torch.zeros(0, 2), batches), nn.Identity(), Split.HELD_OUT)
+
+
+def returning(returned: object, batches: Sequence[object] = ()) -> Any:
+    """A task whose forward returns ``returned``."""
+    return SimpleNamespace(forward=lambda model, batch: returned, evaluation=lambda split: batches)
 
 
 @pytest.mark.parametrize("accuracy", [1, 0.25, np.float32(0.25), torch.tensor(0.25), torch.tensor([0.25]), np.ones(1)])

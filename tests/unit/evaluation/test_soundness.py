@@ -86,7 +86,7 @@ def test_layers_that_are_called_by_another_reference_are_frozen() -> None:
     model = CallsByList()
     layers = discover(model, lambda m: m(X))
     before = dict(model.named_modules())
-    found = {layer.name: layer.frozen_reason for layer in without_uncalled(model, layers, lambda: model(X))}
+    found = {layer.name: layer.frozen_reason for layer in without_uncalled(model, layers, [lambda: model(X)])}
     assert found["head"] is None
     for name, holder in {"step0": "steps", "step1": "steps", "other": "table"}.items():
         assert found[name] == (
@@ -103,11 +103,72 @@ def test_layers_are_what_they_are_during_the_check() -> None:
 
     model = Insists()
     layers = discover(model, lambda m: m(X))
-    assert without_uncalled(model, layers, lambda: model(X)) == layers
+    assert without_uncalled(model, layers, [lambda: model(X)]) == layers
     assert not model.first._forward_pre_hooks
 
 
 def test_layers_called_by_their_names_stay_as_they_are() -> None:
     model = Plain()
     layers = discover(model, lambda m: m(X))
-    assert without_uncalled(model, layers, lambda: model(X)) == layers
+    assert without_uncalled(model, layers, [lambda: model(X)]) == layers
+
+
+class Experts(nn.Module):
+    """Sends each sample to the expert that its first feature names."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(16, 4) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x.new_zeros(len(x), 4)
+        for number, expert in enumerate(self.experts):
+            rows = x[:, 0] == number
+            if rows.any():
+                out[rows] = expert(x[rows])
+        return out
+
+
+def sent_to(*experts: int) -> torch.Tensor:
+    x = X[: len(experts)].clone()
+    x[:, 0] = torch.tensor(experts)
+    return x
+
+
+def test_layers_that_later_batches_reach_are_found_and_called() -> None:
+    model, batches = Experts(), [sent_to(0), sent_to(1, 1), sent_to(0, 0)]
+    first, *more = [lambda m, x=x: m(x) for x in batches]
+    layers = discover(model, first, more)
+    found = {layer.name: (layer.input_shape, layer.calls, layer.frozen_reason) for layer in layers}
+    idle = "never ran on any of 3 example batches, so nothing can be calibrated or measured"
+    assert found == {
+        "experts.0": ((1, 16), 1, None), "experts.1": ((2, 16), 1, None), "experts.2": ((), 0, idle),
+    }  # fmt: skip
+    assert without_uncalled(model, layers, [lambda x=x: model(x) for x in batches]) == layers
+
+
+def test_further_batches_are_run_only_while_a_layer_is_idle() -> None:
+    def fail(model: nn.Module) -> None:
+        raise AssertionError("not needed")
+
+    layers = discover(Experts(2), lambda m: m(sent_to(0)), [lambda m: m(sent_to(1)), fail])
+    assert [layer.frozen_reason for layer in layers] == [None, None]
+
+
+def test_layers_whose_forward_is_called_are_told_apart_from_idle_ones() -> None:
+    class ByForward(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.first.forward(x)))
+
+    model = ByForward()
+    found = {layer.name: layer.frozen_reason for layer in discover(model, lambda m: m(X))}
+    assert found == {
+        "first": "the model calls its method forward, which calibration cannot observe; call the layer itself",
+        "last": None,
+    }
+    assert "forward" not in vars(model.first)
+
+
+def test_an_empty_first_batch_is_refused() -> None:
+    with pytest.raises(TaskError, match="first evaluation batch has no samples; leave out empty batches"):
+        check_full_precision(GenericTask(Plain, [X, X, X]), Plain().eval(), X[:0])

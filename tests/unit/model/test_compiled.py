@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from search_spaces.discovery import discover
-from workers.model.compiled import full_precision_model, uncompiled
+from workers.model.compiled import uncompiled
 from workers.model.fingerprint import fingerprint
+from workers.model.full_precision import full_precision_model
 from workers.tasks.generic import GenericTask
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))

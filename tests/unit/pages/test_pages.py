@@ -1,4 +1,5 @@
 import json
+import re
 import runpy
 import sqlite3
 from collections.abc import Iterator
@@ -211,6 +212,13 @@ def test_the_table_under_the_front_has_the_points_drawn(page) -> None:  # type: 
     table = app.dataframe[0].value
     assert sorted(drawn) == sorted(f"<b>{name}</b>" for name in table["name"])
     assert f"{len(table)} maps shown" in _texts(app)
+
+
+def test_the_front_says_what_failed_and_what_stays_in_fp32(page) -> None:  # type: ignore[no-untyped-def]
+    captions = " ".join(caption.value.replace("\\", "") for caption in page("front", "finished").caption)
+    assert re.search(r"\d+ of \d+ maps failed: \d+ x .*; autotune show \w+ \d+\.", captions)
+    assert "Stays in fp32: " in captions
+    assert "pooler.dense (never ran on the example batch)" in captions
 
 
 def test_failures_are_listed_with_their_reason(page) -> None:  # type: ignore[no-untyped-def]

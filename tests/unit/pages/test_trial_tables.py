@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from autotune.jobs.front import compute_front
+from autotune.jobs.front import compute_front, ties
 from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
@@ -142,6 +142,15 @@ def test_other_limits_make_another_front(trials: list[TrialRecord]) -> None:
     none = _judged(trials, [Constraint(metric="latency_p50_ms", limit=1.0, at_most=True)])
     assert not none["on_front"].any()
     assert not _judged([])["on_front"].any()
+
+
+def test_ties_are_those_of_the_command_line(trials: list[TrialRecord]) -> None:
+    frame = trial_tables.with_ties(_judged(trials), SPEC.objectives)
+    members = compute_front(trials, SPEC.objectives).members
+    found = frame["number"][frame["tie"]].tolist()
+    assert set(found) == ties([trial for trial in trials if trial.number in members], SPEC.objectives)
+    assert found, "the trials have ties"
+    assert not trial_tables.with_ties(_judged([]), SPEC.objectives)["tie"].any()
 
 
 def test_points_say_what_they_break(trials: list[TrialRecord]) -> None:

@@ -14,10 +14,11 @@ from autotune.jobs.front import compute_front, needing_final_run, pick, without_
 from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
-from autotune.search.loop import Search, space_of
+from autotune.search.loop import Search
 from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome

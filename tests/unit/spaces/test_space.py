@@ -77,12 +77,24 @@ def test_all_matching_rules_apply_and_a_pin_wins() -> None:
     assert pinned.refusals["a1"]["bf16"] == "pinned to fp32 by 'a1'"
 
 
+def test_a_name_with_brackets_is_a_pattern_for_itself() -> None:
+    layers = [layer("block[0]"), layer("block[1]")]
+    pinned = choices_of(build(layers, LayerRule(pattern="block[0]", pin="fp32")))
+    assert pinned["block[0]"] == ("fp32",)
+    assert len(pinned["block[1]"]) > 1
+    assert choices_of(build(layers, LayerRule(pattern="block[[][01]]", pin="fp32"))) == dict.fromkeys(pinned, ("fp32",))
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
         ([LayerRule(pattern="aa", pin="fp32")], r"unknown layer pattern 'aa'; did you mean 'a'\? Known: a, b"),
         ([LayerRule(pattern="A", deny=("bf16",))], r"unknown layer pattern 'A'\. Known: a, b"),
         ([LayerRule(pattern="", deny=("bf16",))], "unknown layer pattern ''"),
+        (
+            [LayerRule(pattern="c[0]", deny=("bf16",))],
+            r"'c\[0\]'.*Brackets are a set of characters; write \[\[\] for",
+        ),
         (
             [LayerRule(pattern="a", pin="fp32"), LayerRule(pattern="*", pin="bf16")],
             "layer 'a' is pinned to fp32 and bf16 by different patterns; keep one",

@@ -143,3 +143,19 @@ def test_inputs_and_outputs_need_a_tensor() -> None:
         GenericTask(build, [{"text": "words"}] * 3)
     with pytest.raises(TaskError, match="found none in a list"):
         first_tensor([(), {}])
+
+
+def test_a_loss_before_the_logits_is_no_output() -> None:
+    class LossFirst(Scaled):
+        def forward(self, values: torch.Tensor, scale: float = 1.0) -> dict[str, Any]:
+            logits = scale * self.linear(values)
+            return {"loss": logits.mean(), "logits": logits}
+
+    task = GenericTask(LossFirst, [values(seed) for seed in range(3)])
+    assert task.forward(task.build_model(), values(1)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("batch", [torch.zeros(0, 4), (torch.zeros(0, 4), torch.zeros(2)), {"x": torch.zeros(())}])
+def test_an_input_without_samples_is_refused_by_its_number(batch: Any) -> None:
+    with pytest.raises(TaskError, match=r"at least one sample .* input 1 has a tensor of shape \(.*leave out empty"):
+        GenericTask(build, [values(0), batch, values(2)])
