@@ -14,14 +14,14 @@ from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import layer_input
 from workers.backends.rounding.bias_correction import has_correction
-from workers.calibration.histogram import RangeHistogram
+from workers.calibration.histogram import MOST_COUNTED, RangeHistogram
 from workers.calibration.means import ChannelMeans
 from workers.calibration.moments import MomentSketch
 from workers.calibration.observers import observed_range, summary
 from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
 from workers.progress import Count, Report, Stage, silent
-from workers.setup import Calibration, CalibrationSettings
+from workers.setup import Calibration, CalibrationSettings, ObserverKind
 from workers.task import Batch, Split, Task, splits
 
 
@@ -75,8 +75,10 @@ def calibrate(
         CalibrationError: if no layer received any data, or an input is not finite.
     """
     start = time.perf_counter()
+    # Other observers weigh the tails, for which every value counts.
+    most = MOST_COUNTED if settings.observer is ObserverKind.MINMAX else None
     histograms = {
-        layer.name: RangeHistogram() for layer in layers if not layer.kind.looks_up and layer.frozen_reason is None
+        layer.name: RangeHistogram(most) for layer in layers if not layer.kind.looks_up and layer.frozen_reason is None
     }
     correctable = [layer for layer in layers if settings.bias_correction and has_correction(layer)]
     means = {layer.name: ChannelMeans(layer) for layer in correctable if layer.name in histograms}
@@ -225,11 +227,12 @@ def _adder(statistics: _Statistics) -> _Observer:
 def _observer(name: str, histogram: RangeHistogram, means: ChannelMeans | None) -> _Observer:
     def observe(x: torch.Tensor) -> None:
         values = x.to("cpu", torch.float32)
-        if not torch.isfinite(values).all():
+        try:
+            histogram.add(values)
+        except ValueError:
             raise CalibrationError(
                 f"calibration needs finite inputs, but layer {name!r} received nan or inf; look for overflow upstream"
-            )
-        histogram.add(values)
+            ) from None
         if means is not None:
             means.add(values)
 

@@ -9,6 +9,9 @@ import torch
 #: Bins of a histogram; divisible by 4, so that doubling the range merges whole bins.
 BINS = 2048
 
+#: Values counted of one tensor where only the extremes decide: counting all takes most of the calibration.
+MOST_COUNTED = 1 << 15
+
 #: Exponent of the smallest limit, as a power of two; keeps the bin width a normal float32.
 _SMALLEST_EXPONENT = -100
 
@@ -23,7 +26,9 @@ class RangeHistogram:
     on how it is split: histograms add up exactly.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_counted: int | None = None) -> None:
+        """Count all values, or only ``most_counted`` of a tensor, at regular distances; the extremes are of all."""
+        self._most_counted = most_counted
         #: Values counted.
         self.total = 0
         #: Smallest and largest value seen; infinities before any.
@@ -43,19 +48,26 @@ class RangeHistogram:
         return np.linspace(-self.limit, self.limit, BINS + 1)
 
     def add(self, values: torch.Tensor) -> None:
-        """Count finite float32 values of any shape."""
+        """Count float32 values of any shape.
+
+        Raises:
+            ValueError: if a value is nan or infinite.
+        """
         if values.numel() == 0:
             return
         low, high = (bound.item() for bound in torch.aminmax(values))
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError(f"values must be finite, but reach from {low} to {high}")
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(abs(low), abs(high))
         if largest > 0.0:
             # frexp returns the exponent of the power of two above its argument.
             self._widen(math.frexp(largest)[1])
         # Scaling by a power of two is exact, and so are small integers, so every value falls into its bin.
-        bins = (values.flatten() * (BINS / 2 / self.limit)).floor_().add_(BINS // 2)
+        counted = values.flatten()[:: self._distance(values)]
+        bins = (counted * (BINS / 2 / self.limit)).floor_().add_(BINS // 2)
         self.counts += torch.bincount(bins.to(torch.int32), minlength=BINS).numpy()
-        self.total += values.numel()
+        self.total += counted.numel()
 
     def merge(self, other: "RangeHistogram") -> None:
         """Add the counts of another histogram."""
@@ -63,6 +75,13 @@ class RangeHistogram:
         self._widen(other._exponent)
         self.counts += _widened(other.counts, self._exponent - other._exponent)
         self.total += other.total
+
+    def _distance(self, values: torch.Tensor) -> int:
+        """Return the distance between counted values; it shares no factor with the features, so that all count."""
+        distance = 1 if self._most_counted is None else math.ceil(values.numel() / self._most_counted)
+        while values.dim() and math.gcd(distance, values.shape[-1]) != 1:
+            distance += 1
+        return distance
 
     def _widen(self, exponent: int) -> None:
         if exponent > self._exponent:

@@ -25,10 +25,14 @@ from workers.model.full_precision import identified_model
 from workers.model.prepared import PreparedModel
 from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.sensitivity.estimate import Sensitivity, estimate
+from workers.sensitivity.parts import small_part
 from workers.setup import Calibration, LayerProbe, ModelDescription, Probes, WorkerSetup
 from workers.task import Batch, Split, Timed, example_batches, passes_over, splits, workloads
 from workers.tasks import build_task, load_task_file
 from workers.timing.device_lock import DeviceLock
+
+#: Samples on which full precision must repeat itself.
+_CHECKED_SAMPLES = 2
 
 
 class Evaluator:
@@ -58,7 +62,7 @@ class Evaluator:
         skipped_modules = skipped(model) | fused
         workloads = {size: self._workloads(size) for size in self._settings.batch_sizes}
         report(Step(stage=Stage.CHECKING))
-        check_full_precision(self._task, model, first_batch)
+        check_full_precision(self._task, model, small_part(self._task, model, first_batch, _CHECKED_SAMPLES))
         layers = self._layers(model, batches, workloads)
         bits = setup.weight_bits or {layer.name: self._backend.int8_weight_bits(layer) for layer in layers}
         calibration = (

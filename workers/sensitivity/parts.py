@@ -1,4 +1,4 @@
-"""Random small parts of the calibration batches, so that an estimate can end after any of them."""
+"""Small parts of batches, for estimates that can end after any of them and checks that need no more."""
 
 import random
 from collections.abc import Sequence
@@ -29,6 +29,12 @@ def random_parts(task: Task, model: nn.Module, batches: Sequence[Batch], size: i
     return random.Random(seed).sample(found, len(found))
 
 
+def small_part(task: Task, model: nn.Module, batch: Batch, size: int) -> Batch:
+    """Return the first ``size`` samples of a batch, or all of them if the task does not take such a part."""
+    part = _cut(batch, size)[0]
+    return part if part is not batch and _runs(task, model, part) else batch
+
+
 def length_of(batch: Batch) -> int | None:
     """Return the first dimension that all tensors of a batch have; None if they differ."""
     lengths = {tensor.shape[0] if tensor.dim() else None for tensor in tensors_in(batch)}
@@ -50,7 +56,7 @@ def _runs(task: Task, model: nn.Module, part: Batch) -> bool:
     """Return whether the task returns one output per sample of ``part``."""
     try:
         with torch.inference_mode():
-            outputs = task.forward(model, part)
+            outputs = task.forward(model, replaced(part, torch.clone))  # the model may change its input in place
     except Exception:  # whatever a task raises, it does not take such a part
         return False
     return len(outputs) == len(next(tensors_in(part)))

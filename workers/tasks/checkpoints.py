@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from workers.errors import TaskError
 from workers.tasks.checks import contained, extra_packages
+from workers.tasks.gguf_files import parsed_once
 
 
 def source(checkpoint: str) -> str:
@@ -23,7 +24,10 @@ def quiet_transformers() -> Iterator[None]:
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # the progress bar of GGUF files ignores the setting
+            with (
+                parsed_once(),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):  # the progress bar of GGUF files ignores the setting
                 yield
         finally:
             if shown:

@@ -2,11 +2,12 @@ import math
 import random
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.calibration.histogram import BINS, RangeHistogram
+from workers.calibration.histogram import BINS, MOST_COUNTED, RangeHistogram
 
 # Bounded so that no product with the bins' scale leaves float32.
 SMALLEST, LARGEST = 2.0**-60, 2.0**60
@@ -68,3 +69,22 @@ def test_memory_does_not_grow_with_the_range() -> None:
 
 def test_empty_histogram_has_no_extremes() -> None:
     assert facts(histogram_of([]))[:3] == (0, math.inf, -math.inf)
+
+
+def test_a_large_tensor_is_sampled_with_all_features_and_exact_extremes() -> None:
+    rows, features = 4096, 64
+    values = torch.arange(features).float().repeat(rows, 1)  # each feature has a bin of its own
+    values[1, 2] = 900.0
+    histogram = RangeHistogram(MOST_COUNTED)
+    histogram.add(values)
+    assert MOST_COUNTED / 2 < histogram.total <= MOST_COUNTED
+    assert (histogram.low, histogram.high) == (0.0, 900.0)
+    counts = histogram.counts[BINS // 2 :]  # bins of one, from 0 on
+    assert histogram.limit == 1024.0
+    assert counts[:features].min() > 0.9 * histogram.total / features
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="values must be finite"):
+        RangeHistogram().add(torch.tensor([1.0, wrong, 2.0]))
