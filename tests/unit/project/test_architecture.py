@@ -53,7 +53,7 @@ DOORS = {
         "workers/tasks/images/models.py",
         "workers/tasks/diffusion/pipelines.py",
         "workers/tasks/speech/models.py",
-        "workers/tasks/speech/seq2seq.py",
+        "workers/tasks/speech/generation.py",
         "autotune/exporters/huggingface_exporter.py",
         "autotune/exporters/pretrained.py",
     ),

@@ -1,6 +1,8 @@
 """Speech to text: audio files, what is written greedily, word errors, the cache."""
 
 import csv
+import json
+import shutil
 import wave
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from workers.measurement import Workload
 from workers.model.fingerprint import fingerprint
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, workloads
+from workers.tasks.speech import generation
 from workers.tasks.speech.audio import RATE, read_folder
 from workers.tasks.speech.models import TINY, build_speech_model, speech_of
 from workers.tasks.speech.seq2seq import SpeechSeq2Seq
@@ -36,13 +39,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as checkpoints are published: the tiny model with more tokens, and a processor."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import (
+        GenerationConfig,
         WhisperConfig,
         WhisperFeatureExtractor,
         WhisperForConditionalGeneration,
         WhisperProcessor,
         WhisperTokenizer,
     )
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
     folder = tmp_path_factory.mktemp("whisper")
     special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES)]
@@ -53,10 +57,35 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {**TINY["tiny-whisper"], "vocab_size": len(tokenizer), "decoder_start_token_id": 257}
     model = WhisperForConditionalGeneration(WhisperConfig(**sizes))
-    model.generation_config.begin_suppress_tokens = [220, 256]
-    model.generation_config.suppress_tokens = [1, 2]
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=257,
+        eos_token_id=256,
+        pad_token_id=256,
+        begin_suppress_tokens=[220, 256],
+        suppress_tokens=[1, 2],
+        is_multilingual=True,
+        lang_to_id={f"<|{code}|>": 258 + number for number, code in enumerate(LANGUAGES)},
+        task_to_id={name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in TASK_IDS},
+        no_timestamps_token_id=len(tokenizer) - 1,
+    )
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def english(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint as an English-only one."""
+    folder = tmp_path_factory.mktemp("english") / "whisper"
+    shutil.copytree(checkpoint, folder)
+    with_generation(folder, is_multilingual=False, lang_to_id=None, task_to_id=None)
+    return folder
+
+
+def with_generation(folder: Path, **changed: object) -> None:
+    """Change a checkpoint's generation_config.json; None removes a key."""
+    path = folder / "generation_config.json"
+    known = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
 
 
 def write_wav(path: Path, seconds: float, *, rate: int = RATE, channels: int = 1) -> None:
@@ -175,21 +204,147 @@ def test_decoding_with_the_cache_writes_what_whole_passes_write(model: nn.Module
     assert torch.equal(begun[1].token, first)
 
 
-def test_a_published_folder_is_a_checkpoint_and_written_as_transformers_does(checkpoint: Path, spoken: Path) -> None:
-    from transformers import GenerationMixin
-
+def test_a_published_folder_is_a_checkpoint(checkpoint: Path, spoken: Path) -> None:
     task = SpeechSeq2Seq(**SMALL, checkpoint=str(checkpoint), audio=str(spoken), language="en")
-    model = task.build_model()
-    (batch,) = task.calibration()
     prefix = list(task._speech.prefix)
+    assert prefix == [257, 258, 359, 363]
+    (batch,) = task.calibration()
     assert batch["decoder_input_ids"][0].tolist() == [*prefix, *task._speech.encode("a b"), 256, 256]
     assert task._speech.decode([*prefix, *task._speech.encode("Hi ho"), 256]) == "Hi ho"
-    generated = GenerationMixin.generate(
-        model, batch["input_features"], decoder_input_ids=torch.tensor([prefix] * 2), max_new_tokens=6
-    )
-    with torch.inference_mode():
-        assert torch.equal(task._generated_in_parallel(model, batch), generated[:, len(prefix) :])
-    assert fingerprint(build_speech_model(str(checkpoint))) == fingerprint(model)
+    assert fingerprint(build_speech_model(str(checkpoint))) == fingerprint(task.build_model())
+
+
+@pytest.mark.parametrize(("name", "language"), [("checkpoint", "de"), ("english", "")])
+def test_full_precision_writes_what_transformers_writes(
+    name: str, language: str, spoken: Path, request: pytest.FixtureRequest
+) -> None:
+    from transformers import WhisperProcessor
+
+    folder = request.getfixturevalue(name)
+    task = SpeechSeq2Seq(**{**SMALL, "output_tokens": 12}, checkpoint=str(folder), audio=str(spoken), language=language)
+    model = task.build_model()
+    (batch,) = task.evaluation(Split.EVALUATION)
+    spoken_in = {"language": language} if language else {}
+    expected = model.generate(batch["input_features"], max_new_tokens=12, **spoken_in)
+    written = task.generate(model, Split.EVALUATION)
+    assert written[:, : expected.shape[1]].tolist() == expected.tolist()
+    assert (written[:, expected.shape[1] :] == 256).all()
+    texts = WhisperProcessor.from_pretrained(folder).batch_decode(expected, skip_special_tokens=True)
+    assert [task._speech.decode(tokens) for tokens in written.tolist()] == texts
+
+
+def test_answers_end_early_and_audio_is_encoded_once(model: nn.Module) -> None:
+    task = SpeechSeq2Seq(**SMALL)
+    lengths: list[int] = []
+    encoded: list[int] = []
+    hooks = [
+        model.get_submodule("model.encoder").register_forward_hook(lambda *_: encoded.append(1)),
+        model.get_submodule("model.decoder").register_forward_hook(
+            lambda _, __, kwargs, ___: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        ),
+    ]
+    bias = torch.zeros(258)
+    try:
+        task.generate(model, Split.EVALUATION)
+        assert (len(encoded), lengths) == (2, [1] * 12)  # 4 chunks in batches of 3 and 1, 6 tokens each
+        lengths.clear()
+        bias[256] = 1e4
+        hooks.append(model.get_submodule("proj_out").register_forward_hook(lambda *given: given[2] + bias))
+        assert (task.generate(model, Split.EVALUATION) == 256).all()
+        assert lengths == [1, 1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_a_model_without_a_cache_writes_the_same(model: nn.Module) -> None:
+    class Graph(nn.Module):
+        """Takes the arguments that were traced, and counts its samples."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.samples: list[int] = []
+
+        def forward(
+            self, *, input_features: torch.Tensor, decoder_input_ids: torch.Tensor, use_cache: bool
+        ) -> nn.Module:
+            self.samples.append(len(input_features))
+            return model(input_features=input_features, decoder_input_ids=decoder_input_ids, use_cache=False)
+
+    graph, task = Graph(), SpeechSeq2Seq(**{**SMALL, "batch_size": 4})
+    weight = model.get_parameter("proj_out.weight")
+    kept = weight.detach().clone()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        try:
+            weight.add_(0.05 * torch.randn_like(weight))
+            assert torch.equal(task.generate(graph, Split.HELD_OUT), task.generate(model, Split.HELD_OUT))
+        finally:
+            weight.copy_(kept)
+    # Answers that no longer change are left out.
+    assert graph.samples[0] == 4 > graph.samples[-1]
+    assert graph.samples == sorted(graph.samples, reverse=True)
+
+
+def test_transcripts_begin_as_the_model_begins_its_answers(
+    english: Path, spoken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = SpeechSeq2Seq(**SMALL, checkpoint=str(english), audio=str(spoken))
+    space, letter = list(task._speech.encode(" ")), list(task._speech.encode("c"))
+    for begun, leading in ((space, [*space, *letter]), (letter, letter)):
+        monkeypatch.setattr(generation, "with_cache", lambda *_, begun=begun: torch.tensor([begun] * 3))
+        (batch,) = SpeechSeq2Seq(**SMALL, checkpoint=str(english), audio=str(spoken)).evaluation(Split.EVALUATION)
+        row = batch["decoder_input_ids"][0].tolist()
+        assert row == [*task._speech.prefix, *leading, *[256] * (5 - len(leading))]
+
+
+def test_prompts_are_those_of_transformers(checkpoint: Path, english: Path, tmp_path: Path) -> None:
+    def prefix(base: Path, spoken: str, **changed: object) -> tuple[int, ...]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(base, folder)
+        with_generation(folder, **changed)
+        return speech_of(str(folder), spoken).prefix
+
+    assert prefix(english, "") == (257, 363)
+    assert prefix(english, "", forced_decoder_ids=[[1, 363]]) == (257, 363)
+    assert prefix(checkpoint, "german") == prefix(checkpoint, "de") == (257, 260, 359, 363)
+    assert prefix(checkpoint, "DE", forced_decoder_ids=[[1, None], [2, 359]]) == (257, 260, 359, 363)
+    # Tuned checkpoints may state their language.
+    assert prefix(checkpoint, "", forced_decoder_ids=[[1, 260], [2, 359]]) == (257, 260, 359, 363)
+    assert prefix(checkpoint, "", language="de") == (257, 260, 359, 363)
+    assert prefix(checkpoint, "", language="<|de|>") == (257, 260, 359, 363)
+    with pytest.raises(TaskError, match=r"writes several languages, .*; give the language .* as the parameter"):
+        prefix(checkpoint, "", forced_decoder_ids=[[1, None], [2, 359]])
+
+
+def test_what_does_not_fit_a_checkpoint_is_refused(checkpoint: Path, english: Path, spoken: Path) -> None:
+    with pytest.raises(TaskError, match=r"writes several languages, .*; give the language .* as the parameter"):
+        speech_of(str(checkpoint), "")
+    with pytest.raises(TaskError, match=r"writes one language only and has no prompt for 'en'; leave .* empty"):
+        speech_of(str(english), "en")
+    with pytest.raises(TaskError, match="'tiny-whisper' writes one language only"):
+        speech_of("tiny-whisper", "en")
+    with pytest.raises(TaskError, match=r"'output_tokens' must be at most 252, .*, but got 253"):
+        SpeechSeq2Seq(checkpoint=str(checkpoint), audio=str(spoken), language="en", output_tokens=253).calibration()
+
+
+def test_old_checkpoints_keep_suppressed_tokens_in_their_configuration(english: Path, tmp_path: Path) -> None:
+    shutil.copytree(english, tmp_path / "old")
+    (tmp_path / "old" / "generation_config.json").unlink()
+    path = tmp_path / "old" / "config.json"
+    beyond = 50256  # a default of Whisper, which this vocabulary lacks
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"begin_suppress_tokens": [220, beyond]}))
+    speech = speech_of(str(tmp_path / "old"), "")
+    assert (speech.prefix, speech.suppressed_first) == ((257, 363), (220,))
+    assert speech.likeliest(torch.arange(364.0).roll(221).unsqueeze(0), first=True).tolist() == [219]
+
+
+def test_languages_that_the_checkpoint_lacks_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "older")
+    path = tmp_path / "older" / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|yue|>", "<|other|>"))
+    with pytest.raises(TaskError, match=r"has no token <\|yue\|>; give a language that it knows"):
+        speech_of(str(tmp_path / "older"), "cantonese")
 
 
 def test_audio_without_a_table_is_cut_to_chunks(tmp_path: Path) -> None:

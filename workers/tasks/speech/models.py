@@ -17,6 +17,8 @@ from workers.tasks.speech.audio import RATE, Waveform
 _END, _START = 256, 257
 #: Seconds of audio per pass of the tiny model, in frames of 20 ms.
 _TINY_WINDOW_S = 2
+#: Tokens of OpenAI's English-only checkpoints; multilingual ones have more, and other vocabularies say nothing.
+_ENGLISH_VOCABULARY = 51_864
 #: Checkpoints without files: name -> configuration.
 TINY: Mapping[str, Mapping[str, Any]] = {
     "tiny-whisper": {
@@ -35,6 +37,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
         "bos_token_id": _END,
         "eos_token_id": _END,
         "pad_token_id": _END,
+        "begin_suppress_tokens": None,
         # Wide enough that answers depend on the sound; with the usual 0.02 they repeat one token.
         "init_std": 0.2,
     }
@@ -50,6 +53,8 @@ class Speech:
     #: Tokens that precede every answer, and the token that ends it.
     prefix: tuple[int, ...]
     end: int
+    #: Maximum number of the decoder's tokens, the prefix included.
+    most_tokens: int
     #: Tokens that are never generated, and tokens that are never generated first.
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
@@ -58,16 +63,25 @@ class Speech:
     encode: Callable[[str], Sequence[int]]
     decode: Callable[[Sequence[int]], str]
 
+    def likeliest(self, logits: torch.Tensor, *, first: bool) -> torch.Tensor:
+        """Return the likeliest allowed token of each answer, shape ``(samples,)``.
+
+        Args:
+            logits: logits of one token per answer, shape ``(samples, vocabulary)``.
+            first: whether it is the first token of the answers.
+        """
+        banned = [*self.suppressed, *(self.suppressed_first if first else ())]
+        places = torch.tensor(banned, dtype=torch.long, device=logits.device)
+        return logits.index_fill(-1, places, -torch.inf).argmax(dim=-1)
+
     def chosen(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the likeliest tokens of whole answers, shape ``(samples, tokens)``, padded with the end token.
 
         Args:
             logits: logits from the first token of the answers on, shape ``(samples, tokens, vocabulary)``.
         """
-        allowed = logits.clone()
-        allowed[..., list(self.suppressed)] = -torch.inf
-        allowed[:, 0, list(self.suppressed_first)] = -torch.inf
-        tokens = allowed.argmax(dim=-1)
+        each = [self.likeliest(of_token, first=number == 0) for number, of_token in enumerate(logits.unbind(1))]
+        tokens = torch.stack(each, dim=1)
         return tokens.masked_fill((tokens == self.end).cumsum(dim=-1) > 0, self.end)
 
 
@@ -102,15 +116,17 @@ def build_speech_model(checkpoint: str) -> nn.Module:
 
 @functools.cache
 def speech_of(checkpoint: str, language: str) -> Speech:
-    """Return a checkpoint's conversions; ``language`` is empty for single-language models.
+    """Return a checkpoint's conversions; ``language`` is empty for that of the checkpoint.
 
     Raises:
-        TaskError: if it cannot be loaded, or does not support the language.
+        TaskError: if it cannot be loaded, does not support the language, or needs one.
     """
     with quiet_transformers(), explained("processor", checkpoint, TINY):
-        if checkpoint in TINY:
-            return _tiny(TINY[checkpoint])
-        return _pretrained(source(checkpoint), language)
+        if checkpoint not in TINY:
+            return _pretrained(checkpoint, language)
+        if language:
+            raise _one_language(checkpoint, language)
+        return _tiny(TINY[checkpoint])
 
 
 def normal(text: str) -> str:
@@ -130,34 +146,85 @@ def _tiny(sizes: Mapping[str, Any]) -> Speech:
         window_s=_TINY_WINDOW_S,
         prefix=(_START,),
         end=_END,
+        most_tokens=sizes["max_target_positions"],
         features=functools.partial(_features, extractor),
         encode=lambda text: list(text.encode()),
         decode=lambda tokens: bytes(token for token in tokens if token < _END).decode(errors="replace"),
     )
 
 
-def _pretrained(place: str, language: str) -> Speech:
-    from transformers import GenerationConfig, WhisperProcessor
+def _pretrained(checkpoint: str, language: str) -> Speech:
+    from transformers import AutoConfig, GenerationConfig, WhisperProcessor
 
-    # Single-language models have no tokens for languages and tasks.
-    spoken: Any = {"language": language, "task": "transcribe"} if language else {}
-    processor: Any = WhisperProcessor.from_pretrained(place, **spoken)
+    place = source(checkpoint)
+    config: Any = AutoConfig.from_pretrained(place)
     try:
-        generation = GenerationConfig.from_pretrained(place)
-    except OSError:  # the checkpoint has none
-        generation = GenerationConfig()  # type: ignore[no-untyped-call]
+        generation: Any = GenerationConfig.from_pretrained(place)
+    except OSError:  # old checkpoints keep it in their configuration
+        generation = GenerationConfig.from_model_config(config)
+    if language and _multilingual(generation, config) is False:
+        raise _one_language(checkpoint, language)
+    # Tuned checkpoints may state their language, by its name or its token.
+    spoken = language or (getattr(generation, "language", None) or "").strip("<|>") or None
+    # None overrides what the tokenizer's files say, which generation ignores.
+    processor: Any = WhisperProcessor.from_pretrained(
+        place, language=spoken, task="transcribe" if spoken else None, predict_timestamps=False
+    )
     tokenizer, extractor = processor.tokenizer, processor.feature_extractor
     return Speech(
         window_s=extractor.chunk_length,
-        prefix=tuple(tokenizer.prefix_tokens),
+        prefix=_prefix(checkpoint, tokenizer, generation, config),
         end=tokenizer.eos_token_id,
-        suppressed=tuple(getattr(generation, "suppress_tokens", None) or ()),
-        suppressed_first=tuple(getattr(generation, "begin_suppress_tokens", None) or ()),
+        most_tokens=config.max_target_positions,
+        # Whisper's default configuration names tokens that small vocabularies lack.
+        suppressed=tuple(token for token in generation.suppress_tokens or () if token < config.vocab_size),
+        suppressed_first=tuple(token for token in generation.begin_suppress_tokens or () if token < config.vocab_size),
         features=functools.partial(_features, extractor),
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
     )
 
 
+def _prefix(checkpoint: str, tokenizer: Any, generation: Any, config: Any) -> tuple[int, ...]:
+    """Return the tokens before every answer, as transformers' ``generate`` chooses them without timestamps."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    prefix = tuple(tokenizer.prefix_tokens)
+    if tokenizer.language is not None:
+        # The tokenizer counts languages from the start token, also those that came after the checkpoint.
+        token = f"<|{TO_LANGUAGE_CODE.get(tokenizer.language, tokenizer.language)}|>"
+        if tokenizer.convert_ids_to_tokens(prefix[1]) != token:
+            raise TaskError(f"checkpoint {checkpoint!r} has no token {token}; give a language that it knows")
+        return prefix
+    forced = getattr(generation, "forced_decoder_ids", None) or getattr(config, "forced_decoder_ids", None) or ()
+    known = [token for _, token in sorted(forced) if token is not None]
+    if known and len(known) == len(forced):
+        without_timestamps = prefix[-1:] if known[-1] != prefix[-1] else ()
+        return (prefix[0], *known, *without_timestamps)
+    if _multilingual(generation, config):
+        raise TaskError(
+            f"checkpoint {checkpoint!r} writes several languages, and guesses one for each chunk unless it is told; "
+            "give the language of the audio as the parameter language, such as en"
+        )
+    return prefix
+
+
+def _multilingual(generation: Any, config: Any) -> bool | None:
+    """Return whether a checkpoint writes several languages; None if it does not say so."""
+    stated: bool | None = getattr(generation, "is_multilingual", None)
+    if stated is None and config.vocab_size >= _ENGLISH_VOCABULARY:
+        return bool(config.vocab_size > _ENGLISH_VOCABULARY)
+    return stated
+
+
+def _one_language(checkpoint: str, language: str) -> TaskError:
+    return TaskError(
+        f"checkpoint {checkpoint!r} writes one language only and has no prompt for {language!r}; leave the parameter "
+        "language empty, or give a multilingual checkpoint"
+    )
+
+
 def _features(extractor: Any, waveforms: Sequence[Waveform]) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(extractor(list(waveforms), sampling_rate=RATE)["input_features"]))
+    """Return the features of waveforms one by one, because the spectra of all would take many times their memory."""
+    each = [np.asarray(extractor(waveform, sampling_rate=RATE)["input_features"]) for waveform in waveforms]
+    return torch.from_numpy(np.concatenate(each))

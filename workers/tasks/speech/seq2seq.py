@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,15 +13,18 @@ from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.task import OutputKind, Split, Timed
 from workers.tasks.checks import extra_packages, require_integer, require_number, require_text
+from workers.tasks.speech import generation
 from workers.tasks.speech.audio import RATE, Utterance, pieces, read_folder, tones
 from workers.tasks.speech.models import TINY, Speech, build_speech_model, normal, speech_of
-from workers.tasks.text.decoding import Answer, decode, respond
+from workers.tasks.text.decoding import decode, respond
 
 #: The model's inputs: ``input_features``, shape ``(chunks, mel bins, frames)``, and ``decoder_input_ids``.
 Batch = dict[str, torch.Tensor]
 
 #: Minimum number of chunks: at least one each for calibration and both splits.
 _LEAST_CHUNKS = 3
+#: Chunks whose answers show how a model begins them.
+_ASKED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class SpeechSeq2Seq:
     checkpoint: str = "tiny-whisper"
     #: A folder of wav files with or without ``metadata.csv``; empty for tones, for the tiny model.
     audio: str = ""
-    #: Language of the speech, such as ``en``; empty for single-language models.
+    #: Language of the speech, such as ``en``; required for multilingual models, empty for others.
     language: str = ""
     #: Seconds of audio per chunk; 0 for the model's full window.
     chunk_seconds: float = 0.0
@@ -46,8 +48,9 @@ class SpeechSeq2Seq:
     output_tokens: int = 24
     #: Maximum number of chunks each for calibration, evaluation and held-out data.
     chunks: int = 64
-    #: Chunks per forward pass in evaluation and calibration.
-    batch_size: int = 16
+    #: Chunks per forward pass in evaluation and calibration. Each fills 1,500 positions of Whisper's encoder, so a few
+    #: occupy the processor; more would only take more memory, most of all in probing.
+    batch_size: int = 4
 
     output_kind = OutputKind.LOGITS
 
@@ -84,11 +87,10 @@ class SpeechSeq2Seq:
     def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
         """Return the tokens that the model generates greedily, shape ``(chunks, output tokens)``.
 
-        Each pass recomputes all tokens of a draft from the tokens before them, until nothing changes. The result equals
-        token-by-token generation, with fewer passes and without a cache, which a deployed model may lack (Santilli et
-        al., "Accelerating transformer inference for translation via parallel decoding", 2023).
+        A model of transformers generates with its cache. A deployed model may lack one: see
+        ``generation.in_parallel``.
         """
-        return torch.cat([self._generated_in_parallel(model, beside(model, batch)) for batch in self.evaluation(split)])
+        return torch.cat([self._generated(model, beside(model, batch)) for batch in self.evaluation(split)])
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return 1 - word error rate of the generated tokens, or 0 if there are more errors than words."""
@@ -116,26 +118,32 @@ class SpeechSeq2Seq:
         batch = self.latency_batch(batch_size)
         features, prefix = batch["input_features"], batch["decoder_input_ids"][:, : len(self._speech.prefix)]
         most = prefix.shape[1] + self.output_tokens
+        begin = functools.partial(generation.begin, prefix=prefix)
         return {
             Workload.PREFILL: Timed(
                 prepare=lambda model: beside(model, features),
-                run=lambda model, heard: _begin(model, heard, prefix=prefix),
+                run=begin,
             ),
             Workload.DECODE: Timed(
-                prepare=lambda model: _begin(model, beside(model, features), prefix=prefix)[1],
+                prepare=lambda model: begin(model, beside(model, features))[1],
                 run=functools.partial(decode, most=most),
             ),
             Workload.REQUEST: Timed(
                 prepare=lambda model: beside(model, features),
-                run=lambda model, heard: respond(
-                    model, heard, begin=lambda *given: _begin(*given, prefix=prefix)[1], tokens=self.output_tokens
-                ),
+                run=functools.partial(respond, begin=lambda *given: begin(*given)[1], tokens=self.output_tokens),
             ),
         }
 
     @functools.cached_property
     def _speech(self) -> Speech:
-        return speech_of(self.checkpoint, self.language)
+        speech = speech_of(self.checkpoint, self.language)
+        most = speech.most_tokens - len(speech.prefix)
+        if self.output_tokens > most:
+            raise TaskError(
+                f"task parameter 'output_tokens' must be at most {most}, the tokens that {self.checkpoint!r} has "
+                f"positions for after its prompt, but got {self.output_tokens}"
+            )
+        return speech
 
     @functools.cached_property
     def _chunks(self) -> list[Utterance]:
@@ -166,9 +174,10 @@ class SpeechSeq2Seq:
             with torch.inference_mode():
                 parts = torch.split(self._features, self.batch_size)
                 return torch.cat(
-                    [_generated_with_cache(model, part, self._speech, self.output_tokens) for part in parts]
+                    [generation.with_cache(model, part, self._speech, self.output_tokens) for part in parts]
                 )
-        rows = [self._speech.encode(str(chunk.text)) for chunk in self._chunks]
+        before = " " if self._begins_with_space() else ""
+        rows = [self._speech.encode(before + str(chunk.text).strip()) for chunk in self._chunks]
         for chunk, row in zip(self._chunks, rows, strict=True):
             if len(row) >= self.output_tokens:
                 raise TaskError(
@@ -177,6 +186,21 @@ class SpeechSeq2Seq:
                 )
         return torch.tensor([[*row, *[self._speech.end] * (self.output_tokens - len(row))] for row in rows])
 
+    def _generated(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        if generation.has_cache(model):
+            return generation.with_cache(model, batch["input_features"], self._speech, self.output_tokens)
+        return generation.in_parallel(functools.partial(self.forward, model), batch, self._speech)
+
+    def _begins_with_space(self) -> bool:
+        """Return whether the model begins most answers with a space: published checkpoints do, many tuned ones do not.
+
+        Behind a transcript that begins otherwise, the model would be judged where its own answers never lead.
+        """
+        model = self.build_model()
+        with torch.inference_mode():
+            begun = generation.with_cache(model, self._features[:_ASKED], self._speech, 1)
+        return 2 * sum(self._speech.decode(tokens).startswith(" ") for tokens in begun.tolist()) > len(begun)
+
     def _batches(self, part: int) -> list[Batch]:
         numbers = torch.arange(part, len(self._chunks), 3)
         return [self._batch(few) for few in torch.split(numbers, self.batch_size)]
@@ -184,58 +208,14 @@ class SpeechSeq2Seq:
     def _batch(self, numbers: torch.Tensor) -> Batch:
         return {
             "input_features": self._features[numbers],
-            "decoder_input_ids": _decoder_inputs(self._speech.prefix, self._tokens[numbers]),
+            "decoder_input_ids": generation.decoder_inputs(self._speech.prefix, self._tokens[numbers]),
         }
-
-    def _generated_in_parallel(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the tokens after the prefix, once each is the likeliest one after its predecessors."""
-        draft = batch["decoder_input_ids"]
-        for _ in range(self.output_tokens):  # each pass fixes at least one more token
-            tokens = self._speech.chosen(self.forward(model, {**batch, "decoder_input_ids": draft}))
-            before, draft = draft, _decoder_inputs(self._speech.prefix, tokens)
-            if torch.equal(draft, before):
-                break
-        return tokens
 
 
 def _part(split: Split) -> int:
     return 1 if split is Split.EVALUATION else 2
 
 
-def _decoder_inputs(prefix: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
-    """Return the decoder's input to generate ``tokens``: the prefix, then all tokens but the last."""
-    return torch.cat([torch.tensor(prefix, device=tokens.device).expand(len(tokens), -1), tokens[:, :-1]], dim=1)
-
-
 def _numbers(tokens: torch.Tensor, end: int) -> list[str]:
     """Return the tokens of each answer as words."""
     return [" ".join(str(token) for token in row if token != end) for row in tokens.tolist()]
-
-
-def _generated_with_cache(model: nn.Module, features: torch.Tensor, speech: Speech, count: int) -> torch.Tensor:
-    """Return ``count`` tokens that a model generates greedily with its cache, padded with the end token."""
-    logits, answer = _begin(model, features, prefix=torch.tensor(speech.prefix).expand(len(features), -1))
-    for _ in range(1, count):
-        token = speech.chosen(logits)[:, -1:]
-        logits = torch.cat([logits, answer.step(model, token, answer.cache)], dim=1)
-    return speech.chosen(logits)
-
-
-def _begin(model: nn.Module, features: torch.Tensor, *, prefix: torch.Tensor) -> tuple[torch.Tensor, Answer]:
-    """Return the logits and the likeliest value of the first token, with the cache of audio and prefix."""
-    from transformers import DynamicCache, EncoderDecoderCache
-
-    prefix = prefix.to(features.device)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    outputs = model(input_features=features, decoder_input_ids=prefix, past_key_values=cache, use_cache=True)
-    encoded = (outputs.encoder_last_hidden_state,)
-
-    def step(model: nn.Module, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-        logits: torch.Tensor = model(
-            encoder_outputs=encoded, decoder_input_ids=tokens, past_key_values=cache, use_cache=True
-        ).logits
-        return logits
-
-    logits = outputs.logits[:, -1:]
-    first = logits.argmax(dim=-1)
-    return logits, Answer(step=step, cache=cache, token=first, first=first, begin=prefix.shape[1])
