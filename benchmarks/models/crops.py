@@ -13,9 +13,12 @@ SIDE = 224
 CALIBRATION = "calibration"
 #: Split -> its photographs, and how many crops of them are made.
 PHOTOGRAPHS: Mapping[str, tuple[tuple[str, ...], int]] = {
-    CALIBRATION: (("coffee.png", "rocket.jpg", "motorcycle_left.png", "brick.png"), 96),
-    Split.EVALUATION: (("chelsea.png", "china.jpg", "retina.jpg", "coins.png"), 256),
-    Split.HELD_OUT: (("astronaut.png", "flower.jpg", "ihc.png", "camera.png"), 256),
+    CALIBRATION: (
+        ("coffee.png", "rocket.jpg", "motorcycle_left.png", "brick.png", "hubble_deep_field.jpg", "cell.png"),
+        60,
+    ),
+    Split.EVALUATION: (("chelsea.png", "china.jpg", "retina.jpg", "coins.png", "grass.png", "moon.png"), 200),
+    Split.HELD_OUT: (("astronaut.png", "flower.jpg", "ihc.png", "camera.png", "gravel.png", "clock_motion.png"), 200),
 }
 #: Smallest side of a crop, relative to the shorter side of the photograph.
 _SMALLEST = 0.4
