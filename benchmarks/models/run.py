@@ -80,10 +80,10 @@ class Commands:
         return subprocess.Popen(command, env=self._environment, text=True, **options)
 
     def output(self, module: str, *arguments: str) -> tuple[int, str, str]:
-        """Return exit code, standard output and the last line of standard error of a module."""
+        """Return exit code, standard output and the error of a module, empty if it printed nothing to standard error."""
         process = self.start(module, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         output, errors = process.communicate()
-        return process.returncode, output, (errors.strip().splitlines() or [""])[-1]
+        return process.returncode, output, error_of(errors)
 
 
 def tune(model: str, cache: Path, folder: Path) -> Tuned:
@@ -141,6 +141,12 @@ def exported(commands: Commands, folder: Path, trial: int, name: str) -> str:
     if not output:
         return f"not verified: {error}"
     return f"{verdict(json.loads(output))} after {time.perf_counter() - started:.0f} s"
+
+
+def error_of(lines: str) -> str:
+    """Return the line of standard error that says what went wrong, or else the last one."""
+    found = [line for line in lines.splitlines() if line.strip()]
+    return next((line for line in found if line.startswith("Error: ")), found[-1] if found else "")
 
 
 def verdict(report: Mapping[str, Any]) -> str:

@@ -204,6 +204,14 @@ def test_a_verdict_names_what_is_broken() -> None:
     assert verdict({"verification": {"checks": checks}}) == "broken: x is 0.25"
 
 
+def test_an_error_is_the_line_of_the_command_line_or_the_last_one() -> None:
+    from benchmarks.models.run import error_of
+
+    assert error_of("Building ...\nError: no\n  more of it\n") == "Error: no"
+    assert error_of("Traceback\n  line\nValueError: x\n\n") == "ValueError: x"
+    assert error_of("") == ""
+
+
 def test_the_memory_of_descendants_counts() -> None:
     from benchmarks.models.memory import MemoryWatch
 
