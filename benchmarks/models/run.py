@@ -80,7 +80,7 @@ class Commands:
         return subprocess.Popen(command, env=self._environment, text=True, **options)
 
     def output(self, module: str, *arguments: str) -> tuple[int, str, str]:
-        """Return exit code, standard output and the error of a module, empty if it printed nothing to standard error."""
+        """Return exit code, standard output and error of a module, the latter empty without standard error."""
         process = self.start(module, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         output, errors = process.communicate()
         return process.returncode, output, error_of(errors)
