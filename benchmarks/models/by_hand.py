@@ -32,7 +32,8 @@ from workers.model.compiled import full_precision_model
 from workers.setup import ModelDescription
 from workers.task import Task, workloads
 from workers.tasks import build_task
-from workers.timing import device_lock, latency
+from workers.timing import latency
+from workers.timing.device_lock import DeviceLock
 from workers.timing.estimates import latency_ratio
 from workers.timing.latency import Contender
 
@@ -65,8 +66,9 @@ def main() -> None:
     assert job.description is not None
     maps = {} if best is None else {"found by the search": dict(best.choices)}
     maps |= maps_by_hand(job.description)
-    for measured in (*measured_maps(job, maps, given.task_file), default_recipe(job.spec)):
+    for measured in measured_maps(job, maps, given.task_file):
         print(json.dumps(asdict(measured)), flush=True)
+    print(json.dumps(asdict(default_recipe(job.spec))), flush=True)
 
 
 def maps_by_hand(description: ModelDescription) -> dict[str, dict[str, str]]:
@@ -112,7 +114,7 @@ def default_recipe(spec: JobSpec) -> Measured:
         state = timed.prepare(some)
         return Contender(install=lambda: None, run=lambda: timed.run(some, state))
 
-    with device_lock.exclusive("cpu"), torch.inference_mode():
+    with DeviceLock("cpu").exclusive(), torch.inference_mode():
         samples = latency.measure(
             contender(quantized),
             contender(model),

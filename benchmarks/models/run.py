@@ -104,10 +104,10 @@ def tune(model: str, cache: Path, folder: Path) -> Tuned:
     run = recorded(commands.database, started_at, datetime.now(UTC))
     best = fastest(run.trials, run.job.spec)
     exports = {} if best is None else {name: exported(commands, folder, best.number, name) for name in FORMATS}
-    _, lines, error = commands.output("benchmarks.models.by_hand", commands.database, run.job.id)
+    code, lines, error = commands.output("benchmarks.models.by_hand", commands.database, run.job.id)
     by_hand = [json.loads(line) for line in lines.splitlines()]
-    if error and not by_hand:
-        print(f"what is done by hand was not measured: {error}", flush=True)
+    if code != 0:
+        print(f"What is done by hand was not all measured: {error}\n", flush=True)
     return Tuned(run=run, peak_bytes=watch.peak_bytes, exports=exports, by_hand=by_hand)
 
 

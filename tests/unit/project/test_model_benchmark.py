@@ -22,6 +22,7 @@ from autotune.jobs.spec import JobSpec
 from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
+from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Environment, Split
 from workers.setup import Calibration, ModelDescription
 from workers.timing.estimates import Figure
@@ -194,6 +195,23 @@ def test_a_mix_by_hand_spares_the_first_and_the_last_layer_that_compute() -> Non
     static, dynamic = "int8_static", "int8_dynamic"
     assert list(maps["uniform int8_static"].values()) == ["fp32", static, static, static, static]
     assert list(maps["int8_dynamic, first and last fp32"].values()) == [dynamic, "fp32", "fp32", dynamic, "fp32"]
+
+
+def test_maps_and_the_default_recipe_are_measured_against_full_precision() -> None:
+    from benchmarks.models.by_hand import default_recipe, maps_by_hand, measured_maps
+
+    parameters = {"windows": 4, "prompt_tokens": 16, "batch_size": 4}
+    measurement = {"repeats": 20, "warmup_s": 0.0}
+    spec = JobSpec.parse({**SPEC, "task": {"name": "causal-lm", "parameters": parameters}, "measurement": measurement})
+    description = Evaluator(spec.worker_setup()).description
+    job = dataclasses.replace(submit(MemoryStore(), spec), description=description)
+    maps = {name: maps_by_hand(description)[name] for name in ("uniform int8_static", "uniform int8_dynamic")}
+    found = [*measured_maps(job, maps, None), default_recipe(spec)]
+    assert [measured.name for measured in found] == [*maps, "quantize_dynamic"]
+    for measured in found:
+        assert measured.ratio > 0.0
+        assert abs(measured.accuracy_drop) < 0.1
+        assert 0.0 < measured.divergence < 0.1
 
 
 def test_a_verdict_names_what_is_broken() -> None:
