@@ -103,7 +103,8 @@ def tune(model: str, cache: Path, folder: Path) -> Tuned:
         raise SystemExit(f"the job of {model} ended with exit code {code}; the lines above say why")
     run = recorded(commands.database, started_at, datetime.now(UTC))
     best = fastest(run.trials, run.job.spec)
-    exports = {} if best is None else {name: exported(commands, folder, best.number, name) for name in FORMATS}
+    repeats = run.job.spec.measurement.final_repeats
+    exports = {} if best is None else {name: exported(commands, folder, best.number, name, repeats) for name in FORMATS}
     code, lines, error = commands.output("benchmarks.models.by_hand", commands.database, run.job.id)
     by_hand = [json.loads(line) for line in lines.splitlines()]
     if code != 0:
@@ -129,15 +130,18 @@ def recorded(database: str, started_at: datetime, ended_at: datetime) -> Run:
         store.close()
 
 
-def exported(commands: Commands, folder: Path, trial: int, name: str) -> str:
-    """Return how the export of a trial in one format was verified: ``holds``, what is broken, or the error."""
+def exported(commands: Commands, folder: Path, trial: int, name: str, repeats: int) -> str:
+    """Return how the export of a trial in one format was verified: ``holds``, what is broken, or the error.
+
+    ``repeats`` passes are timed.
+    """
     path = str(folder / ("map.json" if name == "map" else name))
     arguments = ("last", "--pick", str(trial), "--format", name, "--output", path)
     code, _, error = commands.output("autotune.cli.main", "export", *arguments)
     if code != 0:
         return f"not exported: {error}"
     started = time.perf_counter()
-    _, output, error = commands.output("autotune.cli.main", "verify", path, "--json")
+    _, output, error = commands.output("autotune.cli.main", "verify", path, "--json", "--repeats", str(repeats))
     if not output:
         return f"not verified: {error}"
     return f"{verdict(json.loads(output))} after {time.perf_counter() - started:.0f} s"
