@@ -1,0 +1,1 @@
+"""Published checkpoints, fetched from packages by name, tuned, and compared with what is done by hand."""
