@@ -152,6 +152,8 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
         task = f" --task-file {task_file}" if task_file else ""
         say(f"Stopped. Every finished trial is recorded; continue with: autotune resume {job.id}{task}")
         raise
+    spent = [event.message for event in store.events(job.id) if event.kind == "time_spent"]
+    say(spent[-1])
     print_front(store, store.job(job.id), as_json)
 
 

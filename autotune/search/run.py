@@ -11,6 +11,7 @@ from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState, Order
 from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import event
 from autotune.metrics.catalog import METRICS, metric_of
 from autotune.search import process_identity
 from autotune.search.lease import Lease
@@ -121,6 +122,7 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
         probe = functools.partial(obtain_probes, store, job, pool, stages)
         reason = Search(job, space, pool, stages, lease, ledger, probe).run()
         stages.stage(f"Search finished: {reason}")
+        store.change_job(job.id, lifecycle.with_fields(job.epoch, event("time_spent", stages.time_spent())))
         return reason
     finally:
         pool.close()

@@ -1,5 +1,7 @@
 """Passes on what a job does: to its listener, and to whoever records it for other processes."""
 
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,12 +20,22 @@ class Stages:
         #: What the driver does, as it says, with its trials once there are any.
         self._driver = JobStage(name="")
         self._has_trials = False
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._since = time.monotonic()
 
     def stage(self, text: str) -> None:
         """Pass on the start of a stage; trials are counted on over all stages."""
+        now_s = time.monotonic()
+        self._seconds[self._driver.name] += now_s - self._since
+        self._since = now_s
         self._driver = replace(self._driver, name=text)
         self._record(self._driver)
         self._listener.stage(text)
+
+    def time_spent(self) -> str:
+        """Return the seconds of each stage that has ended, in words."""
+        spent = [f"{name.lower()} {seconds:.0f} s" for name, seconds in self._seconds.items() if name]
+        return f"Time: {', '.join(spent)}"
 
     def step(self, stage: JobStage) -> None:
         """Pass on a step."""

@@ -48,6 +48,8 @@ TimePass = Callable[[Callable[[], object]], float]
 #: Warm-up ends when the medians of two neighbouring windows differ by less than this share.
 _STABLE = 0.02
 _WINDOW = 5
+#: Passes of a warm-up, however slow they are.
+_LEAST_WARM_UP = 2
 #: Warm-up stops waiting for stability after this many times its minimum duration.
 _PATIENCE = 5.0
 
@@ -218,7 +220,7 @@ def _warm_up(run: Callable[[], object], least_s: float, time_pass: TimePass) -> 
     while True:
         recent.append(time_pass(run))
         elapsed = time.perf_counter() - start
-        patient = elapsed < _PATIENCE * least_s or len(recent) < _WINDOW
+        patient = elapsed < _PATIENCE * least_s or len(recent) < _LEAST_WARM_UP
         settled = elapsed >= least_s and len(recent) >= 2 * _WINDOW and _settled(recent)
         if settled or not patient:
             return statistics.median(recent[-_WINDOW:])

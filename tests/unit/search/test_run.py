@@ -1,5 +1,6 @@
 """How a run ends: what a driver records when its user changes their mind while it stops."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from autotune.jobs.records import JobState, Order
 from autotune.jobs.spec import JobSpec
 from autotune.search import run
 from autotune.search.run import run_job
+from autotune.search.stages import Stages
 from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.errors import PoolError
@@ -201,3 +203,27 @@ def test_loading_counts_in_the_time_that_is_spent(
     monkeypatch.setattr(run, "Search", lambda *_: SimpleNamespace(run=lambda: "done"))
     run_job(store, job_id)
     assert loading_s == [7.5]
+
+
+def test_a_finished_job_says_what_took_its_time(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = SimpleNamespace(describe=lambda: SimpleNamespace(loading_seconds=7.5), close=lambda: None)
+    monkeypatch.setattr(run, "build_pool", lambda *_: pool)
+    monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
+    monkeypatch.setattr(run, "space_of", lambda *_: None)
+    monkeypatch.setattr(run, "_check_space", lambda *_: None)
+
+    def search(job: object, space: object, pool: object, stages: Stages, *_: object) -> SimpleNamespace:
+        def go() -> str:
+            stages.stage("Measuring full precision")
+            time.sleep(1.0)
+            stages.stage("Searching")
+            return "done"
+
+        return SimpleNamespace(run=go)
+
+    monkeypatch.setattr(run, "Search", search)
+    run_job(store, job_id)
+    (spent,) = [event.message for event in store.events(job_id) if event.kind == "time_spent"]
+    assert spent == "Time: starting workers 0 s, measuring full precision 1 s, searching 0 s"
