@@ -28,7 +28,7 @@ from workers import quality
 from workers.candidate import Candidate
 from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Split, Workload
-from workers.model.compiled import full_precision_model
+from workers.model.full_precision import full_precision_model
 from workers.setup import ModelDescription
 from workers.task import Task, workloads
 from workers.tasks import build_task
