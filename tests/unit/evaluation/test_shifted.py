@@ -165,7 +165,7 @@ def test_uniform_maps_tell_what_shifted_data_do_to_all_others() -> None:
     np.testing.assert_allclose(
         found["shifted_divergence"], [each["shifted_divergence"].value for each in truth], rtol=0.05, atol=1e-4
     )
-    np.testing.assert_allclose(found["shifted_accuracy"], [each["shifted_accuracy"].value for each in truth], rtol=0.01)
+    np.testing.assert_allclose(found["shifted_accuracy"], [each["shifted_accuracy"].value for each in truth], rtol=0.02)
     assert (found["divergence"] < 1e-2).all()
     assert posterior.costs(split=Split.SHIFTED)[0][:, 1].min() > 50 * posterior.costs()[0][:, 1].max()
 

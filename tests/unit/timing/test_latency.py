@@ -75,7 +75,7 @@ def test_rounds_in_which_others_had_the_processor_are_measured_again(monkeypatch
     log = Log(monkeypatch, {"candidate": 2.0, "reference": 8.0})
     disturbed = iter([True, True, False, True])
     round_passes = CANDIDATE_PER_ROUND + REFERENCE_PER_ROUND + 2
-    warm_up = 5  # the least number of passes, with no time asked for
+    warm_up = 2  # the least number of passes, with no time asked for
 
     def run() -> None:
         if len(log.passes) >= warm_up and (len(log.passes) - warm_up) % round_passes == 0:
@@ -99,7 +99,7 @@ def test_of_disturbed_rounds_those_with_the_least_waiting_count(monkeypatch: pyt
     slow = itertools.cycle([1.0, 10.0])  # the slow ones wait longer, and are less of their time at it
 
     def run() -> None:
-        if len(log.passes) % round_passes == 5:
+        if len(log.passes) % round_passes == 2:
             factor = next(slow)
             log.costs_ms = {"candidate": 2.0 * factor, "reference": 8.0 * factor}
             log.waited_ms += 10.0 if factor == 1.0 else 40.0
