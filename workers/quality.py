@@ -23,13 +23,7 @@ def outputs(task: Task, model: nn.Module, split: Split, report: Report = silent)
         TaskError: if the split has no samples, or ``outputs_on`` refuses the outputs.
     """
     batches = task.evaluation(split)
-    found = outputs_on(task, model, batches, report)
-    if not len(found):
-        raise TaskError(
-            f"the task has no {split.value} data: its method evaluation returned {len(batches)} batches without a "
-            f"sample for Split.{split.name}"
-        )
-    return found
+    return _of_samples(outputs_on(task, model, batches, report), split, batches)
 
 
 def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch], report: Report = silent) -> torch.Tensor:
@@ -39,10 +33,48 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch], report: R
         TaskError: if the outputs of a batch are no tensor of shape ``(samples, ..., features)``, or batches yield
             outputs of several shapes.
     """
+    # By position, because tasks may give the arguments other names.
+    return _joined(lambda batch: task.forward(model, batch), batches, report)
+
+
+def outputs_and_judged(
+    task: Task, model: nn.Module, split: Split, report: Report = silent
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the model's outputs on every batch of ``split``, and what the task's accuracy takes of them.
+
+    The first are those of ``outputs``, the second those of ``judged``. A task with the method ``forward_and_generate``
+    computes both batch by batch, others one after the other.
+
+    Raises:
+        TaskError: if the split has no samples, or the task returns anything else than outputs and answers.
+    """
+    both: Callable[[nn.Module, Batch], object] | None = getattr(task, "forward_and_generate", None)
+    if both is None:
+        found = outputs(task, model, split, report)
+        return found, judged(task, model, found, split, report)
+    batches, answers = task.evaluation(split), list[torch.Tensor]()
+
+    def run(batch: Batch) -> object:
+        forwarded, generated = _pair(both(model, batch))
+        answers.append(generated.cpu())
+        return forwarded
+
+    found = _of_samples(_joined(run, batches, report), split, batches)
+    shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in answers))
+    if len(shapes) > 1:
+        raise TaskError(
+            "a task's answers must have one shape (samples, ...) in all batches, but each sample's had "
+            f"{shapes[0]} and then {shapes[1]}; pad them in forward_and_generate"
+        )
+    return found, torch.cat(answers)
+
+
+def _joined(run: Callable[[Batch], object], batches: Sequence[Batch], report: Report) -> torch.Tensor:
+    """Return the outputs of ``run`` on every batch, in order."""
     whole, rows = torch.empty(0), 0
     with torch.inference_mode():
         for index, batch in enumerate(counted(batches, Stage.ACCURACY, report)):
-            part = _checked(task.forward(model, batch)).float().cpu()
+            part = _checked(run(batch)).float().cpu()
             if rows and part.shape[1:] != whole.shape[1:]:
                 raise TaskError(
                     "a task's outputs must have one shape (samples, ...) in all batches, but got "
@@ -56,6 +88,35 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch], report: R
             whole[rows : rows + len(part)] = part
             rows += len(part)
     return whole[:rows]
+
+
+def _of_samples(found: torch.Tensor, split: Split, batches: Sequence[Batch]) -> torch.Tensor:
+    """Return the outputs of a split if there are any."""
+    if not len(found):
+        raise TaskError(
+            f"the task has no {split.value} data: its method evaluation returned {len(batches)} batches without a "
+            f"sample for Split.{split.name}"
+        )
+    return found
+
+
+def _pair(returned: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what ``forward_and_generate`` returned if it is outputs and answers, one row of each per sample."""
+    match returned:
+        case (torch.Tensor() as forwarded, torch.Tensor() as generated) if forwarded.shape[:1] == generated.shape[:1]:
+            return forwarded, generated
+    raise TaskError(
+        "a task's forward_and_generate must return two tensors with a row for each sample, the outputs of forward and "
+        f"the answers of generate, but returned {_described(returned)}"
+    )
+
+
+def _described(returned: object) -> str:
+    parts = returned if isinstance(returned, tuple) else (returned,)
+    return " and ".join(
+        f"a tensor of shape {tuple(part.shape)}" if isinstance(part, torch.Tensor) else f"a {type(part).__name__}"
+        for part in parts
+    )
 
 
 def _checked(part: object) -> torch.Tensor:

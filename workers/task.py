@@ -58,7 +58,8 @@ class Task(Protocol):
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return the metric (higher is better) of the outputs of all batches of ``split``, in order.
 
-        If the task has a method ``generate(model, split)``, ``outputs`` is what that method returned.
+        If the task has a method ``generate(model, split)``, ``outputs`` is what that method returned. If it also has
+        ``forward_and_generate(model, batch)``, that returns the outputs and the part of ``generate`` for one batch.
         """
         ...
 

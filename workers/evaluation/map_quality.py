@@ -71,7 +71,6 @@ class MapQuality:
         """Return the outputs and the accuracy of the installed map."""
         with self._lock.shared():
             start = time.perf_counter()
-            outputs = quality.outputs(self._task, self._deployed.model, split, self._report)
-            judged = quality.judged(self._task, self._deployed.model, outputs, split, self._report)
+            outputs, judged = quality.outputs_and_judged(self._task, self._deployed.model, split, self._report)
             self.forward_seconds += time.perf_counter() - start
         return outputs, quality.number(self._task.accuracy(judged, split))

@@ -97,6 +97,14 @@ def test_placed_task_is_the_task_on_the_device() -> None:
     assert task.accuracy(torch.zeros(7, 1), Split.EVALUATION) == 7.0
 
 
+@pytest.mark.parametrize("method", ["generate", "forward_and_generate"])
+def test_a_placed_task_has_the_optional_methods_of_the_task(method: str) -> None:
+    task = CpuTask()
+    assert not hasattr(PlacedTask(task, DEVICE), method)
+    setattr(task, method, lambda *given: (method, given))
+    assert getattr(PlacedTask(task, DEVICE), method)("model", "data") == (method, ("model", "data"))
+
+
 def test_task_on_the_cpu_is_itself() -> None:
     task = CpuTask()
     assert placed(task, "cpu") is task

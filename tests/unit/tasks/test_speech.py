@@ -1,9 +1,12 @@
 """Speech to text: audio files, what is written greedily, word errors, the cache."""
 
+import contextlib
 import csv
 import json
+import math
 import shutil
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +152,43 @@ def test_another_model_is_judged_by_what_it_writes_by_itself(model: nn.Module) -
     assert 0.0 < task.accuracy(expected, Split.HELD_OUT) < 1.0
 
 
+@contextlib.contextmanager
+def changed(model: nn.Module) -> Iterator[None]:
+    """Change the model's last layer, so that it writes something else than full precision."""
+    weight = model.get_parameter("proj_out.weight")
+    kept = weight.detach().clone()
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        weight.add_(0.05 * noise)
+        try:
+            yield
+        finally:
+            weight.copy_(kept)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_logits_and_answers_take_one_encoding(model: nn.Module, batch_size: int) -> None:
+    task = SpeechSeq2Seq(**{**SMALL, "batch_size": batch_size})
+    encoded: list[int] = []
+    with changed(model):
+        expected = quality.outputs(task, model, Split.EVALUATION)
+        with torch.inference_mode():
+            written = task.generate(model, Split.EVALUATION)
+        hook = model.get_submodule("model.encoder").register_forward_hook(
+            lambda _, __, output: encoded.append(len(output.last_hidden_state))
+        )
+        try:
+            outputs, answers = quality.outputs_and_judged(task, model, Split.EVALUATION)
+        finally:
+            hook.remove()
+        led = torch.cat([batch["decoder_input_ids"] for batch in task.evaluation(Split.EVALUATION)])
+    assert torch.equal(outputs, expected)
+    assert torch.equal(answers, written)
+    assert not torch.equal(answers[:, :-1], led[:, 1:])  # what is given is not what is written
+    assert len(encoded) == math.ceil(4 / batch_size)
+    assert sum(encoded) == 4
+
+
 def test_exports_are_judged_by_what_they_write(model: nn.Module) -> None:
     task = SpeechSeq2Seq(**SMALL)
     found = _splits(task, model)
@@ -272,18 +312,16 @@ def test_a_model_without_a_cache_writes_the_same(model: nn.Module) -> None:
             return model(input_features=input_features, decoder_input_ids=decoder_input_ids, use_cache=False)
 
     graph, task = Graph(), SpeechSeq2Seq(**{**SMALL, "batch_size": 4})
-    weight = model.get_parameter("proj_out.weight")
-    kept = weight.detach().clone()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        try:
-            weight.add_(0.05 * torch.randn_like(weight))
-            assert torch.equal(task.generate(graph, Split.HELD_OUT), task.generate(model, Split.HELD_OUT))
-        finally:
-            weight.copy_(kept)
+    with changed(model), torch.no_grad():
+        written = task.generate(graph, Split.HELD_OUT)
+        assert torch.equal(written, task.generate(model, Split.HELD_OUT))
     # Answers that no longer change are left out.
     assert graph.samples[0] == 4 > graph.samples[-1]
     assert graph.samples == sorted(graph.samples, reverse=True)
+    with changed(model):
+        outputs, answers = quality.outputs_and_judged(task, graph, Split.HELD_OUT)
+        assert torch.equal(outputs, quality.outputs(task, graph, Split.HELD_OUT))
+    assert torch.equal(answers, written)
 
 
 def test_transcripts_begin_as_the_model_begins_its_answers(
@@ -380,8 +418,9 @@ def test_every_layer_and_workload_is_measured_quantized(monkeypatch: pytest.Monk
         Workload.DECODE,
     ]
     assert measurement.accuracy > 0.5
-    monkeypatch.setattr(SpeechSeq2Seq, "generate", lambda *_: torch.zeros(4, 6, dtype=torch.long))
-    assert found.quality.of(choices, Split.EVALUATION)[0] == 0.0
+    silence = torch.zeros(4, 6, dtype=torch.long)
+    monkeypatch.setattr(generation, "with_cache", lambda _, features, *__, **___: silence[: len(features)])
+    assert found.quality.of(choices, Split.EVALUATION) == (0.0, measurement.divergence)
 
 
 def test_another_runtime_is_judged_by_what_it_writes() -> None:

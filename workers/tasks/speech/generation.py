@@ -23,24 +23,28 @@ def has_cache(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel)
 
 
-def begin(model: nn.Module, features: torch.Tensor, *, prefix: torch.Tensor) -> tuple[torch.Tensor, Answer]:
+def begin(
+    model: nn.Module, features: torch.Tensor, *, prefix: torch.Tensor, encoded: torch.Tensor | None = None
+) -> tuple[torch.Tensor, Answer]:
     """Return the logits and the likeliest value of the first token, with the cache of audio and prefix.
 
     Args:
         model: a model with a cache.
         features: features of the audio, shape ``(chunks, mel bins, frames)``.
         prefix: tokens before the answers, shape ``(chunks, tokens)``.
+        encoded: what the encoder returned for ``features``, shape ``(chunks, positions, width)``; None to encode them.
     """
     from transformers import DynamicCache, EncoderDecoderCache
 
     prefix = prefix.to(features.device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    outputs = model(input_features=features, decoder_input_ids=prefix, past_key_values=cache, use_cache=True)
-    encoded = (outputs.encoder_last_hidden_state,)
+    audio = {"input_features": features} if encoded is None else {"encoder_outputs": (encoded,)}
+    outputs = model(**audio, decoder_input_ids=prefix, past_key_values=cache, use_cache=True)
+    hidden = (outputs.encoder_last_hidden_state,)
 
     def step(model: nn.Module, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
         logits: torch.Tensor = model(
-            encoder_outputs=encoded, decoder_input_ids=tokens, past_key_values=cache, use_cache=True
+            encoder_outputs=hidden, decoder_input_ids=tokens, past_key_values=cache, use_cache=True
         ).logits
         return logits
 
@@ -49,18 +53,22 @@ def begin(model: nn.Module, features: torch.Tensor, *, prefix: torch.Tensor) -> 
     return logits, Answer(step=step, cache=cache, token=first, first=first, begin=prefix.shape[1])
 
 
-def with_cache(model: nn.Module, features: torch.Tensor, speech: Speech, count: int) -> torch.Tensor:
+def with_cache(
+    model: nn.Module, features: torch.Tensor, speech: Speech, count: int, *, encoded: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return at most ``count`` tokens per chunk, shape ``(chunks, count)``, padded with the end token.
 
-    The audio is encoded once, and generation stops when all answers have ended.
+    The audio is encoded at most once, and generation stops when all answers have ended.
 
     Args:
         model: a model with a cache.
         features: features of the audio, shape ``(chunks, mel bins, frames)``.
         speech: the checkpoint's conversions.
         count: maximum number of tokens.
+        encoded: as for ``begin``.
     """
-    logits, answer = begin(model, features, prefix=torch.tensor(speech.prefix).expand(len(features), -1))
+    prefix = torch.tensor(speech.prefix).expand(len(features), -1)
+    logits, answer = begin(model, features, prefix=prefix, encoded=encoded)
     tokens = speech.likeliest(logits[:, -1], first=True).unsqueeze(1)
     while tokens.shape[1] < count and not (ended := tokens[:, -1] == speech.end).all():
         logits = answer.step(model, tokens[:, -1:], answer.cache)

@@ -79,10 +79,7 @@ class SpeechSeq2Seq:
 
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the logits of the answers, shape ``(chunks, output tokens, vocabulary)``; 0 after their end."""
-        logits: torch.Tensor = model(**batch, use_cache=False).logits
-        written = len(self._speech.prefix) - 1
-        ended = batch["decoder_input_ids"][:, written:] == self._speech.end
-        return logits[:, written:].masked_fill(ended.unsqueeze(-1), 0.0)
+        return self._of_answers(model(**batch, use_cache=False).logits, batch)
 
     def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
         """Return the tokens that the model generates greedily, shape ``(chunks, output tokens)``.
@@ -91,6 +88,20 @@ class SpeechSeq2Seq:
         ``generation.in_parallel``.
         """
         return torch.cat([self._generated(model, beside(model, batch)) for batch in self.evaluation(split)])
+
+    def forward_and_generate(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of ``forward`` and the tokens of ``generate`` for one batch, which lies beside the model.
+
+        A model of transformers encodes each chunk once for both. Others have no encoder that could be run alone.
+        """
+        if not generation.has_cache(model):
+            return self.forward(model, batch), self._generated(model, batch)
+        passed = model(**batch, use_cache=False)
+        encoded = passed.encoder_last_hidden_state
+        tokens = generation.with_cache(
+            model, batch["input_features"], self._speech, self.output_tokens, encoded=encoded
+        )
+        return self._of_answers(passed.logits, batch), tokens
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return 1 - word error rate of the generated tokens, or 0 if there are more errors than words."""
@@ -185,6 +196,12 @@ class SpeechSeq2Seq:
                     f"{self.output_tokens}; raise it"
                 )
         return torch.tensor([[*row, *[self._speech.end] * (self.output_tokens - len(row))] for row in rows])
+
+    def _of_answers(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the logits from the first token of the answers on, 0 after the answers' end."""
+        written = len(self._speech.prefix) - 1
+        ended = batch["decoder_input_ids"][:, written:] == self._speech.end
+        return logits[:, written:].masked_fill(ended.unsqueeze(-1), 0.0)
 
     def _generated(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         if generation.has_cache(model):
