@@ -33,6 +33,8 @@ class Candidate:
     shifted_floor: float | None = None
     #: Whether to measure at full fidelity: more timed passes, and accuracy on held-out data as well.
     final: bool = False
+    #: Seconds that timing each workload may take; it then ends after its least rounds. Infinite without a time limit.
+    timing_s: float = math.inf
     #: A candidate that is slower than an incumbent without better quality is hopeless, so its timing may stop early.
     incumbents: tuple[Incumbent, ...] = ()
 

@@ -14,6 +14,8 @@ MOST_FINAL = 8
 _EXPECTED_FINAL = 4
 #: Largest share of the time limit reserved for them.
 _FINAL_SHARE = 0.25
+#: Share of the time limit that timing one workload of a map may take.
+_TIMING_SHARE = 0.05
 #: Trials that a final measurement is taken to last if it ends at a half-width instead of after all of its passes.
 _FINAL_TRIALS = 2.0
 #: Latest trials from which the time of one trial is estimated.
@@ -94,6 +96,12 @@ class Budget:
     def share(self, elapsed_s: float) -> float:
         """Return the share of the time limit that was spent; 0 without a limit."""
         return 0.0 if self._limit_s is None else elapsed_s / self._limit_s
+
+    def timing_s(self, elapsed_s: float, *, final: bool) -> float:
+        """Return the seconds that timing one workload of a map may take; infinite without a time limit."""
+        if self._limit_s is None:
+            return math.inf
+        return max(0.0, self._limit_s - elapsed_s) / 2.0 if final else _TIMING_SHARE * self._limit_s
 
     def left_s(self, elapsed_s: float) -> float:
         """Return the seconds that the search may still take by its time limit and its trials, infinite if unknown."""

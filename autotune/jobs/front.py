@@ -6,19 +6,16 @@ import numpy as np
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, decisive_workload, percentiles_of
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import hypervolume, knee, non_dominated
 from autotune.metrics.ties import qualities, tied
 from search_spaces.errors import unknown
 from workers.timing.estimates import Figure
 
-#: Name of a pick -> the metrics that decide, in order of priority.
-_PICKS: dict[str, tuple[str, ...]] = {
-    "fastest": ("latency_p50_ms", "divergence"),
-    "smallest": ("weight_memory_mib", "divergence"),
-    "most-accurate": ("accuracy", "divergence"),
-}
+#: Name of a pick -> the metric that decides; of equal maps, the divergence does. The fastest map has the lowest median
+#: latency of the workload that the objectives are about.
+_PICKS = {"fastest": "", "smallest": "weight_memory_mib", "most-accurate": "accuracy"}
 PICKS = ("knee", *_PICKS)
 
 
@@ -48,12 +45,17 @@ def without_superseded(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [trial for trial in trials if (trial.kind is TrialKind.FINAL) == (trial.key in final)]
 
 
-def needing_final_run(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """Return the trials of the named picks that have no final measurement yet; empty without a feasible map."""
+def needing_final_run(
+    trials: Sequence[TrialRecord], objectives: Sequence[str], first: str = "knee"
+) -> list[TrialRecord]:
+    """Return the trials of the named picks that have no final measurement yet; empty without a feasible map.
+
+    ``first`` is the pick that comes first, because time may end before all are measured.
+    """
     tried = {trial.key for trial in trials if trial.kind is TrialKind.FINAL}
     if not any(trial.feasible for trial in without_superseded(trials)):
         return []
-    picked = {trial.key: trial for trial in (pick(trials, how, objectives) for how in PICKS)}
+    picked = {trial.key: trial for trial in (pick(trials, how, objectives) for how in (first, *PICKS))}
     return [trial for key, trial in picked.items() if key not in tried]
 
 
@@ -129,7 +131,8 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
     if not feasible:
         raise NoFeasibleMapError(f"no map satisfies the constraints. {nearest(trials)}")
     if how in _PICKS:
-        metrics = [METRICS[name] for name in _PICKS[how]]
+        decisive = _PICKS[how] or percentiles_of(decisive_workload(objectives))[50].name
+        metrics = [METRICS[decisive], METRICS["divergence"]]
         return min(feasible, key=lambda t: tuple(minimised(m, t.figures[m.name].value) for m in metrics))
     points = chosen.points([trial.figures for trial in feasible])
     front = np.flatnonzero(non_dominated(points))

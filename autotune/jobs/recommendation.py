@@ -6,10 +6,11 @@ from autotune.errors import NoFeasibleMapError
 from autotune.jobs.front import pick, without_superseded
 from autotune.jobs.records import TrialKind, TrialRecord
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import METRICS
+from autotune.metrics.catalog import METRICS, decisive_workload, percentiles_of, ratio_of
+from workers.measurement import Workload
 
-#: Metrics that the sentence is about; trials of other programs may lack them.
-_NEEDED = {"latency_ratio", "accuracy_drop", "weight_memory_mib"}
+#: Metrics that the sentence is about besides a latency ratio; trials of other programs may lack them.
+_NEEDED = {"accuracy_drop", "weight_memory_mib"}
 
 
 def default_pick(spec: JobSpec) -> str:
@@ -36,7 +37,9 @@ def recommendation(trials: Sequence[TrialRecord], spec: JobSpec) -> str | None:
         None if no measured map satisfies the constraints, or its figures are incomplete.
     """
     best = recommended(trials, spec)
-    if best is None or not best.figures.keys() >= _NEEDED:
+    workload = decisive_workload(spec.objectives)
+    ratio = ratio_of(workload).name
+    if best is None or not best.figures.keys() >= _NEEDED | {ratio}:
         return None
     within = " within the limits" if spec.constraints.constraints() else ""
     if best.key == trials[0].key:
@@ -44,32 +47,33 @@ def recommendation(trials: Sequence[TrialRecord], spec: JobSpec) -> str | None:
     name = f"trial {best.number}" + (f" ({best.label})" if best.label else "")
     counting = without_superseded(trials)
     full = next(trial for trial in counting if trial.key == trials[0].key)
-    gains = f"Recommended: {name}. {', '.join(_gains(best, full))}."
-    return f"{gains} {_beside_uniform(best, trials, counting, within)}"
+    gains = f"Recommended: {name}. {', '.join(_gains(best, full, workload))}."
+    return f"{gains} {_beside_uniform(best, trials, counting, within, ratio)}"
 
 
-def _gains(best: TrialRecord, full: TrialRecord) -> list[str]:
-    speedup = 1.0 / best.figures["latency_ratio"].value
+def _gains(best: TrialRecord, full: TrialRecord, workload: Workload) -> list[str]:
+    speedup = 1.0 / best.figures[ratio_of(workload).name].value
+    which = "" if workload is Workload.FORWARD else f" ({percentiles_of(workload)[50].label.lower()})"
     memory = METRICS["weight_memory_mib"]
     before, after = (trial.figures[memory.name].value for trial in (full, best))
     return [
-        f"{speedup:.2f}x as fast as full precision",
+        f"{speedup:.2f}x as fast as full precision{which}",
         f"accuracy {-100.0 * best.figures['accuracy_drop'].value:+.2f} %",
         f"{memory.text(after)} instead of {memory.text_with_unit(before)}",
     ]
 
 
 def _beside_uniform(
-    best: TrialRecord, trials: Sequence[TrialRecord], counting: Sequence[TrialRecord], within: str
+    best: TrialRecord, trials: Sequence[TrialRecord], counting: Sequence[TrialRecord], within: str, ratio: str
 ) -> str:
     """Return the comparison with the best uniform map, which needs no search."""
     baselines = {trial.key for trial in trials if trial.kind is TrialKind.BASELINE} - {trials[0].key}
     if best.key in baselines:
         return f"No measured mix{within} is a better choice than this uniform map."
-    uniform = [t for t in counting if t.key in baselines and t.feasible and "latency_ratio" in t.figures]
+    uniform = [t for t in counting if t.key in baselines and t.feasible and ratio in t.figures]
     if not uniform:
         return f"No uniform map was found{within}."
-    rival = min(uniform, key=lambda trial: trial.figures["latency_ratio"].value)
-    gain = 100.0 * (rival.figures["latency_ratio"].value / best.figures["latency_ratio"].value - 1.0)
+    rival = min(uniform, key=lambda trial: trial.figures[ratio].value)
+    gain = 100.0 * (rival.figures[ratio].value / best.figures[ratio].value - 1.0)
     comparison = f"{gain:.0f} % faster than" if gain >= 0.5 else "About as fast as" if gain > -0.5 else "Slower than"
     return f"{comparison} the fastest uniform map{within} ({rival.label})."

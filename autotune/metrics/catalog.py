@@ -2,7 +2,7 @@
 
 import enum
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -239,6 +239,12 @@ def percentiles_of(workload: Workload, *, queued: bool = False) -> Mapping[int, 
 def ratio_of(workload: Workload) -> Metric:
     """Return the metric of a workload's median latency relative to full precision."""
     return next(m for m in METRICS.values() if m.kind is Kind.LATENCY_RATIO and m.workload is workload)
+
+
+def decisive_workload(objectives: Sequence[str]) -> Workload:
+    """Return the workload of the first latency among the objectives, or the forward pass without one."""
+    latencies = [METRICS[name] for name in objectives if METRICS[name].is_latency]
+    return latencies[0].workload if latencies else Workload.FORWARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,10 @@ class Ledger:
         """Share of the time limit that was spent; 0 without a limit."""
         return self.budget.share(self._spent_s())
 
+    def timing_s(self, *, final: bool) -> float:
+        """Return the seconds that timing one workload of the next map may take; infinite without a time limit."""
+        return self.budget.timing_s(self._spent_s(), final=final)
+
     @property
     def left_s(self) -> float:
         """Seconds that the search may still take, infinite if unknown."""

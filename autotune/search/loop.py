@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autotune.jobs.front import needing_final_run, violations
 from autotune.jobs.progress import Listener
+from autotune.jobs.recommendation import default_pick
 from autotune.jobs.records import (
     EventRecord,
     HeldJob,
@@ -29,6 +30,7 @@ from autotune.search.study import Proposal, Study
 from autotune.search.trials import PlannedTrial
 from autotune.search.worker_shares import fair_shares
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
+from search_spaces.quantization_map import map_key
 from search_spaces.space import SearchSpace
 from workers.candidate import Candidate, Outcome
 from workers.errors import TaskError
@@ -79,6 +81,11 @@ class Search:
         self._description = job.description
         self._space = space
         self._probe = probe
+        #: Key of each uniform map -> its label.
+        self._uniform = {
+            map_key(space.layer_choices(space.uniform(choice))): f"uniform {choice}"
+            for choice in space.uniform_choices()
+        }
         self._constraints = job.spec.constraints.constraints()
         self._pending: dict[int, tuple[PlannedTrial, Proposal | None]] = {}
         self._reference: Reference | None = None
@@ -156,7 +163,7 @@ class Search:
         for choice in sorted(self._space.uniform_choices(), key=_promise):
             proposal = study.propose(self._space.uniform(choice)) if self._ledger.share < _UNIFORM_SHARE else None
             if proposal is not None:
-                yield self._plan(proposal.choices, TrialKind.BASELINE, f"uniform {choice}"), proposal
+                yield self._plan(proposal.choices, TrialKind.BASELINE, self._uniform[proposal.key]), proposal
 
     def _mixtures(self, study: Study) -> Iterator[tuple[PlannedTrial, Proposal]]:
         """Yield mixtures of the baselines on the front that were not measured yet."""
@@ -171,13 +178,18 @@ class Search:
     def _sampled(self, study: Study) -> tuple[PlannedTrial, Proposal] | None:
         """Return the sampler's next map, or None if no map is left that is worth measuring."""
         proposal = study.ask()
-        return None if proposal is None else (self._plan(proposal.choices, TrialKind.SEARCH, None), proposal)
+        if proposal is None:
+            return None
+        # A uniform map that did not fit into its share of the time limit may be proposed now.
+        label = self._uniform.get(proposal.key)
+        kind = TrialKind.SEARCH if label is None else TrialKind.BASELINE
+        return self._plan(proposal.choices, kind, label), proposal
 
     def _measure_picks(self, study: Study) -> None:
         """Measure the picks at full fidelity until every pick has a final measurement."""
         while True:
             submitted = {planned.key for planned, _ in self._pending.values()}
-            picks = needing_final_run(self._front.trials, self._spec.objectives)
+            picks = needing_final_run(self._front.trials, self._spec.objectives, default_pick(self._spec))
             waiting = [trial for trial in picks if trial.key not in submitted]
             for trial in waiting:
                 if len(self._pending) < self._pool.slots and self._ledger.allows_final(len(self._pending)):
@@ -217,6 +229,7 @@ class Search:
                 accuracy_floor=accuracy_floor(self._constraints, reference) if reference else None,
                 shifted_floor=accuracy_floor(self._constraints, reference, shifted=True) if reference else None,
                 final=planned.kind is TrialKind.FINAL,
+                timing_s=self._ledger.timing_s(final=planned.kind is TrialKind.FINAL),
                 incumbents=incumbents(
                     self._front.members,
                     self._known_figures(planned.choices),

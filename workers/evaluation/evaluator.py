@@ -116,7 +116,13 @@ class Evaluator:
             shifted = self.quality.of(candidate.choices, Split.SHIFTED)
             ruled_out = _below(shifted[0], candidate.shifted_floor)
         hopeless = candidate.slowest_hopeful(accuracy, divergence)
-        timings = () if ruled_out else self.latency.of(candidate.choices, final=candidate.final, hopeless=hopeless)
+        timings = (
+            ()
+            if ruled_out
+            else self.latency.of(
+                candidate.choices, final=candidate.final, hopeless=hopeless, budget_s=candidate.timing_s
+            )
+        )
         working = None if ruled_out else self.latency.working_bytes()
         weight_bytes, session_seconds = self._deployed.weight_bytes(), self._deployed.session_seconds
         held_out = self.quality.held_out_accuracies(candidate.choices) if candidate.final else None

@@ -49,7 +49,12 @@ class MapLatency:
         self.forward_seconds = 0.0
 
     def of(
-        self, choices: Mapping[str, str], *, final: bool = False, hopeless: float = math.inf
+        self,
+        choices: Mapping[str, str],
+        *,
+        final: bool = False,
+        hopeless: float = math.inf,
+        budget_s: float = math.inf,
     ) -> tuple[LatencySamples, ...]:
         """Return the latency of a map in every workload and batch size, each interleaved with full precision.
 
@@ -57,6 +62,7 @@ class MapLatency:
             choices: layer name -> choice name.
             final: whether to time at full fidelity: up to the final passes, for half as wide intervals.
             hopeless: latency ratio to full precision above which timing may stop early.
+            budget_s: seconds after which timing a workload ends, once the least rounds are made.
         """
         first, *others = self._workloads
         wanted = [(name, first) for name in dict.fromkeys((Workload.FORWARD, *self._settings.workloads))]
@@ -65,13 +71,21 @@ class MapLatency:
         with self._lock.exclusive(), torch.inference_mode():
             for workload, size in wanted:
                 # Only the forward pass at the first batch size, which comes first, decides whether a map is hopeless.
-                timings.append(self._latency_in(workload, size, choices, final, math.inf if timings else hopeless))
+                timings.append(
+                    self._latency_in(workload, size, choices, final, math.inf if timings else hopeless, budget_s)
+                )
                 if timings[-1].gave_up:
                     break
         return tuple(timings)
 
     def _latency_in(
-        self, workload: Workload, size: int, choices: Mapping[str, str], final: bool, hopeless: float
+        self,
+        workload: Workload,
+        size: int,
+        choices: Mapping[str, str],
+        final: bool,
+        hopeless: float,
+        budget_s: float,
     ) -> LatencySamples:
         timed, settings = self._workloads[size][workload], self._settings
         half_width = settings.half_width
@@ -84,6 +98,7 @@ class MapLatency:
             repeats=settings.final_repeats if final else settings.repeats,
             warmup_s=settings.warmup_s,
             half_width=half_width,
+            budget_s=budget_s,
             hopeless=hopeless,
             workload=workload,
             time_pass=self._time_pass,

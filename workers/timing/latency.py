@@ -83,6 +83,7 @@ def measure(
     repeats: int,
     warmup_s: float,
     half_width: float | None = None,
+    budget_s: float = math.inf,
     hopeless: float = math.inf,
     workload: Workload = Workload.FORWARD,
     time_pass: TimePass = time_ms,
@@ -101,11 +102,14 @@ def measure(
         warmup_s: minimum seconds of warm-up.
         half_width: timing stops once the 95 % interval of the latency ratio reaches at most this share of the ratio
             to either side; None always times ``repeats`` passes.
+        budget_s: seconds after which timing ends, once the least rounds are made; only with a ``half_width``, because
+            percentiles of the tail need all passes.
         hopeless: latency ratio; timing stops if the candidate's is clearly above it.
         workload: what a pass runs, to record.
         time_pass: times one pass.
         report: gets every round.
     """
+    start = time.perf_counter()
     wanted = math.ceil(repeats / CANDIDATE_PER_ROUND)
     report(Step(stage=Stage.LATENCY, total=wanted))
     candidate.install()
@@ -117,7 +121,14 @@ def measure(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        rounds, gave_up = _measure_rounds(times, wanted=wanted, half_width=half_width, hopeless=hopeless, report=report)
+        rounds, gave_up = _measure_rounds(
+            times,
+            wanted=wanted,
+            half_width=half_width,
+            ends_at=start + budget_s,
+            hopeless=hopeless,
+            report=report,
+        )
     finally:
         if collecting:
             gc.enable()
@@ -134,11 +145,18 @@ def _samples(rounds: Sequence[_Round], **recorded: Any) -> LatencySamples:
 
 
 def _measure_rounds(
-    measure_round: Callable[..., _Round], *, wanted: int, half_width: float | None, hopeless: float, report: Report
+    measure_round: Callable[..., _Round],
+    *,
+    wanted: int,
+    half_width: float | None,
+    ends_at: float,
+    hopeless: float,
+    report: Report,
 ) -> tuple[list[_Round], bool]:
     """Return rounds in measurement order, and whether timing gave up because the candidate is hopeless.
 
-    These are the undisturbed rounds once they suffice for ``half_width``, else the ``wanted`` least disturbed rounds.
+    These are the undisturbed rounds once they suffice for ``half_width``, else the ``wanted`` least disturbed rounds;
+    fewer if the time ends before.
     """
     rounds: list[_Round] = []
     doubt = Doubt(hopeless)
@@ -151,6 +169,8 @@ def _measure_rounds(
             return rounds, True
         if half_width is not None and _suffice(_quiet(rounds), half_width):
             return _quiet(rounds), False
+        if half_width is not None and len(rounds) >= _LEAST_ROUNDS and time.perf_counter() > ends_at:
+            break
     # Sort by absolute waiting time, not by its share: a disturbed round is longer, which lowers the share.
     by_waiting = sorted(range(len(rounds)), key=lambda index: rounds[index].waited_ms)
     return [rounds[index] for index in sorted(by_waiting[:wanted])], False

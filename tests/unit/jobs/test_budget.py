@@ -114,3 +114,11 @@ def test_what_is_left_and_what_is_spent_follow_the_limit_and_the_trials() -> Non
     assert budget([TRIAL] * 4, trials=10).left_s(5.0) == 12.0
     assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).left_s(5.0) == 4.0
     assert (budget([]).share(5.0), budget([], time_limit_s=50.0).share(5.0)) == (0.0, 0.1)
+
+
+def test_timing_is_bounded_by_the_limit_only() -> None:
+    assert budget([TRIAL]).timing_s(5.0, final=False) == math.inf
+    limited = budget([TRIAL], time_limit_s=100.0)
+    assert limited.timing_s(40.0, final=False) == 5.0
+    assert limited.timing_s(40.0, final=True) == 30.0
+    assert limited.timing_s(140.0, final=True) == 0.0

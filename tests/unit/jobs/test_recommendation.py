@@ -1,5 +1,6 @@
 """The recommended map: the fastest within the limits, in words that say what it gains."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -85,3 +86,17 @@ def test_a_final_measurement_counts_instead_of_the_first() -> None:
 def test_nothing_is_said_without_the_figures(missing: str) -> None:
     figures = {name: figure for name, figure in MIX.figures.items() if name != missing}
     assert recommendation([FULL, trial(3, 0.5, 0.002, 30.0, figures=figures)], spec()) is None
+
+
+def test_the_workload_of_the_objectives_decides_which_map_is_the_fastest() -> None:
+    def with_prefill(one: TrialRecord, ratio: float) -> TrialRecord:
+        figures = {"prefill_latency_p50_ms": Figure(value=10.0 * ratio), "prefill_latency_ratio": Figure(value=ratio)}
+        return dataclasses.replace(one, figures={**one.figures, **figures})
+
+    document = spec().dump() | {"objectives": ["prefill_latency_p50_ms", "divergence"]}
+    trials = [with_prefill(FULL, 1.0), with_prefill(DYNAMIC, 0.5), with_prefill(MIX, 0.8)]
+    assert recommendation(trials, JobSpec.parse(document)) == (
+        "Recommended: trial 2 (uniform int8_dynamic). 2.00x as fast as full precision (time to first token p50), "
+        "accuracy -0.40 %, 20.0 instead of 80.0 MiB. No measured mix within the limits is a better choice than this "
+        "uniform map."
+    )

@@ -257,3 +257,21 @@ def test_no_candidate_is_kept_ready_where_the_driver_would_wait_for_it() -> None
     pool.trial_s, pool.queues = 1e-9, False
     searched_job(pool, sampler="random", trials=20)
     assert max(pool.waiting) == 1
+
+
+def test_with_limits_the_fastest_map_within_them_is_measured_again_first() -> None:
+    store, job, _ = searched_job(ScriptedPool(), constraints={"accuracy_drop": {"max": 0.05}})
+    trials = store.trials(job.id)
+    before = [trial for trial in trials if trial.kind is not TrialKind.FINAL]
+    assert finals(trials)[0].key == pick(before, "fastest", job.spec.objectives).key != pick(
+        before, "knee", job.spec.objectives
+    ).key
+
+
+def test_a_uniform_map_is_known_as_such_whoever_proposes_it() -> None:
+    store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6)
+    change_plan(store, job.id, time_limit_s=1e6, trials=10)
+    go_on(store, store.job(job.id), ScriptedPool(), loading_s=5e5)  # beyond the share of uniform maps
+    trials = [trial for trial in store.trials(job.id)[1:] if len(set(trial.choices.values())) == 1]
+    assert trials
+    assert all((t.kind, t.label) == (TrialKind.BASELINE, f"uniform {t.choices['fc0']}") for t in trials)

@@ -169,6 +169,24 @@ def test_timing_of_a_noisy_ratio_goes_on_to_the_most_passes(monkeypatch: pytest.
     assert len(samples.candidate_ms) == 60
 
 
+@pytest.mark.parametrize(("half_width", "passes"), [(0.01, 40), (None, 60)])
+def test_timing_ends_with_its_seconds_unless_all_passes_are_needed(
+    monkeypatch: pytest.MonkeyPatch, half_width: float | None, passes: int
+) -> None:
+    generator = np.random.default_rng(0)
+    log = Log(monkeypatch, {})
+
+    def run() -> None:
+        log.costs_ms = dict.fromkeys(("candidate", "reference"), generator.lognormal(0.0, 0.5))
+        log.run()
+
+    candidate, reference = log.contenders(run)
+    samples = measure(
+        candidate, reference, batch_size=1, repeats=60, warmup_s=0.0, half_width=half_width, budget_s=1e-3
+    )
+    assert len(samples.candidate_ms) == passes
+
+
 def test_garbage_collector_rests_and_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
     states = set()
     contender = Contender(install=lambda: None, run=lambda: states.add(gc.isenabled()))
