@@ -6,7 +6,7 @@ every other map aims at the answer itself: the best first objective that meets t
 
 Limits are bracketed. The best predicted map lies at a limit, and of many predictions the best is the most flattered, so
 the planner would miss the limit again and again. After every miss, the next map must meet the limits with a higher
-probability, until one does; from there the search works inward.
+probability; after every map that does, the next one may take a higher risk.
 """
 
 import itertools
@@ -33,8 +33,8 @@ _PATIENCE, _LEAST_GAIN = 16, 2e-4
 _SHORT_LIST = 48
 #: Factor on the probability of maps that are too likely to break a constraint.
 _INFEASIBLE_FACTOR = 1e-12
-#: Probability that a proposal misses a limit: at most this, and this factor less after each miss in a row.
-_RISK, _LESS_RISK = 0.5, 0.4
+#: Accepted probability that a map misses a limit: of the first map, of any, and how much less it is after each miss.
+_FIRST_RISK, _MOST_RISK, _AFTER_MISS = 0.3, 0.5, 0.6
 #: Candidates considered with three objectives, where hypervolumes are slow to compute.
 _MOST_IN_3D = 300
 #: Numbers of latency and memory weights tried against the divergence if memory counts.
@@ -73,10 +73,10 @@ class Planner:
         self._points: list[tuple[float, ...]] = []
         self._known: set[bytes] = set()
         self._proposals = self._low_gains = 0
-        #: Maps that were proposed to meet the limits, and how many of the latest of them missed one in a row. The first
-        #: map is as careful as after a miss, so that there is an answer soon.
+        #: Maps that were proposed to meet the limits, and the risk of missing one that the next such map may have. The
+        #: first map is careful, so that there is an answer soon.
         self._aimed: set[bytes] = set()
-        self._misses = 1
+        self._risk = _FIRST_RISK
 
     @property
     def spent(self) -> bool:
@@ -99,7 +99,7 @@ class Planner:
         self._posterior.observe(maps, figures)
         for row, kept in zip(maps, feasible, strict=True):
             if row.tobytes() in self._aimed:
-                self._misses = 0 if kept else self._misses + 1
+                self._risk = min(_MOST_RISK, self._risk * (1.0 / _AFTER_MISS if kept else _AFTER_MISS))
         self._points += [self._objectives.values(each) for each, kept in zip(figures, feasible, strict=True) if kept]
 
     def propose(self, pending: Maps) -> npt.NDArray[np.intp] | None:
@@ -122,7 +122,7 @@ class Planner:
         candidates, gains, wanted = candidates[listed], gains[listed], wanted[listed]
         likely = self._probability(candidates, {metric: of_all[listed] for metric, of_all in predicted.items()})
         if not explores:
-            likely = _without_risky(likely, _RISK * _LESS_RISK**self._misses)
+            likely = _without_risky(likely, self._risk)
             self._low_gains = self._low_gains + 1 if (gains * likely).max() < _LEAST_GAIN else 0
         chosen = np.asarray(candidates[(wanted * likely).argmax()])
         if not explores:
@@ -207,8 +207,6 @@ class Planner:
             margin = np.minimum(margin, -violation)
         holding, breaking = np.flatnonzero(broken == 0), np.flatnonzero(broken > 0)
         best, nearest = np.argsort(-wanted[holding])[:_SHORT_LIST], np.argsort(broken[breaking])[:_SHORT_LIST]
-        if not self._misses:
-            return np.concatenate([holding[best], breaking[nearest]])
         spread = np.linspace(0, len(holding) - 1, min(_SHORT_LIST, len(holding))).astype(np.intp)
         safer = np.argsort(margin[holding])[spread]
         return np.concatenate([holding[np.union1d(best, safer)], breaking[nearest]])
