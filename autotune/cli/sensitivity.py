@@ -14,7 +14,7 @@ from rich.text import Text
 from autotune.cli.options import AsJson, Database, JobReference, Token, Url, reader
 from autotune.cli.output import job_json, legend, out, print_json, say, short_choice
 from autotune.errors import ConflictError
-from autotune.jobs.records import JobRecord
+from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.spec import SamplerName
 from autotune.search.probing import probes_of
 from autotune.store.base import ReadStore
@@ -184,6 +184,11 @@ def _why_not(store: ReadStore, job: JobRecord) -> str:
     failures = [event.message for event in store.events(job.id) if event.kind == "probes_failed"]
     if failures:
         return f"job {job.id} has no sensitivities: {failures[-1]}; fix that and run: autotune resume {job.id}"
+    if job.state is JobState.FINISHED:
+        return (
+            f"job {job.id} has no sensitivities: full precision and the uniform maps used up its budget before its "
+            "layers were probed; run it with more search.trials or a longer search.time_limit_s"
+        )
     return (
         f"job {job.id} has no sensitivities yet: it has not probed its layers; wait if it is running, "
         f"otherwise run: autotune resume {job.id}"

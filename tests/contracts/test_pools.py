@@ -218,7 +218,7 @@ def test_model_that_cannot_be_probed_is_an_error_and_the_pool_goes_on(start: Sta
 def test_steps_are_reported_while_a_pool_starts_probes_and_measures(start: Start) -> None:
     steps: list[Step] = []
     # Slow enough that a driver that looks a few times a second sees every long stage.
-    pool = start(setup(trouble="slow", repeats=100), steps.append)
+    pool = start(setup(trouble="slow", repeats=300), steps.append)
     assert [step.total for step in steps if step.stage is Stage.CALIBRATING][-1] == 6
     assert max(step.done for step in steps if step.stage is Stage.CALIBRATING) >= 3
     assert all(step.total is None or 0 <= step.done <= step.total for step in steps)
@@ -230,7 +230,7 @@ def test_steps_are_reported_while_a_pool_starts_probes_and_measures(start: Start
     assert isinstance(drain(pool, 1)[0].result, Measurement)
     latency = [(step.done, step.total) for step in steps if step.stage is Stage.LATENCY]
     assert latency
-    assert all(total == 10 for _, total in latency)
+    assert all(total == 30 for _, total in latency)
 
 
 def test_steps_of_several_workers_that_measure_are_not_reported(start_ray: Start) -> None:

@@ -378,7 +378,12 @@ def test_job_without_sensitivities_says_why(run: Run, folder: Path) -> None:
     assert "its sampler is nsga2, which probes no layers; run a job with search.sampler: sensitivity" in done.stderr
 
     troubled = {"name": "fragile", "parameters": {"trouble": "raise"}}
-    (folder / "job.yaml").write_text(yaml.safe_dump(job(task=troubled, search={"trials": 3})))
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(task=troubled, search={"trials": 2})))
+    run("run", "job.yaml", "--task-file", TASK_FILE)
+    done = run("sensitivity", "last", code=8)
+    assert "the uniform maps used up its budget before its layers were probed" in done.stderr
+
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(task=troubled, search={"trials": 20})))
     run("run", "job.yaml", "--task-file", TASK_FILE)
     done = run("sensitivity", "last", "--json", code=8)
     error = json.loads(done.stderr)["error"]

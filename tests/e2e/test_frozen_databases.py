@@ -149,4 +149,4 @@ def test_a_frozen_job_goes_on(store: Store, name: str, trials: int, monkeypatch:
     assert [trial.number for trial in after] == list(range(len(after)))
     assert searched(after) == trials
     kinds = [told.kind for told in store.events(job_id)]
-    assert kinds[-3:] == ["replanned", "resumed", "finished"]
+    assert kinds[-4:] == ["replanned", "resumed", "time_spent", "finished"]
