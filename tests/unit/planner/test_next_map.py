@@ -12,7 +12,7 @@ from autotune.metrics.catalog import Constraint
 from autotune.metrics.objectives import Objectives
 from autotune.metrics.pareto import hypervolume
 from autotune.planner.knapsack import Costs, Maps, cheapest_for_each_budget
-from autotune.planner.next_map import Planner
+from autotune.planner.next_map import Planner, _without_risky
 from autotune.planner.prior import Prior
 from workers.timing.estimates import Figure
 
@@ -277,3 +277,35 @@ def test_a_limit_that_all_maps_keep_costs_no_maps() -> None:
     free, limited = World(), World(constraints=(at_most("latency_ratio", 5.0),))
     volumes = [world.volume(search(world, world.planner(), 8)) for world in (free, limited)]
     assert volumes[1] >= 0.995 * volumes[0]
+
+
+def test_the_accepted_risk_falls_with_every_miss_of_a_proposed_map_and_rises_with_every_hit() -> None:
+    world = World(
+        groups=30, objectives=("latency_p50_ms", "divergence"), constraints=(at_most("accuracy_drop", 0.004),)
+    )
+    planner = world.planner()
+    search(world, planner, 0)  # uniform maps that miss the limit say nothing of the planner's own
+    risks = [planner._risk]
+    for kept in (False, False, True, True, True):
+        proposed = planner.propose(none(world))
+        assert proposed is not None
+        planner.observe(proposed[None], world.measure(proposed[None]), [kept])
+        risks.append(planner._risk)
+    assert risks == pytest.approx([0.3, 0.18, 0.108, 0.18, 0.3, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("likely", "risk", "kept"),
+    [
+        ([0.9, 0.6, 0.4], 0.5, [True, True, False]),
+        ([0.9, 0.6, 0.4], 0.3, [True, False, False]),
+        ([0.4, 0.2, 0.35], 0.3, [True, True, True]),  # all are too risky: the least risky, give or take one half
+        ([0.8, 0.5], 0.1, [True, False]),
+    ],
+)
+def test_only_maps_within_the_accepted_risk_keep_their_chance(
+    likely: list[float], risk: float, kept: list[bool]
+) -> None:
+    found = _without_risky(np.array(likely), risk)
+    assert (found > 1e-6).tolist() == kept
+    assert found[kept].tolist() == np.array(likely)[kept].tolist()

@@ -43,6 +43,18 @@ class Log:
         self.now_ns += int(self.costs_ms[self.installed] * 1e6)
 
 
+def noisy(monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
+    """Return candidate and reference, whose passes vary too much for a narrow interval."""
+    generator = np.random.default_rng(0)
+    log = Log(monkeypatch, {})
+
+    def run() -> None:
+        log.costs_ms = dict.fromkeys(("candidate", "reference"), generator.lognormal(0.0, 0.5))
+        log.run()
+
+    return log.contenders(run)
+
+
 def test_rounds_alternate_and_first_pass_after_a_change_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(monkeypatch, {"candidate": 2.0, "reference": 8.0})
     samples = measure(log.contender("candidate"), log.contender("reference"), batch_size=3, repeats=25, warmup_s=0.0)
@@ -157,14 +169,7 @@ def test_timing_stops_once_the_ratio_is_known_and_slow_passes_have_short_rounds(
 
 
 def test_timing_of_a_noisy_ratio_goes_on_to_the_most_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-    log = Log(monkeypatch, {})
-
-    def run() -> None:
-        log.costs_ms = dict.fromkeys(("candidate", "reference"), generator.lognormal(0.0, 0.5))
-        log.run()
-
-    candidate, reference = log.contenders(run)
+    candidate, reference = noisy(monkeypatch)
     samples = measure(candidate, reference, batch_size=1, repeats=60, warmup_s=0.0, half_width=0.01)
     assert len(samples.candidate_ms) == 60
 
@@ -173,14 +178,7 @@ def test_timing_of_a_noisy_ratio_goes_on_to_the_most_passes(monkeypatch: pytest.
 def test_timing_ends_with_its_seconds_unless_all_passes_are_needed(
     monkeypatch: pytest.MonkeyPatch, half_width: float | None, passes: int
 ) -> None:
-    generator = np.random.default_rng(0)
-    log = Log(monkeypatch, {})
-
-    def run() -> None:
-        log.costs_ms = dict.fromkeys(("candidate", "reference"), generator.lognormal(0.0, 0.5))
-        log.run()
-
-    candidate, reference = log.contenders(run)
+    candidate, reference = noisy(monkeypatch)
     samples = measure(
         candidate, reference, batch_size=1, repeats=60, warmup_s=0.0, half_width=half_width, budget_s=1e-3
     )
