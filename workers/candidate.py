@@ -2,9 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from workers.measurement import Failure, Measurement
+from workers.measurement import Failure, Measurement, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityLimit:
+    """What a candidate must reach on one split; its latency is not measured if it fails."""
+
+    least_accuracy: float = -math.inf
+    #: Mean divergence from full precision.
+    most_divergence: float = math.inf
+
+    def holds(self, accuracy: float, divergence: float) -> bool:
+        """Return whether a quality is within the limit."""
+        return accuracy >= self.least_accuracy and divergence <= self.most_divergence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +40,18 @@ class Candidate:
     number: int
     #: Layer name -> choice name.
     choices: Mapping[str, str]
-    #: Latency is measured only if the accuracy reaches this floor; None always measures it.
-    accuracy_floor: float | None = None
-    #: Floor for the accuracy on shifted data, with the same effect.
-    shifted_floor: float | None = None
+    #: Split -> limit of the quality on it.
+    limits: Mapping[Split, QualityLimit] = field(default_factory=dict)
     #: Whether to measure at full fidelity: more timed passes, and accuracy on held-out data as well.
     final: bool = False
     #: Seconds that timing each workload may take; it then ends after its least rounds. Infinite without a time limit.
     timing_s: float = math.inf
     #: A candidate that is slower than an incumbent without better quality is hopeless, so its timing may stop early.
     incumbents: tuple[Incumbent, ...] = ()
+
+    def within_limit(self, split: Split, accuracy: float, divergence: float) -> bool:
+        """Return whether the quality on a split is within its limit."""
+        return split not in self.limits or self.limits[split].holds(accuracy, divergence)
 
     def slowest_hopeful(self, accuracy: float, divergence: float) -> float:
         """Return the latency ratio above which the candidate is hopeless, given its quality; infinity if none."""

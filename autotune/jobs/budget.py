@@ -104,9 +104,11 @@ class Budget:
         return max(0.0, self._limit_s - elapsed_s) / 2.0 if final else _TIMING_SHARE * self._limit_s
 
     def left_s(self, elapsed_s: float) -> float:
-        """Return the seconds that the search may still take by its time limit and its trials, infinite if unknown."""
+        """Return the seconds left for the search, by its time limit and its trials; infinite if unknown."""
         by_trials = max(0, self.trials - self.searched) * self.trial_s
-        return by_trials if self._limit_s is None else min(by_trials, max(0.0, self._limit_s - elapsed_s))
+        if self._limit_s is None:
+            return by_trials
+        return min(by_trials, max(0.0, self._limit_s - self._reserve_s(self._limit_s) - elapsed_s))
 
     @property
     def _final_s(self) -> float:

@@ -192,7 +192,7 @@ def _of_split(split: Split) -> Iterator[Metric]:
     if searched:
         yield Metric(
             name=f"{prefix}divergence", kind=Kind.DIVERGENCE, label=f"Divergence{data or ' from full precision'}",
-            heading="" if prefix else "diverg.", split=split,
+            heading="" if prefix else "diverg.", split=split, can_be_limited=True,
         )  # fmt: skip
 
 
@@ -265,7 +265,7 @@ class Constraint:
 
     def violation(self, value: Number) -> Number:
         """Return how far a value, or each of an array, exceeds the limit, relative to it; at most 0 if it holds."""
-        scale = max(abs(self.limit), 1e-3)  # a limit of zero still needs a finite scale
+        scale = abs(self.limit) or 1e-3  # a limit of zero still needs a finite scale
         return (value - self.limit) / scale if self.at_most else (self.limit - value) / scale
 
     def __str__(self) -> str:

@@ -1,11 +1,13 @@
 """Thresholds sent with each candidate, so that its worker can stop measuring a hopeless one."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from autotune.jobs.records import TrialRecord
-from autotune.metrics.catalog import Constraint
+from autotune.metrics.catalog import Constraint, Kind, metric_of
 from autotune.metrics.from_measurement import Reference
-from workers.candidate import Incumbent
+from workers.candidate import Incumbent, QualityLimit
+from workers.measurement import Split
 from workers.timing.estimates import Figure
 
 _LATENCIES = ("latency_p50_ms", "latency_ratio")
@@ -59,12 +61,16 @@ def incumbents(
     return tuple(found)
 
 
-def accuracy_floor(constraints: Sequence[Constraint], reference: Reference, *, shifted: bool = False) -> float | None:
-    """Return the accuracy below which a candidate cannot be feasible; None without such a constraint."""
-    name, full = ("shifted_accuracy", reference.shifted_accuracy) if shifted else ("accuracy", reference.accuracy)
+def quality_limits(constraints: Sequence[Constraint], reference: Reference) -> dict[Split, QualityLimit]:
+    """Return split -> the quality that a candidate needs to be feasible."""
     limits = {constraint.metric: constraint.limit for constraint in constraints}
-    floors = [limits[name]] if name in limits else []
-    drop = limits.get(f"{name}_drop")
-    if drop is not None and full is not None:
-        floors.append(full - drop * abs(full))
-    return max(floors, default=None)
+    found = {}
+    for split, full in ((Split.EVALUATION, reference.accuracy), (Split.SHIFTED, reference.shifted_accuracy)):
+        names = {kind: metric_of(kind, split).name for kind in (Kind.ACCURACY, Kind.ACCURACY_DROP, Kind.DIVERGENCE)}
+        drop = limits.get(names[Kind.ACCURACY_DROP])
+        floor = -math.inf if drop is None or full is None else full - drop * abs(full)
+        found[split] = QualityLimit(
+            least_accuracy=max(floor, limits.get(names[Kind.ACCURACY], -math.inf)),
+            most_divergence=limits.get(names[Kind.DIVERGENCE], math.inf),
+        )
+    return found

@@ -22,7 +22,7 @@ from autotune.jobs.spec import SamplerName
 from autotune.jobs.timestamps import event
 from autotune.metrics.from_measurement import MIB, Reference
 from autotune.planner.prior import expect
-from autotune.search.early_stopping import accuracy_floor, incumbents
+from autotune.search.early_stopping import incumbents, quality_limits
 from autotune.search.initial_design import mixtures
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
@@ -45,6 +45,8 @@ _TICK_S = 0.5
 _UNIFORM_SHARE = 0.4
 #: Share of the time left that probing the sensitivities may take, and seconds that it may take in any case.
 _PROBING_SHARE, _LEAST_PROBING_S = 0.2, 5.0
+#: Fewest maps that the time left must suffice for; otherwise probes take the time of the few maps they would improve.
+_PROBED_MAPS = 4
 
 #: Returns the expected costs of every layer and choice, estimated in about so many seconds; None if nothing was probed.
 Probe = Callable[[float], Probes | None]
@@ -100,15 +102,16 @@ class Search:
         """
         study = self._study(None)
         self._measure_full_precision(study)
-        self._listener.stage("Measuring uniform maps")
-        baselines = self._baselines(study)
-        self._measure_all(lambda: next(baselines, None), study)
+        self._measure_uniform_maps(study, _UNIFORM_SHARE)
         if self._spec.search.sampler is SamplerName.SENSITIVITY and self._budget_left():
-            study = self._study(self._probed())
+            if self._ledger.left_s < _PROBED_MAPS * self._ledger.budget.trial_s:
+                self._measure_uniform_maps(study, 1.0)
+            else:
+                study = self._study(self._probed())
         self._listener.stage("Searching")
         mixtures = self._mixtures(study)
         self._measure_all(lambda: next(mixtures, None) or self._sampled(study), study)
-        why = self._why_ended(study)
+        why = _why_ended(self._ledger, study)
         self._measure_picks(study)
         return why
 
@@ -158,10 +161,17 @@ class Search:
             raise TaskError(f"full precision cannot be measured: {first.message}; fix the task and start a new job")
         self._reference = Reference.of_figures(first.figures)
 
-    def _baselines(self, study: Study) -> Iterator[tuple[PlannedTrial, Proposal]]:
-        """Yield the uniform maps that were not measured yet: as many as fit into their share of the time limit."""
+    def _measure_uniform_maps(self, study: Study, share: float) -> None:
+        """Measure uniform maps until a share of the time limit is spent, but at least one."""
+        self._listener.stage("Measuring uniform maps")
+        baselines = self._baselines(study, share)
+        self._measure_all(lambda: next(baselines, None), study)
+
+    def _baselines(self, study: Study, share: float) -> Iterator[tuple[PlannedTrial, Proposal]]:
+        """Yield the uniform maps that were not measured yet."""
         for choice in sorted(self._space.uniform_choices(), key=_promise):
-            proposal = study.propose(self._space.uniform(choice)) if self._ledger.share < _UNIFORM_SHARE else None
+            in_time = self._ledger.share < share or len(self._front.trials) + len(self._pending) < 2
+            proposal = study.propose(self._space.uniform(choice)) if in_time else None
             if proposal is not None:
                 yield self._plan(proposal.choices, TrialKind.BASELINE, self._uniform[proposal.key]), proposal
 
@@ -226,8 +236,7 @@ class Search:
             Candidate(
                 number=planned.number,
                 choices=planned.choices,
-                accuracy_floor=accuracy_floor(self._constraints, reference) if reference else None,
-                shifted_floor=accuracy_floor(self._constraints, reference, shifted=True) if reference else None,
+                limits=quality_limits(self._constraints, reference) if reference else {},
                 final=planned.kind is TrialKind.FINAL,
                 timing_s=self._ledger.timing_s(final=planned.kind is TrialKind.FINAL),
                 incumbents=incumbents(
@@ -292,18 +301,19 @@ class Search:
     def _budget_left(self) -> bool:
         return self._ledger.allows_search(len(self._pending))
 
-    def _why_ended(self, study: Study) -> str:
-        if self._ledger.budget.is_spent:
-            return "all trials of the budget were measured"
-        if not self._budget_left():
-            return "the time limit was reached"
-        return "no other map promises a gain" if study.spent else "all maps of the search space were measured"
-
 
 def _promise(choice: str) -> tuple[bool, int]:
     """Return a sort key that puts choices first whose uniform map is probably fast: those that compute in few bits."""
     known = choice_named(choice)
     return known.activation is ActivationMode.NONE, known.precision.bits
+
+
+def _why_ended(ledger: Ledger, study: Study) -> str:
+    if ledger.budget.is_spent:
+        return "all trials of the budget were measured"
+    if not ledger.allows_search(pending=0):
+        return "the time limit was reached"
+    return "no other map promises a gain" if study.spent else "all maps of the search space were measured"
 
 
 def _waited_s(outcome: Outcome) -> float:

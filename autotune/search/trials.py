@@ -88,7 +88,7 @@ class PlannedTrial:
         why_rejected = None
         if not result.latency:
             where = " on shifted data" if result.shifted else ""
-            why_rejected = f"latency not measured: the accuracy{where} is below its constraint"
+            why_rejected = f"latency not measured: the quality{where} breaks a limit"
         elif result.gave_up:
             passes = len(result.latency[0].candidate_ms)
             why_rejected = f"given up after {passes} passes: slower than a limit, or than maps that lose no more"

@@ -14,10 +14,10 @@ import ray
 
 from search_spaces.choice import CHOICES, FULL_PRECISION
 from search_spaces.errors import AutotuneError
-from workers.candidate import Candidate, Incumbent, Outcome
+from workers.candidate import Candidate, Incumbent, Outcome, QualityLimit
 from workers.device.processor import this_processor
 from workers.errors import PoolError, TaskError
-from workers.measurement import Failure, FailureCause, Measurement
+from workers.measurement import Failure, FailureCause, Measurement, Split
 from workers.pools.base import MAX_ATTEMPTS, Pool
 from workers.pools.build import build_pool
 from workers.progress import Report, Stage, Step, silent
@@ -157,7 +157,7 @@ def test_full_precision_diverges_by_nothing(start: Start) -> None:
 
 def test_accuracy_below_the_floor_saves_the_latency(start: Start) -> None:
     pool = start(setup())
-    pool.submit(Candidate(number=0, choices=MIXED, accuracy_floor=1.1))
+    pool.submit(Candidate(number=0, choices=MIXED, limits={Split.EVALUATION: QualityLimit(least_accuracy=1.1)}))
     measurement = drain(pool, 1)[0].result
     assert isinstance(measurement, Measurement)
     assert measurement.latency == ()

@@ -105,16 +105,16 @@ class Evaluator:
         memory.release()
 
     def measure(self, candidate: Candidate) -> Measurement:
-        """Measure one candidate: accuracy first, then latency unless accuracy rules the candidate out."""
+        """Measure one candidate: quality first, then latency unless quality rules the candidate out."""
         start, waited_before_s = time.perf_counter(), self._lock.waited_s
         self.quality.forward_seconds = self.latency.forward_seconds = 0.0
         at_start = self._environment()
         accuracy, divergence = self.quality.of(candidate.choices, Split.EVALUATION)
-        ruled_out = _below(accuracy, candidate.accuracy_floor)
+        ruled_out = not candidate.within_limit(Split.EVALUATION, accuracy, divergence)
         shifted = None
         if Split.SHIFTED in splits(self._task) and not ruled_out:
             shifted = self.quality.of(candidate.choices, Split.SHIFTED)
-            ruled_out = _below(shifted[0], candidate.shifted_floor)
+            ruled_out = not candidate.within_limit(Split.SHIFTED, *shifted)
         hopeless = candidate.slowest_hopeful(accuracy, divergence)
         timings = (
             ()
@@ -239,7 +239,3 @@ def _refusals(prepared: PreparedModel, calibration: Calibration) -> dict[str, di
         lacking = {name: calibration.refuses(layer, choice) for name, choice in CHOICES.items()}
         found[layer.name] = {name: why for name, why in lacking.items() if why} | prepared.refusals(layer.name)
     return found
-
-
-def _below(accuracy: float, floor: float | None) -> bool:
-    return floor is not None and accuracy < floor

@@ -16,11 +16,11 @@ from autotune.metrics.objectives import Objectives
 from autotune.planner.next_map import Planner
 from autotune.planner.posterior import Posterior
 from autotune.planner.prior import Prior
-from autotune.search.early_stopping import accuracy_floor
+from autotune.search.early_stopping import quality_limits
 from autotune.search.run import _check_figures
 from search_spaces.quantization_map import ActivationRange
 from workers.calibration.calibrate import clipped_shares
-from workers.candidate import Candidate
+from workers.candidate import Candidate, QualityLimit
 from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import OutputKind, Split
@@ -88,12 +88,14 @@ def test_a_task_without_shifted_data_has_no_such_figures() -> None:
     assert found.measure(Candidate(number=0, choices={})).shifted is None
 
 
-@pytest.mark.parametrize(("floors", "shifted"), [((None, 0.6), True), ((1.0, None), False)])
-def test_latency_is_not_measured_below_a_floor(floors: tuple[float | None, float | None], shifted: bool) -> None:
-    candidate = Candidate(number=0, choices={}, accuracy_floor=floors[0], shifted_floor=floors[1])
-    found = evaluator().measure(candidate)
+UNREACHABLE = QualityLimit(least_accuracy=2.0)
+
+
+@pytest.mark.parametrize("limits", [{Split.SHIFTED: UNREACHABLE}, {Split.EVALUATION: UNREACHABLE}])
+def test_latency_is_not_measured_if_quality_breaks_a_limit(limits: dict[Split, QualityLimit]) -> None:
+    found = evaluator().measure(Candidate(number=0, choices={}, limits=limits))
     assert found.latency == ()
-    assert (found.shifted is not None) == shifted
+    assert (found.shifted is not None) == (Split.SHIFTED in limits)
 
 
 def test_figures_are_relative_to_full_precision_on_shifted_data() -> None:
@@ -110,8 +112,9 @@ def test_floor_is_the_stricter_of_both_constraints() -> None:
         Constraint(metric="shifted_accuracy_drop", limit=0.1, at_most=True),
     ]
     reference = Reference(accuracy=0.9, latency_p50_ms=1.0, shifted_accuracy=0.5)
-    assert accuracy_floor(limits, reference, shifted=True) == pytest.approx(0.45)
-    assert accuracy_floor(limits, reference) is None
+    found = quality_limits(limits, reference)
+    assert found[Split.SHIFTED].least_accuracy == pytest.approx(0.45)
+    assert found[Split.EVALUATION] == QualityLimit()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from autotune.jobs.spec import JobSpec
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from search_spaces.space import build_space
-from workers.candidate import Candidate
+from workers.candidate import Candidate, QualityLimit
+from workers.measurement import Split
 from workers.task import Task, splits
 from workers.tasks import build_task, load_task_file
 
@@ -129,7 +130,11 @@ def test_own_task_is_measured_quantized() -> None:
     evaluator = Evaluator(setup)
     layers = evaluator.description.layers
     found = evaluator.measure(
-        Candidate(number=0, choices={layer.name: "int8_dynamic" for layer in layers}, accuracy_floor=2.0)
+        Candidate(
+            number=0,
+            choices={layer.name: "int8_dynamic" for layer in layers},
+            limits={Split.EVALUATION: QualityLimit(least_accuracy=2.0)},
+        )
     )
     assert [layer.name for layer in layers] == ["0", "2", "4"]
     assert found.accuracy > 0.9

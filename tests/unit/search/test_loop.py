@@ -18,11 +18,11 @@ from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
-from autotune.search.loop import Search
+from autotune.search.loop import Probe, Search
 from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
-from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement
+from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement, Split
 from workers.setup import Calibration, ModelDescription
 from workers.timing.estimates import Figure
 
@@ -123,11 +123,13 @@ def searched_job(
     return store, job, go_on(store, job, pool)
 
 
-def go_on(store: MemoryStore, job: JobRecord, pool: ScriptedPool, loading_s: float = 0.0) -> str:
+def go_on(
+    store: MemoryStore, job: JobRecord, pool: ScriptedPool, loading_s: float = 0.0, probe: Probe = lambda _: None
+) -> str:
     record = store.job(job.id)
     lease = Lease(store, record)
     ledger = Ledger(store, record, Silent(), loading_s=loading_s)
-    return Search(record, space_of(record.spec, record.description), pool, Silent(), lease, ledger).run()  # type: ignore[arg-type]
+    return Search(record, space_of(record.spec, record.description), pool, Silent(), lease, ledger, probe).run()  # type: ignore[arg-type]
 
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
@@ -271,10 +273,31 @@ def test_with_limits_the_fastest_map_within_them_is_measured_again_first() -> No
 
 
 def test_a_uniform_map_is_known_as_such_whoever_proposes_it() -> None:
-    store, job, _ = searched_job(ScriptedPool(), choices=["fp32", "int8_dynamic"], time_limit_s=1e-6)
-    change_plan(store, job.id, time_limit_s=1e6, trials=64)  # all maps of the space
+    store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6)
+    change_plan(store, job.id, time_limit_s=1e6, trials=729)  # all maps of the space
     go_on(store, store.job(job.id), ScriptedPool(), loading_s=5e5)  # beyond the share of uniform maps
     trials = store.trials(job.id)
-    assert trials[1].label is None
-    (uniform,) = [t for t in trials if set(t.choices.values()) == {"int8_dynamic"} and t.kind is not TrialKind.FINAL]
-    assert (uniform.kind, uniform.label) == (TrialKind.BASELINE, "uniform int8_dynamic")
+    assert (trials[1].label, trials[2].label) == ("uniform int8_dynamic", None)
+    (uniform,) = [t for t in trials if set(t.choices.values()) == {"bf16"} and t.kind is not TrialKind.FINAL]
+    assert (uniform.kind, uniform.label) == (TrialKind.BASELINE, "uniform bf16")
+
+
+@pytest.mark.parametrize(("left_s", "probed"), [(11.0, False), (400.0, True)])
+def test_layers_are_probed_only_if_the_time_left_suffices_for_some_maps(left_s: float, probed: bool) -> None:
+    budgets: list[float] = []
+    store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6, sampler="sensitivity")
+    change_plan(store, job.id, time_limit_s=1e3)
+    go_on(store, store.job(job.id), ScriptedPool(), loading_s=1e3 - left_s, probe=budgets.append)
+    assert bool(budgets) is probed
+    labels = {trial.label for trial in store.trials(job.id)}
+    assert "uniform int8_dynamic" in labels
+    assert probed or "uniform bf16" in labels
+
+
+def test_a_map_whose_divergence_breaks_its_limit_is_not_timed() -> None:
+    pool = ScriptedPool()
+    searched_job(pool, {"divergence": {"max": 0.02}, "shifted_divergence": {"max": 0.5}}, trials=6)
+    limits = next(candidate.limits for candidate in pool.candidates if candidate.limits)
+    assert limits[Split.EVALUATION].holds(0.0, 0.02)
+    assert not limits[Split.EVALUATION].holds(1.0, 0.021)
+    assert limits[Split.SHIFTED].most_divergence == 0.5

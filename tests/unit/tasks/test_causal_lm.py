@@ -18,7 +18,7 @@ from autotune.exporters import pretrained
 from search_spaces.discovery import discover, skipped
 from search_spaces.layer import Layer, LayerKind
 from workers import quality
-from workers.candidate import Candidate
+from workers.candidate import Candidate, QualityLimit
 from workers.device.placement import placed
 from workers.errors import TaskError
 from workers.evaluation.evaluator import Evaluator
@@ -129,7 +129,7 @@ def test_tied_weights_count_once_and_stay_tied() -> None:
         b.nbytes for b in model.buffers()
     )
     found.measure(
-        Candidate(number=0, accuracy_floor=2.0, choices={
+        Candidate(number=0, limits={Split.EVALUATION: QualityLimit(least_accuracy=2.0)}, choices={
             layer.name: "int8_dynamic" for layer in description.layers if layer.frozen_reason is None
         })
     )  # fmt: skip
@@ -381,7 +381,9 @@ def test_experts_are_measured_quantized() -> None:
     )
     found = Evaluator(setup)
     choices = {layer.name: "int8_static" for layer in found.description.layers if ".experts." in layer.name}
-    measurement = found.measure(Candidate(number=0, choices=choices, accuracy_floor=2.0))
+    measurement = found.measure(
+        Candidate(number=0, choices=choices, limits={Split.EVALUATION: QualityLimit(least_accuracy=2.0)})
+    )
     assert len(choices) == 24
     assert 0.0 < measurement.divergence < 0.01
     assert measurement.weight_bytes < 0.7 * found.description.weight_bytes(

@@ -87,7 +87,7 @@ def test_maps_are_judged_by_the_samples_they_make_and_loops_are_timed(task: Diff
     found = Evaluator(WorkerSetup(task="diffusion", task_parameters=parameters, measurement=settings))
     refusals = found.description.refusals
     choices = {name: "int8_static" for name, refused in refusals.items() if "int8_static" not in refused}
-    measurement = found.measure(Candidate(number=0, choices=choices, accuracy_floor=-1.0))
+    measurement = found.measure(Candidate(number=0, choices=choices))
     assert 0.8 < measurement.accuracy < 1.0 - 1e-7
     assert 0.0 < measurement.divergence < 0.2
     assert [samples.workload for samples in measurement.latency] == [Workload.FORWARD, Workload.SAMPLING]
