@@ -193,10 +193,13 @@ def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | 
     """Load an export in its own runtime, write a report into its folder, and return whether all promises hold."""
     # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.exporters.verify import REPORT, verify_export
+    from autotune.search.stages import Stages
 
     say(f"Loading {path} in its own runtime, in a fresh process, and measuring it again ...")
-    with prints_on_stderr():
-        report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file)
+    with prints_on_stderr(), ConsoleListener() as listener:
+        stages = Stages(listener)
+        stages.stage("Measuring the export")
+        report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file, report=stages.report)
     document = report.document()
     write_text(Path(path, REPORT), json.dumps(document, indent=2) + "\n")
     if as_json:

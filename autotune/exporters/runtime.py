@@ -5,9 +5,12 @@ therefore depend on nothing but the folder and the task.
 """
 
 import argparse
+import json
 import math
+import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from workers import quality
 from workers.device import environment, memory
 from workers.device.threads import timeable
 from workers.measurement import LatencySamples
+from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.task import Task, splits_with_data
 from workers.timing import latency
 from workers.timing.device_lock import DeviceLock
@@ -38,7 +42,9 @@ CANDIDATE_MS, REFERENCE_MS = "candidate_ms", "reference_ms"
 JUDGED = "judged_"
 
 
-def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: str | None) -> None:
+def run(
+    folder: Path, result: Path, *, repeats: int, slowest: float, task_file: str | None, report: Report = silent
+) -> None:
     """Load the export in ``folder`` and write its outputs and latencies to the safetensors file ``result``.
 
     Args:
@@ -48,7 +54,9 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
         slowest: latency ratio to full precision above which the series is repeated; a series that is clearly above it
             ends early, without repetition.
         task_file: a Python file that registers the task.
+        report: gets every step.
     """
+    report(Step(stage=Stage.LOADING))
     memory.keep()
     manifest, file = Manifest.read(folder), map_file.read(folder / MAP)
     exporter = build_exporter(manifest.format)
@@ -57,26 +65,26 @@ def run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file: 
     torch.set_num_threads(threads or environment.usable_cores())
     with libraries():
         model = exporter.load(folder, manifest.details, source.build_model).eval()
-        found = _splits(source.task, model)
+        found = _splits(source.task, model, report)
         if source.untimed(exporter) is None:
-            samples = _latency(source, model, repeats, slowest)
+            samples = _latency(source, model, repeats, slowest, report)
             found[CANDIDATE_MS] = torch.from_numpy(np.asarray(samples.candidate_ms))
             found[REFERENCE_MS] = torch.from_numpy(np.asarray(samples.reference_ms))
     save_file(found, result)
 
 
-def _splits(task: Task, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _splits(task: Task, model: torch.nn.Module, report: Report) -> dict[str, torch.Tensor]:
     """Return split -> outputs, and the judged outputs where the accuracy is computed on others."""
     found: dict[str, torch.Tensor] = {}
     for split in splits_with_data(task):
-        outputs, judged = quality.outputs_and_judged(task, model, split)
+        outputs, judged = quality.outputs_and_judged(task, model, split, report)
         found[split] = outputs.contiguous()
         if judged is not outputs:
             found[JUDGED + split] = judged.contiguous()
     return found
 
 
-def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: float) -> LatencySamples:
+def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: float, report: Report) -> LatencySamples:
     """Return latencies of the export, interleaved with those of full precision on the map's backend."""
     task, settings = source.task, source.file.measurement
     size = settings.batch_sizes[0]
@@ -85,7 +93,7 @@ def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: floa
     while not tries or (len(tries[-1].candidate_ms) >= repeats and _ratio(tries[-1]) > slowest and len(tries) < _TRIES):
         if tries:
             time.sleep(_PAUSE_S)
-        with DeviceLock("cpu").exclusive(), torch.inference_mode():
+        with DeviceLock("cpu", report).exclusive(), torch.inference_mode():
             timed = latency.measure(
                 Contender(install=_nothing, run=timeable(model, lambda: task.forward(model, batch))),
                 Contender(install=_nothing, run=timeable(reference, lambda: task.forward(reference, batch))),
@@ -93,6 +101,7 @@ def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: floa
                 repeats=repeats,
                 warmup_s=settings.warmup_s,
                 hopeless=slowest,
+                report=report,
             )
         tries.append(timed)
     return min(tries, key=_ratio)
@@ -115,8 +124,18 @@ def main() -> None:
     parser.add_argument("--slowest", type=float, default=math.inf)
     parser.add_argument("--task-file")
     given = parser.parse_args()
+    # Only steps go to the standard output, whatever tasks and libraries print.
+    steps = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     try:
-        run(given.folder, given.result, repeats=given.repeats, slowest=given.slowest, task_file=given.task_file)
+        run(
+            given.folder,
+            given.result,
+            repeats=given.repeats,
+            slowest=given.slowest,
+            task_file=given.task_file,
+            report=Throttled(lambda step: print(json.dumps(asdict(step)), file=steps, flush=True)),
+        )
     except AutotuneError as error:
         sys.exit(str(error))
 

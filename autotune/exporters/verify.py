@@ -1,5 +1,6 @@
 """Check an export against its map's promises by running it in its own runtime and its own process."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from autotune.maps.map_file import MapFile
 from autotune.metrics.from_measurement import MIB
 from workers import quality
 from workers.measurement import LatencySamples
+from workers.progress import Report, Stage, Step, silent
 from workers.task import Split, Task
 from workers.timing.estimates import latency_ratio, percentile
 
@@ -74,7 +76,12 @@ class ExportVerification:
 
 
 def verify_export(
-    folder: Path, *, repeats: int = 300, tolerance: float = 0.05, task_file: str | None = None
+    folder: Path,
+    *,
+    repeats: int = 300,
+    tolerance: float = 0.05,
+    task_file: str | None = None,
+    report: Report = silent,
 ) -> ExportVerification:
     """Check the export in ``folder`` against the promises of its map.
 
@@ -82,7 +89,7 @@ def verify_export(
     much as two roundings as fine as the map's own: their divergence is at most twice that of our backend from full
     precision, or 2.5 times that if the format rounds int4 weights again. Accuracy may be up to 1 % below the
     promised one. The latency ratio to full precision on the map's own backend may be up to ``tolerance`` above the
-    promised one. The size is only reported.
+    promised one. The size is only reported. ``report`` gets every step.
 
     Raises:
         ExportError: if the folder is not an export, was changed, or its runtime cannot load it.
@@ -93,11 +100,11 @@ def verify_export(
     promised = {name: figure.value for name, figure in file.promised.items()}
     slowest = promised.get("latency_ratio", float("inf")) * (1.0 + tolerance)
     source = read_source(file, task_file=task_file)
-    found = _run(folder, repeats, slowest, task_file)
-    full = quality.outputs(source.task, source.model, Split.EVALUATION)
+    found = _run(folder, repeats, slowest, task_file, report)
+    full = quality.outputs(source.task, source.model, Split.EVALUATION, report)
     task, deployed = source.deployed()
     deployed.apply(file.quantization_map().names)
-    ours = quality.outputs(task, deployed.model, Split.EVALUATION)
+    ours = quality.outputs(task, deployed.model, Split.EVALUATION, report)
     untimed = source.untimed(exporter)
     checks = [
         *_output_checks(source.task, found[Split.EVALUATION], ours, full, _apart(manifest.format, file.backend)),
@@ -114,7 +121,7 @@ def verify_export(
     )
 
 
-def _run(folder: Path, repeats: int, slowest: float, task_file: str | None) -> dict[str, torch.Tensor]:
+def _run(folder: Path, repeats: int, slowest: float, task_file: str | None, report: Report) -> dict[str, torch.Tensor]:
     """Run the export in a new process and return its outputs and latencies."""
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch, "result.safetensors")
@@ -122,10 +129,16 @@ def _run(folder: Path, repeats: int, slowest: float, task_file: str | None) -> d
         command = [sys.executable, "-P", "-m", "autotune.exporters.runtime", str(folder.resolve()), str(result)]
         command += ["--repeats", str(repeats), "--slowest", str(slowest)]
         command += [] if task_file is None else ["--task-file", task_file]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise ExportError(f"the export in {str(folder)!r} does not run in its runtime: {last}")
+        # Errors go to a file, because a full pipe that nobody reads would stop the process.
+        with Path(scratch, "errors.txt").open("w+") as errors:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+                for line in process.stdout or ():
+                    step = json.loads(line)
+                    report(Step(**step | {"stage": Stage(step["stage"])}))
+            if process.returncode != 0:
+                errors.seek(0)
+                last = (errors.read().strip() or f"exit status {process.returncode}").splitlines()[-1]
+                raise ExportError(f"the export in {str(folder)!r} does not run in its runtime: {last}")
         return load_file(result)
 
 

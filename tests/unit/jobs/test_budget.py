@@ -112,7 +112,8 @@ def test_what_is_left_and_what_is_spent_follow_the_limit_and_the_trials() -> Non
     assert budget([], trials=10).left_s(5.0) == math.inf
     assert budget([], time_limit_s=50.0).left_s(5.0) == 45.0
     assert budget([TRIAL] * 4, trials=10).left_s(5.0) == 12.0
-    assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).left_s(5.0) == 1.75  # a quarter is reserved for final measurements
+    # A quarter of the limit is reserved for final measurements.
+    assert budget([TRIAL] * 4, trials=10, time_limit_s=9.0).left_s(5.0) == 1.75
     assert (budget([]).share(5.0), budget([], time_limit_s=50.0).share(5.0)) == (0.0, 0.1)
 
 
