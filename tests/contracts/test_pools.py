@@ -22,6 +22,7 @@ from workers.pools.base import MAX_ATTEMPTS, Pool
 from workers.pools.build import build_pool
 from workers.progress import Report, Stage, Step, silent
 from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
+from workers.timing.device_lock import DeviceLock
 
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")
 FULL = {"0": "fp32", "2": "fp32"}
@@ -303,6 +304,17 @@ def test_hung_worker_is_replaced(start_ray: Start) -> None:
     failure = drain(pool, 1)[0].result
     assert isinstance(failure, Failure)
     assert failure.cause is FailureCause.TIMEOUT
+
+
+def test_waiting_for_the_device_does_not_count_as_hanging(start_ray: Start) -> None:
+    pool = start_ray(setup(), trial_timeout_s=12.0)
+    with DeviceLock("cpu").exclusive():
+        pool.submit(Candidate(number=0, choices=MIXED))
+        assert pool.wait(15.0) == []
+    outcome = drain(pool, 1)[0]
+    assert isinstance(outcome.result, Measurement)
+    assert outcome.attempts == 1
+    assert outcome.result.waited_seconds > 12.0
 
 
 @pytest.mark.parametrize(("trouble", "timeout_s"), [("kill", 60.0), ("hang", 12.0)])

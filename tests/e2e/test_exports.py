@@ -120,7 +120,7 @@ def test_figures_fit_the_terminal(run: Run, exported: Path) -> None:
     shown = run("verify", exported.name, "--task-file", TASK_FILE, "--repeats", "20", "--tolerance", "100")
     assert "divergence from backend" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
-    assert ["Measuring the export", "Loading the model"] == shown.stderr.splitlines()[1:3]
+    assert shown.stderr.splitlines()[1:3] == ["Measuring the export", "Loading the model"]
 
 
 def test_export_that_computes_something_else_is_found_out(run: Run, exported: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ from workers.pools.base import MAX_ATTEMPTS, Capacity
 from workers.pools.failure import failure_of, starting
 from workers.pools.ray_errors import cause_of, cluster_errors, cluster_lost, crash_cause, one_line
 from workers.pools.ray_nodes import Nodes, Told, look
-from workers.pools.ray_progress import StepBoard
+from workers.pools.ray_progress import Reported, StepBoard
 from workers.progress import Report, Stage, Step, silent
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 
@@ -103,6 +103,8 @@ class _Hired:
     name: str
     #: Calls made to it, apart from the first one.
     calls: int = 0
+    #: Its report that the pool saw last.
+    seen: Reported | None = None
     has_started: bool = False
 
     def waits(self) -> bool:
@@ -245,6 +247,7 @@ class RayPool:
         """
         deadline = time.monotonic() + self._settings.trial_timeout_s
         while not _ready([reference], _TOLD_S):
+            deadline = self._put_off(0, deadline)
             if time.monotonic() > deadline:
                 raise GetTimeoutError
             self._tell({0})
@@ -260,9 +263,9 @@ class RayPool:
         """Report the latest step of the workers in ``slots``; of several, that of the one that is furthest behind."""
         latest = self._board.latest()
         hired = [self._hired[slot] for slot in slots]
-        found = [(worker.calls, *latest[worker.name]) for worker in hired if worker.name in latest]
+        found = [(worker.calls, latest[worker.name]) for worker in hired if worker.name in latest]
         # A step of an earlier call says nothing about the present one.
-        steps = [step for calls, call, step in found if call == calls]
+        steps = [reported.step for calls, reported in found if reported.call == calls]
         if len(slots) > 1:
             # While several workers measure, and wait for each other to do so, the number of trials says enough.
             steps = [step for step in steps if not step.stage.is_measuring and step.stage is not Stage.WAITING]
@@ -314,9 +317,20 @@ class RayPool:
             raise cluster_lost(error) from error
         return [self._outcome(running, result)]
 
+    def _put_off(self, slot: int, deadline: float) -> float:
+        """Return the deadline of a worker's call: anew from every report that it waits for the device."""
+        hired, reported = self._hired[slot], self._board.latest().get(self._hired[slot].name)
+        if reported is None or reported == hired.seen:
+            return deadline
+        hired.seen = reported
+        waits = reported.call == hired.calls and reported.step.stage is Stage.WAITING
+        return time.monotonic() + self._settings.trial_timeout_s if waits else deadline
+
     def _expire(self) -> list[Outcome]:
         now = time.monotonic()
         outcomes = []
+        for running in self._running.values():
+            running.deadline = self._put_off(running.slot, running.deadline)
         for reference in [r for r, running in self._running.items() if running.deadline < now]:
             running = self._running.pop(reference)
             message = f"no result within workers.trial_timeout_s = {self._settings.trial_timeout_s:g} s"

@@ -5,27 +5,35 @@ starts it again, and only the steps sent meanwhile are lost.
 """
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
 
 from workers.progress import Report, Step
 
-#: A call of a worker, and the latest step of it.
-_Latest = tuple[int, Step]
+
+class Reported(NamedTuple):
+    """The latest step of a worker."""
+
+    #: Number of the call that it belongs to.
+    call: int
+    step: Step
+    #: Number of the report among those of the worker.
+    number: int
 
 
 class _Board:
     """Keeps the latest step of every worker."""
 
     def __init__(self) -> None:
-        self._latest: dict[str, _Latest] = {}
+        self._latest: dict[str, Reported] = {}
 
     def put(self, worker: str, call: int, step: Step) -> None:
-        self._latest[worker] = call, step
+        number = self._latest[worker].number + 1 if worker in self._latest else 0
+        self._latest[worker] = Reported(call, step, number)
 
-    def latest(self) -> dict[str, _Latest]:
+    def latest(self) -> dict[str, Reported]:
         return self._latest
 
 
@@ -39,14 +47,14 @@ class StepBoard:
     def __init__(self) -> None:
         self._actor = _Actor.remote()
         self._asked: Any = None
-        self._latest: dict[str, _Latest] = {}
+        self._latest: dict[str, Reported] = {}
 
     def report_of(self, worker: str, call: int) -> Report:
         """Return what sends the steps of one call of a worker here; it is an argument of that call."""
         return _Sender(self._actor, worker, call)
 
-    def latest(self) -> dict[str, _Latest]:
-        """Return worker -> its latest call with a step, and the step, as of the last answer; this never waits."""
+    def latest(self) -> dict[str, Reported]:
+        """Return worker -> its latest step, as of the last answer; this never waits."""
         with suppress(RayError):
             if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
                 asked, self._asked = self._asked, None
