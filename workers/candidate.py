@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from workers.measurement import Failure, Measurement, Split
+from workers.measurement import Failure, Measurement, Split, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class QualityLimit:
 class Incumbent:
     """A measured map or a limit that a candidate must beat on latency, unless it beats it on quality."""
 
-    #: Latency relative to full precision.
+    #: Latency relative to full precision, in the first workload that is timed.
     latency_ratio: float
     #: A candidate with higher accuracy may be slower; None if accuracy does not count.
     accuracy: float | None = None
@@ -42,6 +42,8 @@ class Candidate:
     choices: Mapping[str, str]
     #: Split -> limit of the quality on it.
     limits: Mapping[Split, QualityLimit] = field(default_factory=dict)
+    #: Workloads to time at the first batch size, and at all sizes if the forward pass is one of them; None times all.
+    workloads: tuple[Workload, ...] | None = None
     #: Whether to measure at full fidelity: more timed passes, and accuracy on held-out data as well.
     final: bool = False
     #: Seconds that timing each workload may take; it then ends after its least rounds. Infinite without a time limit.

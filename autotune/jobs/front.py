@@ -6,7 +6,7 @@ import numpy as np
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, decisive_workload, percentiles_of
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, decisive_workload, percentiles_of, ratio_of
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import hypervolume, knee, non_dominated
 from autotune.metrics.ties import qualities, tied
@@ -141,10 +141,11 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
 
 def ties(front: Sequence[TrialRecord], objectives: Sequence[str]) -> frozenset[int]:
     """Return the numbers of the maps on the front that are not measurably faster than one of better quality there."""
-    known = [trial for trial in front if "latency_ratio" in trial.figures]
+    name = ratio_of(decisive_workload(objectives)).name
+    known = [trial for trial in front if name in trial.figures]
     if not known:
         return frozenset()
-    ratios = [trial.figures["latency_ratio"] for trial in known]
+    ratios = [trial.figures[name] for trial in known]
     low = np.array([ratio.value if ratio.low is None else ratio.low for ratio in ratios])
     high = np.array([ratio.value if ratio.high is None else ratio.high for ratio in ratios])
     quality = Objectives.named(qualities(objectives)).points([trial.figures for trial in known])

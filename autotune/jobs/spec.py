@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 
 from autotune.errors import JobSpecError, TooLargeError
 from autotune.jobs.strict_yaml import load_json, load_yaml
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, metric_of
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, decisive_workload, metric_of
 from autotune.validation import validated
 from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.errors import AutotuneError, unknown
@@ -352,6 +352,18 @@ class JobSpec(_Section):
         if self.measurement.requests_per_second is not None:
             named.add(Workload.REQUEST)
         return tuple(workload for workload in others if workload in named)
+
+    def searched_workloads(self) -> tuple[Workload, ...]:
+        """Return the workloads to time of maps that the search tries: the decisive one, then the others.
+
+        The forward pass is left out if nobody asks for it, because it often takes as long as another workload.
+        """
+        wanted = {METRICS[name].workload for name in self.metrics() if METRICS[name].is_latency}
+        wanted |= {*self.measurement.workloads, *self.workloads()}
+        if len(self.measurement.batch_sizes) > 1:
+            wanted.add(Workload.FORWARD)
+        decisive = decisive_workload(self.objectives)
+        return (decisive, *(workload for workload in Workload if workload in wanted - {decisive}))
 
     def rules(self) -> tuple[LayerRule, ...]:
         """Return the user's layer rules."""

@@ -26,6 +26,11 @@ class Reference:
     #: Task metric of full precision on shifted data; None if the task has none.
     shifted_accuracy: float | None = None
 
+    @property
+    def p50_ms(self) -> Mapping[Workload, float]:
+        """The median latency of full precision in ms, for every timed workload."""
+        return {Workload.FORWARD: self.latency_p50_ms, **self.workloads_p50_ms}
+
     @classmethod
     def of(cls, measurement: Measurement) -> "Reference":
         """Return the reference from the measurement of full precision itself."""
@@ -75,7 +80,7 @@ def figures_of(
     if measurement.held_out is not None:
         figures |= _quality(Split.HELD_OUT, *measurement.held_out)
     for workload, samples in _first(measurement).items():
-        full = {Workload.FORWARD: reference.latency_p50_ms, **reference.workloads_p50_ms}.get(workload)
+        full = reference.p50_ms.get(workload)
         if full is not None:
             figures |= _latency_figures(samples, full)
             if workload is Workload.REQUEST and requests_per_second is not None:

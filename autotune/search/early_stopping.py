@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from autotune.jobs.records import TrialRecord
-from autotune.metrics.catalog import Constraint, Kind, metric_of
+from autotune.metrics.catalog import Constraint, Kind, decisive_workload, metric_of, percentiles_of, ratio_of
 from autotune.metrics.from_measurement import Reference
 from workers.candidate import Incumbent, QualityLimit
 from workers.measurement import Split
 from workers.timing.estimates import Figure
 
-_LATENCIES = ("latency_p50_ms", "latency_ratio")
 #: Objectives that are known before the latency is measured.
 _QUALITIES = ("accuracy", "accuracy_drop", "divergence")
 _KNOWN_FIRST = (*_QUALITIES, "weight_memory_mib")
@@ -32,16 +31,19 @@ def incumbents(
         front: the trials on the front.
         known: figures of the candidate that are known without measurement.
         objectives: names of the job's objectives.
-        constraints: the job's; one on the median latency is an incumbent that higher quality does not excuse.
+        constraints: the job's; one on the median of the decisive latency is an incumbent that higher quality does not
+            excuse.
         reference: figures of full precision.
     """
     if not front:
         return ()
-    others = [name for name in objectives if name not in _LATENCIES]
+    workload = decisive_workload(objectives)
+    median, relative = percentiles_of(workload)[50].name, ratio_of(workload).name
+    others = [name for name in objectives if name not in (median, relative)]
     found = [
-        Incumbent(latency_ratio=constraint.limit / reference.latency_p50_ms)
+        Incumbent(latency_ratio=constraint.limit / reference.p50_ms[workload])
         for constraint in constraints
-        if constraint.metric == "latency_p50_ms"
+        if constraint.metric == median
     ]
     if len(others) == len(objectives) or any(name not in _KNOWN_FIRST for name in others):
         return tuple(found)
@@ -49,7 +51,7 @@ def incumbents(
         memory = "weight_memory_mib"
         if memory in others and trial.figures[memory].value > known[memory].value:
             continue
-        ratio = trial.figures["latency_ratio"]
+        ratio = trial.figures[relative]
         found.append(
             Incumbent(
                 # The incumbent's figure is uncertain too, and biased by luck.

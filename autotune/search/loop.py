@@ -237,6 +237,7 @@ class Search:
                 number=planned.number,
                 choices=planned.choices,
                 limits=quality_limits(self._constraints, reference) if reference else {},
+                workloads=self._spec.searched_workloads() if reference else None,
                 final=planned.kind is TrialKind.FINAL,
                 timing_s=self._ledger.timing_s(final=planned.kind is TrialKind.FINAL),
                 incumbents=incumbents(

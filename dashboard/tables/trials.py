@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
+from autotune.metrics.catalog import (
+    METRICS,
+    OVERLOADED_MS,
+    Constraint,
+    decisive_workload,
+    percentiles_of,
+    ratio_of,
+)
 from autotune.metrics.objectives import minimised
 from autotune.metrics.pareto import non_dominated
 from autotune.metrics.ties import qualities, tied
@@ -145,7 +152,7 @@ def full_precision_row(frame: pd.DataFrame) -> pd.Series | None:
 
 def judged(frame: pd.DataFrame, constraints: Sequence[Constraint], objectives: Sequence[str]) -> pd.DataFrame:
     """Return the rows of ``trial_frame`` with the columns ``feasible`` and ``on_front`` under the given limits."""
-    feasible = frame["latency_p50_ms"].notna()
+    feasible = frame[percentiles_of(decisive_workload(objectives))[50].name].notna()
     for constraint in constraints:
         # An unmeasured metric breaks no limit: NaN is not above 0.
         feasible &= ~(constraint.violation(frame[constraint.metric].to_numpy()) > 0)
@@ -178,8 +185,9 @@ def with_ties(points: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
 
     A map of better quality on the front has an interval of the latency ratio that overlaps with theirs.
     """
-    front = points[points["on_front"] & points["latency_ratio"].notna()]
-    low, high = (front[f"latency_ratio_{side}"].fillna(front["latency_ratio"]).to_numpy() for side in ("low", "high"))
+    ratio = ratio_of(decisive_workload(objectives)).name
+    front = points[points["on_front"] & points[ratio].notna()]
+    low, high = (front[f"{ratio}_{side}"].fillna(front[ratio]).to_numpy() for side in ("low", "high"))
     quality = np.column_stack([minimised(METRICS[name], front[name].to_numpy()) for name in qualities(objectives)])
     ties = front.index[tied(low, high, quality)]
     return points.assign(tie=points.index.isin(ties))

@@ -120,7 +120,11 @@ class Evaluator:
             ()
             if ruled_out
             else self.latency.of(
-                candidate.choices, final=candidate.final, hopeless=hopeless, budget_s=candidate.timing_s
+                candidate.choices,
+                only=candidate.workloads,
+                final=candidate.final,
+                hopeless=hopeless,
+                budget_s=candidate.timing_s,
             )
         )
         working = None if ruled_out else self.latency.working_bytes()

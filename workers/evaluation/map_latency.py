@@ -52,6 +52,7 @@ class MapLatency:
         self,
         choices: Mapping[str, str],
         *,
+        only: Sequence[Workload] | None = None,
         final: bool = False,
         hopeless: float = math.inf,
         budget_s: float = math.inf,
@@ -60,17 +61,19 @@ class MapLatency:
 
         Args:
             choices: layer name -> choice name.
+            only: the workloads to time, in this order; None times the forward pass and those of the settings.
             final: whether to time at full fidelity: up to the final passes, for half as wide intervals.
             hopeless: latency ratio to full precision above which timing may stop early.
             budget_s: seconds after which timing a workload ends, once the least rounds are made.
         """
         first, *others = self._workloads
-        wanted = [(name, first) for name in dict.fromkeys((Workload.FORWARD, *self._settings.workloads))]
-        wanted += [(Workload.FORWARD, size) for size in others]
+        names = dict.fromkeys((Workload.FORWARD, *self._settings.workloads) if only is None else only)
+        wanted = [(name, first) for name in names]
+        wanted += [(Workload.FORWARD, size) for size in others if Workload.FORWARD in names]
         timings: list[LatencySamples] = []
         with self._lock.exclusive(), torch.inference_mode():
             for workload, size in wanted:
-                # Only the forward pass at the first batch size, which comes first, decides whether a map is hopeless.
+                # Only the first one decides whether a map is hopeless.
                 timings.append(
                     self._latency_in(workload, size, choices, final, math.inf if timings else hopeless, budget_s)
                 )

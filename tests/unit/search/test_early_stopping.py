@@ -1,5 +1,6 @@
 """What candidates must beat, from the driver's front to the worker's limit."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from autotune.metrics.catalog import Constraint
 from autotune.metrics.from_measurement import Reference
 from autotune.search.early_stopping import incumbents
 from workers.candidate import Candidate, Incumbent
+from workers.measurement import Workload
 from workers.timing.estimates import Figure
 
 REFERENCE = Reference(accuracy=0.9, latency_p50_ms=10.0)
@@ -69,3 +71,14 @@ def test_without_rivals_every_candidate_is_measured_to_the_end() -> None:
     by_accuracy = Candidate(number=1, choices={}, incumbents=found("accuracy", "latency_ratio"))
     assert by_accuracy.slowest_hopeful(0.9, 1.0) == math.inf
     assert by_accuracy.slowest_hopeful(0.89, 0.0) == 0.52
+
+
+def test_the_latency_of_the_objectives_decides_what_is_hopeless() -> None:
+    rival = trial(0.5, 1e-2)
+    rival = dataclasses.replace(rival, figures=rival.figures | {"prefill_latency_ratio": Figure(value=0.6)})
+    reference = dataclasses.replace(REFERENCE, workloads_p50_ms={Workload.PREFILL: 20.0})
+    limit = Constraint(metric="prefill_latency_p50_ms", limit=18.0, at_most=True)
+    assert incumbents([rival], KNOWN, ("prefill_latency_p50_ms", "divergence"), (LIMIT, limit), reference) == (
+        Incumbent(latency_ratio=0.9),
+        Incumbent(latency_ratio=0.6, divergence=1e-2),
+    )

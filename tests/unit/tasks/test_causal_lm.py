@@ -403,6 +403,8 @@ def test_every_workload_is_timed_and_the_cache_is_memory_at_work() -> None:
         Workload.DECODE,
     ]
     assert all(len(samples.candidate_ms) >= 20 for samples in measurement.latency)
+    only = found.measure(Candidate(number=1, choices={"lm_head": "int8_dynamic"}, workloads=(Workload.DECODE,)))
+    assert [samples.workload for samples in only.latency] == [Workload.DECODE]
     cache = 2 * 2 * 128 * 2 * 16 * 4  # keys and values, layers, tokens, heads, width of a head, bytes
     assert measurement.working_bytes is not None
     assert measurement.working_bytes > cache

@@ -78,6 +78,27 @@ def test_response_times_are_those_of_requests_without_drift() -> None:
 @pytest.mark.parametrize(
     ("job", "workloads"),
     [
+        ({}, (Workload.FORWARD,)),
+        ({"objectives": ["accuracy", "decode_latency_p50_ms"]}, (Workload.DECODE,)),
+        ({"objectives": ["decode_latency_p50_ms", "accuracy"], "constraints": {"prefill_latency_p50_ms": {"max": 5}}},
+         (Workload.DECODE, Workload.PREFILL)),
+        ({"objectives": ["decode_latency_p50_ms", "accuracy"], "measurement": {"workloads": ["forward"]}},
+         (Workload.DECODE, Workload.FORWARD)),
+        ({"objectives": ["decode_latency_p50_ms", "accuracy"], "measurement": {"batch_sizes": [1, 4]}},
+         (Workload.DECODE, Workload.FORWARD)),
+        ({"objectives": ["weight_memory_mib", "accuracy"]}, (Workload.FORWARD,)),
+    ],
+)  # fmt: skip
+def test_maps_of_the_search_are_timed_where_somebody_asks(
+    job: dict[str, object], workloads: tuple[Workload, ...]
+) -> None:
+    spec = JobSpec.parse({"name": "timed", "task": {"name": "causal-lm"}, **job})
+    assert spec.searched_workloads() == workloads
+
+
+@pytest.mark.parametrize(
+    ("job", "workloads"),
+    [
         ({}, ()),
         ({"objectives": ["decode_latency_p50_ms", "accuracy"]}, (Workload.DECODE,)),
         ({"constraints": {"prefill_latency_p95_ms": {"max": 5}}, "measurement": {"workloads": ["decode", "forward"]}},
