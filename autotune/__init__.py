@@ -3,6 +3,8 @@
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from autotune import sibling_packages
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "connect", "load_map"]
 
 __version__ = metadata.version("quant-autotune")
+
+sibling_packages.check()
 
 
 def load_map(path: "str | PathLike[str]") -> "NativeMap":

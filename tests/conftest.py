@@ -30,6 +30,22 @@ settings.load_profile("ci")
 
 _names = itertools.count()
 
+_ROOT = Path(__file__).parents[1]
+#: What the wheel is built from; the image copies no more either.
+WHEEL_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "autotune", "dashboard", "search_spaces", "workers")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built in a copy, so that the checkout keeps no build folder."""
+    source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
+    for name in WHEEL_SOURCES:
+        subprocess.run(["cp", "-r", _ROOT / name, source], check=True)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-qq", "--no-deps"]
+    subprocess.run([*command, "--wheel-dir", wheels, source], check=True)
+    (built,) = wheels.iterdir()
+    return built
+
 
 @contextmanager
 def _postgres() -> Iterator[Any]:
