@@ -39,10 +39,6 @@ class Deployed(Protocol):
         """
         ...
 
-    def reset(self) -> None:
-        """Install full precision everywhere."""
-        ...
-
     def other_bytes(self) -> int:
         """Return the bytes of all weights outside the layers."""
         ...

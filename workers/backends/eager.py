@@ -51,9 +51,6 @@ class Eager:
     def apply(self, names: Mapping[str, str]) -> None:
         self._prepared.apply(names)
 
-    def reset(self) -> None:
-        self._prepared.reset()
-
     def other_bytes(self) -> int:
         return self._prepared.other_bytes()
 

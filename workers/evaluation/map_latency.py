@@ -95,8 +95,8 @@ class MapLatency:
         if final and half_width is not None:
             half_width /= 2.0
         return latency.measure(
-            self._contender(timed, lambda: self._deployed.apply(choices)),
-            self._contender(timed, self._deployed.reset),
+            self._contender(timed, choices),
+            self._contender(timed, {}),
             batch_size=size,
             repeats=settings.final_repeats if final else settings.repeats,
             warmup_s=settings.warmup_s,
@@ -108,7 +108,8 @@ class MapLatency:
             report=self._report,
         )
 
-    def _contender(self, timed: Timed, install: Callable[[], None]) -> Contender:
+    def _contender(self, timed: Timed, choices: Mapping[str, str]) -> Contender:
+        install = functools.partial(self._deployed.apply, choices)
         install()
         state = timed.prepare(self._deployed.model)
         return Contender(install=install, run=self._timeable(timed, state))

@@ -63,7 +63,7 @@ class MapQuality:
     def _reference_of(self, split: Split) -> tuple[torch.Tensor, float]:
         """Return the outputs and accuracy of full precision on one split, computed once."""
         if split not in self._reference:
-            self._deployed.reset()
+            self._deployed.apply({})
             self._reference[split] = self._run(split)
         return self._reference[split]
 

@@ -33,8 +33,8 @@ class LayerBackend(Protocol):
     ) -> str | None:
         """Return the name of the kernel for ``module`` with ``choice`` at input ``shapes``; None if it has no name.
 
-        The backend may time kernels, so the caller holds the device lock. ``known`` is the name that another worker
-        got for the same layer; if that kernel runs here, it is returned again.
+        The choice is as for ``prepare``. The backend may time kernels, so the caller holds the device lock. ``known``
+        is the name that another worker got for the same layer; if that kernel runs here, it is returned again.
         """
         ...
 
@@ -49,8 +49,8 @@ class LayerBackend(Protocol):
         """Return a module that runs ``module`` with ``choice``.
 
         Args:
-            module: the full-precision layer; the full-precision choice may return it unchanged.
-            choice: a choice that the backend does not refuse for this layer.
+            module: the full-precision layer.
+            choice: a choice other than full precision, which the backend does not refuse for this layer.
             input_range: calibrated range of the input; choices that need calibration require it. If it has channel
                 means, the bias is corrected for the mean error of the rounded weights.
             shapes: input shapes to choose the kernel for; empty if unknown.

@@ -154,7 +154,7 @@ class PreparedModel:
             names = {
                 name: self._backend.kernel(module, self.choice(layer, name), shapes, self._kernel(layer, name))
                 for name in CHOICES
-                if name not in refused
+                if name != FULL_PRECISION.name and name not in refused
             }
             found[layer] = {choice: name for choice, name in names.items() if name is not None}
         return {layer: names for layer, names in found.items() if names}

@@ -117,7 +117,7 @@ def test_sessions_are_made_for_new_maps_only(deployed: OnnxDeployed, graphs: lis
     deployed.apply({"0": "int8_dynamic"})
     del graphs[:]
     for _ in range(3):
-        deployed.reset()
+        deployed.apply({})
         full = deployed.session_seconds
         deployed.apply({"0": "int8_static"})
         assert deployed.session_seconds != full

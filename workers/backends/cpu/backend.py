@@ -77,8 +77,6 @@ class CpuBackend(EagerBackend):
         Raises:
             CalibrationError: if the choice needs calibration and there is no range.
         """
-        if choice == FULL_PRECISION:
-            return module
         needed = range_of(choice, input_range)
         with torch.no_grad():
             pick = self._pick(module, choice, shapes, kernel)
@@ -89,7 +87,7 @@ class CpuBackend(EagerBackend):
     def kernel(
         self, module: nn.Module, choice: LayerChoice, shapes: Sequence[Shape], known: str | None = None
     ) -> str | None:
-        return None if choice == FULL_PRECISION else self._pick(module, choice, shapes, known).name
+        return self._pick(module, choice, shapes, known).name
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         return layer_bytes.layer_bytes(layer, choice)

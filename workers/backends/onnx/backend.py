@@ -69,8 +69,6 @@ class OnnxRuntimeBackend:
         Raises:
             CalibrationError: if the choice needs calibration and there is no range.
         """
-        if choice == FULL_PRECISION:
-            return module
         needed = range_of(choice, input_range)
         with optional_libraries(_USER, "export"):
             from workers.backends.onnx.layer import OnnxLayer

@@ -75,9 +75,6 @@ class OnnxDeployed:
             raise
         self.model.session = self._current.session
 
-    def reset(self) -> None:
-        self.apply({})
-
     def other_bytes(self) -> int:
         return self._other_bytes
 
@@ -108,7 +105,7 @@ class OnnxDeployed:
                 found = [profiling.layer_ms(events, taking) for events in self._profiled(run, passes=_PASSES)[_COLD:]]
                 latencies_ms |= {(layer, choice): [of_pass[layer] for of_pass in found] for layer in taking}
         finally:
-            self.reset()
+            self.apply({})
         return by_shape(latencies_ms, layers, choices), statistics.median(_time_ms(run) for _ in range(_PASSES))
 
     def _opened(self) -> _Opened:

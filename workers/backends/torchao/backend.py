@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from search_spaces.choice import FULL_PRECISION, LayerChoice, Method, Precision
+from search_spaces.choice import LayerChoice, Method, Precision
 from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.eager import EagerBackend
@@ -75,8 +75,6 @@ class TorchAoBackend(EagerBackend):
         Raises:
             CalibrationError: if the choice needs calibration and there is no range.
         """
-        if choice == FULL_PRECISION:
-            return module
         needed = range_of(choice, input_range)
         with optional_libraries("the backend torchao", "export"), torch.no_grad():
             return self._prepare(corrected(module, choice, input_range), choice, needed).eval()
