@@ -1,7 +1,6 @@
 """Selection of a layer's kernel: the fastest one on this processor, timed at the layer's own shapes."""
 
 import math
-import re
 import statistics
 import time
 from collections import defaultdict
@@ -56,7 +55,7 @@ class Pick:
         names = {rows_of(shape): kernel.name for shape, kernel in self.kernels.items()}
         if len(set(names.values())) == 1:
             return self.kernel.name
-        return ", ".join(f"{name} at {rows} row{'s' if rows > 1 else ''}" for rows, name in sorted(names.items()))
+        return ", ".join(_at(rows, name) for rows, name in sorted(names.items()))
 
     def prepare(self, module: nn.Module, *args: object) -> PackedLayer:
         """Return the layer prepared for these kernels; see ``kernels.Prepare``."""
@@ -79,13 +78,19 @@ def only(kernel: Kernel, shapes: Sequence[Shape]) -> Pick:
 
 def named(name: str, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick | None:
     """Return the pick whose ``Pick.name`` is ``name``, or None if these kernels and shapes do not yield it."""
-    by_name = {kernel.name: kernel for kernel in kernels}
-    if name in by_name:
-        return only(by_name[name], shapes)
-    by_rows = {int(rows): by_name.get(kernel) for kernel, rows in re.findall(r"(\w+) at (\d+) row", name)}
-    found = {shape: kernel for shape in shapes if (kernel := by_rows.get(rows_of(shape))) is not None}
+    parts = name.split(", ")
+    found = {
+        shape: kernel
+        for shape in shapes
+        for kernel in kernels
+        if kernel.name == name or _at(rows_of(shape), kernel.name) in parts
+    }
     forms = {kernel.prepare for kernel in found.values()}
     return Pick(kernels=found) if len(found) == len(shapes) and len(forms) == 1 else None
+
+
+def _at(rows: int, kernel: str) -> str:
+    return f"{kernel} at {rows} row{'s' if rows > 1 else ''}"
 
 
 def fastest(module: nn.Module, choice: LayerChoice, kernels: Sequence[Kernel], shapes: Sequence[Shape]) -> Pick:
