@@ -241,7 +241,7 @@ def test_decoding_with_the_cache_writes_what_whole_passes_write(model: nn.Module
     assert lengths == [1, 2, 3, 4, 5, 6] * 2 + [1]
     assert torch.equal(torch.cat(tokens[:6], dim=1)[:, :5], batch["decoder_input_ids"][:, 1:])
     assert torch.equal(torch.cat(tokens[:6], dim=1), torch.cat(tokens[6:12], dim=1))
-    assert torch.equal(begun[1].token, first)
+    assert torch.equal(begun.token, first)
 
 
 def test_a_published_folder_is_a_checkpoint(checkpoint: Path, spoken: Path) -> None:

@@ -16,7 +16,7 @@ from workers.tasks.checks import extra_packages, require_integer, require_number
 from workers.tasks.speech import generation
 from workers.tasks.speech.audio import RATE, Utterance, pieces, read_folder, tones
 from workers.tasks.speech.models import TINY, Speech, build_speech_model, normal, speech_of
-from workers.tasks.text.decoding import decode, respond
+from workers.tasks.text.decoding import Answer, generating
 
 #: The model's inputs: ``input_features``, shape ``(chunks, mel bins, frames)``, and ``decoder_input_ids``.
 Batch = dict[str, torch.Tensor]
@@ -121,29 +121,14 @@ class SpeechSeq2Seq:
         return self._batch(3 * (torch.arange(batch_size) % math.ceil(len(self._chunks) / 3)))
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return prefill (encoding a chunk up to the first token), decode (one more token) and request.
-
-        A request is a chunk with an answer of ``output_tokens`` tokens.
-        Decoding starts after the first token, and restarts there after ``output_tokens`` tokens.
-        """
+        """Return prefill, which encodes chunks, decode and request, for answers of ``output_tokens`` tokens."""
         batch = self.latency_batch(batch_size)
-        features, prefix = batch["input_features"], batch["decoder_input_ids"][:, : len(self._speech.prefix)]
-        most = prefix.shape[1] + self.output_tokens
-        begin = functools.partial(generation.begin, prefix=prefix)
-        return {
-            Workload.PREFILL: Timed(
-                prepare=lambda model: beside(model, features),
-                run=begin,
-            ),
-            Workload.DECODE: Timed(
-                prepare=lambda model: begin(model, beside(model, features))[1],
-                run=functools.partial(decode, most=most),
-            ),
-            Workload.REQUEST: Timed(
-                prepare=lambda model: beside(model, features),
-                run=functools.partial(respond, begin=lambda *given: begin(*given)[1], tokens=self.output_tokens),
-            ),
-        }
+        prefix = batch["decoder_input_ids"][:, : len(self._speech.prefix)]
+
+        def begin(model: nn.Module, features: torch.Tensor) -> Answer:
+            return generation.begin(model, features, prefix=prefix)[1]
+
+        return generating(batch["input_features"], begin, self.output_tokens)
 
     @functools.cached_property
     def _speech(self) -> Speech:

@@ -14,7 +14,7 @@ from workers.errors import TaskError
 from workers.measurement import Workload
 from workers.task import OutputKind, Split, Timed, splits
 from workers.tasks.checks import extra_packages, read_text, require_integer, require_text
-from workers.tasks.text.decoding import Answer, decode, respond
+from workers.tasks.text.decoding import Answer, generating
 from workers.tasks.text.lee_corpus import background_documents
 from workers.tasks.text.models import beginning, build_causal_model, encode, encode_first
 from workers.tasks.text.multiple_choice import Windows, read_questions, windows_of
@@ -120,22 +120,8 @@ class CausalLM:
         return windows[torch.arange(batch_size) % len(windows)]
 
     def workloads(self, batch_size: int) -> Mapping[Workload, Timed]:
-        """Return prefill (up to the first token), decode (one more token with the cache) and request (a whole answer).
-
-        Decoding starts after the prompt, and restarts there after ``output_tokens`` tokens.
-        """
-        prompts = self.latency_batch(batch_size)
-        return {
-            Workload.PREFILL: Timed(prepare=lambda model: beside(model, prompts), run=_begin),
-            Workload.DECODE: Timed(
-                prepare=lambda model: _begin(model, beside(model, prompts)),
-                run=functools.partial(decode, most=self.prompt_tokens + self.output_tokens),
-            ),
-            Workload.REQUEST: Timed(
-                prepare=lambda model: beside(model, prompts),
-                run=functools.partial(respond, begin=_begin, tokens=self.output_tokens),
-            ),
-        }
+        """Return prefill, decode and request, for prompts with answers of ``output_tokens`` tokens."""
+        return generating(self.latency_batch(batch_size), _begin, self.output_tokens)
 
     def _windows(self, text: str) -> Tokens:
         return _windows(self.checkpoint, text, self.prompt_tokens, 3 * self.windows)

@@ -1,11 +1,16 @@
 """Token-by-token generation with a cache, for any decoder of transformers."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from workers.device.placement import beside
+from workers.measurement import Workload
+from workers.task import Timed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,18 +27,38 @@ class Answer:
     begin: int
 
 
-def respond(model: nn.Module, given: Any, *, begin: Callable[[nn.Module, Any], Answer], tokens: int) -> Answer:
-    """Generate a whole answer of ``tokens`` tokens; ``begin`` generates the first one from ``given``."""
+#: Generates the first token of an answer to what is given, which lies on the model's device.
+Begin = Callable[[nn.Module, Any], Answer]
+
+
+def generating(given: Any, begin: Begin, tokens: int) -> dict[Workload, Timed]:
+    """Return prefill (up to the first token), decode (one more token with the cache) and request (a whole answer).
+
+    Decoding starts after the first token, and restarts there once an answer has ``tokens`` tokens.
+    """
+    return {
+        Workload.PREFILL: Timed(prepare=lambda model: beside(model, given), run=begin),
+        Workload.DECODE: Timed(
+            prepare=lambda model: begin(model, beside(model, given)),
+            run=functools.partial(_decode, tokens=tokens),
+        ),
+        Workload.REQUEST: Timed(
+            prepare=lambda model: beside(model, given),
+            run=functools.partial(_respond, begin=begin, tokens=tokens),
+        ),
+    }
+
+
+def _respond(model: nn.Module, given: Any, *, begin: Begin, tokens: int) -> Answer:
     answer = begin(model, given)
     for _ in range(tokens - 1):
-        decode(model, answer, most=answer.begin + tokens)
+        _decode(model, answer, tokens=tokens)
     return answer
 
 
-def decode(model: nn.Module, answer: Answer, *, most: int) -> None:
-    """Generate one more token; at ``most`` tokens in the cache, restart the answer."""
+def _decode(model: nn.Module, answer: Answer, *, tokens: int) -> None:
     answer.token = answer.step(model, answer.token, answer.cache)[:, -1:].argmax(dim=-1)
     length = answer.cache.get_seq_length()
-    if length >= most:
+    if length >= answer.begin + tokens:
         answer.cache.crop(answer.begin - length)
         answer.token = answer.first
