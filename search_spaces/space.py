@@ -110,7 +110,11 @@ class SearchSpace:
 
         Other groups take full precision if they can, else their first choice.
         """
-        return {group.name: _nearest(group.choices, choice) for group in self.free_groups}
+        wanted = (choice, FULL_PRECISION.name)
+        return {
+            group.name: next((name for name in wanted if name in group.choices), group.choices[0])
+            for group in self.free_groups
+        }
 
     def uniform_choices(self) -> tuple[str, ...]:
         """Return the choices at least one free group can take, in the order of the groups."""
@@ -217,7 +221,3 @@ def _check_patterns(layers: Sequence[Layer], rules: Sequence[LayerRule]) -> None
         if not any(map(rule.matches, names)):
             brackets = ". Brackets are a set of characters; write [[] for a bracket" if "[" in rule.pattern else ""
             raise SpaceError(unknown("layer pattern", rule.pattern, names) + brackets)
-
-
-def _nearest(choices: tuple[str, ...], wanted: str) -> str:
-    return next((name for name in (wanted, FULL_PRECISION.name) if name in choices), choices[0])

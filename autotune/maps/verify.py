@@ -112,7 +112,7 @@ def verify(
             time.sleep(_PAUSE_S)
         measurement = evaluator.measure(Candidate(number=0, choices=choices))
         tries.append(_checks(file, measurement, reference, tolerance))
-    checks = min(tries, key=_ratio_difference)
+    checks = min(tries, key=lambda checks: max((abs(ratio.difference) for ratio in _ratios(checks)), default=0.0))
     held_out = evaluator.quality.held_out_accuracies(choices)
     return Verification(checks=checks, held_out=held_out, held_out_missing=evaluator.quality.held_out_missing)
 
@@ -134,12 +134,6 @@ def _checks(file: MapFile, measurement: Measurement, reference: Reference, toler
         )
         for name, allowed in tolerances.items()
         if name in file.promised
-    )
-
-
-def _ratio_difference(checks: Sequence[Check]) -> float:
-    return max(
-        (abs(check.difference) for check in checks if METRICS[check.metric].kind is Kind.LATENCY_RATIO), default=0.0
     )
 
 

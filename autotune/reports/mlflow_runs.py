@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from autotune.errors import ConflictError, StoreError
@@ -59,7 +59,8 @@ def _log(client: Any, experiment: str, trial: TrialRecord, on_front: bool) -> No
     ).info.run_id
     metrics = [Metric(name, value, end, 0) for name, value in _metrics(trial)]
     client.log_batch(run, metrics=metrics)
-    params = [Param(layer, choice) for layer, choice in _params(trial.choices).items()]
+    named = {_NOT_IN_NAMES.sub("_", f"layer.{layer}")[:_LONGEST_NAME]: name for layer, name in trial.choices.items()}
+    params = [Param(layer, choice) for layer, choice in named.items()]
     for start in range(0, len(params), _MOST_PARAMS):
         client.log_batch(run, params=params[start : start + _MOST_PARAMS])
     client.set_terminated(run, status=_STATUS[trial.state], end_time=end)
@@ -70,10 +71,6 @@ def _metrics(trial: TrialRecord) -> Iterator[tuple[str, float]]:
         sides = ((name, figure.value), (f"{name}_low", figure.low), (f"{name}_high", figure.high))
         yield from ((side, value) for side, value in sides if value is not None)
     yield from ((f"violation.{name}", value) for name, value in trial.violations.items())
-
-
-def _params(choices: Mapping[str, str]) -> dict[str, str]:
-    return {_NOT_IN_NAMES.sub("_", f"layer.{layer}")[:_LONGEST_NAME]: choice for layer, choice in choices.items()}
 
 
 def _tags(trial: TrialRecord, on_front: bool) -> dict[str, str]:

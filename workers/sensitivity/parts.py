@@ -1,5 +1,6 @@
 """Small parts of batches, for estimates that can end after any of them and checks that need no more."""
 
+import operator
 import random
 from collections.abc import Sequence
 
@@ -45,11 +46,8 @@ def _cut(batch: Batch, size: int) -> list[Batch]:
     length = length_of(batch)
     if length is None or length <= size:
         return [batch]
-    return [_rows(batch, start, start + size) for start in range(0, length, size)]
-
-
-def _rows(batch: Batch, start: int, end: int) -> Batch:
-    return replaced(batch, lambda tensor: tensor[start:end])
+    parts = [slice(start, start + size) for start in range(0, length, size)]
+    return [replaced(batch, operator.itemgetter(rows)) for rows in parts]
 
 
 def _runs(task: Task, model: nn.Module, part: Batch) -> bool:
