@@ -92,11 +92,11 @@ def test_the_reference_point_is_where_a_map_is_worth_nothing(name: str) -> None:
     assert points[1] < reference
 
 
-@pytest.mark.parametrize(("accuracy", "worthless"), [(-2.0, -2.2), (0.0, 0.0)])
-def test_accuracies_below_zero_and_of_zero_have_a_scale(accuracy: float, worthless: float) -> None:
+@pytest.mark.parametrize(("accuracy", "worthless", "unit"), [(-2.0, -2.2, 0.2), (0.0, 0.0, 0.1), (0.8, 0.72, 0.08)])
+def test_accuracies_below_zero_and_of_zero_have_a_scale(accuracy: float, worthless: float, unit: float) -> None:
     objectives, full = Objectives.named(["accuracy"]), figures({"accuracy": accuracy})
-    expected = objectives.normalise(np.array([[-worthless]]), full)[0]
-    np.testing.assert_allclose(objectives.reference_point(full), expected, atol=1e-12)
+    np.testing.assert_allclose(objectives.reference_point(full), [-worthless / unit], atol=1e-12)
+    np.testing.assert_allclose(objectives.normalise(np.array([[-1.0]]), full), [[-1.0 / unit]])
 
 
 def test_a_front_has_a_scale_where_full_precision_is_overloaded() -> None:
