@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,6 +19,7 @@ from workers.backends.rounding.weights import int8_per_channel
 from workers.backends.smoothed import multiplied
 from workers.calibration import smoothing as calibration_smoothing
 from workers.calibration.calibrate import calibrate, with_smoothing
+from workers.calibration.significant_digits import shortened
 from workers.calibration.smoothing import ChannelStatistics, smoothing
 from workers.errors import CalibrationError
 from workers.setup import Calibration, CalibrationSettings
@@ -79,6 +80,36 @@ def test_the_range_holds_what_was_seen_once_it_is_divided() -> None:
     divided = x / torch.tensor(found.factors)
     assert (found.low, found.high) == pytest.approx((float(divided.min()), float(divided.max())), rel=1e-5)
     assert found.range == ActivationRange(low=found.low, high=found.high)
+
+
+def expected_error(x: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor, bits: int) -> float:
+    """The error of rounding one input after the other and one weight after the other, summed over the outputs."""
+    divided, scaled = x.double() / factors, weight.double() * factors
+    step = float(max(divided.max(), 0.0) - min(divided.min(), 0.0)) / 255.0
+    total = 0.0
+    for row, exact in zip(scaled, weight.double(), strict=True):
+        scale = float(row.abs().max()) / (2 ** (bits - 1) - 1) or 1.0
+        off = (row / scale).round() * scale / factors - exact
+        total += float((row**2).sum()) * step**2 / 12.0 + float((off**2 * (x.double() ** 2).mean(dim=0)).sum())
+    return total
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.sampled_from([1.0, 8.0, 60.0]), st.sampled_from([8, 7]))
+def test_the_factors_are_those_of_least_expected_error(seed: int, outlier: float, bits: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(16, 6, generator=generator), torch.randn(4, 6, generator=generator)
+    x[:, seed % 6] *= outlier
+    seen = ChannelStatistics(6)
+    seen.add(x)
+    found = smoothing(seen, weight, bits).factors
+    # Strength s divides a channel by max |x|^s / max |w|^(1 - s); it makes the maxima of the two equal at one half.
+    reach, largest = x.abs().amax(dim=0), weight.abs().amax(dim=0)
+    exact = [torch.ones(6), *(reach**s / largest ** (1.0 - s) for s in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0))]
+    tried = {tuple(map(shortened, factors.tolist())) for factors in exact}
+    assert found in tried
+    errors = {factors: expected_error(x, weight, torch.tensor(factors), bits) for factors in tried}
+    assert errors[found] == pytest.approx(min(errors.values()), rel=1e-4)
 
 
 def test_channels_that_are_always_zero_have_a_factor() -> None:
