@@ -1,12 +1,16 @@
+"""What a job may spend, what it keeps for its final measurements, and how much time it has left."""
+
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from autotune.jobs.budget import MOST_FINAL, Budget, searched
-from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.budget import MOST_FINAL, Budget, left_s, remaining_s, searched
+from autotune.jobs.records import JobRecord, JobStage, JobState, TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 
@@ -123,3 +127,47 @@ def test_timing_is_bounded_by_the_limit_only() -> None:
     assert limited.timing_s(40.0, final=False) == 5.0
     assert limited.timing_s(40.0, final=True) == 30.0
     assert limited.timing_s(140.0, final=True) == 0.0
+
+
+@given(st.integers(0, 12), st.floats(0.0, 200.0), st.none() | st.floats(1.0, 100.0))
+def test_what_is_left_is_never_negative_and_never_beyond_the_limit(
+    done: int, elapsed_s: float, limit_s: float | None
+) -> None:
+    limits = budget([TRIAL] * done, trials=10, time_limit_s=limit_s)
+    most_s = math.inf if limit_s is None else max(0.0, limit_s - elapsed_s)
+    for found in (limits.left_s(elapsed_s), limits.remaining_s(elapsed_s), limits.timing_s(elapsed_s, final=True)):
+        assert found is None or 0.0 <= found <= most_s
+    assert (limits.remaining_s(elapsed_s) is None) == (done == 0)
+    if limit_s is not None and elapsed_s >= limit_s:
+        assert not limits.allows_search(0, elapsed_s)
+        assert not limits.allows_final(0, elapsed_s)
+
+
+@pytest.mark.parametrize(
+    ("searched", "elapsed_s", "limit_s", "expected"),
+    [
+        (0, 8.0, None, None),
+        (4, 8.0, None, 12.0),
+        (4, 8.0, 15.0, 7.0),
+        (4, 8.0, 5.0, 0.0),
+        (10, 8.0, None, 0.0),
+        (12, 8.0, 99.0, 0.0),
+    ],
+)
+def test_the_pace_of_a_job_says_what_is_left(
+    searched: int, elapsed_s: float, limit_s: float | None, expected: float | None
+) -> None:
+    assert remaining_s(searched, 10, elapsed_s, limit_s) == expected
+
+
+def test_the_estimate_of_the_driver_comes_before_the_pace() -> None:
+    spec = JobSpec.parse({"name": "b", "task": {"name": "digits-cnn"}, "search": {"trials": 10}})
+    job = JobRecord(
+        id="j", name="b", task="digits-cnn", document=spec.dump(), state=JobState.RUNNING, created_at=now(),
+        updated_at=now(), elapsed_s=8.0,
+    )  # fmt: skip
+    estimated = dataclasses.replace(job, stage=JobStage(name="Searching", remaining_s=3.0))
+    assert left_s(estimated, spec, 4) == 3.0
+    assert left_s(estimated, spec, 0) is None, "before the first trial nothing is known"
+    assert left_s(dataclasses.replace(job, stage=JobStage(name="Searching")), spec, 4) == 12.0
+    assert left_s(job, spec, 4) == 12.0

@@ -100,3 +100,28 @@ def test_the_workload_of_the_objectives_decides_which_map_is_the_fastest() -> No
         "accuracy -0.40 %, 20.0 instead of 80.0 MiB. No measured mix within the limits is a better choice than this "
         "uniform map."
     )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "comparison"),
+    [
+        (0.55, "10 % faster than"),
+        (0.504, "1 % faster than"),
+        (0.502, "About as fast as"),
+        (0.498, "About as fast as"),
+        (0.496, "Slower than"),
+    ],
+)
+def test_a_difference_below_half_a_percent_is_none(ratio: float, comparison: str) -> None:
+    rival = trial(1, ratio, 0.001, 20.0, "uniform bf16")
+    # Its median is higher, though its ratio to the passes of full precision beside it may be lower.
+    figures = {**rival.figures, "latency_p50_ms": Figure(value=10.1)}
+    found = recommendation([FULL, dataclasses.replace(rival, figures=figures), MIX], spec())
+    assert str(found).endswith(f"{comparison} the fastest uniform map within the limits (uniform bf16).")
+
+
+def test_the_fastest_uniform_map_is_the_rival_and_limits_are_named_only_if_there_are_some() -> None:
+    slower = trial(5, 0.9, 0.001, 40.0, "uniform fp16")
+    assert str(recommendation([FULL, slower, DYNAMIC, MIX], spec())).endswith("(uniform int8_dynamic).")
+    found = str(recommendation([FULL, slower, DYNAMIC, MIX], spec(limited=False)))
+    assert "within the limits" not in found
