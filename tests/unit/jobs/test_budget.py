@@ -77,6 +77,8 @@ def test_remaining_seconds_follow_the_pace_and_the_limit() -> None:
 def test_remaining_seconds_leave_out_what_probing_took_of_the_limit() -> None:
     limits = budget([TRIAL] * 4, trials=100, time_limit_s=100.0)
     assert limits.remaining_s(38.0, aside_s=30.0) == pytest.approx(62.0)
+    # Six trials at the pace of 2 s that is left, then four finals of five times 2 s.
+    assert budget([TRIAL] * 4, trials=10).remaining_s(38.0, aside_s=30.0) == pytest.approx(12.0 + 40.0)
 
 
 def test_remaining_seconds_at_the_end_are_those_of_the_finals() -> None:
