@@ -77,6 +77,15 @@ def test_percentile_drops_the_tails() -> None:
     assert chosen.high == pytest.approx(90, abs=2 * bin_width)
 
 
+def test_a_share_of_exactly_one_value_is_left_out() -> None:
+    values = [float(value) for value in range(-50, 50)]  # a bin of its own each
+    chosen = observe(values, ObserverKind.PERCENTILE, 98.0)  # one percent, which is one value, on either side
+    assert -50.0 < chosen.low <= -49.0
+    assert 48.0 <= chosen.high < 49.0
+    whole = observe(values, ObserverKind.PERCENTILE, 98.1)
+    assert (whole.low, whole.high) == (-50.0, 49.0)
+
+
 @settings(deadline=None)
 @given(values=SAMPLES)
 def test_mse_expects_no_more_error_than_minmax(values: list[float]) -> None:

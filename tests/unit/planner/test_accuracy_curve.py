@@ -68,3 +68,43 @@ def test_a_divergence_below_zero_counts_as_none() -> None:
     link = AccuracyCurve.fitted(np.array([0.25]), np.array([0.1]))
     np.testing.assert_array_equal(link.drop(np.array([-1e-9])), 0.0)
     assert np.isfinite(link.deviation(np.array([-1e-9, 0.0]), np.zeros(2))).all()
+
+
+def test_an_accuracy_that_is_lost_altogether_has_a_curve() -> None:
+    divergence = np.array([0.01, 0.1, 1.0])
+    lost, nearly = (AccuracyCurve.fitted(divergence, np.array([0.1, 0.5, most])) for most in (1.0, 0.98))
+    np.testing.assert_array_equal(lost.slopes, nearly.slopes)
+    assert np.isfinite(lost.deviation(divergence, NONE[:3])).all()
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.75, 1.0])
+def test_exponents_are_as_likely_as_they_explain_the_maps(exponent: float) -> None:
+    divergence = np.geomspace(1e-4, 0.3, 12)
+    link = AccuracyCurve.fitted(divergence, curve(1.5, exponent, divergence))
+    assert link.weights.sum() == pytest.approx(1.0)
+    best = [0.5, 0.75, 1.0].index(exponent)
+    assert link.weights[best] > 0.99
+    assert link.slopes[best] == pytest.approx(1.5, rel=1e-6)
+
+
+def test_one_map_leaves_all_exponents_open() -> None:
+    link = AccuracyCurve.fitted(np.array([0.25]), np.array([0.2]))
+    # Each fits it exactly, by the slope that its own power of the divergence needs.
+    np.testing.assert_allclose(link.slopes, -np.log1p(-0.2) / 0.25 ** np.array([0.5, 0.75, 1.0]))
+    np.testing.assert_allclose(link.weights, 1.0 / 3.0)
+
+
+def test_doubt_is_that_of_the_curve_the_slope_and_the_exponents() -> None:
+    link = AccuracyCurve(
+        slopes=np.array([0.0, 0.0, 2.0]), deviations=np.array([0.0, 0.0, 0.3]), weights=np.array([0.0, 0.0, 1.0]),
+        scatter=3.0,
+    )  # fmt: skip
+    lost = 2.0 * 0.1
+    parts = [3.0 * 1e-3, 3.0 * 0.2 * lost, 0.1 * 0.3, 2.0 * 0.02]
+    expected = np.exp(-lost) * np.linalg.norm(parts)
+    np.testing.assert_allclose(link.deviation(np.array([0.1]), np.array([0.02])), expected)
+    apart = AccuracyCurve(
+        slopes=np.array([0.0, 0.0, 2.0]), deviations=np.zeros(3), weights=np.array([0.5, 0.0, 0.5]), scatter=0.0
+    )
+    # Half of the belief is that nothing is lost: the two are one half of the loss away from their mean.
+    np.testing.assert_allclose(apart.deviation(np.array([0.1]), np.zeros(1)), -np.expm1(-lost) / 2.0)

@@ -10,6 +10,7 @@ from autotune.planner.additive_model import Vector
 from autotune.planner.knapsack import Costs, Maps
 from autotune.planner.posterior import Posterior
 from autotune.planner.prior import Prior
+from workers.measurement import Workload
 from workers.timing.estimates import Figure
 
 #: The last group has two of the four choices, so its second is not that of the others.
@@ -236,3 +237,32 @@ def test_a_layer_that_was_probed_to_cost_nothing_may_cost_something() -> None:
     cost = posterior.costs()[0][3]
     assert cost[0] == 0.0
     np.testing.assert_allclose(cost[2:], TRUTH.divergence[3, 2:], rtol=0.2)
+
+
+def test_prices_of_changes_are_what_one_more_costs() -> None:
+    posterior, shares = believe(TRUTH), (0.005, 0.03, 0.3)
+    # The cost of a share of the five neighbouring pairs is 0.03 share^0.4; one more pair is a fifth more.
+    slopes = [0.03 * ((share + 1e-7) ** 0.4 - (share - 1e-7) ** 0.4) / 2e-7 for share in shares]
+    np.testing.assert_allclose(posterior.change_prices(), np.array(slopes) / 5.0, rtol=1e-5)
+
+
+def test_changes_that_cost_nothing_have_no_price() -> None:
+    posterior = believe(TRUTH, np.concatenate([UNIFORM, OTHERS]))  # measured maps just add up
+    assert posterior.change_prices() == []
+    np.testing.assert_allclose(
+        posterior.predict(OTHERS)["latency_ratio"], 1.0 + sums(TRUTH.latency, OTHERS), atol=0.005
+    )
+
+
+def test_latencies_under_load_follow_those_of_requests() -> None:
+    posterior = Posterior(TRUTH, CHOICES, ["queued_latency_p95_ms", "accuracy"])
+    full = {"request_latency_ratio": 1.0, "request_latency_p50_ms": 50.0, "queued_latency_p95_ms": 400.0}
+    posterior.full_precision = FULL | {name: Figure(value=value) for name, value in full.items()}
+    before = posterior.predict(OTHERS)
+    np.testing.assert_allclose(before["queued_latency_p95_ms"], 400.0 * before["request_latency_ratio"])
+    np.testing.assert_allclose(before["request_latency_p50_ms"], 50.0 * before["request_latency_ratio"])
+    row = uniform("int8_static")
+    posterior.observe(row, [{"request_latency_ratio": Figure(value=0.5), "queued_latency_p95_ms": Figure(value=100.0)}])
+    # A measured quarter of the response time at half of the latency: beyond it, both shrink alike.
+    assert posterior.predict(row)["queued_latency_p95_ms"] == pytest.approx(100.0, rel=0.05)
+    assert posterior.workloads == (Workload.REQUEST,)
