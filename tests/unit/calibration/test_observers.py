@@ -97,6 +97,23 @@ def test_mse_expects_no_more_error_than_minmax(values: list[float]) -> None:
     assert expected_error(histogram, chosen) <= expected_error(histogram, minmax) * (1 + 1e-9)
 
 
+@settings(deadline=None, max_examples=20)
+@given(values=st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=40))
+def test_mse_expects_the_least_error_of_its_grid(values: list[float]) -> None:
+    histogram, chosen = histogram_of(values), observe(values, ObserverKind.MSE)
+    taken = np.flatnonzero(histogram.counts)
+    middles = np.clip((histogram.edges[taken] + histogram.edges[taken + 1]) / 2, histogram.low, histogram.high)
+
+    def error(low: float, high: float) -> float:
+        beyond = np.maximum(np.maximum(low - middles, middles - high), 0.0)
+        return float((histogram.counts[taken] * (beyond**2 + ((high - low) / 255) ** 2 / 12)).sum())
+
+    shares = np.linspace(0.05, 1.0, 39)  # of either extreme
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    least = min(error(one * low, other * high) for one in shares for other in shares)
+    assert error(chosen.low, chosen.high) == pytest.approx(least, rel=1e-9)
+
+
 def test_mse_clips_a_lonely_outlier_and_is_really_better() -> None:
     values = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
     values[0] = 20.0

@@ -1,8 +1,12 @@
+"""Maps between two uniform ones, measured before a sampler has learned anything."""
+
+from dataclasses import replace
+
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
 from autotune.search.initial_design import mixtures
 from search_spaces.layer import Layer, LayerKind
-from search_spaces.space import build_space
+from search_spaces.space import LayerRule, build_space
 from workers.timing.estimates import Figure
 
 OBJECTIVES = ("latency_p50_ms", "divergence")
@@ -56,3 +60,28 @@ def test_same_seed_same_mixtures() -> None:
 
 def test_one_map_on_the_front_has_nothing_to_mix_with() -> None:
     assert list(mixtures(SPACE, [baseline(0, "fp32", 1.0, 1e-9)], OBJECTIVES, seed=0)) == []
+
+
+def test_what_the_space_does_not_hold_is_not_mixed() -> None:
+    pinned = build_space(
+        SPACE.layers,
+        choices=("fp32", "bf16"),
+        supports=lambda layer, choice: None,
+        rules=[LayerRule(pattern="l0", pin="bf16")],
+    )
+    # The uniform fp32 map has l0 in fp32, though it is pinned.
+    assert list(mixtures(pinned, TRIALS[:2], OBJECTIVES, seed=0)) == []
+
+
+def test_only_baselines_are_mixed() -> None:
+    searched = [replace(trial, kind=TrialKind.SEARCH) if trial.number == 2 else trial for trial in TRIALS]
+    found = list(mixtures(SPACE, searched, OBJECTIVES, seed=0))
+    # Without static int8, dynamic int8 is still behind bf16.
+    assert {choice for assignment in found for choice in assignment.values()} == {"fp32", "bf16"}
+    assert len(found) == 3
+
+
+def test_more_groups_take_the_choice_of_the_first_map_at_first() -> None:
+    counts = [list(a.values()).count("fp32") for a in mixtures(SPACE, TRIALS[:2], OBJECTIVES, seed=0)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 15 > counts[-1]

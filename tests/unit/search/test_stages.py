@@ -1,7 +1,11 @@
 """What listeners and other processes are told while a job is driven."""
 
+import pytest
+
+from autotune.jobs import progress
 from autotune.jobs.progress import Progress, Silent
 from autotune.jobs.records import JobStage
+from autotune.search import stages as stages_of_a_job
 from autotune.search.stages import Stages
 from workers.progress import Stage, Step
 
@@ -51,3 +55,61 @@ def test_while_searching_trials_are_counted_and_the_time_left_is_that_of_the_sea
     assert recorded[-1] == JobStage(name=waiting, remaining_s=60.0)
     stages.stage("Measuring the best maps again")
     assert recorded[-1] == JobStage(name="Measuring the best maps again", done=3, total=9, remaining_s=60.0)
+
+
+class Watch:
+    """A clock that stands still until it is set."""
+
+    now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watch = Watch()
+    for module in (stages_of_a_job, progress):
+        monkeypatch.setattr(module, "time", watch)
+    return watch
+
+
+def test_time_is_added_up_by_stage(watch: Watch) -> None:
+    stages = Stages(Silent())
+    watch.now_s += 5.0  # before the first stage
+    for name, seconds in (("Starting workers", 12.0), ("Searching", 30.0), ("Starting workers", 3.4), ("Last", 9.0)):
+        stages.stage(name)
+        watch.now_s += seconds
+    assert stages.time_spent() == "Time: starting workers 15 s, searching 30 s", "the last one has not ended"
+
+
+def test_time_left_of_a_measurement_is_its_own_before_there_are_trials(watch: Watch) -> None:
+    recorded: list[JobStage] = []
+    stages = Stages(Silent(), recorded.append)
+    stages.stage("Measuring full precision")
+    stages.report(Step(stage=Stage.ACCURACY, done=0, total=4))
+    watch.now_s += 10.0
+    stages.report(Step(stage=Stage.ACCURACY, done=1, total=4))
+    assert recorded[-1].remaining_s == pytest.approx(30.0)
+    stages.trial(PROGRESS)
+    watch.now_s += 10.0
+    stages.report(Step(stage=Stage.ACCURACY, done=2, total=4))
+    assert recorded[-1].remaining_s == 60.0, "then it is that of the search"
+
+
+def test_trials_and_stages_are_passed_on() -> None:
+    class Listener(Silent):
+        def __init__(self) -> None:
+            self.heard: list[object] = []
+
+        def stage(self, text: str) -> None:
+            self.heard.append(text)
+
+        def trial(self, progress: Progress) -> None:
+            self.heard.append(progress)
+
+    listener = Listener()
+    stages = Stages(listener)
+    stages.stage("Searching")
+    stages.trial(PROGRESS)
+    assert listener.heard == ["Searching", PROGRESS]
