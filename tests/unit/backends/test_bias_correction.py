@@ -62,7 +62,7 @@ def test_every_value_counts_once_however_large_its_batch_is() -> None:
     assert means_of(nn.Linear(3, 2), [x[:1], x[1:]]) == means_of(nn.Linear(3, 2), [x]) == (13.5, 14.5, 15.5)
 
 
-def test_means_are_sought_only_where_they_serve() -> None:
+def test_means_are_calibrated_only_where_they_are_used() -> None:
     x = torch.ones(2, 3, 8)
     assert means_of(nn.Linear(8, 2), [x], asked=False) is None
     assert means_of(nn.Linear(8, 2, bias=False), [x]) is None

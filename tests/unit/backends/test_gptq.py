@@ -141,7 +141,7 @@ def test_what_is_no_second_moment_is_refused(wrong: dict[str, object], message: 
         SecondMoments(**right | wrong)  # type: ignore[arg-type]
 
 
-def test_what_lacks_moments_is_refused_everywhere() -> None:
+def test_layers_without_moments_are_refused_everywhere() -> None:
     known, x = ActivationRange(low=-1.0, high=1.0), inputs(64, directions=6)
     (layer,) = discover(nn.Sequential(nn.Linear(64, 48)), lambda m: m(x))
     calibration = Calibration(ranges={"0": known}, samples=1, seconds=0.0)
@@ -165,6 +165,6 @@ def test_what_lacks_moments_is_refused_everywhere() -> None:
         ({"choices": ["fp32"], "layers": [{"pattern": "*", "pin": "int4_weight_only_gptq"}]}, True),
     ],
 )
-def test_moments_are_sought_where_a_job_can_use_them(search: dict[str, object], sought: bool) -> None:
+def test_moments_are_calibrated_if_a_job_can_use_them(search: dict[str, object], sought: bool) -> None:
     spec = JobSpec.parse({"name": "n", "task": {"name": "t"}, "search": search})
     assert spec.worker_setup().calibration.moments is sought

@@ -146,7 +146,7 @@ def test_a_summary_counts_every_value_between_its_edges(values: list[float]) -> 
 
 @settings(deadline=None)
 @given(values=SAMPLES, kind=st.sampled_from(KINDS))
-def test_what_is_clipped_is_counted_to_a_bin(values: list[float], kind: ObserverKind) -> None:
+def test_clipped_values_are_counted_to_within_a_bin(values: list[float], kind: ObserverKind) -> None:
     histogram, chosen = histogram_of(values), observe(values, kind, 80.0)
     width = histogram.edges[1] - histogram.edges[0]
     beyond = [max(chosen.low - value, value - chosen.high) for value in np.float32(values).tolist()]

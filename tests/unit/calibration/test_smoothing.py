@@ -73,7 +73,7 @@ def test_statistics_do_not_depend_on_how_the_data_was_split() -> None:
     torch.testing.assert_close(whole.squares, parts.squares)
 
 
-def test_the_range_holds_what_was_seen_once_it_is_divided() -> None:
+def test_the_smoothed_range_covers_the_divided_inputs() -> None:
     x, full = inputs(outlier=9.0), model()
     found = calibrated(full, x).ranges["0"].smoothing
     assert found is not None
@@ -128,7 +128,7 @@ def test_division_and_multiplication_cancel_out(factors: list[float]) -> None:
     assert torch.equal(linear.weight, before)
 
 
-def test_only_linear_layers_have_factors_and_what_they_took_is_told() -> None:
+def test_only_linear_layers_have_factors_and_their_seconds_are_recorded() -> None:
     network = nn.Sequential(nn.Conv1d(4, 6, 3), nn.Flatten(), nn.Linear(60, 3)).eval()
     found = calibrated(network, torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0)))
     assert found.ranges["0"].smoothing is None
@@ -143,7 +143,7 @@ def test_factors_are_positive_and_finite(factors: tuple[float, ...]) -> None:
         Smoothing(factors=factors, low=0.0, high=1.0)
 
 
-def test_what_lacks_factors_is_refused_everywhere() -> None:
+def test_layers_without_factors_are_refused_everywhere() -> None:
     known, full = ActivationRange(low=-1.0, high=1.0), model()
     (layer,) = discover(full, lambda m: m(inputs(outlier=1.0)))
     calibration = Calibration(ranges={"0": known}, samples=1, seconds=0.0)
@@ -166,7 +166,7 @@ def test_what_lacks_factors_is_refused_everywhere() -> None:
         ({"choices": ["fp32"], "layers": [{"pattern": "*", "pin": "int8_static_smooth"}]}, True),
     ],
 )
-def test_factors_are_sought_where_a_job_can_use_them(search: dict[str, object], sought: bool) -> None:
+def test_factors_are_calibrated_if_a_job_can_use_them(search: dict[str, object], sought: bool) -> None:
     spec = JobSpec.parse({"name": "n", "task": {"name": "t"}, "search": search})
     assert spec.worker_setup().calibration.smoothing is sought
     assert not choice_named("int8_static").is_smooth

@@ -36,7 +36,7 @@ def test_bits_keep_sums_of_16_bits_from_saturating(features: tuple[str, ...], ma
     assert 255 * (2 ** (7 - 1) - 1) * 2 < 2**15
 
 
-def test_kind_tells_processors_of_one_name_apart() -> None:
+def test_processors_of_one_name_differ_by_their_kind() -> None:
     assert processor("avx2").kind == "Some CPU (AVX2)"
     assert processor("avx2", "avx512_f", "avx512_vnni", "avx512_bf16").kind == "Some CPU (AVX2, AVX-512, VNNI, BF16)"
     assert processor(machine="riscv64").kind == "Some CPU (riscv64)"

@@ -91,7 +91,7 @@ def test_ignores_what_does_not_matter(seed: int, shift: float, factor: float) ->
     torch.testing.assert_close(angle, divergence(candidate, reference, OutputKind.EMBEDDING))
 
 
-def test_tells_small_differences_apart() -> None:
+def test_distinguishes_small_differences() -> None:
     reference = outputs(0, 1, 384)
     steps = [reference + outputs(1, 1, 384, scale=scale) for scale in (1e-5, 1e-4, 1e-3)]
     found = [float(divergence(step, reference, OutputKind.EMBEDDING)) for step in steps]

@@ -159,7 +159,7 @@ def measured(maps: np.ndarray) -> list[dict[str, Figure]]:
     return found
 
 
-def test_uniform_maps_tell_what_shifted_data_do_to_all_others() -> None:
+def test_uniform_maps_show_what_shifted_data_does_to_all_others() -> None:
     posterior = Posterior(EXPECTED, CHOICES, ["shifted_accuracy", "accuracy"])
     posterior.full_precision = FULL
     posterior.observe(UNIFORM, measured(UNIFORM))

@@ -31,7 +31,7 @@ def budget(spent: Sequence[TrialRecord], repeats: int = 100, **search: Any) -> B
     return Budget(JobSpec.parse(spec), spent)
 
 
-def test_final_trials_are_not_the_searchs() -> None:
+def test_final_trials_do_not_count_as_searched() -> None:
     assert searched([TRIAL, FINAL, TRIAL]) == 2
     limits = budget([TRIAL, TRIAL, FINAL], trials=3)
     assert limits.searched == 2

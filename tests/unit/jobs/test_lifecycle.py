@@ -152,24 +152,24 @@ def test_drivers_that_die_again_and_again_fail_the_job() -> None:
     )
 
 
-def test_releases_that_are_nobodys_fault_never_fail_the_job() -> None:
+def test_releases_without_a_crash_never_fail_the_job() -> None:
     record = job("held", crashes=2)
     assert lifecycle.released(5, "its controller was stopped")(record, AT).job.crashes == 2
 
 
-def test_a_settled_job_tells_so_once() -> None:
+def test_a_job_is_settled_once() -> None:
     settle = lifecycle.settled(5, JobState.FINISHED, "done")
     once = settle(job("held"), AT).job
     assert settle(once, AT) == Change(job=once)
 
 
-def test_fields_are_changed_and_events_told_by_the_driver() -> None:
+def test_the_driver_changes_fields_and_records_events() -> None:
     told = event("probes_failed", "x")
     change = lifecycle.with_fields(5, told, error="y")(job("held"), AT)
     assert (change.job.error, change.events) == ("y", (told,))
 
 
-def test_a_new_plan_is_validated_and_told() -> None:
+def test_a_new_plan_is_validated_and_recorded() -> None:
     change = lifecycle.replanned(priority=3, trials=50, time_limit_s=90.0)(job("held"), AT)
     assert (change.job.priority, change.job.spec.search.trials) == (3, 50)
     assert [told.message for told in change.events] == ["Budget 50 trials in 90 s, priority 3"]

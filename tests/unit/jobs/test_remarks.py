@@ -86,7 +86,7 @@ def test_failed_maps_are_counted_by_message_with_a_trial_to_look_at() -> None:
     assert len(many) < 800
 
 
-def test_final_measurements_that_fail_or_lack_something_are_told() -> None:
+def test_final_measurements_that_fail_or_lack_something_are_reported() -> None:
     lacking = "no held-out accuracy: NotImplementedError: no data yet"
     finals = [failed(2, "lost", TrialKind.FINAL), trial(3, kind=TrialKind.FINAL, message=lacking)]
     assert remarks(job(layer("a")), [trial(0), trial(1), *finals]) == [
@@ -96,7 +96,7 @@ def test_final_measurements_that_fail_or_lack_something_are_told() -> None:
     ]
 
 
-def test_limits_that_no_map_meets_are_told_with_the_nearest_miss() -> None:
+def test_limits_that_no_map_meets_are_reported_with_the_nearest_miss() -> None:
     slow = [trial(n, violations={"latency_p50_ms": 0.5 / n, "accuracy": n - 3.0}) for n in (1, 2, 4)]
     found = remarks(job(layer("a")), slow)
     assert found == [
@@ -117,7 +117,7 @@ def test_limits_that_no_map_meets_are_told_with_the_nearest_miss() -> None:
         (8.1, {"pool": "ray", "count": 3}, True),
     ],
 )
-def test_a_load_above_what_the_job_causes_is_told(load: float, workers: dict[str, Any], busy: bool) -> None:
+def test_a_load_above_that_of_the_job_is_reported(load: float, workers: dict[str, Any], busy: bool) -> None:
     trials = [trial(0, load=50.0), trial(1, load=load), trial(2, load=load), failed(3, "no kernel")]
     found = [remark for remark in remarks(job(layer("a"), workers=workers), trials) if "busy" in remark]
     assert bool(found) == busy
@@ -126,7 +126,7 @@ def test_a_load_above_what_the_job_causes_is_told(load: float, workers: dict[str
 
 
 @pytest.mark.parametrize("environment", [{}, {"load": 50.0, "threads": 2, "hardware": "A GPU"}, {"threads": 1}])
-def test_a_load_that_says_nothing_is_not_told(environment: dict[str, Any]) -> None:
+def test_a_load_that_means_nothing_is_not_reported(environment: dict[str, Any]) -> None:
     assert remarks(job(layer("a")), [trial(0, environment=environment)]) == []
 
 
@@ -140,7 +140,7 @@ def test_a_load_that_says_nothing_is_not_told(environment: dict[str, Any]) -> No
         (703.0, 32000, "causal-lm", {"questions": "q.jsonl"}, False),
     ],
 )
-def test_a_perplexity_that_no_trained_model_has_is_told(
+def test_a_perplexity_that_no_trained_model_has_is_reported(
     perplexity: float, rows: int, task: str, parameters: dict[str, str], told: bool
 ) -> None:
     embedding = layer("words", kind=LayerKind.EMBEDDING, rows=rows)
@@ -154,7 +154,7 @@ def test_a_perplexity_that_no_trained_model_has_is_told(
         ]
 
 
-def test_what_stays_in_fp32_is_told_by_reason() -> None:
+def test_layers_that_stay_in_fp32_are_listed_by_reason() -> None:
     idle = "never ran on any of 4 example batches"
     record = job(
         *(layer(f"expert{n}", frozen=idle) for n in range(5)),
@@ -167,7 +167,7 @@ def test_what_stays_in_fp32_is_told_by_reason() -> None:
     ]
 
 
-def test_layers_that_others_of_their_group_keep_in_fp32_are_told_and_those_of_rules_are_not() -> None:
+def test_layers_kept_in_fp32_by_their_group_are_listed_and_those_kept_by_rules_are_not() -> None:
     layers = [layer("group#1", frozen="never ran"), layer("group#2"), layer("mine"), layer("refused")]
     every = dict.fromkeys(JobSpec.parse({"name": "n", "task": {"name": "t"}}).search.choices, "no kernel")
     record = job(*layers, refusals={"refused": every}, search={"layers": [{"pattern": "mine", "pin": "fp32"}]})

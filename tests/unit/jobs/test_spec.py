@@ -1,4 +1,4 @@
-"""Job files: what they accept, and what people are told about what they do not."""
+"""Job files: what they accept, and the errors for what they do not."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def test_task_parameters_the_database_cannot_hold_are_refused(value: object) -> 
     assert "task.parameters: must " in error_of(task={"name": "t", "parameters": {"list": [value]}})
 
 
-def test_all_errors_are_told_at_once_with_their_paths() -> None:
+def test_all_errors_are_reported_at_once_with_their_paths() -> None:
     message = error_of(search={"trials": 0, "sampler": "magic"}, constraints={"latency_p95_ms": {"max": -3}}, nam="x")
     for part in ("search.trials", "search.sampler", "constraints.latency_p95_ms.max", "nam"):
         assert f"\n  {part}: " in message
@@ -87,13 +87,13 @@ def test_all_errors_are_told_at_once_with_their_paths() -> None:
     assert message.count("\n") == 4
 
 
-def test_every_wrong_name_in_a_list_is_told() -> None:
+def test_every_wrong_name_in_a_list_is_reported() -> None:
     message = error_of(search={"choices": ["int9", "fp32", "int7"], "layers": [{"pattern": "x", "deny": ["int6"]}]})
     for part in ("search.choices.0: unknown choice 'int9'", "choices.2: unknown", "layers.0.deny.0: unknown choice"):
         assert part in message
 
 
-def test_a_file_of_errors_is_told_in_part() -> None:
+def test_of_very_many_errors_some_are_reported() -> None:
     message = error_of(**{f"key{number}": 1 for number in range(60)})
     assert message.endswith("\n  and 10 more")
     assert message.count("unknown key") == 50
@@ -239,7 +239,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         JobSpec.load(tmp_path / "nowhere.yaml")
 
 
-def test_cache_of_prepared_layers_is_told_to_workers_in_bytes() -> None:
+def test_workers_get_the_cache_of_prepared_layers_in_bytes() -> None:
     spec = JobSpec.parse(
         {"schema": "autotune.job/v1", "name": "small", "task": {"name": "digits-cnn"}, "workers": {"cache_mib": 3}}
     )
@@ -247,7 +247,7 @@ def test_cache_of_prepared_layers_is_told_to_workers_in_bytes() -> None:
     assert spec.pool_settings() == PoolSettings()
 
 
-def test_hardware_is_told_to_the_pool() -> None:
+def test_the_pool_gets_the_wanted_hardware() -> None:
     spec = JobSpec.parse(MINIMAL | {"workers": {"hardware": " EPYC (AVX2) "}})
     assert spec.pool_settings() == PoolSettings(hardware="EPYC (AVX2)")
     assert JobSpec.parse(spec.dump()) == spec
@@ -268,7 +268,7 @@ def test_hardware_that_names_none_is_refused(hardware: object, error: str) -> No
         JobSpec.parse(MINIMAL | {"workers": {"hardware": hardware}})
 
 
-def test_wrong_items_are_not_told_to_be_missing_too() -> None:
+def test_wrong_items_are_not_reported_as_missing_too() -> None:
     with pytest.raises(JobSpecError, match=r"objectives\.0: unknown metric 'latency'") as caught:
         JobSpec.parse({"name": "x", "task": {"name": "y"}, "objectives": ["latency", "accuracy"]})
     assert "items" not in str(caught.value)

@@ -192,7 +192,7 @@ def test_a_file_that_is_no_map_is_refused_in_one_line(tmp_path: Path, text: str 
     assert re.fullmatch("  " + expected, line)
 
 
-def test_a_map_of_another_version_is_told_by_that_alone(tmp_path: Path) -> None:
+def test_of_another_version_of_the_file_only_that_is_reported(tmp_path: Path) -> None:
     message = refusal(saved(tmp_path, {"schema": "autotune.map/v9", "groups": []}))
     assert message.splitlines()[1:] == ["  schema: must be 'autotune.map/v1', but got 'autotune.map/v9'"]
 
@@ -249,7 +249,7 @@ def test_an_error_says_the_rule_and_the_value(tmp_path: Path, changes: dict[str,
     assert max(map(len, message.splitlines())) < 300
 
 
-def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     data = document(choice="int9") | {"model_fingerprint": "5E", "promised": {"accuracy": {}}}
     del data["task"]
     message = refusal(saved(tmp_path, data))

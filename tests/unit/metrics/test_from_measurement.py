@@ -1,4 +1,4 @@
-"""What is told of a measurement, relative to full precision."""
+"""Figures of a measurement, relative to full precision."""
 
 from dataclasses import replace
 

@@ -63,7 +63,7 @@ def test_an_array_is_minimised_like_its_values(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_points_have_one_row_a_candidate(count: int) -> None:
+def test_points_have_one_row_per_candidate(count: int) -> None:
     points = Objectives.named(["latency_p50_ms", "accuracy"]).points([figures(FULL)] * count)
     np.testing.assert_array_equal(points, np.array([[10.0, -0.8]] * count).reshape(count, 2))
 
@@ -149,7 +149,7 @@ def test_violations_are_relative_to_the_limit(limit: float, at_most: bool, value
 
 
 @given(st.floats(-1e6, 1e6), st.booleans(), st.floats(-1e6, 1e6))
-def test_a_limit_is_broken_just_when_the_violation_is_positive(limit: float, at_most: bool, value: float) -> None:
+def test_a_limit_is_broken_exactly_when_the_violation_is_positive(limit: float, at_most: bool, value: float) -> None:
     holds = value <= limit if at_most else value >= limit
     assert (Constraint(metric="m", limit=limit, at_most=at_most).violation(value) <= 0) == holds
 

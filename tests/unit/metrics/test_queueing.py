@@ -1,4 +1,4 @@
-"""Response times under load, from measured requests to what is told of them."""
+"""Response times under load, from measured requests to the text that people read."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_faster_requests_never_take_longer_under_the_same_load(service_ms: Sampl
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6])
-def test_waits_are_those_of_theory(load: float) -> None:
+def test_waits_agree_with_theory(load: float) -> None:
     # Requests that all take 10 ms wait load / (2 (1 - load)) of that on average (Pollaczek and Khinchine); the times of
     # ones whose own vary like those between them are distributed exponentially, with a mean of 10 / (1 - load).
     fixed = response_ms(np.array([10.0]), 100.0 * load)
@@ -73,7 +73,7 @@ def test_intervals_hold_the_value_and_are_wider_for_fewer_rounds() -> None:
     assert many[95].value == np.percentile(response_ms(2.0 * service_ms, 30.0), 95)
 
 
-def test_a_server_that_is_asked_for_too_much_breaks_every_limit_and_says_so() -> None:
+def test_an_overloaded_server_breaks_every_limit_and_says_so() -> None:
     once, twice = (
         response_percentiles(requests(np.full(100, 10.0)), [95], drift=1.0, requests_per_second=rate)[95].value
         for rate in (100.0, 200.0)

@@ -242,7 +242,7 @@ def test_module_under_two_names_is_unrolled_in_both_places() -> None:
     torch.testing.assert_close(run(model), before)
 
 
-def test_map_unrolls_what_its_layers_name_and_takes_it_back() -> None:
+def test_a_map_unrolls_the_attention_its_layers_name_and_undoes_it() -> None:
     model = Attending(attention(), attention()).eval()
     fused = model.second
     take_back = unroll_as(model, {"second.q_proj", "first.out_proj"})

@@ -306,7 +306,7 @@ class Reader(nn.Module):
         return y
 
 
-def test_prepared_layer_tells_of_its_weight_but_has_none() -> None:
+def test_a_prepared_layer_describes_its_weight_but_has_none() -> None:
     x = torch.randn(3, 32)
     prepared, _ = prepared_model(Reader(), x=x)
     prepared.apply({"layer": "fp16"})

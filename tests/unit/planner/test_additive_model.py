@@ -35,7 +35,7 @@ def random_prior(generator: np.random.Generator) -> tuple[Vector, Vector, Matrix
 
 @given(SEEDS)
 @settings(deadline=None)
-def test_beliefs_are_the_textbook_posterior(seed: int) -> None:
+def test_the_posterior_is_that_of_the_textbook(seed: int) -> None:
     generator = np.random.default_rng(seed)
     mean, spread, shared = random_prior(generator)
     columns, values, noise = random_maps(generator, 8), generator.normal(size=8), generator.uniform(0.1, 1.0, 8)
@@ -54,7 +54,7 @@ def test_beliefs_are_the_textbook_posterior(seed: int) -> None:
 
 @given(SEEDS)
 @settings(deadline=None)
-def test_one_batch_is_as_good_as_one_by_one(seed: int) -> None:
+def test_a_batch_teaches_as_much_as_its_maps_one_by_one(seed: int) -> None:
     generator = np.random.default_rng(seed)
     prior = random_prior(generator)
     # More than stay unwritten, and some that do.

@@ -255,7 +255,7 @@ def test_same_seed_same_proposals() -> None:
     ("limit", "metric"),
     [(0.2, "latency_ratio"), (0.2 * FULL_MS, "latency_p50_ms"), (1e-9, "accuracy_drop"), (1.0, "weight_memory_mib")],
 )
-def test_where_nothing_is_feasible_the_least_infeasible_is_sought(
+def test_where_nothing_is_feasible_the_search_goes_to_the_least_infeasible(
     limit: float, metric: str, objectives: tuple[str, ...]
 ) -> None:
     world = World(groups=4, objectives=objectives, constraints=(at_most(metric, limit),))

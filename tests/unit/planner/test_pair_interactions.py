@@ -80,13 +80,13 @@ def test_pairs_that_cost_more_or_less_together_are_learned(strength: float) -> N
     assert misses(truth, interactions) < 0.6 * misses(truth, None)
 
 
-def test_where_effects_just_add_up_pairs_count_nothing() -> None:
+def test_pairs_have_no_effect_where_effects_just_add_up() -> None:
     interactions = taught(Truth(0.0), 60)
     assert interactions.strength == 0.0
     assert not interactions.correction(random_maps(np.random.default_rng(3), 5)).any()
 
 
-def test_a_few_maps_do_not_ask_for_pairs_yet() -> None:
+def test_a_few_maps_are_too_few_for_pairs() -> None:
     assert taught(Truth(0.3), 6).strength == 0.0
 
 

@@ -1,4 +1,4 @@
-"""What is believed of maps: first what was expected, then what was measured of others."""
+"""Predictions for maps: first those of the prior, then those that measured maps correct."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -81,7 +81,7 @@ def believe(prior: Prior, maps: Maps = UNIFORM[:0], truth: Prior = TRUTH) -> Pos
     return posterior
 
 
-def test_before_anything_is_measured_what_was_expected_is_believed() -> None:
+def test_before_anything_is_measured_the_prior_holds() -> None:
     found = believe(replace(TRUTH, fixed_divergence=0.5, fixed_latency=-0.1)).predict(OTHERS)
     ratio, memory = 0.9 + sums(TRUTH.latency, OTHERS) + mixing(OTHERS), 10.0 + sums(TRUTH.memory_mib, OTHERS)
     np.testing.assert_allclose(found["divergence"], 0.5 + sums(TRUTH.divergence, OTHERS))
@@ -93,7 +93,7 @@ def test_before_anything_is_measured_what_was_expected_is_believed() -> None:
     np.testing.assert_allclose(found["accuracy"], 0.8)
 
 
-def test_costs_are_what_was_expected() -> None:
+def test_costs_are_first_those_of_the_prior() -> None:
     expected = np.stack([TRUTH.divergence, TRUTH.latency, TRUTH.memory_mib])
     np.testing.assert_allclose(believe(TRUTH).costs(), expected)
 
@@ -112,7 +112,7 @@ def test_uniform_maps_correct_all_others(prior: Prior) -> None:
 
 
 @pytest.mark.parametrize("prior", [WRONG, GUESS], ids=["probed", "guessed"])
-def test_what_is_fixed_may_be_expected_wrong(prior: Prior) -> None:
+def test_the_prior_of_fixed_layers_may_be_wrong(prior: Prior) -> None:
     truth = replace(TRUTH, fixed_divergence=2e-3, fixed_latency=-0.1)
     pinned = {True: replace(prior, fixed_divergence=1e-3, fixed_latency=-0.12),
               False: replace(prior, fixed_divergence=1.0, fixed_latency=-0.12)}[prior.probed]  # fmt: skip
@@ -129,7 +129,7 @@ def test_one_uniform_map_gives_guesses_their_scale(choice: str) -> None:
     assert posterior.costs()[0][LEGAL].max() > 0.1  # the other choices have none yet
 
 
-def test_guesses_of_what_is_fixed_have_the_scale_of_the_first_choice() -> None:
+def test_guesses_of_fixed_layers_have_the_scale_of_the_first_choice() -> None:
     truth = replace(TRUTH, fixed_divergence=1e-3 * 15 / 21)
     posterior = believe(replace(GUESS, fixed_divergence=15 / 21), uniform("int8_static"), truth)
     assert posterior.predict(UNIFORM[:1])["divergence"] == pytest.approx(truth.fixed_divergence, rel=0.01)
@@ -158,7 +158,7 @@ def test_guesses_need_not_begin_with_uniform_maps(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("prior", "known"), [(TRUTH, UNIFORM[:0]), (GUESS, UNIFORM)], ids=["probed", "guessed"])
-def test_no_choice_is_ever_believed_to_do_good(prior: Prior, known: Maps) -> None:
+def test_no_choice_is_ever_expected_to_lower_the_divergence(prior: Prior, known: Maps) -> None:
     posterior = believe(prior, known)
     for row in np.concatenate([UNIFORM, OTHERS[:5]]):
         posterior.observe(row[None], [{"divergence": Figure(value=0.0)}])
@@ -169,7 +169,7 @@ def test_no_choice_is_ever_believed_to_do_good(prior: Prior, known: Maps) -> Non
     assert (posterior.predict(OTHERS)["divergence"] >= 0.08 * sums(TRUTH.divergence, OTHERS)).all()
 
 
-def test_drawn_costs_spread_around_the_believed_ones() -> None:
+def test_drawn_costs_spread_around_the_expected_ones() -> None:
     posterior, generator = believe(WRONG, UNIFORM), np.random.default_rng(0)
     drawn = np.array([posterior.costs(generator) for _ in range(300)])[:, 1, LEGAL]
     deviation = drawn.std(axis=0)

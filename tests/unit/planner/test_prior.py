@@ -1,4 +1,4 @@
-"""What probes, or the sizes of layers, say about a space before any map is measured."""
+"""Costs expected from probes, or from the sizes of layers, before any map is measured."""
 
 from collections.abc import Mapping, Sequence
 
@@ -69,7 +69,7 @@ def test_costs_of_groups_are_sums_over_their_layers() -> None:
     assert (found.fixed_divergence, found.fixed_latency, found.fixed_memory_mib) == (0.0, 0.0, 7.0)
 
 
-def test_what_a_user_knows_of_sensitivities_multiplies_what_is_expected() -> None:
+def test_sensitivities_of_the_user_multiply_the_expected_divergences() -> None:
     rules = [LayerRule(pattern="[qo]", sensitivity=3.0), LayerRule(pattern="o", sensitivity=0.5)]
     plain, found = expected(make_space(rules)), expected(make_space(rules), rules=rules)
     np.testing.assert_allclose(found.divergence, [[0, 3 + 2, 30 + 20], [0, 4.5, 45], [0, 4, 40]])
@@ -77,7 +77,7 @@ def test_what_a_user_knows_of_sensitivities_multiplies_what_is_expected() -> Non
     np.testing.assert_allclose(plain.divergence, [[0, 3, 30], [0, 3, 30], [0, 4, 40]])
 
 
-def test_what_a_pinned_group_costs_is_fixed() -> None:
+def test_the_costs_of_a_pinned_group_are_fixed() -> None:
     found = expected(make_space([LayerRule(pattern="[qk]", pin="int8_static")]))
     np.testing.assert_allclose(found.divergence, [[0, 3, 30], [0, 4, 40]])
     assert found.fixed_divergence == 30.0

@@ -42,25 +42,25 @@ def found(*objectives: str, constraints: tuple[Constraint, ...] = ()) -> tuple[I
     return incumbents(FRONT, KNOWN, objectives, constraints, REFERENCE)
 
 
-def test_the_front_are_rivals_at_their_slowest() -> None:
+def test_maps_on_the_front_are_rivals_at_their_slowest() -> None:
     expected = (Incumbent(latency_ratio=0.52, divergence=1e-2), Incumbent(latency_ratio=0.7, divergence=1e-3))
     assert found("latency_p50_ms", "divergence") == expected
     assert found("accuracy", "latency_ratio")[0] == Incumbent(latency_ratio=0.52, accuracy=0.89)
 
 
-def test_maps_of_more_memory_are_no_rivals_where_memory_counts() -> None:
+def test_maps_with_more_memory_are_no_rivals_if_memory_counts() -> None:
     assert found("latency_p50_ms", "divergence", "weight_memory_mib") == (
         Incumbent(latency_ratio=0.52, divergence=1e-2),
     )
 
 
 @pytest.mark.parametrize("objectives", [("latency_p95_ms", "divergence"), ("latency_p50_ms", "peak_memory_mib")])
-def test_nobody_is_given_up_while_other_objectives_are_unknown(objectives: tuple[str, ...]) -> None:
+def test_no_candidate_is_given_up_while_other_objectives_are_unknown(objectives: tuple[str, ...]) -> None:
     assert found(*objectives) == ()
     assert found(*objectives, constraints=(LIMIT,)) == (Incumbent(latency_ratio=0.8),)
 
 
-def test_before_anything_is_feasible_nobody_is_hopeless() -> None:
+def test_before_any_map_is_feasible_no_candidate_is_hopeless() -> None:
     assert incumbents([], KNOWN, ("latency_p50_ms", "divergence"), (LIMIT,), REFERENCE) == ()
 
 

@@ -108,7 +108,7 @@ def test_an_order_that_is_taken_back_in_time_is_forgotten(store: MoodyStore, job
     wait_for(lambda: not raises(lease, OrderedError))
 
 
-def test_a_driver_is_told_that_another_one_has_its_job(store: MoodyStore, job: JobRecord, lease: Lease) -> None:
+def test_a_driver_learns_that_another_one_has_its_job(store: MoodyStore, job: JobRecord, lease: Lease) -> None:
     store.is_up.clear()
     wait_for(lambda: not is_held(store.job(job.id), now()))
     store.change_job(job.id, claimed("other", 60.0))
@@ -171,7 +171,7 @@ def test_a_driver_that_listens_is_not_given_up(store: MoodyStore, job: JobRecord
         assert not given_up.wait(1.7)
 
 
-def test_the_stage_that_a_driver_told_last_is_recorded(store: MoodyStore, job: JobRecord, lease: Lease) -> None:
+def test_the_latest_stage_of_a_driver_is_recorded(store: MoodyStore, job: JobRecord, lease: Lease) -> None:
     for done in range(100):
         lease.tell(JobStage(name="Calibrating", done=done, total=99))
     wait_for(lambda: store.job(job.id).stage == JobStage(name="Calibrating", done=99, total=99))

@@ -76,7 +76,7 @@ def environment(**changes: Any) -> ModelDescription:
     return dataclasses.replace(DESCRIPTION, environment=dataclasses.replace(DESCRIPTION.environment, **changes))
 
 
-def test_probes_are_taken_recorded_and_told() -> None:
+def test_probes_are_taken_recorded_and_announced() -> None:
     store, pool, stages = MemoryStore(), FakePool(), Stages()
     record = job(store)
     assert probes_of(store, record) is None
@@ -140,7 +140,7 @@ def test_job_that_differs_is_probed_anew(spec: Mapping[str, Any], description: M
     assert obtain(store, job(store), pool) == first
 
 
-def test_probes_from_before_kinds_were_told_apart_are_found() -> None:
+def test_probes_recorded_before_kinds_of_hardware_are_found() -> None:
     store, pool = MemoryStore(), FakePool()
     recorded = pool.probe()
     store.record_probes("261f6c8cd4f930504ffc193d272e0b92db8b127f37e25cde1bcafd8346b06171", recorded)

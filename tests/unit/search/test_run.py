@@ -1,4 +1,4 @@
-"""How a run ends: what a driver records when its user changes their mind while it stops."""
+"""The end of a run: what a driver records if its user gives another order while it stops."""
 
 import time
 from collections.abc import Callable
@@ -164,7 +164,7 @@ def test_a_job_goes_on_with_its_kernels(store: MemoryStore, job_id: str, pools: 
     assert [setup.kernels for setup in pools.setups] == [{}, pools.kernels]
 
 
-def test_a_job_from_before_kinds_were_told_apart_goes_on_anywhere(
+def test_a_job_recorded_before_kinds_of_hardware_continues_anywhere(
     store: MemoryStore, job_id: str, pools: Pools
 ) -> None:  # fmt: skip
     pools.kind = ""
@@ -205,7 +205,7 @@ def test_loading_counts_in_the_time_that_is_spent(
     assert loading_s == [7.5]
 
 
-def test_a_finished_job_says_what_took_its_time(
+def test_a_finished_job_says_how_long_its_stages_took(
     store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = SimpleNamespace(describe=lambda: SimpleNamespace(loading_seconds=7.5), close=lambda: None)

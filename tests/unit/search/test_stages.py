@@ -1,4 +1,4 @@
-"""What listeners and other processes are told while a job is driven."""
+"""Progress of a job, as its listener and other processes see it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Fair shares against what fairness means, and against an oracle that tries every division."""
+"""Fair shares against the definition of fairness, and against an oracle that tries every division."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def used(jobs: list[HeldJob], shares: dict[str, int], capacity: Capacity) -> tup
 
 
 @given(jobs=mixed, capacity=clusters)
-def test_nobody_gets_more_than_there_is_or_than_they_want(jobs: list[HeldJob], capacity: Capacity) -> None:
+def test_no_job_gets_more_than_there_is_or_than_it_wants(jobs: list[HeldJob], capacity: Capacity) -> None:
     shares = fair_shares(jobs, capacity)
     cpus, gpus = used(jobs, shares, capacity)
     assert cpus <= capacity.cpus + TINY
@@ -68,7 +68,7 @@ def test_shares_are_max_min_fair(jobs: list[HeldJob], workers: int) -> None:
 
 
 @given(jobs=mixed, capacity=clusters)
-def test_who_asks_for_the_same_differs_by_one_worker_at_most(jobs: list[HeldJob], capacity: Capacity) -> None:
+def test_jobs_that_ask_for_the_same_differ_by_one_worker_at_most(jobs: list[HeldJob], capacity: Capacity) -> None:
     shares = fair_shares(jobs, capacity)
     for first, second in itertools.combinations(jobs, 2):
         if (first.count, first.cpus, first.gpus) == (second.count, second.cpus, second.gpus):

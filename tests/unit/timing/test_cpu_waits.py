@@ -25,6 +25,6 @@ def test_waiting_for_a_processor_that_another_process_has_is_counted() -> None:
         os.sched_setaffinity(0, allowed)
 
 
-def test_nobody_waits_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_wait_is_counted_where_the_system_does_not_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_waits, "_THREADS", Path("/nowhere"))
     assert waited_ms() == 0.0

@@ -15,7 +15,7 @@ from workers.timing.device_lock import DeviceLock
 @pytest.mark.parametrize(
     ("theirs", "ours"), [("exclusive", "shared"), ("exclusive", "exclusive"), ("shared", "exclusive")]
 )
-def test_who_asks_again_at_once_waits_for_who_asked_before(
+def test_a_process_that_asks_again_at_once_waits_for_earlier_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, theirs: str, ours: str
 ) -> None:
     monkeypatch.setattr(device_lock.tempfile, "gettempdir", lambda: str(tmp_path))

@@ -121,7 +121,7 @@ def test_layers_of_one_shape_share_a_value() -> None:
     assert len({latency_ms[layer, "fp32"] for layer in LEGAL}) == 3
 
 
-def test_strides_tell_convolutions_of_one_shape_apart() -> None:
+def test_convolutions_of_one_shape_differ_by_their_strides() -> None:
     class Strides(nn.Module):
         def __init__(self) -> None:
             super().__init__()

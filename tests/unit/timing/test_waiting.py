@@ -44,7 +44,9 @@ def _hold(kind: str, seconds: float, marker: Path) -> None:
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("exclusive", "shared"), ("shared", "exclusive")])
-def test_waiting_is_told_within_two_seconds_with_the_holder_and_counted(tmp_path: Path, theirs: str, ours: str) -> None:
+def test_waiting_is_reported_within_two_seconds_with_the_holder_and_counted(
+    tmp_path: Path, theirs: str, ours: str
+) -> None:
     told: list[tuple[float, Step]] = []
     started = time.monotonic()
     lock = DeviceLock("cpu", lambda step: told.append((time.monotonic() - started, step)))
@@ -96,7 +98,7 @@ def test_unknown_holders_are_another_process(monkeypatch: pytest.MonkeyPatch, tm
         (["script.py", "postgresql://me:secret@host"], "script.py"),
     ],
 )
-def test_commands_are_short_and_tell_no_secrets(tmp_path: Path, words: list[str], shown: str) -> None:
+def test_commands_are_short_and_reveal_no_secrets(tmp_path: Path, words: list[str], shown: str) -> None:
     script = tmp_path / "script.py"
     script.write_text("print('ready', flush=True); input()")
     arguments = [sys.executable, str(script), *words[1:]]
