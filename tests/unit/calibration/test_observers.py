@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +154,18 @@ def test_clipped_values_are_counted_to_within_a_bin(values: list[float], kind: O
     beyond = [max(chosen.low - value, value - chosen.high) for value in np.float32(values).tolist()]
     surely, perhaps = sum(far > width for far in beyond), sum(far >= 0 for far in beyond)
     assert surely <= round(summary(histogram, chosen).clipped * len(values)) <= perhaps
+
+
+@settings(deadline=None)
+@given(values=SAMPLES)
+def test_a_summary_is_as_fine_as_its_bins_allow(values: list[float]) -> None:
+    histogram = histogram_of(values)
+    found = summary(histogram, observe(values, ObserverKind.MINMAX))
+    taken = np.flatnonzero(histogram.counts)
+    merged = round((found.high - found.low) / len(found.counts) / (histogram.edges[1] - histogram.edges[0]))
+    span = int(taken[-1] - taken[0] + 1)
+    assert merged == math.ceil(span / SUMMARY_BINS)
+    assert found.low == histogram.edges[taken[0]]
 
 
 def test_a_summary_does_not_depend_on_how_the_data_was_split() -> None:
