@@ -172,8 +172,10 @@ def test_factors_are_calibrated_if_a_job_can_use_them(search: dict[str, object],
     assert not choice_named("int8_static").is_smooth
 
 
-@pytest.mark.parametrize("bits", [8, 7])
-def test_factors_are_judged_by_the_bits_that_weights_will_have(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+@pytest.mark.parametrize(("weight_bits", "bits"), [({"0": 8}, 8), ({"0": 7}, 7), ({"another": 7}, 8)])
+def test_factors_are_judged_by_the_bits_that_weights_will_have(
+    monkeypatch: pytest.MonkeyPatch, weight_bits: dict[str, int], bits: int
+) -> None:
     tried: list[int] = []
 
     def rounded(weight: torch.Tensor, *, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,5 +186,5 @@ def test_factors_are_judged_by_the_bits_that_weights_will_have(monkeypatch: pyte
     x = inputs(outlier=60.0)
     layers = discover(model(), lambda m: m(x))
     forward = (model(), layers, [x], lambda m, batch: m(batch))
-    with_smoothing(calibrate(*forward, CalibrationSettings()), *forward, {"0": bits})
+    with_smoothing(calibrate(*forward, CalibrationSettings()), *forward, weight_bits)
     assert set(tried) == {bits}
