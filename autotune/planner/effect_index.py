@@ -116,7 +116,8 @@ def observe(
 def _same_effects(effects: Vector, names: Sequence[str]) -> Costs:
     """Return masks of the effects that share a choice and a value, shape ``(kinds, effects)``."""
     keys = list(zip(names, effects[1:], strict=True))
-    return np.array([[False, *(key == kind for key in keys)] for kind in dict.fromkeys(keys) if kind[1] != 0.0])
+    masks = [[False, *(key == kind for key in keys)] for kind in dict.fromkeys(keys) if kind[1] != 0.0]
+    return np.array(masks, dtype=np.float64).reshape(len(masks), len(effects))
 
 
 def _width(figure: Figure) -> float:

@@ -109,9 +109,12 @@ def test_an_estimate_of_zero_may_be_as_wrong_as_others_are_large(others: tuple[f
     assert own == pytest.approx(size**2)
 
 
-def test_nothing_is_doubted_where_nothing_has_an_effect() -> None:
-    nothing = model(np.where(LEGAL, 0.0, np.inf), (0.5, 0.5))
-    np.testing.assert_array_equal(nothing.deviation(INDEX.of(MAPS)), 0.0)
+@pytest.mark.parametrize("extra", [None, (0.03, 0.05)])
+def test_nothing_is_doubted_where_nothing_has_an_effect(extra: tuple[float, float] | None) -> None:
+    # As if all choices took equally many bytes, from which latencies of decoding are guessed.
+    nothing = model(np.where(LEGAL, 0.0, np.inf), (0.5, 0.5), extra=extra)
+    features = None if extra is None else np.ones((len(MAPS), 1))
+    np.testing.assert_allclose(nothing.deviation(INDEX.of(MAPS), features), 0.0 if extra is None else 0.05)
 
 
 def test_latencies_of_one_shape_are_off_together() -> None:
