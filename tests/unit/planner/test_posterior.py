@@ -8,9 +8,9 @@ import pytest
 
 from autotune.planner.additive_model import Vector
 from autotune.planner.knapsack import Costs, Maps
-from autotune.planner.posterior import Posterior
+from autotune.planner.posterior import Posterior, traded_off
 from autotune.planner.prior import Prior
-from workers.measurement import Workload
+from workers.measurement import Split, Workload
 from workers.timing.estimates import Figure
 
 #: The last group has two of the four choices, so its second is not that of the others.
@@ -266,3 +266,47 @@ def test_latencies_under_load_follow_those_of_requests() -> None:
     # A measured quarter of the response time at half of the latency: beyond it, both shrink alike.
     assert posterior.predict(row)["queued_latency_p95_ms"] == pytest.approx(100.0, rel=0.05)
     assert posterior.workloads == (Workload.REQUEST,)
+
+
+def test_latencies_of_decoding_are_guessed_from_the_bytes_that_it_reads() -> None:
+    posterior = Posterior(replace(TRUTH, fixed_latency=-0.1), CHOICES, ["decode_latency_p50_ms", "divergence"])
+    posterior.full_precision = FULL
+    found = posterior.predict(OTHERS)
+    # Half of the time is in proportion to the layers' weights, of which full precision has 20 MiB; the probes, which
+    # timed whole passes, do not count.
+    expected = 1.0 - 0.5 * (20.0 - sums(TRUTH.memory_mib, OTHERS)) / 20.0 + mixing(OTHERS)
+    np.testing.assert_allclose(found["decode_latency_ratio"], expected)
+    np.testing.assert_allclose(found["latency_ratio"], 0.9 + sums(TRUTH.latency, OTHERS) + mixing(OTHERS))
+
+
+def test_layers_without_weights_leave_the_latency_of_decoding_alone() -> None:
+    weightless = replace(TRUTH, memory_mib=np.where(LEGAL, 0.0, np.inf))
+    posterior = Posterior(weightless, CHOICES, ["decode_latency_p50_ms", "divergence"])
+    posterior.full_precision = FULL
+    np.testing.assert_allclose(posterior.predict(OTHERS)["decode_latency_ratio"], 1.0 + mixing(OTHERS))
+
+
+def test_maps_keep_a_tenth_of_the_divergence_of_fixed_layers() -> None:
+    posterior = believe(replace(TRUTH, fixed_divergence=0.5))
+    for _ in range(5):
+        posterior.observe(OTHERS, [{"divergence": Figure(value=1e-12)}] * len(OTHERS))
+    assert (posterior.predict(OTHERS)["divergence"] >= 0.1 * 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "splits", "workloads"),
+    [
+        ([], [Split.EVALUATION], [Workload.FORWARD]),
+        (["latency_p50_ms", "weight_memory_mib"], [Split.EVALUATION], [Workload.FORWARD]),
+        (["shifted_divergence", "decode_latency_ratio"], [Split.SHIFTED], [Workload.DECODE]),
+        (
+            ["accuracy", "shifted_accuracy", "accuracy_drop", "queued_latency_p95_ms", "latency_ratio"],
+            [Split.EVALUATION, Split.SHIFTED],
+            [Workload.REQUEST, Workload.FORWARD],
+        ),
+    ],
+)
+def test_only_the_data_and_workloads_of_the_metrics_are_traded_off(
+    metrics: list[str], splits: list[Split], workloads: list[Workload]
+) -> None:
+    assert traded_off(metrics) == (tuple(splits), tuple(workloads))
