@@ -238,7 +238,7 @@ def _without_risky(likely: Vector, risk: float) -> Vector:
     If all do, only the least risky keep theirs, give or take one half. Maps beyond a limit always promise large gains,
     so the planner could propose many of them in a row and learn little.
     """
-    allowed = max(risk, 1.5 * (1.0 - likely.max())) if len(likely) else risk
+    allowed = max(risk, 1.5 * (1.0 - likely.max()))
     return np.where(1.0 - likely <= allowed, likely, _INFEASIBLE_FACTOR * likely)
 
 
