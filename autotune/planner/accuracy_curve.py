@@ -16,6 +16,8 @@ _SCATTER, _RELATIVE_SCATTER = 1e-3, 0.2
 _GUESS, _GUESS_MAPS = 10.0, 2.0
 #: Drops beyond this one count as this one: nothing is left to lose.
 _MOST = 0.98
+#: Divergences below this one count as this one where something is relative to them; no quotient overflows.
+_LEAST = 1e-100
 
 
 def _constant(value: float) -> Vector:
@@ -79,7 +81,7 @@ class AccuracyCurve:
             spread: their standard deviations, shape ``(n,)``.
         """
         lost, exponents = self._lost(divergence), _EXPONENTS[:, None]
-        relative = exponents * spread / np.maximum(divergence, np.finfo(float).tiny)
+        relative = exponents * spread / np.maximum(divergence, _LEAST)
         each = np.sqrt(
             self.scatter**2 * (_SCATTER**2 + (_RELATIVE_SCATTER * lost) ** 2)
             + (np.maximum(divergence, 0.0) ** exponents * self.deviations[:, None]) ** 2

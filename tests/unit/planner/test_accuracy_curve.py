@@ -67,7 +67,8 @@ def test_doubt_about_the_divergence_is_doubt_about_the_drop() -> None:
 def test_a_divergence_below_zero_counts_as_none() -> None:
     link = AccuracyCurve.fitted(np.array([0.25]), np.array([0.1]))
     np.testing.assert_array_equal(link.drop(np.array([-1e-9])), 0.0)
-    assert np.isfinite(link.deviation(np.array([-1e-9, 0.0]), np.zeros(2))).all()
+    for spread in (0.0, 1e-6, 100.0):
+        assert np.isfinite(link.deviation(np.array([-1e-9, 0.0, 1e-200, 1e-12]), np.full(4, spread))).all()
 
 
 def test_an_accuracy_that_is_lost_altogether_has_a_curve() -> None:
