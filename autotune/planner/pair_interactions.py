@@ -14,8 +14,9 @@ from autotune.planner.additive_model import AdditiveModel, Columns, Matrix, Vect
 
 #: Standard deviations tried for the coefficients, relative to sqrt(a b); 0 is no interaction.
 _STRENGTHS = np.array([0.0, 0.1, 0.3])
-#: Relative error of a value that interactions do not explain.
-_MISFIT = 0.03
+#: Relative error of a value that interactions do not explain, and its lower bound relative to what they may explain;
+#: without one, maps with the same pairs would make the system singular if their values are far below their effects.
+_MISFIT, _LEAST_MISFIT = 0.03, 1e-6
 #: Fewest maps that the strengths are judged by, and the number of latest maps kept: the search is near them.
 _MIN_JUDGED, _MEMORY = 8, 64
 #: Factor on earlier errors when the next map is judged, and the cap on relative errors.
@@ -68,7 +69,10 @@ class PairInteractions:
         missed = (values - self._model.predict(known)) / values
         # Errors relative to the values give small divergences the same weight as large ones.
         between = _covariance(effects, known, known) / np.outer(values, values)
-        weights = [np.linalg.solve(s**2 * between + _MISFIT**2 * np.eye(len(values)), missed) for s in strengths]
+        own = np.maximum(_MISFIT**2, _LEAST_MISFIT**2 * np.outer(strengths**2, between.diagonal()))
+        weights = [
+            np.linalg.solve(s**2 * between + np.diag(alone), missed) for s, alone in zip(strengths, own, strict=True)
+        ]
         return np.asarray((strengths[:, None] ** 2 * np.array(weights) / values) @ _covariance(effects, known, columns))
 
 

@@ -96,3 +96,14 @@ def test_a_measured_map_is_then_predicted_as_measured() -> None:
     columns = random_maps(np.random.default_rng(1), 40)[-10:]
     predicted = model_of(truth.effects).predict(columns) + interactions.correction(columns)
     np.testing.assert_allclose(predicted, truth.values(columns), rtol=0.05)
+
+
+def test_maps_of_the_same_pairs_that_diverge_far_less_than_expected_may_be_learned_together() -> None:
+    effects = np.ones(EFFECTS)
+    effects[[0, 1, 2, 3]] = 0.0  # the first group costs nothing, so that its choice makes no other pairs
+    interactions = PairInteractions(model_of(effects))
+    columns = 1 + CHOICES * np.arange(GROUPS) + np.array([[first, *[0] * (GROUPS - 1)] for first in range(CHOICES)])
+    for values in (np.full(CHOICES, 1e-9), np.full(CHOICES, 2e-9)) * 3:
+        interactions.judge(columns, values)
+        interactions.learn(columns, values)
+    assert np.isfinite(interactions.correction(columns)).all()
