@@ -7,6 +7,9 @@ from functools import cached_property
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from autotune.metrics.catalog import Constraint
 from autotune.metrics.objectives import Objectives
@@ -309,3 +312,47 @@ def test_only_maps_within_the_accepted_risk_keep_their_chance(
     found = _without_risky(np.array(likely), risk)
     assert (found > 1e-6).tolist() == kept
     assert found[kept].tolist() == np.array(likely)[kept].tolist()
+
+
+#: Groups with few choices, of any names in the order of ``CHOICES``.
+SPACES = st.lists(
+    st.sets(st.sampled_from(range(4)), min_size=1, max_size=4).map(
+        lambda numbers: [CHOICES[n] for n in sorted(numbers)]
+    ),
+    min_size=1,
+    max_size=4,
+)
+#: Costs from nothing over equal ones to those of any size.
+TABLES = st.sampled_from([0.0, 1.0]).map(lambda value: np.full((4, 4), value)) | arrays(
+    np.float64, (4, 4), elements=st.sampled_from([0.0, 1e-12, 1e-4, 0.1, 1.0, 100.0])
+)
+DIVERGENCES, RATIOS = st.sampled_from([0.0, 1e-12, 1e-4, 0.1, 30.0]), st.sampled_from([0.2, 0.9, 1.0, 3.0])
+
+
+@given(SPACES, TABLES, TABLES, TABLES, st.booleans(), st.sampled_from([TWO, THREE]), st.data())
+@settings(deadline=None, max_examples=60)
+def test_new_maps_of_the_space_are_proposed_whatever_is_expected_and_measured(
+    space: list[list[str]], divergence: Costs, latency: Costs, memory: Costs, probed: bool,
+    objectives: tuple[str, ...], data: st.DataObject,
+) -> None:  # fmt: skip
+    groups, sizes = len(space), np.array([len(names) for names in space])
+    legal = np.arange(sizes.max()) < sizes[:, None]
+    tables = (np.where(legal, table[:groups, : sizes.max()], np.inf) for table in (divergence, -latency, memory))
+    costs = dict(zip(("divergence", "latency", "memory_mib"), tables, strict=True))
+    prior = Prior(**costs, fixed_divergence=0.0, fixed_latency=0.0, fixed_memory_mib=0.0, probed=probed)
+    limits = data.draw(st.sampled_from([(), (at_most("accuracy_drop", 0.01),), (at_most("latency_ratio", 0.5),)]))
+    planner = Planner(prior, space, Objectives.named(objectives), limits, seed=0)
+    full = {"latency_ratio": 1.0, "accuracy": 0.8, "divergence": 0.0, "accuracy_drop": 0.0, "weight_memory_mib": 8.0}
+    planner.set_full_precision({name: Figure(value=value) for name, value in full.items()})
+    seen: set[tuple[int, ...]] = set()
+    for _ in range(6):
+        proposed = planner.propose(np.empty((0, groups), dtype=np.intp))
+        if proposed is None:
+            break
+        assert tuple(proposed) not in seen
+        assert (proposed >= 0).all()
+        assert (proposed < sizes).all()
+        seen.add(tuple(proposed.tolist()))
+        found = full | {"divergence": data.draw(DIVERGENCES), "latency_ratio": data.draw(RATIOS)}
+        figures = {name: Figure(value=value) for name, value in found.items()}
+        planner.observe(proposed[None], [figures if data.draw(st.booleans()) else {}], [False])
