@@ -315,13 +315,8 @@ def test_only_maps_within_the_accepted_risk_keep_their_chance(
 
 
 #: Groups with few choices, of any names in the order of ``CHOICES``.
-SPACES = st.lists(
-    st.sets(st.sampled_from(range(4)), min_size=1, max_size=4).map(
-        lambda numbers: [CHOICES[n] for n in sorted(numbers)]
-    ),
-    min_size=1,
-    max_size=4,
-)
+GROUPS = st.sets(st.sampled_from(CHOICES), min_size=1).map(lambda names: sorted(names, key=CHOICES.index))
+SPACES = st.lists(GROUPS, min_size=1, max_size=4)
 #: Costs from nothing over equal ones to those of any size.
 TABLES = st.sampled_from([0.0, 1.0]).map(lambda value: np.full((4, 4), value)) | arrays(
     np.float64, (4, 4), elements=st.sampled_from([0.0, 1e-12, 1e-4, 0.1, 1.0, 100.0])

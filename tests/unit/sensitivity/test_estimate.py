@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from workers.evaluation.evaluator import Evaluator
 from workers.model.prepared import PreparedModel
 from workers.sensitivity import estimate as estimation
 from workers.sensitivity.estimate import MOST, Sensitivity, estimate
-from workers.sensitivity.gradient import random_vector
+from workers.sensitivity.gradient import _products, random_vector
 from workers.setup import Estimator, MeasurementSettings, WorkerSetup
 from workers.task import OutputKind, Split
 
@@ -404,3 +405,41 @@ def test_an_estimate_ends_after_the_first_part_that_exhausts_its_seconds() -> No
     found = estimate(task, prepared, names, task.batches, budget_s=0.0)  # type: ignore[arg-type]
     assert found.samples == estimation._SAMPLES_AT_ONCE
     assert set(found.divergence) == {(layer, choice) for layer in names for choice in CHOICES}
+
+
+@pytest.mark.parametrize("build", [Twice, NoGradients], ids=["gradients", "no-gradients"])
+def test_layers_that_rounding_does_not_change_cost_nothing(build: type[nn.Module]) -> None:
+    def zeros() -> nn.Module:
+        model = build()
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        return model
+
+    assert set(run(given(zeros, kind=OutputKind.LOGITS)).divergence.values()) == {0.0}
+
+
+class Pairs(Given):
+    """Takes a batch with a table beside it, which has another length."""
+
+    def forward(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        outputs: torch.Tensor = model(batch[0] + batch[1].sum(dim=0))
+        return outputs
+
+
+def test_batches_that_cannot_be_cut_are_used_whole() -> None:
+    batches = [(normal(8, 32, seed=seed), 0.01 * normal(3, 32)) for seed in range(3)]
+    torch.manual_seed(0)
+    task = Pairs(Twice(), batches)  # type: ignore[arg-type]
+    layers = discover(task.model.eval(), lambda model: task.forward(model, batches[0]))
+    found = run(task, PreparedModel(task.model, layers, CpuBackend(), {}))
+    assert found.samples == 16, "the twelve that are needed, in whole batches of eight"
+
+
+def test_products_are_taken_by_sample_where_outputs_have_samples() -> None:
+    gradients, error = normal(2, 3, 4, 5), normal(3, 4, 5, seed=1)
+    expected = (gradients * error).sum(dim=(2, 3))
+    torch.testing.assert_close(_products([*gradients, None], error, 3), torch.cat([expected, torch.zeros(1, 3)]))
+    for one in (error, normal(3, seed=1)):  # of another number of samples, and of none
+        several = normal(2, *one.shape)
+        found = _products(list(several), one, 7 if one.dim() > 1 else 3)
+        torch.testing.assert_close(found, (several * one).flatten(1).sum(dim=1, keepdim=True))
