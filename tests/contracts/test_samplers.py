@@ -1,5 +1,6 @@
 """The contract of ``autotune.search.study.Study``, run over every sampler."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from autotune.jobs.spec import SamplerName
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import Constraint
 from autotune.planner.prior import Prior, expect
+from autotune.search import study as study_of_a_job
 from autotune.search.study import Proposal, Study
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import map_key
@@ -168,6 +170,49 @@ def test_same_seed_same_search(sampler: SamplerName) -> None:
     space = make_space(4)
     one, other = (search(make_study(space, sampler), space, trials=12) for _ in range(2))
     assert [record.key for record in one] == [record.key for record in other]
+
+
+def test_another_seed_is_another_search(sampler: SamplerName) -> None:
+    space = make_space(12)
+    trials = 9  # of which the eighth is the first that our own sampler explores with
+    one, other = (search(make_study(space, sampler, seed=seed), space, trials=trials) for seed in (1, 2))
+    assert [record.key for record in one] != [record.key for record in other]
+
+
+def test_a_resumed_study_does_not_repeat_the_random_numbers_of_its_start() -> None:
+    space = make_space(12)
+    history = search(make_study(space, SamplerName.RANDOM), space, trials=6)
+    # Its own maps are known to it, but it would find the same neighbours of them.
+    resumed = search(make_study(space, SamplerName.RANDOM, history=history), space, trials=6, first=6)
+    unaware = search(make_study(space, SamplerName.RANDOM), space, trials=12)[6:]
+    assert [record.key for record in resumed] != [record.key for record in unaware]
+
+
+@pytest.mark.parametrize("known", [0, 1, 5, 26])
+def test_the_last_maps_are_found_where_no_neighbour_is_new(monkeypatch: pytest.MonkeyPatch, known: int) -> None:
+    monkeypatch.setattr(study_of_a_job, "_NEIGHBOURS", 0)
+    space = make_space(3)  # of 27 maps
+    every = [dict(zip(("l0", "l1", "l2"), names, strict=True)) for names in itertools.product(CHOICES, repeat=3)]
+    history = [measured(number, choices) for number, choices in enumerate(every[:known])]
+    study = make_study(space, SamplerName.RANDOM, history=history)
+    found = search(study, space, trials=100, first=known)
+    assert keys(found) == {map_key(choices) for choices in every[max(1, known) :]}
+    assert len(found) == 27 - max(1, known), "full precision is known"
+
+
+def test_optuna_learns_what_became_of_each_trial() -> None:
+    space = make_space(4)
+    study = make_study(space, SamplerName.RANDOM)
+    states = (TrialState.REJECTED, TrialState.FAILED, TrialState.COMPLETE)
+    for number, state in enumerate(states):
+        proposal = study.ask()
+        assert proposal is not None
+        record = measured(number, proposal.choices)
+        if state is not TrialState.COMPLETE:
+            record = replace(record, state=state, figures={}, violations={})
+        study.tell(proposal, record)
+    found = [trial.state.name for trial in study._study.trials[1:]]  # after full precision
+    assert found == ["PRUNED", "FAIL", "COMPLETE"]
 
 
 def test_full_precision_outside_the_space_is_digested(sampler: SamplerName) -> None:

@@ -94,6 +94,12 @@ def test_a_map_that_was_not_measured_in_full_is_rejected(changes: Mapping[str, A
     )
 
 
+@pytest.mark.parametrize(("missing", "message"), [(None, None), ("no data yet", "no held-out accuracy: no data yet")])
+def test_a_final_measurement_says_what_it_lacks(missing: str | None, message: str | None) -> None:
+    final = planned(kind=TrialKind.FINAL).finished(outcome(measured(held_out_missing=missing)), REFERENCE, LIMITS, {})
+    assert (final.kind, final.state, final.message) == (TrialKind.FINAL, TrialState.COMPLETE, message)
+
+
 def test_full_precision_is_as_fast_as_itself() -> None:
     noisy = outcome(measured(latency=(samples(), samples(Workload.DECODE))))
     reference = replace(REFERENCE, workloads_p50_ms={Workload.DECODE: 8.0})
