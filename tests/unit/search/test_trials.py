@@ -74,10 +74,10 @@ def test_response_times_are_recorded_under_a_load_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latency": (), "working_bytes": None}, "latency not measured: the accuracy is below its constraint"),
+        ({"latency": (), "working_bytes": None}, "latency not measured: the quality breaks a limit"),
         (
             {"latency": (), "working_bytes": None, "shifted": (0.1, 0.5)},
-            "latency not measured: the accuracy on shifted data is below its constraint",
+            "latency not measured: the quality on shifted data breaks a limit",
         ),
         (
             {"latency": (samples(gave_up=True),)},
