@@ -22,6 +22,7 @@ from workers.errors import TaskError
 from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Workload
 from workers.model.fingerprint import fingerprint
+from workers.progress import silent
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, workloads
 from workers.tasks.speech import generation
@@ -191,7 +192,7 @@ def test_logits_and_answers_take_one_encoding(model: nn.Module, batch_size: int)
 
 def test_exports_are_judged_by_what_they_write(model: nn.Module) -> None:
     task = SpeechSeq2Seq(**SMALL)
-    found = _splits(task, model)
+    found = _splits(task, model, silent)
     assert found["evaluation"].is_floating_point()
     assert torch.equal(found["judged_evaluation"], task.generate(model, Split.EVALUATION))
     assert torch.equal(found["judged_held_out"], task.generate(model, Split.HELD_OUT))
