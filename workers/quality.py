@@ -1,7 +1,8 @@
 """A model's outputs on a task's data, and their divergence from full precision."""
 
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def outputs_on(task: Task, model: nn.Module, batches: Sequence[Batch], report: R
             outputs of several shapes.
     """
     # By position, because tasks may give the arguments other names.
-    return _joined(lambda batch: task.forward(model, batch), batches, report)
+    return _joined(_parts(lambda batch: task.forward(model, batch), batches, report), len(batches))
 
 
 def outputs_and_judged(
@@ -48,18 +49,64 @@ def outputs_and_judged(
     Raises:
         TaskError: if the split has no samples, or the task returns anything else than outputs and answers.
     """
-    both: Callable[[nn.Module, Batch], object] | None = getattr(task, "forward_and_generate", None)
-    if both is None:
+    found, answers = _gathered(task, model, split, _joined, report)
+    return found, found if answers is None else answers
+
+
+def divergence_and_judged(
+    task: Task, model: nn.Module, split: Split, reference: torch.Tensor, report: Report = silent
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each sample's divergence from ``reference``, and what the task's accuracy takes.
+
+    The outputs of a batch are dropped before the next one, unless the accuracy takes them.
+
+    Args:
+        task: runs the model.
+        model: the candidate.
+        split: the data.
+        reference: outputs of full precision on all of them.
+        report: gets every batch.
+
+    Raises:
+        TaskError: as ``outputs_and_judged``.
+    """
+    if _attribute(task, "generate") is None and _attribute(task, "forward_and_generate") is None:
         found = outputs(task, model, split, report)
-        return found, judged(task, model, found, split, report)
+        return divergence(found, reference, task.output_kind), found
+
+    def compared(parts: Iterable[torch.Tensor], _: int) -> torch.Tensor:
+        rows, found = 0, list[torch.Tensor]()
+        for part in parts:
+            found.append(divergence(part, reference[rows : rows + len(part)], task.output_kind))
+            rows += len(part)
+        return torch.cat(found) if found else torch.empty(0)
+
+    diverged, answers = _gathered(task, model, split, compared, report)
+    assert answers is not None
+    return diverged, answers
+
+
+def _gathered(
+    task: Task,
+    model: nn.Module,
+    split: Split,
+    gather: Callable[[Iterable[torch.Tensor], int], torch.Tensor],
+    report: Report,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what ``gather`` makes of the outputs of all batches and their number, and the task's answers, if any."""
+    both = _attribute(task, "forward_and_generate")
     batches, answers = task.evaluation(split), list[torch.Tensor]()
 
     def run(batch: Batch) -> object:
+        if both is None:
+            return task.forward(model, batch)
         forwarded, generated = _pair(both(model, batch))
         answers.append(generated.cpu())
         return forwarded
 
-    found = _of_samples(_joined(run, batches, report), split, batches)
+    found = _of_samples(gather(_parts(run, batches, report), len(batches)), split, batches)
+    if both is None:
+        return found, _generated(task, model, split, report)
     shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in answers))
     if len(shapes) > 1:
         raise TaskError(
@@ -69,21 +116,36 @@ def outputs_and_judged(
     return found, torch.cat(answers)
 
 
-def _joined(run: Callable[[Batch], object], batches: Sequence[Batch], report: Report) -> torch.Tensor:
-    """Return the outputs of ``run`` on every batch, in order."""
+def _attribute(task: Task, name: str) -> Callable[..., Any] | None:
+    """Return an optional method of a task; None if it has none."""
+    found: Callable[..., Any] | None = getattr(task, name, None)
+    return found
+
+
+def _parts(run: Callable[[Batch], object], batches: Sequence[Batch], report: Report) -> Iterator[torch.Tensor]:
+    """Yield the outputs of ``run`` on every batch."""
+    shape = None
+    for batch in counted(batches, Stage.ACCURACY, report):
+        with torch.inference_mode():
+            part = _checked(run(batch)).float().cpu()
+        shape = shape or part.shape
+        if part.shape[1:] != shape[1:]:
+            raise TaskError(
+                "a task's outputs must have one shape (samples, ...) in all batches, but got "
+                f"{tuple(shape)} and then {tuple(part.shape)}; pad or pool them in forward"
+            )
+        yield part
+
+
+def _joined(parts: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """Return the outputs of ``count`` batches as one tensor."""
     whole, rows = torch.empty(0), 0
     with torch.inference_mode():
-        for index, batch in enumerate(counted(batches, Stage.ACCURACY, report)):
-            part = _checked(run(batch)).float().cpu()
-            if rows and part.shape[1:] != whole.shape[1:]:
-                raise TaskError(
-                    "a task's outputs must have one shape (samples, ...) in all batches, but got "
-                    f"{tuple(whole[:rows].shape)} and then {tuple(part.shape)}; pad or pool them in forward"
-                )
+        for index, part in enumerate(parts):
             if index == 0 or rows + len(part) > len(whole):
                 # Allocate room for the remaining batches, assuming their size: logits of all batches are too large to
                 # hold both as parts and joined. Pages that are never written take no memory.
-                room = part.new_empty((len(part) * (len(batches) - index), *part.shape[1:]))
+                room = part.new_empty((len(part) * (count - index), *part.shape[1:]))
                 whole = torch.cat([whole[:rows], room]) if rows else room
             whole[rows : rows + len(part)] = part
             rows += len(part)
@@ -134,14 +196,24 @@ def _checked(part: object) -> torch.Tensor:
     return part
 
 
-def judged(task: Task, model: nn.Module, outputs: torch.Tensor, split: Split, report: Report = silent) -> torch.Tensor:
-    """Return what the task's accuracy takes: the result of its ``generate`` if it has one, else ``outputs``."""
-    generate: Callable[[nn.Module, Split], torch.Tensor] | None = getattr(task, "generate", None)
+def judged(task: Task, model: nn.Module, split: Split, report: Report = silent) -> torch.Tensor:
+    """Return what the task's accuracy takes: the result of its ``generate`` if it has one, else its outputs.
+
+    Raises:
+        TaskError: as ``outputs``.
+    """
+    answers = _generated(task, model, split, report)
+    return outputs(task, model, split, report) if answers is None else answers
+
+
+def _generated(task: Task, model: nn.Module, split: Split, report: Report) -> torch.Tensor | None:
+    generate = _attribute(task, "generate")
     if generate is None:
-        return outputs
+        return None
     report(Step(stage=Stage.GENERATING))
     with torch.inference_mode():
-        return generate(model, split).cpu()
+        answers: torch.Tensor = generate(model, split).cpu()
+    return answers
 
 
 def number(accuracy: object) -> float:

@@ -10,10 +10,6 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, Workload
 
-#: Bytes of prepared layers that a worker caches; the installed map alone may exceed them.
-CACHE_BYTES = 4 << 30
-
-
 class ObserverKind(enum.StrEnum):
     """How a static range is chosen from the calibration histogram."""
 
@@ -78,8 +74,9 @@ class WorkerSetup:
     #: A Python file that registers tasks; each worker runs it before it builds the task. It comes from
     #: the command line only, never from a job file or the database.
     task_file: str | None = None
-    #: Bound of the cache of prepared layers, in bytes; the least recently used layers are evicted.
-    cache_bytes: int = CACHE_BYTES
+    #: Bound of the cache of prepared layers, in bytes; the least recently used layers are evicted. None follows the
+    #: size of the model.
+    cache_bytes: int | None = None
     #: Ranges from an earlier calibration of the same job; None calibrates now.
     ranges: Mapping[str, ActivationRange] | None = None
     #: Layer name -> bits of int8 weights in int8 products, from the same job or a map; None uses as many as are exact

@@ -17,7 +17,7 @@ from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers import secret_values
 from workers.measurement import Split, Workload
-from workers.setup import CACHE_BYTES, CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
+from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
@@ -234,7 +234,7 @@ class WorkerSection(_Section):
     hardware: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_not_blank)] | None = None
     ray_address: str = "local"
     trial_timeout_s: Positive = 600.0
-    cache_mib: Annotated[int, Field(ge=0)] = CACHE_BYTES >> 20
+    cache_mib: Annotated[int, Field(ge=0)] | None = None
 
 
 class JobSpec(_Section):
@@ -384,7 +384,7 @@ class JobSpec(_Section):
                 **self.measurement.model_dump() | {"workloads": self.workloads(), "half_width": self.half_width()}
             ),
             task_file=task_file,
-            cache_bytes=self.workers.cache_mib << 20,
+            cache_bytes=None if self.workers.cache_mib is None else self.workers.cache_mib << 20,
         )
 
     def half_width(self) -> float | None:

@@ -81,7 +81,7 @@ class Evaluator:
             kernels=setup.kernels,
         )
         # A quarter of the cache of prepared layers. A large model gets more, or probing would need too many passes.
-        self._recorded_bytes = max(setup.cache_bytes // 4, self._prepared.weight_bytes() // 16)
+        self._recorded_bytes = max(self._prepared.cache_bytes // 4, self._prepared.weight_bytes() // 16)
         self._deployed = self._backend.deploy(self._task, self._prepared, self._settings.batch_sizes)
         #: Quality and latency of maps of the deployed model.
         self.quality = MapQuality(self._task, self._deployed, self._lock, report)

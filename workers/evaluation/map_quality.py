@@ -3,9 +3,11 @@
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.errors import AutotuneError
@@ -17,12 +19,16 @@ from workers.timing.device_lock import DeviceLock
 
 
 class MapQuality:
-    """Evaluates maps of a deployed model on the splits of its task; caches the outputs of full precision."""
+    """Evaluates maps of a deployed model on the splits of its task.
+
+    It caches the accuracy of full precision, and its outputs where maps are compared with them.
+    """
 
     def __init__(self, task: Task, deployed: Deployed, lock: DeviceLock, report: Report = silent) -> None:
         """Evaluate maps of ``deployed``, which runs on the device of ``lock``; ``report`` gets every batch."""
         self._task, self._deployed, self._lock, self._report = task, deployed, lock, report
-        self._reference: dict[Split, tuple[torch.Tensor, float]] = {}
+        self._outputs: dict[Split, torch.Tensor] = {}
+        self._accuracies: dict[Split, float] = {}
         #: Seconds of all forward passes.
         self.forward_seconds = 0.0
 
@@ -30,17 +36,19 @@ class MapQuality:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""
         reference, full_accuracy = self._reference_of(split)
         self._deployed.apply(choices)
-        if set(choices.values()) <= {FULL_PRECISION.name}:
+        if _is_full_precision(choices):
             return full_accuracy, 0.0  # it repeats itself, which was checked before anything was measured
-        outputs, accuracy = self._run(split)
-        divergence = quality.divergence(outputs, reference, self._task.output_kind)
-        return accuracy, float(divergence.mean())
+        with self._passing() as passing:
+            diverged, judged = quality.divergence_and_judged(*passing, split, reference, self._report)
+        return self._accuracy(judged, split), float(diverged.mean())
 
     def held_out_accuracies(self, choices: Mapping[str, str]) -> tuple[float, float] | None:
         """Return the accuracy of a map and of full precision on held-out data; None if ``held_out_missing``."""
         if self.held_out_missing is not None:
             return None
-        return self.of(choices, Split.HELD_OUT)[0], self.reference_accuracy(Split.HELD_OUT)
+        full_accuracy = self.reference_accuracy(Split.HELD_OUT)
+        self._deployed.apply(choices)
+        return full_accuracy if _is_full_precision(choices) else self._judge(Split.HELD_OUT), full_accuracy
 
     @functools.cached_property
     def held_out_missing(self) -> str | None:
@@ -57,20 +65,38 @@ class MapQuality:
         return None if math.isfinite(accuracy) else f"the accuracy of full precision on held-out data is {accuracy}"
 
     def reference_accuracy(self, split: Split) -> float:
-        """Return the accuracy of full precision on one split."""
-        return self._reference_of(split)[1]
+        """Return the accuracy of full precision on one split, computed once."""
+        if split not in self._accuracies:
+            self._deployed.apply({})
+            self._accuracies[split] = self._judge(split)
+        return self._accuracies[split]
 
     def _reference_of(self, split: Split) -> tuple[torch.Tensor, float]:
         """Return the outputs and accuracy of full precision on one split, computed once."""
-        if split not in self._reference:
+        if split not in self._outputs:
             self._deployed.apply({})
-            self._reference[split] = self._run(split)
-        return self._reference[split]
+            with self._passing() as passing:
+                outputs, judged = quality.outputs_and_judged(*passing, split, self._report)
+            self._outputs[split], self._accuracies[split] = outputs, self._accuracy(judged, split)
+        return self._outputs[split], self._accuracies[split]
 
-    def _run(self, split: Split) -> tuple[torch.Tensor, float]:
-        """Return the outputs and the accuracy of the installed map."""
+    def _judge(self, split: Split) -> float:
+        """Return the accuracy of the installed map."""
+        with self._passing() as passing:
+            judged = quality.judged(*passing, split, self._report)
+        return self._accuracy(judged, split)
+
+    def _accuracy(self, judged: torch.Tensor, split: Split) -> float:
+        return quality.number(self._task.accuracy(judged, split))
+
+    @contextmanager
+    def _passing(self) -> Iterator[tuple[Task, nn.Module]]:
+        """Count the seconds of forward passes in this context, which no timing disturbs."""
         with self._lock.shared():
             start = time.perf_counter()
-            outputs, judged = quality.outputs_and_judged(self._task, self._deployed.model, split, self._report)
+            yield self._task, self._deployed.model
             self.forward_seconds += time.perf_counter() - start
-        return outputs, quality.number(self._task.accuracy(judged, split))
+
+
+def _is_full_precision(choices: Mapping[str, str]) -> bool:
+    return set(choices.values()) <= {FULL_PRECISION.name}

@@ -14,8 +14,9 @@ from search_spaces.quantization_map import ActivationRange
 from workers.device import memory
 from workers.model.layer_backend import LayerBackend
 from workers.progress import Report, Stage, counted, silent
-from workers.setup import CACHE_BYTES
 
+#: Least and most bytes of prepared layers that are cached if the bound follows the model.
+_LEAST_CACHED_BYTES, _MOST_CACHED_BYTES = 256 << 20, 4 << 30
 #: After preparing this many bytes of weights, unused memory is returned to the system.
 RELEASE_BYTES = 32 << 20
 
@@ -34,7 +35,7 @@ class PreparedModel:
         backend: LayerBackend,
         ranges: Mapping[str, ActivationRange],
         *,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
         weight_bits: Mapping[str, int] | None = None,
         kernels: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
@@ -45,7 +46,8 @@ class PreparedModel:
             layers: its quantizable layers, in execution order.
             backend: prepares the layers.
             ranges: layer name -> calibrated range.
-            cache_bytes: bound of the cache of prepared layers, in bytes.
+            cache_bytes: bound of the cache of prepared layers, in bytes; None takes the bytes of the model, but at
+                least 256 MiB and at most 4 GiB.
             weight_bits: layer name -> bits of int8 weights in int8 products; None uses as many as are exact here.
             kernels: layer name -> choice name -> kernel, where already known; the backend chooses the others.
         """
@@ -64,10 +66,10 @@ class PreparedModel:
         self._installed = dict.fromkeys(self._layers, FULL_PRECISION.name)
         self._cache: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
         self._cached_bytes = 0
-        #: Bound of the cache of prepared layers, in bytes; only the layers of the installed map may exceed it.
-        self.cache_bytes = cache_bytes
         self._unreleased_bytes = 0
         self._own_bytes, self._other_bytes = _shares(model, self._originals)
+        #: Bound of the cache of prepared layers, in bytes; only the layers of the installed map may exceed it.
+        self.cache_bytes = self._following_bytes() if cache_bytes is None else cache_bytes
 
     @property
     def installed(self) -> dict[str, str]:
@@ -205,6 +207,9 @@ class PreparedModel:
             memory.release()
             self._unreleased_bytes = 0
         return prepared
+
+    def _following_bytes(self) -> int:
+        return min(max(_LEAST_CACHED_BYTES, self.weight_bytes()), _MOST_CACHED_BYTES)
 
     def _kernel(self, name: str, choice: str) -> str | None:
         return self._kernels.get(name, {}).get(choice)

@@ -1,6 +1,7 @@
 """Divergence from full precision, against formulas written out in numpy."""
 
 import math
+import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -230,10 +231,35 @@ def test_outputs_and_answers_are_the_same_one_after_the_other_and_at_once(split:
     at_once: Any = AnsweringAtOnce()
     outputs, answers = quality.outputs_and_judged(apart, Double(), split)
     assert torch.equal(outputs, quality.outputs(apart, Double(), split))
-    assert torch.equal(answers, quality.judged(apart, Double(), outputs, split))
+    assert torch.equal(answers, quality.judged(apart, Double(), split))
     for found, expected in zip(quality.outputs_and_judged(at_once, Double(), split), (outputs, answers), strict=True):
         assert (found.dtype, found.tolist()) == (expected.dtype, expected.tolist())
     assert at_once.batches == 2
+
+
+@pytest.mark.parametrize("task", [Doubling(), Answering(), AnsweringAtOnce()])
+def test_divergence_batch_by_batch_is_that_of_all_outputs(task: Any) -> None:
+    reference = torch.tensor([[2.0], [-1.0], [3.0], [0.0], [-2.0], [1.0]])
+    outputs, judged = quality.outputs_and_judged(task, Double(), Split.EVALUATION)
+    diverged, also_judged = quality.divergence_and_judged(task, Double(), Split.EVALUATION, reference)
+    assert diverged.tolist() == [1.0, 2.0, 0.0, 1.0, 2.0, 0.0]
+    assert torch.equal(diverged, quality.divergence(outputs, reference, task.output_kind))
+    assert torch.equal(also_judged, judged)
+
+
+def test_compared_outputs_are_dropped_before_the_next_batch() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(AnsweringAtOnce):
+        def forward_and_generate(self, model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            assert [output() for output in made] == [None] * len(made)
+            outputs, answers = super().forward_and_generate(model, batch)
+            made.append(weakref.ref(outputs))
+            return outputs, answers
+
+    task: Any = Watched()
+    quality.divergence_and_judged(task, Double(), Split.EVALUATION, torch.ones(6, 1))
+    assert len(made) == 2
 
 
 def test_outputs_are_judged_themselves_if_nothing_is_generated() -> None:

@@ -17,7 +17,7 @@ from workers.backends.packed import PackedLayer
 from workers.device import memory
 from workers.errors import CalibrationError
 from workers.model.prepared import PreparedModel
-from workers.setup import CACHE_BYTES, Calibration, ModelDescription
+from workers.setup import Calibration, ModelDescription
 
 X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
 RANGE = ActivationRange(low=-4.0, high=4.0)
@@ -67,7 +67,7 @@ class Model(nn.Module):
 def prepared_model(
     model: nn.Module | None = None,
     *,
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int | None = None,
     x: torch.Tensor = X,
     backend: CountingBackend | None = None,
 ) -> tuple[PreparedModel, CountingBackend]:
@@ -217,6 +217,16 @@ def test_cache_drops_what_was_used_longest_ago() -> None:
     assert backend.prepared == 3
     prepared.apply({"blocks.0.0": "fp16"})
     assert backend.prepared == 4
+
+
+@pytest.mark.parametrize(("least", "most", "expected"), [(0, 1 << 30, 1.0), (1 << 20, 1 << 30, 1 << 20), (0, 99, 99)])
+def test_bound_of_the_cache_follows_the_model(
+    least: int, most: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.model.prepared._LEAST_CACHED_BYTES", least)
+    monkeypatch.setattr("workers.model.prepared._MOST_CACHED_BYTES", most)
+    prepared, _ = prepared_model()
+    assert prepared.cache_bytes == (counted(prepared.model) if expected == 1.0 else expected)
 
 
 def test_cache_never_drops_what_is_installed() -> None:

@@ -27,7 +27,7 @@ from workers.model.fingerprint import fingerprint
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Split, splits, workloads
 from workers.tasks.text import models
-from workers.tasks.text.causal_lm import CausalLM
+from workers.tasks.text.causal_lm import CausalLM, log_probabilities
 from workers.tasks.text.decoding import Answer
 from workers.tasks.text.experts import Experts, separate_experts
 from workers.tasks.text.models import TINY, build_causal_model, encode, encode_first
@@ -53,18 +53,19 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
 def test_accuracy_is_one_over_perplexity(model: nn.Module) -> None:
     task = CausalLM(**SMALL)
-    outputs = quality.outputs(task, model, Split.HELD_OUT)
+    outputs, judged = quality.outputs_and_judged(task, model, Split.HELD_OUT)
     tokens = torch.cat(list(task.evaluation(Split.HELD_OUT)))
     logs = outputs.double().log_softmax(dim=-1)
     each = [float(logs[w, t, tokens[w, t + 1]]) for w in range(8) for t in range(15)]
-    assert task.accuracy(outputs, Split.HELD_OUT) == pytest.approx(math.exp(sum(each) / len(each)))
+    assert task.accuracy(judged, Split.HELD_OUT) == pytest.approx(math.exp(sum(each) / len(each)))
+    assert torch.equal(judged, quality.judged(task, model, Split.HELD_OUT))
 
 
 def test_certain_and_right_is_one() -> None:
     task = CausalLM(**SMALL)
     tokens = torch.cat(list(task.evaluation(Split.EVALUATION)))
-    outputs = 100.0 * nn.functional.one_hot(tokens.roll(-1, dims=1), 256).float()
-    assert task.accuracy(outputs, Split.EVALUATION) == pytest.approx(1.0)
+    logits = 100.0 * nn.functional.one_hot(tokens.roll(-1, dims=1), 256).float()
+    assert task.accuracy(log_probabilities(logits, tokens), Split.EVALUATION) == pytest.approx(1.0)
 
 
 def test_decoding_with_the_cache_writes_what_whole_passes_write(model: nn.Module) -> None:
@@ -272,7 +273,7 @@ def questions_file(path: Path, rows: Sequence[object] = QUESTIONS) -> str:
 def test_questions_are_scored_by_likelihood_a_character(model: nn.Module, tmp_path: Path) -> None:
     task = CausalLM(**SMALL | {"prompt_tokens": 32}, questions=questions_file(tmp_path / "q.jsonl"))
     with torch.inference_mode():
-        scores = quality.judged(task, model, torch.empty(0), Split.EVALUATION)
+        scores = quality.judged(task, model, Split.EVALUATION)
         for question, row in zip(QUESTIONS[0::2], scores, strict=True):
             for ending, score in zip(question["endings"], row, strict=True):  # type: ignore[call-overload]
                 context = str(question["ctx"]).rstrip().encode()
@@ -280,7 +281,7 @@ def test_questions_are_scored_by_likelihood_a_character(model: nn.Module, tmp_pa
                 logs = model(input_ids=tokens).logits.double().log_softmax(dim=-1)
                 each = [float(logs[0, t - 1, tokens[0, t]]) for t in range(len(context), tokens.shape[1])]
                 assert float(score) == pytest.approx(sum(each) / len(ending), rel=1e-4)
-        assert quality.judged(task, model, torch.empty(0), Split.HELD_OUT).shape == (1, 3)
+        assert quality.judged(task, model, Split.HELD_OUT).shape == (1, 3)
 
 
 def test_accuracy_is_the_share_of_questions_whose_right_ending_scores_highest(tmp_path: Path) -> None:
@@ -310,7 +311,8 @@ def test_questions_decide_accuracy_and_the_text_divergence(tmp_path: Path) -> No
     assert accuracy == 0.5
     assert 0.0 < divergence < 0.1
     assert found.quality.of({}, Split.SHIFTED)[0] in (0.0, 1.0)
-    assert placed(CausalLM(**SMALL), "meta").generate is None  # type: ignore[attr-defined]
+    with_questions = CausalLM(**SMALL, questions=str(parameters["questions"]))
+    assert placed(with_questions, "meta").forward_and_generate is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_the_loop_is_what_diffusers_makes_of_the_same_noise(task: Diffusion, mod
         for step in scheduler.timesteps:
             noise = model(**{**first, task._denoiser.latents: latents, "timestep": step.expand(2)}).sample
             latents = scheduler.step(noise, step, latents).prev_sample
-    made = quality.judged(task, model, torch.zeros(1), Split.EVALUATION)
+    made = quality.judged(task, model, Split.EVALUATION)
     torch.testing.assert_close(made, latents.flatten(1))
     assert task.accuracy(made, Split.EVALUATION) == pytest.approx(1.0)
 

@@ -11,7 +11,7 @@ from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.discovery import discover
 from search_spaces.layer import Layer
 from workers.backends.cpu.backend import CpuBackend
-from workers.model.prepared import CACHE_BYTES, PreparedModel
+from workers.model.prepared import PreparedModel
 from workers.timing import layer_latency
 from workers.timing.clock import HOST_CLOCK, Clock
 
@@ -74,7 +74,7 @@ class SlowBackend(CpuBackend):
 
 
 def prepared_model(
-    model: nn.Module | None = None, *, cache_bytes: int = CACHE_BYTES
+    model: nn.Module | None = None, *, cache_bytes: int | None = None
 ) -> tuple[PreparedModel, tuple[Layer, ...]]:
     torch.manual_seed(0)
     model = (model or Model()).eval()

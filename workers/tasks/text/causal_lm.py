@@ -92,14 +92,22 @@ class CausalLM:
         logits: torch.Tensor = model(input_ids=batch, use_cache=False).logits
         return logits
 
+    def generate(self, model: nn.Module, split: Split) -> torch.Tensor:
+        """Return the scores of the endings of a split's questions, or else the ``log_probabilities`` of its text."""
+        if self.questions:
+            scored = self._question_windows(split)
+            return scored.scores(lambda few: self.forward(model, beside(model, few)), self.batch_size)
+        batches = (beside(model, batch) for batch in self.evaluation(split))
+        return torch.cat([log_probabilities(self.forward(model, batch), batch) for batch in batches])
+
     @property
-    def generate(self) -> Callable[[nn.Module, Split], torch.Tensor] | None:
-        """Function that scores the endings of a split's questions; None if there are no questions."""
-        if not self.questions:
-            return None
-        return lambda model, split: self._question_windows(split).scores(
-            lambda few: self.forward(model, beside(model, few)), self.batch_size
-        )
+    def forward_and_generate(self) -> Callable[[nn.Module, Tokens], tuple[torch.Tensor, torch.Tensor]] | None:
+        """Function that returns a batch's logits and their ``log_probabilities``; None if there are questions."""
+        return None if self.questions else self._forward_and_judge
+
+    def _forward_and_judge(self, model: nn.Module, batch: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.forward(model, batch)
+        return logits, log_probabilities(logits, batch)
 
     def accuracy(self, outputs: torch.Tensor, split: Split) -> float:
         """Return the share of correctly answered questions, if there are questions.
@@ -108,11 +116,7 @@ class CausalLM:
         """
         if self.questions:
             return self._question_windows(split).share_right(outputs)
-        tokens = torch.cat(list(self.evaluation(split)))
-        losses = [  # window by window, because float64 logits of all windows would take twice the outputs' memory
-            F.cross_entropy(logits[:-1].double(), window[1:]) for logits, window in zip(outputs, tokens, strict=True)
-        ]
-        return float(torch.stack(losses).mean().neg().exp().nan_to_num(nan=0.0))
+        return float(outputs.mean().exp().nan_to_num(nan=0.0))
 
     def latency_batch(self, batch_size: int) -> Tokens:
         """Return calibration windows as prompts, repeated if there are too few."""
@@ -148,6 +152,21 @@ def _step(model: nn.Module, tokens: Tokens, cache: Any) -> torch.Tensor:
     """Return the logits of the token after ``tokens``, shape ``(prompts, 1, vocabulary)``."""
     logits: torch.Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     return logits
+
+
+def log_probabilities(logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """Return the float64 log-probability of each token after those before it, shape ``(windows, tokens - 1)``.
+
+    Args:
+        logits: shape ``(windows, tokens, vocabulary)``.
+        tokens: shape ``(windows, tokens)``.
+    """
+    # Window by window, because float64 logits of a batch would take twice the outputs' memory.
+    each = [
+        -F.cross_entropy(of_window[:-1].double(), window[1:], reduction="none")
+        for of_window, window in zip(logits, tokens, strict=True)
+    ]
+    return torch.stack(each)
 
 
 @functools.cache
