@@ -16,7 +16,7 @@ from workers.model.layer_backend import LayerBackend
 from workers.progress import Report, Stage, counted, silent
 
 #: Least and most bytes of prepared layers that are cached if the bound follows the model.
-_LEAST_CACHED_BYTES, _MOST_CACHED_BYTES = 256 << 20, 4 << 30
+_LEAST_CACHED_BYTES, _MOST_CACHED_BYTES = 1 << 30, 4 << 30
 #: After preparing this many bytes of weights, unused memory is returned to the system.
 RELEASE_BYTES = 32 << 20
 
@@ -47,7 +47,7 @@ class PreparedModel:
             backend: prepares the layers.
             ranges: layer name -> calibrated range.
             cache_bytes: bound of the cache of prepared layers, in bytes; None takes the bytes of the model, but at
-                least 256 MiB and at most 4 GiB.
+                least 1 GiB and at most 4 GiB.
             weight_bits: layer name -> bits of int8 weights in int8 products; None uses as many as are exact here.
             kernels: layer name -> choice name -> kernel, where already known; the backend chooses the others.
         """
@@ -164,11 +164,15 @@ class PreparedModel:
     def module(self, name: str, choice: str) -> nn.Module:
         """Return one layer prepared with a choice, regardless of the installed map.
 
+        If it does not fit into the cache it is not kept. Probes ask for all layers again and again, and would otherwise
+        drop each just before they need it.
+
         Raises:
             MapError: if the layer cannot take the choice.
         """
         module = self._module(name, choice)
-        self._evict()
+        if self._cached_bytes > self.cache_bytes and choice not in (FULL_PRECISION.name, self._installed[name]):
+            self._drop(name, choice)
         return module
 
     def _install(self, wanted: Mapping[str, str]) -> None:
@@ -220,7 +224,10 @@ class PreparedModel:
             if self._cached_bytes <= self.cache_bytes:
                 return
             if choice not in (self._installed[name], wanted.get(name)):
-                self._cached_bytes -= self._backend.weight_bytes(self._cache.pop((name, choice)))
+                self._drop(name, choice)
+
+    def _drop(self, name: str, choice: str) -> None:
+        self._cached_bytes -= self._backend.weight_bytes(self._cache.pop((name, choice)))
 
 
 def describe(replacement: nn.Module, original: nn.Module) -> None:

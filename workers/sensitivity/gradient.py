@@ -98,19 +98,19 @@ def random_vector(outputs: torch.Tensor, kind: OutputKind, generator: torch.Gene
         kind: kind of the outputs.
         generator: source of z.
     """
+    # The noise becomes the vector in place, because logits of large vocabularies are the largest tensors of all.
     noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
     if kind is OutputKind.EMBEDDING:
         length = outputs.norm(dim=-1, keepdim=True)
         unit = outputs / length
-        vector = (noise - (noise * unit).sum(dim=-1, keepdim=True) * unit) / length
+        noise.sub_((noise * unit).sum(dim=-1, keepdim=True) * unit).div_(length)
         # A zero vector, such as that of a padding token, has no angle.
-        vector = vector.masked_fill(length == 0.0, 0.0)
+        noise.masked_fill_(length == 0.0, 0.0)
     else:
         probability = F.softmax(outputs, dim=-1)
-        root = probability.sqrt()
-        vector = root * noise - probability * (root * noise).sum(dim=-1, keepdim=True)
-    scaled: torch.Tensor = vector / math.sqrt(math.prod(outputs.shape[1:-1]))
-    return scaled
+        noise.mul_(probability.sqrt())
+        noise.sub_(probability.mul_(noise.sum(dim=-1, keepdim=True)))
+    return noise.div_(math.sqrt(math.prod(outputs.shape[1:-1])))
 
 
 def _products(gradients: Sequence[torch.Tensor | None], error: torch.Tensor, samples: int) -> torch.Tensor:

@@ -1,12 +1,16 @@
 """Tasks without held-out data: the rest of a final measurement is taken, and what is missing is said."""
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from autotune.jobs.records import TrialKind, TrialState
 from autotune.search.trials import PlannedTrial
+from workers import quality
 from workers.candidate import Candidate, Outcome
 from workers.evaluation.evaluator import Evaluator
 from workers.setup import MeasurementSettings, WorkerSetup
@@ -50,6 +54,23 @@ def test_a_final_measurement_with_held_out_data_misses_nothing() -> None:
     final = found.measure(Candidate(number=1, choices={}, final=True))
     assert (final.held_out is not None, final.held_out_missing) == (True, None)
     assert found.measure(Candidate(number=2, choices={})).held_out_missing is None
+
+
+def test_outputs_on_held_out_data_are_judged_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    outputs = quality.outputs
+
+    def watched(task: Any, model: nn.Module, split: Split, *more: Any) -> torch.Tensor:
+        found = outputs(task, model, split, *more)
+        if split is Split.HELD_OUT:
+            made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(quality, "outputs", watched)
+    found = evaluator("nothing")
+    for number in (1, 2):
+        found.measure(Candidate(number=number, choices={"0": "int8_weight_only"}, final=True))
+    assert [each() for each in made] == [None] * 3, "full precision once, and both maps"
 
 
 @pytest.mark.parametrize(

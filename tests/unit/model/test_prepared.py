@@ -304,6 +304,23 @@ def test_cache_keeps_its_bound_while_layers_are_probed() -> None:
     assert prepared.weight_bytes() == counted(prepared.model)
 
 
+def test_layers_that_are_probed_in_turn_stay_as_far_as_they_fit() -> None:
+    prepared, backend = prepared_model(cache_bytes=2 * FP16_BYTES)
+    for _ in range(3):
+        for layer in FREE:
+            prepared.module(layer, "fp16")
+    assert len(FREE) == 3
+    assert backend.prepared == 5
+
+
+def test_the_full_precision_layer_is_found_beside_an_installed_one_that_does_not_fit() -> None:
+    prepared, _ = prepared_model(cache_bytes=0)
+    original = prepared.module("head", "fp32")
+    prepared.apply({"head": "fp16"})
+    assert prepared.module("head", "fp32") is original
+    assert prepared.module("head", "fp16") is prepared.model.get_submodule("head")
+
+
 class Reader(nn.Module):
     """Takes the type of its input from a layer's weight, as transformers' CLIP does."""
 
