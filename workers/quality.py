@@ -79,6 +79,7 @@ def divergence_and_judged(
         for part in parts:
             found.append(divergence(part, reference[rows : rows + len(part)], task.output_kind))
             rows += len(part)
+            del part  # before the next one is made
         return torch.cat(found) if found else torch.empty(0)
 
     diverged, answers = _gathered(task, model, split, compared, report)
@@ -135,6 +136,7 @@ def _parts(run: Callable[[Batch], object], batches: Sequence[Batch], report: Rep
                 f"{tuple(shape)} and then {tuple(part.shape)}; pad or pool them in forward"
             )
         yield part
+        del part  # before the next one is made
 
 
 def _joined(parts: Iterable[torch.Tensor], count: int) -> torch.Tensor:
@@ -149,6 +151,7 @@ def _joined(parts: Iterable[torch.Tensor], count: int) -> torch.Tensor:
                 whole = torch.cat([whole[:rows], room]) if rows else room
             whole[rows : rows + len(part)] = part
             rows += len(part)
+            del part
     return whole[:rows]
 
 

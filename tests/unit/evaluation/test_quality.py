@@ -254,6 +254,7 @@ def test_compared_outputs_are_dropped_before_the_next_batch() -> None:
         def forward_and_generate(self, model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             assert [output() for output in made] == [None] * len(made)
             outputs, answers = super().forward_and_generate(model, batch)
+            outputs = outputs.float()  # fp32 outputs on the CPU are not copied
             made.append(weakref.ref(outputs))
             return outputs, answers
 
