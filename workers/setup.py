@@ -10,6 +10,7 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, Workload
 
+
 class ObserverKind(enum.StrEnum):
     """How a static range is chosen from the calibration histogram."""
 

@@ -319,6 +319,22 @@ def test_efficientnet_lite_agrees_with_itself(efficientnet: ModuleType, tmp_path
     assert task.latency_batch(3).shape == (3, 3, 224, 224)
 
 
+def test_probes_agree_by_ranks_and_by_decades() -> None:
+    from benchmarks.models import probes
+
+    true = {("a", "int8"): 1e-4, ("a", "bf16"): 1e-6, ("b", "int8"): 1e-2, ("b", "bf16"): 1e-3}
+    tenfold = {pair: 10.0 * value for pair, value in true.items()}
+    assert probes.agreement(true, tenfold) == ("1.000", "0.00")
+    swapped = true | {("a", "int8"): 1e-2, ("b", "int8"): 1e-4}
+    assert probes.agreement(true, swapped) == ("0.200", "1.41")
+
+
+def test_ranks_of_equal_values_are_equal() -> None:
+    from benchmarks.models import probes
+
+    assert probes.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0]
+
+
 def test_missing_weights_are_an_error_that_says_how_to_fetch_them(efficientnet: ModuleType, tmp_path: Path) -> None:
     from workers.errors import TaskError
 
