@@ -182,7 +182,7 @@ class Evaluator:
             layer: [name for name in names if name != FULL_PRECISION.name] for layer, names in self._legal().items()
         }
         with self._lock.shared():
-            return estimate(
+            found = estimate(
                 self._task,
                 self._prepared,
                 quantized,
@@ -191,6 +191,8 @@ class Evaluator:
                 budget_s=budget_s,
                 report=self._report,
             )
+        memory.release()
+        return found
 
     def layer_latencies(self) -> tuple[dict[tuple[str, str], float], float]:
         """Return (layer, choice) -> ms inside the layer in one pass, and the ms of a full-precision pass."""
