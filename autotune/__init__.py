@@ -22,6 +22,7 @@ def load_map(path: "str | PathLike[str]") -> "NativeMap":
     """Return the quantization map in the file ``path``; its ``apply(model)`` quantizes a model.
 
     Raises:
+        NotFoundError: if there is no such file.
         MapError: if the file is not a map this version can read.
     """
     from autotune.maps.apply import read_map

@@ -12,7 +12,7 @@ class TooLargeError(JobSpecError):
 
 
 class NotFoundError(AutotuneError):
-    """A job, trial or token that is not in the database."""
+    """A job, trial or token that is not in the database, or a file that does not exist."""
 
 
 class StoreError(AutotuneError):

@@ -1,6 +1,7 @@
 """Commands about jobs: run, resume, jobs, show, front."""
 
 import json
+import signal
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +19,14 @@ from autotune.cli.output import (
     out,
     print_json,
     say,
+    state_text,
     trial_json,
     trial_name,
     with_unit,
 )
 from autotune.cli.progress import ConsoleListener
 from autotune.cli.task_prints import prints_on_stderr
-from autotune.client.actions import submit
+from autotune.client.actions import check_resumable, submit
 from autotune.jobs.front import find_trial
 from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, Tally, TrialRecord
@@ -78,6 +80,7 @@ def resume(
         if url or record.served:
             print_state(jobs.resume(record.id), as_json)
             return
+        check_resumable(jobs.records, record)
     with closing(open_store(database)) as store:
         _drive(store, record, task_file, as_json)
 
@@ -100,7 +103,7 @@ def jobs(database: Database, url: Url = None, token: Token = None, as_json: AsJs
         tally = tallies[job.id]
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
         budget = f"{tally.searched}/{job.spec.search.trials}"
-        cells = (job.id, job.name, job.task, job.state.value, budget, str(len(tally.front)), created)
+        cells = (job.id, job.name, job.task, state_text(job), budget, str(len(tally.front)), created)
         table.add_row(*map(Text, cells))
     out.print(table)
 
@@ -144,6 +147,7 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
     # Imported here because it imports Optuna, which read-only commands do not need.
     from autotune.search.run import run_job
 
+    _stop_like_ctrl_c()
     objective = job.spec.objectives[0]
     try:
         with prints_on_stderr(), ConsoleListener(objective) as listener:
@@ -157,6 +161,13 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
     print_front(store, store.job(job.id), as_json)
 
 
+def _stop_like_ctrl_c() -> None:
+    """Let the signals that end a process, and that of a closed terminal, stop a job as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
+
+
 def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> None:
     events, trials = store.events(job.id), store.trials(job.id)
     if as_json:
@@ -167,7 +178,7 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
         return
     facts = {
         "job": f"{job.id} ({job.name})",
-        "state": job.state.value + (f": {job.error}" if job.error else ""),
+        "state": _state_and_why(job),
         **({"stage": stage_text(job.stage)} if job.stage else {}),
         "trials": f"{tally.searched} of {job.spec.search.trials} in {job.elapsed_s:.0f} s",
         "front": f"{len(tally.front)} maps",
@@ -180,6 +191,14 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
     print_remarks(job, trials)
     for event in events:
         out.print(Text(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.message}", style="dim"))
+
+
+def _state_and_why(job: JobRecord) -> str:
+    state = state_text(job)
+    if state == job.state:
+        return state + (f": {job.error}" if job.error else "")
+    ahead = "a controller will take it over" if job.served else f"continue it with: autotune resume {job.id}"
+    return f"{state}: its driver was lost; {ahead}"
 
 
 def _without_empty(data: Any) -> Any:

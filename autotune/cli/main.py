@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+import autotune
 from autotune.cli import jobs, maps, queued, sensitivity, service, system, tokens
 from autotune.cli.exit_codes import EXIT_CODES, FAILED, INTERRUPTED, exit_code
 from autotune.cli.output import JSON_SCHEMA, say
@@ -17,6 +19,7 @@ app = typer.Typer(
     help="Search per-layer precision and static-versus-dynamic quantization against measured latency and memory.",
     epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in sorted(_CODES.items())) + ".",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     add_completion=True,
 )
@@ -27,6 +30,22 @@ sensitivity.add_to(app)
 maps.add_to(app)
 system.add_to(app)
 tokens.add_to(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"quant-autotune {autotune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

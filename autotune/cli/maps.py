@@ -14,7 +14,7 @@ from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token
 from autotune.cli.output import figure_text, mix, out, print_json, say
 from autotune.cli.progress import ConsoleListener
 from autotune.cli.task_prints import prints_on_stderr
-from autotune.errors import ExportError
+from autotune.errors import JobSpecError
 from autotune.exporters import exporter_names
 from autotune.jobs.front import pick
 from autotune.jobs.recommendation import default_pick
@@ -70,7 +70,7 @@ def export(
 ) -> None:
     """Write one map of a job: as a file with its ranges and figures, in the format of a runtime, or as a report."""
     if format_name not in FORMATS:
-        raise ExportError(unknown("format", format_name, FORMATS))
+        raise JobSpecError(unknown("format", format_name, FORMATS))
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
         trials = client.records.trials(record.id)
@@ -137,11 +137,11 @@ def verify(
 
 def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | None, as_json: bool) -> bool:
     """Rebuild the quantized model from a map file alone, measure it, and return whether all promises hold."""
+    file = map_file.read(path)
     # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.maps.verify import verify as verify_map
     from autotune.search.stages import Stages
 
-    file = map_file.read(path)
     say(f"Rebuilding {file.task} from {path} and measuring it again ...")
     with prints_on_stderr(), ConsoleListener() as listener:
         stages = Stages(listener)

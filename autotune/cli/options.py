@@ -7,8 +7,8 @@ import typer
 
 from autotune.client.base import Client
 from autotune.client.connect import connect, connect_to_service
+from autotune.errors import NotFoundError
 from autotune.store.open import default_url
-from workers.errors import TaskError
 
 
 def _unless_database(context: typer.Context, url: str | None) -> str | None:
@@ -21,7 +21,9 @@ def _unless_database(context: typer.Context, url: str | None) -> str | None:
 def _existing(path: Path | None) -> Path | None:
     """Return the path of an existing file; without this check, a job would be recorded first and then fail."""
     if path is not None and not path.is_file():
-        raise TaskError(f"there is no task file {str(path.absolute())!r}; --task-file takes a path from this folder")
+        raise NotFoundError(
+            f"there is no task file {str(path.absolute())!r}; --task-file takes a path from this folder"
+        )
     return path
 
 

@@ -13,7 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from autotune.jobs.lifecycle import is_interrupted
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS, Kind
 from workers.timing.estimates import Figure
 
@@ -153,6 +155,11 @@ def missed(trial: TrialRecord) -> list[str]:
     return [name for name, violation in trial.violations.items() if violation > 0]
 
 
+def state_text(job: JobRecord) -> str:
+    """Return the state of a job in a word: a running job whose driver was lost is interrupted."""
+    return "interrupted" if is_interrupted(job, now()) else job.state.value
+
+
 def job_json(job: JobRecord, trials: int, front: Iterable[int] = ()) -> dict[str, Any]:
     """Return a job as JSON-ready data."""
     return {
@@ -160,6 +167,7 @@ def job_json(job: JobRecord, trials: int, front: Iterable[int] = ()) -> dict[str
         "name": job.name,
         "task": job.task,
         "state": job.state.value,
+        "interrupted": is_interrupted(job, now()),
         "order": job.order and job.order.value,
         "stage": job.stage and dataclasses.asdict(job.stage),
         "owner": job.owner,

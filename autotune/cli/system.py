@@ -63,12 +63,14 @@ def tasks(task_file: TaskFile = None, url: Url = None, token: Token = None, as_j
     for heading in ("task", "what it tunes", "parameters"):
         table.add_column(heading, overflow="fold")
     for info in infos:
-        parameters = "\n".join(f"{name}={default}" for name, default in info.parameters.items())
+        parameters = "\n".join(f"{name}: {json.dumps(default)}" for name, default in info.parameters.items())
         table.add_row(Text(info.name), Text(info.summary), Text(parameters))
     out.print(table)
 
 
-def schema() -> None:
+def schema(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, which this command always does.")] = False,
+) -> None:
     """Print the JSON schema of job files, for editors and programs."""
     print(json.dumps(JobSpec.json_schema(), indent=2))
 
@@ -77,6 +79,7 @@ def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("job.yaml"),
     task: Annotated[str, typer.Option(help="Task the job tunes; see 'autotune tasks'.")] = "minilm-lee",
     task_file: TaskFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a commented job file to start from."""
     if task_file:
@@ -90,6 +93,8 @@ def init(
         path.write_text(template.replace("minilm-lee", task), encoding="utf-8")
     except OSError as error:
         raise JobSpecError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    if as_json:
+        print_json({"path": str(path), "task": task})
     say(f"Wrote {path}. Next: autotune run {path}" + (f" --task-file {task_file}" if task_file else ""))
 
 
@@ -157,9 +162,11 @@ def dashboard(
     os.execve(sys.executable, command, os.environ | {"AUTOTUNE_DATABASE": database})
 
 
-def db_upgrade(database: Database) -> None:
+def db_upgrade(database: Database, as_json: AsJson = False) -> None:
     """Create or upgrade the database's tables."""
     revision = migrate(database)
+    if as_json:
+        print_json({"revision": revision})
     say(f"The database is at revision {revision}.")
 
 

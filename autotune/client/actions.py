@@ -8,6 +8,7 @@ from typing import Any
 
 from autotune.errors import ConflictError, JobSpecError, NotFoundError
 from autotune.jobs import lifecycle
+from autotune.jobs.budget import check_continues
 from autotune.jobs.records import JobRecord, JobState, Order, Submission
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
@@ -94,9 +95,15 @@ def resume(store: JobStore, job_id: str, *, most_live: int | None = None) -> Job
     """Queue the job for controllers to continue; a queued or running job stays unchanged.
 
     Raises:
-        ConflictError: if the owner already has ``most_live`` queued or running jobs.
+        ConflictError: if the job has no budget left, or the owner already has ``most_live`` queued or running jobs.
     """
+    check_resumable(store, store.job(job_id))
     return store.change_job(job_id, lifecycle.requeued, most_live=most_live)
+
+
+def check_resumable(store: ReadStore, job: JobRecord) -> None:
+    """Check that the job has something left to do; see ``budget.check_continues``."""
+    check_continues(job, store.tallies([job.id])[job.id].searched, store.events(job.id))
 
 
 def change_plan(store: JobStore, job_id: str, *, priority: int | None = None, **search: Any) -> JobRecord:

@@ -3,9 +3,10 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from autotune.jobs.records import JobRecord, TrialKind, TrialRecord
+from autotune.errors import ConflictError
+from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialKind, TrialRecord
 from autotune.jobs.spec import JobSpec
 
 #: Most final measurements after a search; each may reveal that another map is the better pick.
@@ -135,11 +136,34 @@ def remaining_s(searched: int, trials: int, elapsed_s: float, limit_s: float | N
 def left_s(job: JobRecord, spec: JobSpec, done: int) -> float | None:
     """Return the seconds that a job with ``done`` trials has left: as its driver estimates them, or else at its pace.
 
-    It is None before the first trial. ``spec`` is that of the job.
+    It is None before the first trial and once the job has ended. ``spec`` is that of the job.
     """
+    if not job.state.is_live:
+        return None
     if done and job.stage is not None and job.stage.remaining_s is not None:
         return job.stage.remaining_s
     return remaining_s(done, spec.search.trials, job.elapsed_s, spec.search.time_limit_s)
+
+
+def check_continues(job: JobRecord, done: int, events: Sequence[EventRecord]) -> None:
+    """Check that a job with ``done`` trials has something left to do.
+
+    Raises:
+        ConflictError: if it is finished, and its budget was not raised since; the message says how to raise it.
+    """
+    if job.state is not JobState.FINISHED:
+        return
+    trials, limit_s = job.spec.search.trials, job.spec.search.time_limit_s
+    ended = max((i for i, event in enumerate(events) if event.kind == "finished"), default=-1)
+    is_spent = done >= trials or (limit_s is not None and job.elapsed_s >= limit_s)
+    if not is_spent and any(event.kind == "replanned" for event in events[ended + 1 :]):
+        return
+    reason = events[ended].message if ended >= 0 else "Search finished"
+    more = f" --trials {2 * trials}" if done >= trials or limit_s is None else ""
+    more += "" if limit_s is None else f" --time-limit {2 * limit_s:g}"
+    raise ConflictError(
+        f"job {job.id} has no budget left. {reason}; raise its budget first: autotune plan {job.id}{more}"
+    )
 
 
 def searched(trials: Iterable[TrialRecord]) -> int:

@@ -46,6 +46,11 @@ def is_held(job: JobRecord, at: datetime) -> bool:
     return job.state is JobState.RUNNING and job.leased_until is not None and job.leased_until > at
 
 
+def is_interrupted(job: JobRecord, at: datetime) -> bool:
+    """Return whether the driver of a running job was lost: its lease has run out."""
+    return job.state is JobState.RUNNING and not is_held(job, at)
+
+
 def claimed(driver: str, lease_s: float = LEASE_S) -> Transition:
     """Give the job to ``driver``, which must renew the lease within ``lease_s`` seconds."""
 

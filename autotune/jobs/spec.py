@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
-from autotune.errors import JobSpecError, TooLargeError
+from autotune.errors import JobSpecError, NotFoundError, TooLargeError
 from autotune.jobs.strict_yaml import load_json, load_yaml
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, decisive_workload, metric_of
 from autotune.validation import validated
@@ -280,11 +280,14 @@ class JobSpec(_Section):
         """Return the job in the YAML file ``path``.
 
         Raises:
+            NotFoundError: if there is no such file.
             JobSpecError: if the file cannot be read or breaks the schema; the message lists all errors.
         """
         try:
             with Path(path).open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no job file {str(path)!r}; 'autotune init' writes one") from None
         except OSError as error:
             raise JobSpecError(f"cannot read job file {str(path)!r}: {error.strerror}") from None
         return cls.read(raw, source=str(path))

@@ -106,6 +106,7 @@ def read_map(path: str | PathLike[str]) -> NativeMap:
     """Return the map in the file ``path``.
 
     Raises:
+        NotFoundError: if there is no such file.
         MapError: if the file cannot be read or is not a map file of this version.
     """
     return NativeMap(read(Path(path)))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from autotune.errors import ConflictError
+from autotune.errors import ConflictError, NotFoundError
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.text_files import write_text
 from autotune.validation import describe
@@ -219,10 +219,13 @@ def read(path: str | Path) -> MapFile:
     """Return the map in the file ``path``.
 
     Raises:
+        NotFoundError: if there is no such file.
         MapError: if the file cannot be read or is not a map file of this version; the message lists all errors.
     """
     try:
         text = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no map file {str(path)!r}; 'autotune export' writes one") from None
     except OSError as error:
         raise MapError(f"cannot read the map {str(path)!r}: {error.strerror}") from None
     try:

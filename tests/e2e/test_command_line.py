@@ -202,8 +202,19 @@ def test_killed_driver_loses_no_finished_trial_and_the_job_goes_on(run: Run, fol
     assert data_of(run("show", "last", "--json"))["events"][-1]["kind"] == "finished"
 
 
-@pytest.mark.parametrize(("pool", "stage"), [("inline", "Calibrating"), ("ray", "Probing"), ("inline", "Measuring")])
-def test_a_job_that_waits_says_for_what_and_stops_at_once(run: Run, folder: Path, pool: str, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("pool", "stage", "number"),
+    [
+        ("inline", "Calibrating", signal.SIGINT),
+        ("ray", "Probing", signal.SIGINT),
+        ("inline", "Measuring", signal.SIGINT),
+        ("inline", "Measuring", signal.SIGTERM),
+        ("ray", "Probing", signal.SIGTERM),
+    ],
+)
+def test_a_job_that_waits_says_for_what_and_stops_at_once(
+    run: Run, folder: Path, pool: str, stage: str, number: signal.Signals
+) -> None:
     slow = {"name": "fragile", "parameters": {"trouble": "slow"}}
     (folder / "job.yaml").write_text(yaml.safe_dump(job(task=slow, workers={"pool": pool})))
     process = subprocess.Popen(
@@ -219,12 +230,16 @@ def test_a_job_that_waits_says_for_what_and_stops_at_once(run: Run, folder: Path
     while not seen.startswith(stage) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
         seen = told(f"sqlite:///{folder}/autotune.db") or seen
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
     _, printed = process.communicate(timeout=60)
     assert seen.startswith(stage)
     assert process.returncode == 130
     assert "Traceback" not in printed
     assert re.search(rf"^{stage}", printed, re.MULTILINE)
+    assert "continue with: autotune resume" in printed
     shown = data_of(run("show", "last", "--json"))["job"]
     assert (shown["state"], shown["stage"]) == ("paused", None)
 
@@ -392,12 +407,12 @@ def test_job_without_sensitivities_says_why(run: Run, folder: Path) -> None:
 
 
 WRONG = [
-    (["run", "missing.yaml"], 2, "cannot read job file"),
+    (["run", "missing.yaml"], 3, "there is no job file"),
     (["run", "job.yaml"], 2, "Register your own with --task-file"),
-    (["run", "job.yaml", "--task-file", "gone.py"], 2, "gone.py'; --task-file takes a path from this folder"),
+    (["run", "job.yaml", "--task-file", "gone.py"], 3, "gone.py'; --task-file takes a path from this folder"),
     (["show", "last"], 7, "there is no database"),
     (["export", "last", "-d", "mysql://somewhere/db"], 7, "a database URL must be sqlite:///FILE or postgresql://"),
-    (["verify", "missing.json"], 5, "cannot read the map"),
+    (["verify", "missing.json"], 3, "there is no map file"),
     (["verify", "job.yaml"], 5, "is not a quantization map"),
     (["dashboard", "--address", "0.0.0.0"], 2, "listens on loopback only"),
 ]

@@ -164,7 +164,7 @@ def accept(path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["export", "last", "-f", "onxruntime"], 5, "unknown format 'onxruntime'; did you mean 'onnxruntime'?"),
+        (["export", "last", "-f", "onxruntime"], 2, "unknown format 'onxruntime'; did you mean 'onnxruntime'?"),
         (["export", "last", "-f", "onnxruntime", "-o", "."], 8, "exists but is not an export"),
         (["export", "last", "-f", "onnxruntime"], 2, "unknown task 'tiny-cnn'"),
         (["verify", "."], 5, "is not an export: cannot read export.json"),

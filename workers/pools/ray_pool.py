@@ -5,6 +5,8 @@ import itertools
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Set
@@ -369,6 +371,7 @@ def _connect(settings: PoolSettings) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if settings.ray_address == "local":
             cores = os.cpu_count() or 1
@@ -388,6 +391,10 @@ def _connect(settings: PoolSettings) -> bool:
             f"cannot reach Ray at {settings.ray_address!r}: {one_line(error)}; "
             "start the cluster, or set workers.ray_address to local"
         ) from error
+    finally:
+        # Ray's own handler exits, which would look like a failure of the job.
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     return True
 
 

@@ -6,6 +6,7 @@ them with the decorator ``register``.
 
 import importlib
 import inspect
+import json
 import runpy
 import sys
 from collections.abc import Callable, Mapping
@@ -47,8 +48,8 @@ class TaskInfo:
     name: str
     #: First line of the class's docstring.
     summary: str
-    #: Parameter name -> default, as text.
-    parameters: Mapping[str, str]
+    #: Parameter name -> default, JSON-ready; None also where there is no default.
+    parameters: Mapping[str, Any]
 
 
 def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
@@ -80,7 +81,7 @@ def task_info(name: str) -> TaskInfo:
         TaskError: if no task has that name.
     """
     factory = _factory(name)
-    parameters = {p.name: repr(p.default) for p in inspect.signature(factory).parameters.values()}
+    parameters = {p.name: _json_ready(p.default) for p in inspect.signature(factory).parameters.values()}
     summary = (inspect.getdoc(factory) or "").partition("\n")[0]
     return TaskInfo(name=name, summary=summary, parameters=parameters)
 
@@ -126,6 +127,15 @@ def load_task_file(path: str) -> None:
         ) from error
     except Exception as error:
         raise TaskError(f"task file {path!r} cannot be run: {type(error).__name__}: {error}") from error
+
+
+def _json_ready(default: object) -> Any:
+    if default is inspect.Parameter.empty:
+        return None
+    try:
+        return json.loads(json.dumps(default, allow_nan=False))
+    except (TypeError, ValueError):
+        return repr(default)
 
 
 def _factory(name: str) -> TaskFactory:

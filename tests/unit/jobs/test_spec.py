@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autotune.errors import JobSpecError
+from autotune.errors import JobSpecError, NotFoundError
 from autotune.jobs.spec import MAX_BYTES, JobSpec, SamplerName
 from workers.setup import MeasurementSettings, PoolSettings, WorkerSetup
 
@@ -235,7 +235,7 @@ def test_a_folder_is_no_job_file(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(JobSpecError, match=r"cannot read job file .*nowhere.yaml.*No such file"):
+    with pytest.raises(NotFoundError, match=r"there is no job file .*nowhere.yaml"):
         JobSpec.load(tmp_path / "nowhere.yaml")
 
 

@@ -1,0 +1,173 @@
+"""What commands print and how they end, on a database with one recorded job."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autotune
+from autotune.cli.main import main
+from autotune.client.actions import submit
+from autotune.jobs import lifecycle
+from autotune.jobs.front import compute_front
+from autotune.jobs.lifecycle import with_fields
+from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
+from autotune.store.base import Store
+from autotune.store.open import open_store
+from workers.timing.estimates import Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+SPEC = JobSpec.parse(
+    {
+        "name": "small",
+        "task": {"name": "digits-cnn"},
+        "objectives": ["latency_p50_ms", "divergence"],
+        "constraints": {"latency_p50_ms": {"max": 4.0}},
+        "search": {"trials": 2},
+    }
+)
+
+
+@pytest.fixture
+def run(
+    migrated_sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Run a command in this process, in a folder of its own."""
+    monkeypatch.setenv("AUTOTUNE_DATABASE", migrated_sqlite_url)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["autotune", *arguments])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code or 0
+        return Done(code=code, out=(printed := capsys.readouterr()).out, err=printed.err)
+
+    return run
+
+
+@pytest.fixture
+def store(migrated_sqlite_url: str) -> Any:
+    with closing(open_store(migrated_sqlite_url)) as opened:
+        yield opened
+
+
+def trial(job_id: str, number: int, ms: float, **changes: Any) -> TrialRecord:
+    figures = {
+        "latency_p50_ms": ms,
+        "divergence": 1e-3,
+        "latency_ratio": ms / 20.0,
+        "accuracy": 0.9,
+        "accuracy_drop": 0.0,
+    }
+    return TrialRecord(
+        job_id=job_id, number=number, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE,
+        choices={"fc": "int8_static"}, key=f"k{number}", finished_at=now(),
+        violations={"latency_p50_ms": ms / 4.0 - 1.0},
+        figures={name: Figure(value=value) for name, value in figures.items()},
+    )  # fmt: skip
+
+
+def running(store: Store, *milliseconds: float) -> JobRecord:
+    """A job with a trial for each latency, which this process drives."""
+    job = submit(store, SPEC, served=False)
+    job = store.change_job(job.id, lifecycle.claimed("host:1:2:x"))
+    trials = [trial(job.id, number, ms) for number, ms in enumerate(milliseconds)]
+    *first, last = [TrialResult(trial=measured, elapsed_s=1.0) for measured in trials]
+    store.record([*first, replace(last, front=compute_front(trials, SPEC.objectives))], epoch=job.epoch)
+    return job
+
+
+def finished(store: Store, *milliseconds: float) -> JobRecord:
+    job = running(store, *milliseconds)
+    message = "Search finished: all trials of the budget were measured"
+    return store.change_job(job.id, lifecycle.settled(job.epoch, JobState.FINISHED, message))
+
+
+def test_the_version_and_the_help_are_printed(run: Run) -> None:
+    assert run("--version").out == f"quant-autotune {autotune.__version__}\n"
+    assert run("-h").out == run("--help").out
+    assert run("token", "add", "-h").out == run("token", "add", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["verify", "nosuch.json"], 3),
+        (["run", "nosuch.yaml"], 3),
+        (["submit", "nosuch.yaml"], 3),
+        (["tasks", "--task-file", "nosuch.py"], 3),
+        (["export", "last", "--format", "nosuch"], 2),
+        (["export", "last", "--pick", "nosuch"], 2),
+        (["show", "last", "9"], 3),
+        (["front", "nosuch"], 3),
+    ],
+)
+def test_exit_codes_are_the_documented_ones(run: Run, store: Store, arguments: list[str], code: int) -> None:
+    finished(store, 3.0)
+    done = run(*arguments)
+    assert (done.code, done.out) == (code, "")
+    assert "nosuch" in done.err or "no trial 9" in done.err
+
+
+def test_parameters_of_tasks_are_typed(run: Run) -> None:
+    tasks = {task["name"]: task["parameters"] for task in json.loads(run("tasks", "--json").out)["tasks"]}
+    assert tasks["causal-lm"]["checkpoint"] == "tiny-llama"
+    assert tasks["causal-lm"]["prompt_tokens"] == 64
+    assert tasks["image-classification"]["fold_batch_norms"] is True
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["init"], ["db", "upgrade"]])
+def test_every_command_that_prints_data_prints_json(run: Run, arguments: list[str]) -> None:
+    assert json.loads(run(*arguments, "--json").out)
+
+
+def test_a_finished_job_has_no_time_left(run: Run, store: Store) -> None:
+    finished(store, 3.0)
+    done = run("watch", "last")
+    assert "1/2 · best 3.00 ms · front" in done.err
+    assert "left" not in done.err
+
+
+def test_a_finished_job_is_resumed_only_with_a_higher_budget(run: Run, store: Store) -> None:
+    job = finished(store, 3.0, 2.0)
+    refused = run("resume", "last")
+    assert refused.code == 8
+    assert "all trials of the budget were measured" in refused.err
+    assert f"autotune plan {job.id} --trials 4" in refused.err
+    run("plan", "last", "--trials", "4")
+    store.change_job(job.id, with_fields(job.epoch, served=True))
+    assert run("resume", "last").code == 0
+    assert store.job(job.id).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_job_whose_driver_was_lost_is_interrupted(run: Run, store: Store, served: bool) -> None:
+    job = running(store, 3.0)
+    assert "running" in run("jobs").out
+    gone = now() - timedelta(seconds=1)
+    store.change_job(job.id, with_fields(job.epoch, leased_until=gone, served=served))
+    assert "interrupted" in run("jobs").out
+    assert json.loads(run("jobs", "--json").out)["jobs"][0]["interrupted"]
+    way_out = "a controller will take it over" if served else f"autotune resume {job.id}"
+    assert way_out in " ".join(run("show", "last").out.split())
