@@ -133,7 +133,7 @@ def export_map(
     """Return the map file of one of a job's maps, as ``autotune export`` writes it."""
     job = caller.client.records.job(job_id)
     how = choose or default_pick(job.spec)
-    trial = pick(caller.client.records.trials(job_id), how, job.spec.objectives)
+    trial = pick(caller.client.records.trials(job_id), how, job.spec.objectives, job.spec.constraints.constraints())
     return Response(map_file.dump(map_file.map_document(job, trial)), media_type="application/json")
 
 

@@ -1,6 +1,6 @@
 """Commands about jobs: run, resume, jobs, show, front."""
 
-import json
+import itertools
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.text import Text
 from autotune.cli.front_output import print_front, print_remarks, print_state
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
+    column_order,
     job_json,
     mix,
     out,
@@ -181,14 +182,12 @@ def _show_job(store: ReadStore, job: JobRecord, tally: Tally, as_json: bool) -> 
         "state": _state_and_why(job),
         **({"stage": stage_text(job.stage)} if job.stage else {}),
         "trials": f"{tally.searched} of {job.spec.search.trials} in {job.elapsed_s:.0f} s",
-        "front": f"{len(tally.front)} maps",
+        "front": f"{len(tally.front)} map{'' if len(tally.front) == 1 else 's'}",
         "hardware": job.description.environment.hardware if job.description else "not known yet",
-        "spec": json.dumps(
-            _without_empty({key: job.document[key] for key in job.document if key not in ("schema", "name")})
-        ),
     }
     _print_facts(facts)
     print_remarks(job, trials)
+    out.print(Text(f"\n{job.spec.text()}"))
     for event in events:
         out.print(Text(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.message}", style="dim"))
 
@@ -201,28 +200,24 @@ def _state_and_why(job: JobRecord) -> str:
     return f"{state}: its driver was lost; {ahead}"
 
 
-def _without_empty(data: Any) -> Any:
-    """Return the data of a job file without empty keys, such as limits that are not set."""
-    if isinstance(data, list):
-        return [_without_empty(item) for item in data]
-    if not isinstance(data, dict):
-        return data
-    return {key: _without_empty(value) for key, value in data.items() if value is not None}
-
-
 def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as_json: bool) -> None:
     if as_json:
         print_json({"trial": trial_json(trial, on_front=trial.number in members, with_choices=True)})
         return
-    figures = {METRICS[name].label: with_unit(name, figure) for name, figure in trial.figures.items()}
-    facts = {"trial": f"{trial.number}: {trial_name(trial)}", "map": mix(trial.choices)}
+    known = sorted((name for name in METRICS if name in trial.figures), key=column_order)
+    figures = {METRICS[name].label: with_unit(name, trial.figures[name]) for name in known}
+    facts = {"trial": f"{trial.number}: {trial_name(trial)}"}
+    facts |= {"map": mix(trial.choices)} if trial.label else {}
     facts |= {"remark": trial.message} if trial.message else {}
     _print_facts(facts | figures)
     out.print(_layers_table(job, trial))
 
 
 def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
-    """Return a table of the layers, then of modules that are not layers; empty columns are left out."""
+    """Return a table of the layers, then of modules that are not layers.
+
+    Neighbours that are alike share a row. Empty columns are left out.
+    """
     description = job.description
     ranges = description.calibration.ranges if description else {}
     clipped = (description.calibration.clipped if description else None) or {}
@@ -239,9 +234,14 @@ def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("layer", "choice", *shown):
         table.add_column(heading, overflow="fold")
-    for name in dict.fromkeys((*trial.choices, *reasons)):
-        cells = (Text(known.get(name, "")) for known in shown.values())
-        table.add_row(Text(name), Text(trial.choices.get(name, "fp32")), *cells)
+    rows = {
+        name: (trial.choices.get(name, "fp32"), *(known.get(name, "") for known in shown.values()))
+        for name in dict.fromkeys((*trial.choices, *reasons))
+    }
+    for cells, run in itertools.groupby(rows, key=rows.__getitem__):
+        first, *others = run
+        through = f" … {others[-1]} ({len(others) + 1} layers)" if others else ""
+        table.add_row(*map(Text, (first + through, *cells)))
     return table
 
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, path_text, reader
-from autotune.cli.output import figure_text, mix, out, print_json, say
+from autotune.cli.output import figure_text, mix, out, print_json, say, with_unit
 from autotune.cli.progress import ConsoleListener
 from autotune.cli.task_prints import prints_on_stderr
 from autotune.errors import JobSpecError
@@ -79,7 +79,7 @@ def export(
             _export_csv(trials, front.members, output or Path("csv"), as_json)
             return
         choose = choose or default_pick(record.spec)
-        trial = pick(trials, choose, record.spec.objectives)
+        trial = pick(trials, choose, record.spec.objectives, record.spec.constraints.constraints())
         latency = client.records.latency(record.id, trial.number) if format_name == "report" else ()
     document = map_file.map_document(record, trial)
     output = output or Path(_FROM_RECORDS.get(format_name, format_name))
@@ -95,8 +95,8 @@ def export(
     if as_json:
         print_json(result)
     else:
-        ratio = trial.figures["latency_ratio"].value if "latency_ratio" in trial.figures else None
-        speedup = f", {1 / ratio:.2f}x as fast as full precision" if ratio else ""
+        ratio = trial.figures.get("latency_ratio")
+        speedup = f", {with_unit('latency_ratio', ratio)} as full precision" if ratio else ""
         say(f"Wrote trial {trial.number} ({mix(trial.choices)}{speedup}) to {output}.")
         if trial.kind is not TrialKind.FINAL:
             say("Figures come from the search; this map was not re-measured. Run `autotune verify`.")
@@ -220,9 +220,11 @@ def _export_table(checks: "Iterable[ExportCheck]") -> Table:
     for heading in ("", "expected", "measured", "limit", ""):
         table.add_column(heading, justify="right" if heading else "left")
     for check in checks:
-        numbers = ("" if value is None else f"{value:.4g}" for value in (check.expected, check.measured, check.limit))
+        text = METRICS[check.name].text if check.name == "latency_ratio" else "{:.4g}".format
+        numbers = ("" if value is None else text(value) for value in (check.expected, check.measured, check.limit))
         verdict = "" if check.limit is None else "holds" if check.holds else "BROKEN"
-        table.add_row(check.name.replace("_", " "), *numbers, verdict)
+        name = "speedup" if check.name == "latency_ratio" else check.name.replace("_", " ")
+        table.add_row(name, *numbers, verdict)
     return table
 
 

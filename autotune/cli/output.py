@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -99,16 +99,16 @@ def with_unit(name: str, figure: Figure | None) -> str:
 
 def front_table(
     title: str, trials: Sequence[TrialRecord], objectives: Sequence[str] = (), tied: Collection[int] = ()
-) -> Table:
-    """Return a table with one row per trial that fits 80 characters; it drops metrics of ``objectives`` last.
+) -> Group:
+    """Return a titled table with one row per trial that fits 80 characters; it drops metrics of ``objectives`` last.
 
     An asterisk marks final measurements, an equals sign the trials whose numbers ``tied`` holds.
     """
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("trial", justify="right")
     table.add_column("map", overflow="fold")
     known = [name for name, metric in METRICS.items() if metric.heading]
-    names = [name for name in sorted(known, key=_column_order) if any(name in trial.figures for trial in trials)]
+    names = [name for name in sorted(known, key=column_order) if any(name in trial.figures for trial in trials)]
     dropped = sorted((name for name in _DROPPED_FIRST if name in names), key=lambda name: name in objectives)
     dropped = dropped[: max(0, len(names) - _MOST_COLUMNS)]
     names = [name for name in names if name not in dropped]
@@ -121,19 +121,19 @@ def front_table(
         # Spaces let long metric names wrap between words.
         name = escape(trial_name(trial)).replace("_", " ")
         table.add_row(number, name, *cells, style="" if trial.feasible else "dim")
-    return table
+    # A title of the table's own would be wrapped at the width of a narrow table.
+    return Group(Text(title, style="italic"), table if trials else Text("No map yet.\n", style="dim"))
 
 
-def _column_order(name: str) -> int:
+def column_order(name: str) -> int:
     """Return the sort key of a column: time, then quality, then memory."""
     metric = METRICS[name]
     return 0 if metric.is_latency else 1 if metric.is_quality else 2
 
 
 def _cell(name: str, figure: Figure | None) -> str:
-    if figure is not None and METRICS[name].kind is Kind.LATENCY_RATIO:
-        return f"{'~' if figure.is_uncertain else ''}{1 / figure.value:.2f}x"
-    return figure_text(name, figure)
+    uncertain = figure is not None and METRICS[name].kind is Kind.LATENCY_RATIO and figure.is_uncertain
+    return f"{'~' if uncertain else ''}{figure_text(name, figure)}"
 
 
 def trial_name(trial: TrialRecord) -> str:

@@ -120,17 +120,17 @@ def doctor(database: Database, as_json: AsJson = False) -> None:
 
 
 def _speed_table(speeds: Sequence["Speed"]) -> Table:
-    """Return a table of the time of each choice relative to full precision, and its kernels."""
+    """Return a table of the speedup of each choice over full precision, and its kernels."""
     from workers.backends.cpu.speed import FEATURES, OUTPUTS, ROWS  # imports PyTorch, which takes seconds
 
-    title = f"Time of a linear layer, {FEATURES} to {OUTPUTS} features, relative to fp32"
+    title = f"Speedup of a linear layer over fp32, {FEATURES} to {OUTPUTS} features"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
     table.add_column("choice")
     for rows in ROWS:
         table.add_column(f"{rows} row{'s' if rows > 1 else ''}", overflow="fold")
     for speed in speeds:
         if speed.refused is None:
-            cells = [f"{speed.ratios[rows]:.2f}  {speed.kernels[rows]}" for rows in ROWS]
+            cells = [f"{1.0 / speed.ratios[rows]:.2f}x  {speed.kernels[rows]}" for rows in ROWS]
             table.add_row(speed.choice, *map(Text, cells))
     refused = [f"{speed.choice}: {speed.refused}" for speed in speeds if speed.refused is not None]
     table.caption, table.caption_justify = "\n".join(refused), "left"

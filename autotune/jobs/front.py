@@ -6,7 +6,7 @@ import numpy as np
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, decisive_workload, percentiles_of, ratio_of
+from autotune.metrics.catalog import METRICS, Constraint, decisive_workload, percentiles_of, ratio_of
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import hypervolume, knee, non_dominated
 from autotune.metrics.ties import qualities, tied
@@ -109,11 +109,13 @@ class LiveFront:
         return front
 
 
-def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> TrialRecord:
+def pick(
+    trials: Sequence[TrialRecord], how: str, objectives: Sequence[str], limits: Sequence[Constraint] = ()
+) -> TrialRecord:
     """Return one trial: the knee of the front, an extreme of the feasible trials, or the trial of that number.
 
     An extreme in a metric that is not an objective of the job may lie off the front. A complete final measurement
-    replaces the first trial of its map.
+    replaces the first trial of its map. ``limits`` are those of the job, for the error.
 
     Raises:
         NoFeasibleMapError: if the front is empty; the message names the nearest trial and what it misses.
@@ -129,7 +131,7 @@ def pick(trials: Sequence[TrialRecord], how: str, objectives: Sequence[str]) -> 
     chosen = Objectives.named(objectives)
     feasible = [trial for trial in counting if trial.feasible]
     if not feasible:
-        raise NoFeasibleMapError(f"no map satisfies the constraints. {nearest(trials)}")
+        raise NoFeasibleMapError(f"no map satisfies the constraints. {nearest(trials, limits)}")
     if how in _PICKS:
         decisive = _PICKS[how] or percentiles_of(decisive_workload(objectives))[50].name
         metrics = [METRICS[decisive], METRICS["divergence"]]
@@ -161,23 +163,16 @@ def nearest_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     return min(known, key=lambda t: (-len(t.violations), _total_violation(t)), default=None)
 
 
-def nearest(trials: Sequence[TrialRecord]) -> str:
-    """Return a sentence about the nearest trial: which limits it misses, and by how much."""
+def nearest(trials: Sequence[TrialRecord], limits: Sequence[Constraint] = ()) -> str:
+    """Return a sentence about the nearest trial: which limits it misses, and by how much for each of ``limits``."""
     best = nearest_trial(trials)
     if best is None:
         return "No trial was measured"
-    misses = [
-        _miss_text(name, best.figures[name].value, violation)
-        for name, violation in best.violations.items()
-        if violation > 0
-    ]
-    return f"Nearest is trial {best.number}, which misses {' and '.join(misses)}"
-
-
-def _miss_text(name: str, value: float, violation: float) -> str:
-    if METRICS[name].is_overloaded(value):
-        return f"{name}: requests arrive {value / OVERLOADED_MS:.2f} times as fast as it can serve them"
-    return f"{name} = {value:.4g} (by {100 * violation:.2g} % of the limit)"
+    by_name = {limit.metric: limit for limit in limits}
+    missed = [name for name, violation in best.violations.items() if violation > 0]
+    how_far = [by_name[name].missed_by(best.figures[name].value) for name in missed if name in by_name]
+    told = f": {'; '.join(how_far)}" if how_far else f", which misses {' and '.join(missed)}"
+    return f"Nearest is trial {best.number}{told}"
 
 
 def _total_violation(trial: TrialRecord) -> float:

@@ -21,7 +21,7 @@ def default_pick(spec: JobSpec) -> str:
 def recommended(trials: Sequence[TrialRecord], spec: JobSpec) -> TrialRecord | None:
     """Return the map that ``default_pick`` picks; None if no measured map satisfies the constraints."""
     try:
-        return pick(trials, default_pick(spec), spec.objectives)
+        return pick(trials, default_pick(spec), spec.objectives, spec.constraints.constraints())
     except NoFeasibleMapError:
         return None
 
@@ -52,12 +52,12 @@ def recommendation(trials: Sequence[TrialRecord], spec: JobSpec) -> str | None:
 
 
 def _gains(best: TrialRecord, full: TrialRecord, workload: Workload) -> list[str]:
-    speedup = 1.0 / best.figures[ratio_of(workload).name].value
+    ratio = ratio_of(workload)
     which = "" if workload is Workload.FORWARD else f" ({percentiles_of(workload)[50].label.lower()})"
     memory = METRICS["weight_memory_mib"]
     before, after = (trial.figures[memory.name].value for trial in (full, best))
     return [
-        f"{speedup:.2f}x as fast as full precision{which}",
+        f"{ratio.text_with_unit(best.figures[ratio.name].value)} as full precision{which}",
         f"accuracy {-100.0 * best.figures['accuracy_drop'].value:+.2f} %",
         f"{memory.text(after)} instead of {memory.text_with_unit(before)}",
     ]

@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from autotune.jobs.front import nearest
+from autotune.jobs.front import nearest, without_superseded
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
 from autotune.jobs.space import kept_in_full_precision
 
@@ -24,7 +24,7 @@ def remarks(job: JobRecord, trials: Sequence[TrialRecord], *, limits: bool = Tru
         trials: all its trials.
         limits: whether to say that no map satisfies the constraints.
     """
-    broken = _limits(trials) if limits else ()
+    broken = _limits(job, trials) if limits else ()
     return [*_failures(job, trials), *broken, *_busy(job, trials), *_perplexity(job, trials), *_kept(job)]
 
 
@@ -48,14 +48,16 @@ def _failures(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:
         yield f"{len(lacking)} of {len(finals)} final measurements are incomplete: {_counted(lacking)}."
 
 
-def _limits(trials: Sequence[TrialRecord]) -> Iterator[str]:
+def _limits(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:
     """Yield which limits the maps break, if every map breaks one."""
-    if not trials or any(trial.feasible for trial in trials):
+    counting = without_superseded(trials)
+    if not trials or any(trial.feasible for trial in counting):
         return
     maps = [trial for trial in trials if trial.kind is not TrialKind.FINAL and trial.violations]
     broken = Counter(name for trial in maps for name, by in trial.violations.items() if by > 0)
     counts = ", ".join(f"{count} of {len(maps)} miss {name}" for name, count in broken.most_common())
-    yield f"No map satisfies the constraints. {nearest(trials)}" + (f". Of all maps, {counts}." if counts else ".")
+    closest = nearest(counting, job.spec.constraints.constraints())
+    yield f"No map satisfies the constraints. {closest}" + (f". Of all maps, {counts}." if counts else ".")
 
 
 def _busy(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:

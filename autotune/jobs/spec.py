@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from autotune.errors import JobSpecError, NotFoundError, TooLargeError
 from autotune.jobs.strict_yaml import load_json, load_yaml
@@ -114,6 +124,10 @@ _LIMITS: dict[Kind, type[_Section]] = {Kind.ACCURACY: AccuracyFloor, Kind.ACCURA
 
 class _Constraints(_Section):
     """The service-level objective."""
+
+    @model_serializer(mode="wrap")
+    def _those_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: limit for name, limit in dump(self).items() if limit is not None}
 
     def constraints(self) -> tuple[Constraint, ...]:
         """Return the limits that are set, by metric name in alphabetical order."""
@@ -334,6 +348,12 @@ class JobSpec(_Section):
     def dump(self) -> dict[str, Any]:
         """Return the job as JSON-ready data that ``parse`` accepts."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def text(self) -> str:
+        """Return the job file in YAML, without keys that have their default; the objectives are always there."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        first = {"name": self.name, "task": data.pop("task"), "objectives": list(self.objectives)}
+        return yaml.safe_dump(first | data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 
     def with_search(self, source: str, **changes: Any) -> Self:
         """Return the job with other keys in its ``search`` section.

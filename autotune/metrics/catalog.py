@@ -99,7 +99,7 @@ class Metric:
         return self.queued and value >= OVERLOADED_MS
 
     def text(self, value: float) -> str:
-        """Format a value for people with its significant digits, without its unit."""
+        """Format a value for people with its significant digits, without its unit; a latency ratio as a speedup."""
         if not math.isfinite(value):
             return "unknown"
         if self.is_overloaded(value):
@@ -111,11 +111,15 @@ class Metric:
                 return f"{100 * value:.2f} %"
             case Kind.ACCURACY:
                 return f"{value:.4f}"
+            case Kind.LATENCY_RATIO:
+                return f"{1.0 / value:.2f}x" if value else "unknown"
         return _three_digits(value)
 
     def text_with_unit(self, value: float) -> str:
         """Format a value for people, with its unit if the text is a number."""
         text = self.text(value)
+        if self.kind is Kind.LATENCY_RATIO and text[-1] == "x":
+            return f"{text} as fast"
         return f"{text} {self.unit}" if self.unit and text[-1].isdigit() else text
 
 
@@ -267,6 +271,17 @@ class Constraint:
         """Return how far a value, or each of an array, exceeds the limit, relative to it; at most 0 if it holds."""
         scale = abs(self.limit) or 1e-3  # a limit of zero still needs a finite scale
         return (value - self.limit) / scale if self.at_most else (self.limit - value) / scale
+
+    def missed_by(self, value: float) -> str:
+        """Return in words how far a value that breaks the limit is from it."""
+        metric = METRICS[self.metric]
+        if metric.is_overloaded(value):
+            return f"{self.metric}: requests arrive {value / OVERLOADED_MS:.2f} times as fast as it can serve them"
+        text = f"{self.metric} is {metric.text_with_unit(value)}, limit {metric.text_with_unit(self.limit)}"
+        if not self.limit:
+            return text
+        by = self.violation(value)
+        return f"{text} ({value / self.limit:.1f}x the limit)" if by >= 1.0 else f"{text} ({100.0 * by:.2g} % off)"
 
     def __str__(self) -> str:
         return f"{self.metric} {'<=' if self.at_most else '>='} {self.limit:g}"

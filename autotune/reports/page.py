@@ -77,7 +77,7 @@ def build(review: Review) -> str:
 def _top(review: Review) -> Html:
     job, picked = review.job, review.picked
     ratio = picked.figures.get("latency_ratio")
-    speed = f" It is {1.0 / ratio.value:.2f} times as fast as full precision." if ratio else ""
+    speed = f" It is {METRICS['latency_ratio'].text_with_unit(ratio.value)} as full precision." if ratio else ""
     final = picked.kind is TrialKind.FINAL
     held_out = "held_out_accuracy" in picked.figures
     also = " and on held-out data" if held_out else f"; {picked.message}" if picked.message else ""

@@ -171,3 +171,39 @@ def test_a_job_whose_driver_was_lost_is_interrupted(run: Run, store: Store, serv
     assert json.loads(run("jobs", "--json").out)["jobs"][0]["interrupted"]
     way_out = "a controller will take it over" if served else f"autotune resume {job.id}"
     assert way_out in " ".join(run("show", "last").out.split())
+
+
+def test_a_front_without_maps_says_so_on_lines_of_full_width(run: Run, store: Store) -> None:
+    finished(store, 10.5, 9.0)
+    lines = run("front", "last").out.splitlines()
+    assert "Pareto front of small (latency_p50_ms, divergence)" in lines
+    assert "Nearest is trial 1: latency_p50_ms is 9.00 ms, limit 4.00 ms (2.2x the limit)" in " ".join(
+        " ".join(lines).split()
+    )
+
+
+def test_speedups_have_one_form(run: Run, store: Store) -> None:
+    finished(store, 3.0, 2.0)
+    assert "10.00x as fast" in run("show", "last", "1").out
+    assert "10.00x" in run("front", "last").out
+
+
+def test_a_trial_has_one_name_and_ordered_figures(run: Run, store: Store) -> None:
+    finished(store, 3.0, 2.0)
+    lines = run("show", "last", "1").out.splitlines()
+    headings = [line.partition("  ")[0] for line in lines[:6]]
+    assert headings == [
+        "trial",
+        "Latency p50",
+        "Latency p50 relative to full precision",
+        "Accuracy",
+        "Accuracy drop, relative",
+        "Divergence from full precision",
+    ]
+
+
+def test_a_job_is_shown_with_its_job_file(run: Run, store: Store) -> None:
+    finished(store, 3.0)
+    out = run("show", "last").out
+    assert "task: {name: digits-cnn}" in out
+    assert "latency_p50_ms: {max: 4.0}" in out

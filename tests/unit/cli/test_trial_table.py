@@ -60,3 +60,12 @@ def test_what_stays_in_full_precision_says_why() -> None:
         ["head", "fp32", "is", "tied"],
         ["lstm", "fp32", "has", "no", "kernel"],
     ]
+
+
+def test_neighbours_that_are_alike_share_a_row() -> None:
+    found = printed(DESCRIPTION, a="bf16", b="bf16", c="bf16", fc="int8_static", z="bf16")
+    assert found[1:] == [
+        ["a", "…", "c", "(3", "layers)", "bf16"],
+        ["fc", "int8_static", "-1.5", "..", "2"],
+        ["z", "bf16"],
+    ]

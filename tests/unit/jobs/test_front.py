@@ -70,7 +70,7 @@ def test_wrong_picks_are_explained() -> None:
 
 def test_nothing_feasible_names_the_nearest_and_what_it_misses() -> None:
     broken = [trial(t.number, 10.0, 0.0, violations={"latency_p50_ms": 0.1 * (4 - t.number)}) for t in TRIALS[:3]]
-    with pytest.raises(NoFeasibleMapError, match=r"Nearest is trial 2, which misses latency_p50_ms = 10 \(by 20 %"):
+    with pytest.raises(NoFeasibleMapError, match=r"Nearest is trial 2, which misses latency_p50_ms"):
         pick(broken, "knee", OBJECTIVES)
     assert compute_front(broken, OBJECTIVES).members == ()
 
@@ -95,10 +95,22 @@ def test_the_nearest_of_overloaded_maps_is_asked_for_least() -> None:
         )
         for number, value in values.items()
     ]
-    assert nearest(overloaded) == (
-        "Nearest is trial 2, which misses queued_latency_p95_ms: "
-        "requests arrive 1.25 times as fast as it can serve them"
+    assert nearest(overloaded, [limit]) == (
+        "Nearest is trial 2: queued_latency_p95_ms: requests arrive 1.25 times as fast as it can serve them"
     )
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "text"),
+    [
+        (Constraint(metric="latency_p95_ms", limit=4.0, at_most=True), 10.5, "10.5 ms, limit 4.00 ms (2.6x the limit)"),
+        (Constraint(metric="latency_p95_ms", limit=4.0, at_most=True), 4.4, "4.40 ms, limit 4.00 ms (10 % off)"),
+        (Constraint(metric="accuracy", limit=0.8, at_most=False), 0.6, "0.6000, limit 0.8000 (25 % off)"),
+        (Constraint(metric="accuracy_drop", limit=0.0, at_most=True), 0.02, "2.00 %, limit 0.00 %"),
+    ],
+)
+def test_a_missed_limit_is_told_with_value_and_limit(limit: Constraint, value: float, text: str) -> None:
+    assert limit.missed_by(value) == f"{limit.metric} is {text}"
 
 
 def test_violations_are_relative_and_only_of_what_was_measured() -> None:

@@ -97,14 +97,22 @@ def test_final_measurements_that_fail_or_lack_something_are_reported() -> None:
 
 
 def test_limits_that_no_map_meets_are_reported_with_the_nearest_miss() -> None:
+    limited = job(layer("a"), constraints={"latency_p50_ms": {"max": 1.6}, "accuracy": {"min": 0.5}})
     slow = [trial(n, violations={"latency_p50_ms": 0.5 / n, "accuracy": n - 3.0}) for n in (1, 2, 4)]
-    found = remarks(job(layer("a")), slow)
+    found = remarks(limited, slow)
     assert found == [
-        "No map satisfies the constraints. Nearest is trial 2, which misses latency_p50_ms = 2 (by 25 % of the limit). "
+        "No map satisfies the constraints. Nearest is trial 2: latency_p50_ms is 2.00 ms, limit 1.60 ms (25 % off). "
         "Of all maps, 3 of 3 miss latency_p50_ms, 1 of 3 miss accuracy."
     ]
-    assert remarks(job(layer("a")), slow, limits=False) == []
-    assert remarks(job(layer("a")), [*slow, trial(5)]) == []
+    assert remarks(limited, slow, limits=False) == []
+    assert remarks(limited, [*slow, trial(5)]) == []
+
+
+def test_a_map_that_met_the_limits_by_luck_does_not_count() -> None:
+    limited = job(layer("a"), constraints={"latency_p50_ms": {"max": 1.6}})
+    lucky = trial(1, violations={"latency_p50_ms": -0.1})
+    again = trial(2, key=lucky.key, kind=TrialKind.FINAL, violations={"latency_p50_ms": 0.25})
+    assert "No map satisfies the constraints. Nearest is trial 2" in remarks(limited, [lucky, again])[0]
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,21 @@ def test_the_written_file_loads_to_the_same_job(tmp_path: Path) -> None:
     assert load(tmp_path, json.dumps(spec.dump())) == spec
 
 
+def test_the_text_of_a_job_is_short_and_loads_to_the_same_job() -> None:
+    search = {"layers": [{"pattern": "*.query", "pin": "fp32"}], "seed": 3}
+    changed = {"constraints": {"accuracy_drop": {"max": 0.01}}, "measurement": {"half_width": None}, "search": search}
+    spec = JobSpec.parse(MINIMAL | changed)
+    assert JobSpec.read(spec.text().encode()) == spec
+    assert "objectives: [latency_p50_ms, accuracy]" in spec.text()
+    assert "workers" not in spec.text()
+
+
+def test_limits_that_are_not_set_are_left_out() -> None:
+    spec = JobSpec.parse(MINIMAL | {"constraints": {"accuracy_drop": {"max": 0.01}}})
+    assert spec.dump()["constraints"] == {"accuracy_drop": {"max": 0.01}}
+    assert JobSpec.parse(spec.dump()) == spec
+
+
 def test_a_folder_is_no_job_file(tmp_path: Path) -> None:
     with pytest.raises(JobSpecError, match="Is a directory"):
         JobSpec.load(tmp_path)
