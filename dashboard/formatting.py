@@ -80,7 +80,7 @@ def interval_text(metric: str, figure: Figure) -> str:
     """Format the 95 % confidence interval of a figure; empty if it has none."""
     if figure.low is None or figure.high is None:
         return ""
-    low, high = value_text(metric, figure.low), value_text(metric, figure.high)
+    low, high = (value_text(metric, end) for end in METRICS[metric].shown_order(figure.low, figure.high))
     return f"{low.split()[0]} to {high}"
 
 

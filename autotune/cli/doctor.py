@@ -1,15 +1,19 @@
 """Checks whether this machine can tune models."""
 
+import enum
 import functools
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autotune.jobs.hardware_limits import hardware_limits
+from autotune.jobs.spec import SearchSection
 from autotune.store.open import open_store
+from search_spaces.choice import FULL_PRECISION
 from search_spaces.errors import AutotuneError
 from workers.tasks import build_task, task_names
 
@@ -20,14 +24,32 @@ if TYPE_CHECKING:
 _LEAST_FREE = 500 << 20
 
 
+class Mark(enum.StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    #: Tuning works, but with less to choose from, or with less certain figures.
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+class _Noted(Exception):
+    """A result that deserves attention but is no problem."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """The result of one check."""
 
     name: str
-    ok: bool
+    mark: Mark
     #: The result and, if it is a problem, how to fix it.
     text: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether this machine can tune in spite of it."""
+        return self.mark is not Mark.PROBLEM
 
 
 def examine(database: str) -> list[Finding]:
@@ -37,6 +59,7 @@ def examine(database: str) -> list[Finding]:
         "pytorch": _pytorch,
         "processor": _processor,
         "kernels": _kernels,
+        "choices": _choices,
         "ray": _ray,
         "machine": _machine,
         "disk": _disk,
@@ -55,9 +78,11 @@ def choice_speeds() -> "list[Speed]":
 
 def _find(name: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(name=name, ok=True, text=check())
+        return Finding(name=name, mark=Mark.OK, text=check())
+    except _Noted as noted:
+        return Finding(name=name, mark=Mark.NOTE, text=str(noted))
     except (AutotuneError, ImportError, OSError) as error:
-        return Finding(name=name, ok=False, text=str(error))
+        return Finding(name=name, mark=Mark.PROBLEM, text=str(error))
 
 
 def _pytorch() -> str:
@@ -70,8 +95,7 @@ def _pytorch() -> str:
 def _processor() -> str:
     from workers.device.processor import this_processor
 
-    here = this_processor()
-    return f"{here.kind}; int8 products use {here.int8_weight_bits}-bit weights"
+    return this_processor().kind
 
 
 def _kernels() -> str:
@@ -83,6 +107,26 @@ def _kernels() -> str:
     return f"backend {best.name} on {best.hardware()}{also}"
 
 
+def _choices() -> str:
+    limits = machine_limits("auto", SearchSection().choices)
+    if limits:
+        raise _Noted(" ".join(limits))
+    return "linear layers can take every default choice"
+
+
+def machine_limits(backend_name: str, choices: Sequence[str]) -> list[str]:
+    """Return what this machine cannot do for the linear layers of most models, in sentences.
+
+    Raises:
+        BackendError: if the backend is unknown or unavailable here.
+    """
+    from workers.backends import build_backend
+    from workers.backends.typical_layer import refusals
+
+    quantized = [name for name in choices if name != FULL_PRECISION.name]
+    return hardware_limits(*refusals(build_backend(backend_name), quantized))
+
+
 def _ray() -> str:
     import importlib.metadata
 
@@ -91,8 +135,10 @@ def _ray() -> str:
 
 def _machine() -> str:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    busy = "; other processes are running, so latencies will be noisy" if load > cores / 2 else ""
-    return f"{cores} cores, load {load:.1f}{busy}"
+    text = f"{cores} core{'s' if cores > 1 else ''}, load {load:.1f}"
+    if load > cores / 2:
+        raise _Noted(f"{text}: other processes are running, so latencies will be noisy")
+    return text
 
 
 def _disk() -> str:
@@ -107,7 +153,8 @@ def _disk() -> str:
 def _database(url: str) -> str:
     store = open_store(url)
     try:
-        return f"{len(store.jobs())} jobs recorded"
+        count = len(store.jobs())
+        return f"{count} job{'' if count == 1 else 's'} recorded"
     finally:
         store.close()
 

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from autotune.cli.doctor import machine_limits
 from autotune.cli.front_output import print_front, print_remarks, print_state
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
 from autotune.cli.output import (
@@ -55,6 +56,9 @@ def run(
 ) -> None:
     """Run a tuning job on this machine and print the front it found."""
     spec = _override(JobSpec.load(job_file), trials, ray_address)
+    if spec.workers.pool == "inline" or spec.workers.ray_address == "local":
+        for limit in machine_limits(spec.backend, spec.search.choices):
+            say(limit)
     store = open_store(database)
     try:
         job = submit(store, spec, served=False)

@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.doctor import choice_speeds, examine
+from autotune.cli.doctor import Mark, choice_speeds, examine
 from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
 from autotune.cli.output import out, print_json, say
 from autotune.cli.task_prints import prints_on_stderr
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Niceness of the dashboard, which must not disturb searches on the same machine; see ``os.nice``.
 NICENESS = 10
+#: Mark of a finding -> its style.
+_MARKS = {Mark.OK: "green", Mark.NOTE: "yellow", Mark.PROBLEM: "bold red"}
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -104,15 +106,17 @@ def doctor(database: Database, as_json: AsJson = False) -> None:
         findings, speeds = examine(database), choice_speeds()
     if as_json:
         choices = [dataclasses.asdict(speed) for speed in speeds]
-        data = {"findings": [{"check": f.name, "ok": f.ok, "finding": f.text} for f in findings], "choices": choices}
+        data = {
+            "findings": [{"check": f.name, "ok": f.ok, "mark": f.mark.value, "finding": f.text} for f in findings],
+            "choices": choices,
+        }
         print_json({"ok": all(f.ok for f in findings), **data})
     else:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("", "check", "finding"):
             table.add_column(heading, overflow="fold")
         for finding in findings:
-            mark = Text("ok", style="green") if finding.ok else Text("problem", style="bold red")
-            table.add_row(mark, Text(finding.name), Text(finding.text))
+            table.add_row(Text(finding.mark, style=_MARKS[finding.mark]), Text(finding.name), Text(finding.text))
         out.print(table)
         out.print(_speed_table(speeds))
     if not all(finding.ok for finding in findings):
@@ -121,7 +125,8 @@ def doctor(database: Database, as_json: AsJson = False) -> None:
 
 def _speed_table(speeds: Sequence["Speed"]) -> Table:
     """Return a table of the speedup of each choice over full precision, and its kernels."""
-    from workers.backends.cpu.speed import FEATURES, OUTPUTS, ROWS  # imports PyTorch, which takes seconds
+    from workers.backends.cpu.speed import ROWS  # imports PyTorch, which takes seconds
+    from workers.backends.typical_layer import FEATURES, OUTPUTS
 
     title = f"Speedup of a linear layer over fp32, {FEATURES} to {OUTPUTS} features"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")

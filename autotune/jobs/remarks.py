@@ -1,4 +1,4 @@
-"""What a reader of a job's front should know beside it, in sentences: failures, limits, noise and doubtful figures."""
+"""What a reader of a job's front should know beside it, in sentences: failures, limits, hardware, noise and doubts."""
 
 import re
 import statistics
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from autotune.jobs.front import nearest, without_superseded
+from autotune.jobs.hardware_limits import limits_of_job, why_nothing_is_faster
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
 from autotune.jobs.space import kept_in_full_precision
 
@@ -25,7 +26,15 @@ def remarks(job: JobRecord, trials: Sequence[TrialRecord], *, limits: bool = Tru
         limits: whether to say that no map satisfies the constraints.
     """
     broken = _limits(job, trials) if limits else ()
-    return [*_failures(job, trials), *broken, *_busy(job, trials), *_perplexity(job, trials), *_kept(job)]
+    return [
+        *_failures(job, trials),
+        *broken,
+        *(why_nothing_is_faster(job, trials) if trials else ()),
+        *limits_of_job(job),
+        *_busy(job, trials),
+        *_perplexity(job, trials),
+        *_kept(job),
+    ]
 
 
 def _failures(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:

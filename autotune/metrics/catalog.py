@@ -14,6 +14,9 @@ from workers.measurement import Split, Workload
 #: One value or an array of values.
 Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
+#: An end of an interval; None if it is open.
+Bound = TypeVar("Bound", float, float | None)
+
 #: A queued latency of at least this value means overload: requests arrive faster than they are served.
 OVERLOADED_MS = 1e9
 
@@ -114,6 +117,10 @@ class Metric:
             case Kind.LATENCY_RATIO:
                 return f"{1.0 / value:.2f}x" if value else "unknown"
         return _three_digits(value)
+
+    def shown_order(self, low: Bound, high: Bound) -> tuple[Bound, Bound]:
+        """Return the ends of an interval as people read them: the end whose text is the smaller number comes first."""
+        return (high, low) if self.kind is Kind.LATENCY_RATIO else (low, high)
 
     def text_with_unit(self, value: float) -> str:
         """Format a value for people, with its unit if the text is a number."""

@@ -145,7 +145,7 @@ def _cell(name: str, figure: Figure | None) -> Html:
     text = METRICS[name].text
     if figure.low is None and figure.high is None:
         return html(text(figure.value))
-    low, high = ("open" if bound is None else text(bound) for bound in (figure.low, figure.high))
+    low, high = ("open" if end is None else text(end) for end in METRICS[name].shown_order(figure.low, figure.high))
     return join([text(figure.value), tag("span", f"{low} to {high}", class_="interval")])
 
 

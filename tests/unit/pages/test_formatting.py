@@ -17,7 +17,7 @@ from workers.timing.estimates import Figure
         ("latency_p50_ms", 0.0412, "0.0412 ms"),
         ("accuracy", 0.72134, "0.7213"),
         ("accuracy_drop", 0.0204, "2.04 %"),
-        ("latency_ratio", 0.3699, "0.370"),
+        ("latency_ratio", 0.3699, "2.70x as fast"),
         ("weight_memory_mib", 22.71, "22.7 MiB"),
         ("divergence", 0.0, "0"),
         ("divergence", 3.2e-6, "3.2e-06"),
@@ -30,7 +30,7 @@ def test_values_have_the_digits_that_mean_something(metric: str, value: float, s
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_can_be_shown(metric: str) -> None:
-    assert formatting.figure_text(metric, Figure(value=1.5))[0] == "1"
+    assert formatting.figure_text(metric, Figure(value=1.0))[0] == "1"
     assert formatting.figure_text(metric, None) == formatting.ABSENT
     assert METRICS[metric].label in formatting.axis_title(metric)
 
@@ -85,3 +85,8 @@ def test_a_state_is_a_symbol_and_a_word(state: JobState) -> None:
     symbol, word = formatting.state_text(state).split()
     assert len(symbol) == 1
     assert word == state.value
+
+
+def test_intervals_of_speedups_ascend() -> None:
+    assert formatting.interval_text("latency_ratio", Figure(value=0.5, low=0.4, high=0.8)) == "1.25x to 2.50x as fast"
+    assert formatting.interval_text("latency_p50_ms", Figure(value=5.0, low=4.0, high=8.0)) == "4.00 to 8.00 ms"

@@ -12,10 +12,11 @@ from search_spaces.discovery import discover
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.kernels import KERNELS
+from workers.backends.typical_layer import FEATURES, OUTPUTS
 from workers.device.environment import usable_cores
 
-#: Input and output features of the layer, typical of transformers, and numbers of rows: one token, and a text.
-FEATURES, OUTPUTS, ROWS = 768, 3072, (1, 128)
+#: Numbers of rows: one token, and a text.
+ROWS = (1, 128)
 #: Timed passes per choice, alternating with full precision.
 _PASSES = 15
 
