@@ -1,10 +1,41 @@
 """Errors of jobs; all are ``search_spaces.errors.AutotuneError``, each with its own exit code."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from search_spaces.errors import AutotuneError, MapError
+
+#: The end of a message of ``search_spaces.errors.unknown``.
+_SUGGESTED = re.compile(r"did you mean '(.+?)'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldError:
+    """What is wrong with one field."""
+
+    #: Keys and positions that lead to the field, joined by dots.
+    path: str
+    #: The rule, the value and the way out.
+    message: str
+
+    @property
+    def suggestion(self) -> str | None:
+        """The name that was probably meant; None if none is close."""
+        found = _SUGGESTED.search(self.message)
+        return found[1] if found else None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
 
 
 class JobSpecError(AutotuneError):
     """A job file that does not follow the schema; the message lists every error with its field path."""
+
+    def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        #: The errors of the message one by one; empty if it is about no single field.
+        self.errors = tuple(errors)
 
 
 class TooLargeError(JobSpecError):
@@ -21,6 +52,10 @@ class StoreError(AutotuneError):
 
 class StoreUnavailableError(StoreError):
     """A database that may work again later: it cannot be reached, is busy, or its disk is full."""
+
+
+class MethodNotAllowedError(AutotuneError):
+    """An HTTP method that a route does not have."""
 
 
 class ConflictError(AutotuneError):

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import pydantic
 from pydantic import BaseModel
 
-from autotune.errors import JobSpecError
+from autotune.errors import FieldError, JobSpecError
 
 #: Most errors reported per job; the message counts the others.
 _MAX_ERRORS = 50
@@ -27,10 +27,11 @@ def validated(model: type[M], data: object, complaint: str, *, extra: Literal["f
         return model.model_validate(data, extra=extra)
     except pydantic.ValidationError as error:
         errors = [item for item in error.errors() if not _counts_wrong_items(item)]
-        lines = [f"  {describe(model, item, 'job')}" for item in errors[:_MAX_ERRORS]]
+        found = [describe(model, item, "job") for item in errors[:_MAX_ERRORS]]
+        lines = [f"  {one}" for one in found]
         if len(errors) > _MAX_ERRORS:
             lines.append(f"  and {len(errors) - _MAX_ERRORS} more")
-        raise JobSpecError(f"{complaint}:\n" + "\n".join(lines)) from None
+        raise JobSpecError(f"{complaint}:\n" + "\n".join(lines), found) from None
 
 
 def _counts_wrong_items(error: Mapping[str, Any]) -> bool:
@@ -38,23 +39,27 @@ def _counts_wrong_items(error: Mapping[str, Any]) -> bool:
     return bool(error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"])
 
 
-def describe(model: type[BaseModel], error: Mapping[str, Any], root: str) -> str:
-    """Return one line for a pydantic error: field path, rule, value, way out.
+def describe(model: type[BaseModel], error: Mapping[str, Any], root: str) -> FieldError:
+    """Return a pydantic error with its field path, and a message of rule, value and way out.
 
     ``root`` is the path of what is wrong with the whole, such as ``job``.
     """
     path = ".".join(str(part) for part in error["loc"]) or root
+    return FieldError(path=path, message=_message(model, error))
+
+
+def _message(model: type[BaseModel], error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]
         known = _keys_at(model, parents)
         near = difflib.get_close_matches(str(key), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-        return f"{path}: unknown key{hint}"
+        return f"unknown key{hint}"
     if error["type"] == "missing":
-        return f"{path}: is required"
+        return "is required"
     if error["type"] == "invalid_key":
-        return f"{path}: unknown key, which is not text; delete it"
-    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+        return "unknown key, which is not text; delete it"
+    message: str = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     for wordy in ("Input should", "String should"):
         message = message.replace(wordy, "must")
     if error["type"] == "float_parsing":
@@ -64,14 +69,14 @@ def describe(model: type[BaseModel], error: Mapping[str, Any], root: str) -> str
         example = f", such as {{{known[0]}: {error['input']}}}" if len(known) == 1 else ""
         message = f"must be a mapping of keys to values{example}"
     if error["input"] is None:
-        return f"{path}: {message}, but is empty"
+        return f"{message}, but is empty"
     if error["type"] in ("too_short", "too_long"):
         bound, count = ("at least", "min_length") if error["type"] == "too_short" else ("at most", "max_length")
         message = f"must have {bound} {error['ctx'][count]} items, but got {error['ctx']['actual_length']}"
     if not isinstance(error["input"], str | int | float) or error["type"] in ("value_error", "json_invalid"):
-        return f"{path}: {message}"
+        return message
     shown = repr(error["input"])
-    return f"{path}: {message}, but got {shown if len(shown) <= _MAX_VALUE else shown[:_MAX_VALUE] + '...'}"
+    return f"{message}, but got {shown if len(shown) <= _MAX_VALUE else shown[:_MAX_VALUE] + '...'}"
 
 
 def _keys_at(model: type[BaseModel], path: list[str | int]) -> list[str]:

@@ -8,19 +8,22 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Match, Route
 
 import autotune
 from autotune.api import event_stream, read_routes, write_routes
-from autotune.api.caller import PREFIX, check_scope, needs
+from autotune.api.caller import PREFIX, SCOPE_KEY, check_scope, needs
+from autotune.api.documentation import POLICY, documentation
 from autotune.api.guard import Guard
 from autotune.api.metrics import Metrics
 from autotune.api.responses import STATUSES, answer, problem, refusal
 from autotune.api.settings import ApiSettings
 from autotune.client import json_records
+from autotune.errors import FieldError, JobSpecError, MethodNotAllowedError
 from autotune.jobs.records import Scope
 from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
@@ -34,6 +37,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 _service = APIRouter()
+_ROUTERS = (_service, read_routes.router, write_routes.router, event_stream.router)
 
 
 def create_app(store: Store, settings: ApiSettings, check_database: Callable[[], None]) -> FastAPI:
@@ -57,7 +61,7 @@ def create_app(store: Store, settings: ApiSettings, check_database: Callable[[],
     app.state.metrics = Metrics(store)
     #: Set when streams should end.
     app.state.stopping = threading.Event()
-    for router in (_service, read_routes.router, write_routes.router, event_stream.router):
+    for router in _ROUTERS:
         app.include_router(router)
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     app.add_middleware(Guard, store=store, settings=settings, metrics=app.state.metrics)
@@ -94,10 +98,17 @@ def show_metrics(request: Request) -> Response:
     return PlainTextResponse(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@_service.get(f"{PREFIX}/openapi.json", summary="Describe the API", openapi_extra=needs(Scope.VIEWER))
+@_service.get(f"{PREFIX}/openapi.json", summary="Describe the API for programs")
 def show_description(request: Request) -> Response:
-    """Return this description."""
+    """Return the OpenAPI document."""
     return answer(dict[str, Any], describe(request.app))
+
+
+@_service.get("/docs", summary="Describe the API for people", response_class=HTMLResponse)
+def show_documentation(request: Request) -> Response:
+    """Return this page."""
+    page = documentation(describe(request.app))
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
 
 @functools.cache
@@ -110,7 +121,20 @@ def describe(app: FastAPI) -> dict[str, Any]:
         components["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"token": []}]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["tags"] = [_tag_of(path)]
+            if SCOPE_KEY not in operation:
+                operation["security"] = []
     return document
+
+
+def _tag_of(path: str) -> str:
+    """Return the group of routes that a path belongs to."""
+    subject = path.removeprefix(f"{PREFIX}/").partition("/")[0]
+    if subject in ("jobs", "tokens"):
+        return subject.capitalize()
+    return "Jobs" if subject in ("find-job", "tallies", "probes") else "Service"
 
 
 def _refused(request: Request, error: Exception) -> Response:
@@ -120,16 +144,30 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = "no such route; see /v1/openapi.json" if error.status_code == 404 else str(error.detail)
+    if error.status_code == 405:
+        allowed = ", ".join(sorted(_methods(request)))
+        told = refusal(MethodNotAllowedError(f"{request.url.path} takes {allowed}, but got {request.method}"))
+        told.headers["Allow"] = allowed
+        return told
+    known = "no such route; see /docs" if error.status_code == 404 else str(error.detail)
     answered = problem("NotFoundError" if error.status_code == 404 else "AutotuneError", known, error.status_code)
     answered.headers.update(error.headers or {})
     return answered
 
 
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the path of a request takes; each is a route of its own."""
+    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in route.methods or ()}
+
+
 def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    lines = [f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-    return problem("JobSpecError", "the request is not valid:\n" + "\n".join(lines), 422)
+    found = [
+        FieldError(path=".".join(str(part) for part in item["loc"]), message=item["msg"]) for item in error.errors()
+    ]
+    return refusal(JobSpecError("\n  ".join(["the request is not valid:", *map(str, found)]), found))
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -14,7 +14,8 @@ from autotune.store.base import Store
 
 #: Version of the API: the first part of the path of every route about jobs.
 PREFIX = "/v1"
-_KEY = "x-scope"
+#: Key of the mark in OpenAPI.
+SCOPE_KEY = "x-scope"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Session:
 
 def needs(scope: Scope) -> dict[str, Any]:
     """Return the OpenAPI extension that marks a route with the scope it needs."""
-    return {_KEY: scope.value}
+    return {SCOPE_KEY: scope.value}
 
 
 def check_scope(request: Request) -> None:
@@ -57,7 +58,7 @@ def check_scope(request: Request) -> None:
     if request.url.path in OPEN:
         return
     marks = getattr(request.scope["route"], "openapi_extra", None) or {}
-    needed = Scope(marks.get(_KEY, Scope.ADMIN))
+    needed = Scope(marks.get(SCOPE_KEY, Scope.ADMIN))
     holder: TokenRecord = request.scope[HOLDER]
     if not holder.scope.includes(needed):
         raise ForbiddenError(f"this needs a token of scope {needed}, but {holder.name}'s has scope {holder.scope}")

@@ -28,7 +28,12 @@ _LONGEST_S = 900.0
     "/jobs/{job_id}/progress",
     summary="Follow a job",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "One ``Update`` per event"}},
+    responses={
+        200: {
+            "content": {"text/event-stream": {}},
+            "description": "One ``Update`` per event; the event's name is its kind",
+        }
+    },
     openapi_extra=needs(Scope.VIEWER),
 )
 async def follow(
@@ -50,7 +55,8 @@ async def _events(request: Request, caller: Session, watcher: Watcher, update: U
     started = sent = time.monotonic()
     while True:
         if update is not None:
-            yield b"id: %d\ndata: %s\n\n" % (update.position, json_records.dump(Update, update))
+            data = json_records.dump(Update, update)
+            yield b"event: %s\nid: %d\ndata: %s\n\n" % (update.kind.encode(), update.position, data)
             sent = time.monotonic()
         elif time.monotonic() - sent > _SILENCE_S:
             yield b":\n\n"

@@ -28,8 +28,8 @@ from autotune.jobs.timestamps import now
 from autotune.store.base import TokenStore
 from search_spaces.errors import AutotuneError
 
-#: The only paths that need no token: the health checks.
-OPEN = ("/healthz", "/readyz")
+#: The only paths that need no token: the health checks, and the description of the API, which is no secret.
+OPEN = ("/healthz", "/readyz", "/docs", "/v1/openapi.json")
 #: Key of the ASGI scope under which the guard stores the request's token record.
 HOLDER = "autotune.holder"
 
@@ -61,7 +61,9 @@ class Guard:
             if message["type"] == "http.response.start":
                 # Measured until the response starts, because a stream lasts as long as its job.
                 status, seconds = message["status"], time.monotonic() - started
-                MutableHeaders(scope=message).update(_HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -97,7 +99,8 @@ class Guard:
         kind, _, text = headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
             raise UnauthenticatedError(
-                "a token is needed; set AUTOTUNE_TOKEN, or send it as the header 'Authorization: Bearer TOKEN'"
+                "a token is needed; set AUTOTUNE_TOKEN, or send it as the header 'Authorization: Bearer TOKEN'; "
+                "/docs describes the API without one"
             )
         return await run_in_threadpool(tokens.holder, self._store, text.strip())
 

@@ -20,6 +20,7 @@ STATUSES: dict[type[AutotuneError], int] = {
     errors.NotFoundError: 404,
     errors.NoFeasibleMapError: 409,
     errors.ConflictError: 409,
+    errors.MethodNotAllowedError: 405,
     errors.UnauthenticatedError: 401,
     errors.ForbiddenError: 403,
     errors.TooManyRequestsError: 429,
@@ -37,12 +38,14 @@ def answer(kind: Any, value: object, *, status: int = 200) -> Response:
 def refusal(error: AutotuneError) -> Response:
     """Return the response for an error."""
     status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 500)
-    return problem(type(error).__name__, str(error), status)
+    return _response(json_records.Problem.of(error), status)
 
 
 def problem(kind: str, message: str, status: int) -> Response:
     """Return an error response of the given kind, message and status."""
-    content = json_records.dump(
-        json_records.ErrorAnswer, json_records.ErrorAnswer(error=json_records.Problem(kind=kind, message=message))
-    )
+    return _response(json_records.Problem(kind=kind, message=message), status)
+
+
+def _response(found: json_records.Problem, status: int) -> Response:
+    content = json_records.dump(json_records.ErrorAnswer, json_records.ErrorAnswer(error=found))
     return Response(content, status, headers=_HEADERS.get(status), media_type="application/json")

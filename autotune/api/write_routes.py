@@ -26,6 +26,14 @@ Key = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="Repeating a request with the same key and job returns the first job."),
 ]
+#: Example of a job file.
+_JOB = {
+    "name": "minilm-12ms",
+    "task": {"name": "minilm-lee"},
+    "objectives": ["latency_p50_ms", "divergence"],
+    "constraints": {"accuracy_drop": {"max": 0.01}},
+    "search": {"trials": 40},
+}
 _SUBMIT = needs(Scope.SUBMITTER)
 _ADMIN = needs(Scope.ADMIN)
 
@@ -52,9 +60,9 @@ class TokenRequest(BaseModel):
     days: float | None = None
 
 
-def _takes(model: type[BaseModel], *more_types: str) -> dict[str, Any]:
+def _takes(model: type[BaseModel], example: dict[str, Any], *more_types: str) -> dict[str, Any]:
     """Return the OpenAPI description of a body that routes parse themselves, to report its errors like all others."""
-    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": example}
     types = ("application/json", *more_types)
     return {"requestBody": {"required": True, "content": dict.fromkeys(types, content)}}
 
@@ -64,7 +72,7 @@ def _takes(model: type[BaseModel], *more_types: str) -> dict[str, Any]:
     summary="Submit a job",
     status_code=201,
     response_model=JobRecord,
-    openapi_extra=_SUBMIT | _takes(JobSpec, "application/yaml"),
+    openapi_extra=_SUBMIT | _takes(JobSpec, _JOB, "application/yaml"),
 )
 def submit_job(
     caller: Caller,
@@ -109,7 +117,7 @@ def cancel_job(caller: Caller, job_id: JobId) -> Response:
     "/jobs/{job_id}",
     summary="Change a job's budget or priority",
     response_model=JobRecord,
-    openapi_extra=_SUBMIT | _takes(Plan),
+    openapi_extra=_SUBMIT | _takes(Plan, {"trials": 200, "time_limit_s": 1800}),
 )
 def change_plan(caller: Caller, job_id: JobId, body: Body) -> Response:
     """Change the trials, the time limit or the priority of one of your jobs, even while it runs."""
@@ -122,7 +130,7 @@ def change_plan(caller: Caller, job_id: JobId, body: Body) -> Response:
     summary="Create a token",
     status_code=201,
     response_model=NewToken,
-    openapi_extra=_ADMIN | _takes(TokenRequest),
+    openapi_extra=_ADMIN | _takes(TokenRequest, {"name": "ann", "scope": "submitter", "days": 90}),
 )
 def add_token(caller: Caller, body: Body) -> Response:
     """Create a token. Only this response contains its text."""

@@ -1,19 +1,36 @@
 """Follow a job by polling its records, for people and programs that wait for it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from autotune.errors import JobFailedError
 from autotune.jobs.budget import left_s
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Progress
-from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialRecord
+from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialKind, TrialRecord, TrialState
+from autotune.metrics.catalog import decisive_workload, ratio_of
 from autotune.metrics.objectives import Objectives
 from autotune.store.base import ReadStore
 
 #: Seconds between polls of a job.
 LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialNews:
+    """A recorded trial in short."""
+
+    number: int
+    kind: TrialKind
+    label: str | None
+    state: TrialState
+    #: Whether everything was measured and every constraint holds.
+    feasible: bool
+    #: Whether it was on the front when this was sent; later trials may beat it.
+    on_front: bool
+    #: Metric name -> value, of the job's objectives and limits and of the latency ratio, as far as measured.
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +46,13 @@ class Update:
     position: int
     #: What its driver is doing; None if no driver has told.
     stage: JobStage | None = None
+    #: Trials recorded since the previous update; the first update of a follower has all.
+    trials: tuple[TrialNews, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The most important change: ``state`` with the events of the job, ``trial``, or ``stage``."""
+        return "state" if self.events else "trial" if self.trials else "stage"
 
 
 class Watcher:
@@ -41,6 +65,9 @@ class Watcher:
         self._stage: JobStage | None = None
         self._front: tuple[int, ...] = ()
         self._best: TrialRecord | None = None
+        #: Numbers of the trials told, and the number up to which all are.
+        self._told: set[int] = set()
+        self._all_told = -1
         #: Whether the job was queued or running at the last poll.
         self.is_live = True
 
@@ -56,13 +83,37 @@ class Watcher:
             return None
         events = self._store.events(job.id, start=self._position)
         self._version, self._stage, self._position = job.version, job.stage, self._position + len(events)
+        progress = self._progress(job)
         return Update(
             state=job.state,
             error=job.error,
-            progress=self._progress(job),
+            progress=progress,
+            trials=self._new_trials(job),
             events=tuple(events),
             position=self._position,
             stage=job.stage,
+        )
+
+    def _new_trials(self, job: JobRecord) -> tuple[TrialNews, ...]:
+        # Workers may finish trials in another order than they began them.
+        trials = self._store.trials(job.id, after=self._all_told)
+        new = [trial for trial in trials if trial.number not in self._told]
+        self._told.update(trial.number for trial in new)
+        while self._all_told + 1 in self._told:
+            self._all_told += 1
+        spec = job.spec
+        names = dict.fromkeys((*spec.metrics(), ratio_of(decisive_workload(spec.objectives)).name))
+        return tuple(
+            TrialNews(
+                number=trial.number,
+                kind=trial.kind,
+                label=trial.label,
+                state=trial.state,
+                feasible=trial.feasible,
+                on_front=trial.number in self._front,
+                figures={name: trial.figures[name].value for name in names if name in trial.figures},
+            )
+            for trial in new
         )
 
     def _progress(self, job: JobRecord) -> Progress:

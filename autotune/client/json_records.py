@@ -76,6 +76,17 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WrongField:
+    """What is wrong with one field of a request."""
+
+    #: Keys and positions that lead to it, joined by dots.
+    path: str
+    message: str
+    #: The name that was probably meant; null if none is close.
+    suggestion: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """What is wrong with a request."""
 
@@ -83,6 +94,15 @@ class Problem:
     kind: str
     #: The rule, the value and the way out.
     message: str
+    #: The errors of the message one by one; empty if it is about no single field.
+    errors: tuple[WrongField, ...] = ()
+
+    @classmethod
+    def of(cls, error: AutotuneError) -> "Problem":
+        """Return the problem that an error of the service is for its caller."""
+        found = error.errors if isinstance(error, errors.JobSpecError) else ()
+        wrong = tuple(WrongField(path=one.path, message=one.message, suggestion=one.suggestion) for one in found)
+        return cls(kind=type(error).__name__, message=str(error), errors=wrong)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +122,7 @@ _ERRORS: dict[str, type[AutotuneError]] = {
         errors.StoreError,
         errors.StoreUnavailableError,
         errors.ConflictError,
+        errors.MethodNotAllowedError,
         errors.UnauthenticatedError,
         errors.ForbiddenError,
         errors.TooManyRequestsError,
@@ -133,7 +154,10 @@ def load(kind: type[T], text: str | bytes) -> T:
 
 def error_of(problem: Problem) -> AutotuneError:
     """Return the error that the service raised."""
-    return _ERRORS.get(problem.kind, AutotuneError)(problem.message)
+    kind = _ERRORS.get(problem.kind, AutotuneError)
+    if issubclass(kind, errors.JobSpecError):
+        return kind(problem.message, [errors.FieldError(path=one.path, message=one.message) for one in problem.errors])
+    return kind(problem.message)
 
 
 @functools.cache

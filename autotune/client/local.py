@@ -6,10 +6,11 @@ from typing import Any
 
 from autotune.client import actions, follow, tokens
 from autotune.client.follow import Update
+from autotune.client.results import JobResults
 from autotune.client.tokens import NewToken
 from autotune.errors import JobSpecError
 from autotune.jobs.records import JobRecord, Scope, TokenRecord
-from autotune.jobs.spec import JobSpec
+from autotune.jobs.spec import JobFile, JobSpec
 from autotune.store.base import ReadStore, Store
 from search_spaces.errors import unknown
 from workers.tasks import TaskInfo, list_tasks, task_names
@@ -27,7 +28,7 @@ class Limits:
     unknown_tasks: bool = True
 
 
-class LocalClient:
+class LocalClient(JobResults):
     """Reads and controls the jobs in a store."""
 
     def __init__(self, store: Store, *, owner: str = "local", limits: Limits | None = None) -> None:
@@ -41,7 +42,8 @@ class LocalClient:
     def find(self, reference: str) -> JobRecord:
         return actions.find_job(self._store, reference)
 
-    def submit(self, spec: JobSpec, *, key: str | None = None, priority: int = 0) -> JobRecord:
+    def submit(self, job: JobFile, *, key: str | None = None, priority: int = 0) -> JobRecord:
+        spec = JobSpec.of(job)
         self._check_task(spec.task.name)
         self._check_trials(spec.search.trials)
         most_live = self._limits.live_jobs

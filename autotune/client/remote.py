@@ -9,10 +9,11 @@ from urllib.parse import quote
 from autotune.client import json_records
 from autotune.client.follow import Update
 from autotune.client.http_service import HttpService, path_of
+from autotune.client.results import JobResults
 from autotune.client.tokens import NewToken
 from autotune.errors import NotFoundError
 from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
-from autotune.jobs.spec import JobSpec
+from autotune.jobs.spec import JobFile, JobSpec
 from autotune.store.base import ReadStore
 from workers.measurement import LatencySamples
 from workers.setup import Probes
@@ -86,7 +87,7 @@ class RemoteRecords:
         self._service.close()
 
 
-class RemoteClient:
+class RemoteClient(JobResults):
     """Reads and controls the jobs of a service."""
 
     def __init__(self, url: str, token: str | None = None, *, patience_s: float = 10.0) -> None:
@@ -97,8 +98,8 @@ class RemoteClient:
     def find(self, reference: str) -> JobRecord:
         return self._service.get(JobRecord, "find-job", reference=reference)
 
-    def submit(self, spec: JobSpec, *, key: str | None = None, priority: int = 0) -> JobRecord:
-        return self._submit("jobs", key, content=json.dumps(spec.dump()), params={"priority": priority})
+    def submit(self, job: JobFile, *, key: str | None = None, priority: int = 0) -> JobRecord:
+        return self._submit("jobs", key, content=json.dumps(JobSpec.of(job).dump()), params={"priority": priority})
 
     def clone(self, job_id: str, *, key: str | None = None) -> JobRecord:
         return self._submit(path_of("jobs", job_id, "clone"), key)

@@ -118,14 +118,14 @@ class JobRecord:
     #: Registered task name.
     task: str
     #: The job file as it was recorded, JSON-ready; its key is ``spec`` in the API and the database.
-    document: Annotated[Mapping[str, Any], Field(alias="spec")]
+    document: Annotated[Mapping[str, Any], Field(alias="spec")] = field(repr=False)
     state: JobState
     #: Time of submission, in UTC.
     created_at: datetime
     #: Time of the last change, in UTC.
     updated_at: datetime
     #: The workers' description of the model; None until a worker was ready.
-    description: ModelDescription | None = None
+    description: ModelDescription | None = field(default=None, repr=False)
     #: Why it failed; None unless it did.
     error: str | None = None
     #: Who submitted it.

@@ -2,6 +2,8 @@
 
 import enum
 import json
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -290,7 +292,24 @@ class JobSpec(_Section):
         return self
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def of(cls, job: "JobFile") -> "JobSpec":
+        """Return a job that is given as the path of its file, as the file's content, or as a ``JobSpec``.
+
+        Raises:
+            NotFoundError: if there is no such file.
+            JobSpecError: if it is none of these, or breaks the schema; the message lists all errors.
+        """
+        match job:
+            case JobSpec():
+                return job
+            case str() | PathLike():
+                return cls.load(job)
+            case Mapping():
+                return cls.parse(dict(job))
+        raise JobSpecError(f"a job must be the path of a job file, a mapping or a JobSpec, but got {job!r:.80}")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
         """Return the job in the YAML file ``path``.
 
         Raises:
@@ -426,3 +445,7 @@ class JobSpec(_Section):
     def pool_settings(self) -> PoolSettings:
         """Return the settings of the job's worker pool."""
         return PoolSettings(**self.workers.model_dump(exclude={"pool", "cache_mib"}))
+
+
+#: A job as users give it: the path of a job file, the file's content, or the parsed job.
+JobFile = JobSpec | Mapping[str, Any] | str | PathLike[str]

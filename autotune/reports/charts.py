@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.jobs.records import TrialKind, TrialRecord
+from autotune.markup import Html, join, tag
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Metric
-from autotune.reports.markup import Html, join, tag
 from workers.measurement import LatencySamples
 from workers.timing.estimates import percentile
 

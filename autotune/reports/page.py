@@ -10,9 +10,9 @@ from autotune.jobs.front import without_superseded
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from autotune.jobs.remarks import remarks
 from autotune.jobs.spec import JobSpec
+from autotune.markup import Html, html, join, table, tag
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, percentiles_of
 from autotune.reports.charts import front_chart, latency_chart
-from autotune.reports.markup import Html, html, join, table, tag
 from search_spaces.choice import ActivationMode, choice_named
 from workers.measurement import LatencySamples
 from workers.timing.estimates import Figure

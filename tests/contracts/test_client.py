@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from autotune.client.base import Client
 from autotune.client.connect import connect
 from autotune.client.local import LocalClient
 from autotune.client.tokens import add_token
-from autotune.errors import ConflictError, JobSpecError, NotFoundError
+from autotune.errors import ConflictError, JobFailedError, JobSpecError, NotFoundError
 from autotune.jobs import lifecycle
+from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.records import (
     FrontRecord,
     JobRecord,
@@ -33,6 +35,7 @@ from autotune.jobs.records import (
 )
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import event
+from autotune.maps import map_file
 from autotune.store.base import Store
 from autotune.store.open import open_store
 from search_spaces.layer import Layer, LayerKind
@@ -256,6 +259,71 @@ def test_wrong_submission_is_refused(client: Client, wrong: dict[str, Any]) -> N
     with pytest.raises(JobSpecError):
         client.submit(spec(), **wrong)
     assert client.records.jobs() == []
+
+
+def test_a_job_is_submitted_as_a_file_its_content_or_parsed(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(spec().text())
+    jobs = [client.submit(job) for job in (path, str(path), spec().dump(), spec())]
+    assert {job.document["search"]["trials"] for job in jobs} == {9}
+    assert len({job.id for job in jobs}) == 4
+    with pytest.raises(JobSpecError, match=r"a job must be the path of a job file, a mapping or a JobSpec, but got 7"):
+        client.submit(7)  # type: ignore[arg-type]
+    with pytest.raises(JobSpecError) as caught:
+        client.submit({"name": "x", "task": {"name": "digits-cnn"}, "search": {"trails": 1}})
+    assert [(error.path, error.suggestion) for error in caught.value.errors] == [("search.trails", "trials")]
+
+
+def test_results_are_waited_for_listed_and_exported(client: Client, store: Store, tmp_path: Path) -> None:
+    job = running_job(client, store)
+    store.change_job(job.id, lifecycle.settled(job.epoch, JobState.FINISHED, "Search finished"))
+    assert client.wait(job.id).state is JobState.FINISHED
+    front = client.front("last")
+    assert [trial.number for trial in front] == [2, 1, 0]  # by latency
+    assert client.front(client.submit(spec()).id) == []
+    with pytest.raises(NotFoundError):
+        client.front("gone")
+
+
+def test_a_map_is_exported_to_a_file(client: Client, store: Store, tmp_path: Path) -> None:
+    job = running_job(client, store, trials=1)
+    store.record([TrialResult(trial=trial(job.id, 1, choices={"fc": "int8_static"}))], epoch=job.epoch)
+    path = client.export(job.id, tmp_path / "map.json", choose="1")
+    file = map_file.read(path)
+    assert (file.provenance.job, file.provenance.trial) == (job.id, 1)
+    with pytest.raises(JobSpecError, match="unknown pick 'best'"):
+        client.export(job.id, path, choose="best")
+
+
+def test_waiting_for_a_job_that_ends_otherwise_says_how(client: Client, store: Store) -> None:
+    job = client.submit(spec())
+    client.cancel(job.id)
+    with pytest.raises(OrderedError, match="cancelled by its user"):
+        client.wait(job.id)
+    failed = claim(store, client.submit(spec()))
+    store.change_job(failed.id, lifecycle.settled(failed.epoch, JobState.FAILED, "it broke", error="it broke"))
+    with pytest.raises(JobFailedError, match="it broke"):
+        client.wait(failed.id)
+
+
+def test_followers_get_each_trial_once_in_whatever_order_they_are_recorded(client: Client, store: Store) -> None:
+    job = running_job(client, store)
+    updates = client.follow(job.id)
+    first = next(updates)
+    assert [news.number for news in first.trials] == [0, 1, 2]
+    assert [news.on_front for news in first.trials] == [True, True, True]
+    assert first.trials[0].figures["latency_p50_ms"] == pytest.approx(1 / 3)
+    told = []
+    for number in (4, 3):
+        store.record([TrialResult(trial=trial(job.id, number))], epoch=job.epoch)
+        update = next(updates)
+        told.append([news.number for news in update.trials])
+        assert update.kind == "trial"
+    assert told == [[4], [3]]
+
+
+def test_a_record_of_a_job_is_short_to_read(client: Client, store: Store) -> None:
+    assert len(repr(running_job(client, store))) < 1000
 
 
 def test_jobs_are_steered(client: Client, store: Store) -> None:

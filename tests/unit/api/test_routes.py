@@ -45,7 +45,8 @@ SCOPES = {
     "GET /healthz": None,
     "GET /readyz": None,
     "GET /metrics": Scope.VIEWER,
-    "GET /v1/openapi.json": Scope.VIEWER,
+    "GET /docs": None,
+    "GET /v1/openapi.json": None,
     "GET /v1/schema": Scope.VIEWER,
     "GET /v1/tasks": Scope.VIEWER,
     "GET /v1/jobs": Scope.VIEWER,
@@ -107,7 +108,7 @@ class Service:
         assert response.status_code == code, response.text
         assert "Traceback" not in response.text
         assert set(response.json()) == {"error"}
-        assert set(response.json()["error"]) == {"kind", "message"}
+        assert set(response.json()["error"]) == {"kind", "message", "errors"}
         return str(response.json()["error"]["message"])
 
 
@@ -180,7 +181,7 @@ def test_no_route_answers_to_a_narrower_scope(shared: Service, route: str) -> No
         assert (response.status_code == 403) == (not scope.includes(PROTECTED[route])), (scope, response.text)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/v1", "/v1/nothing", "//healthz", "/healthz/"])
+@pytest.mark.parametrize("path", ["/", "/docs/", "/openapi.json", "/v1", "/v1/nothing", "//healthz", "/healthz/"])
 def test_other_paths_need_a_token_too(shared: Service, path: str) -> None:
     assert shared.call(f"GET {path}", None, follow_redirects=False).status_code == 401
     assert shared.call(f"GET {path}", follow_redirects=False).status_code in (307, 404)
@@ -428,9 +429,43 @@ def test_wrong_parameters_are_refused(shared: Service, route: str) -> None:
 
 
 def test_wrong_methods_and_paths_are_told_alike(service: Service) -> None:
-    service.problem(405, "PUT /v1/jobs")
-    assert "openapi.json" in service.problem(404, "GET /v1/nothing")
+    assert service.problem(405, "PUT /v1/jobs") == "/v1/jobs takes GET, POST, but got PUT"
+    response = service.call("DELETE /v1/jobs/a")
+    assert response.headers["Allow"] == "GET, PATCH"
+    assert response.json()["error"]["kind"] == "MethodNotAllowedError"
+    assert "/docs" in service.problem(404, "GET /v1/nothing")
     assert "no job 'gone'" in service.problem(404, "GET /v1/jobs/gone")
+
+
+def test_errors_of_a_job_file_are_a_list_with_paths(service: Service) -> None:
+    wrong = JOB | {"objective": ["x"], "search": {"trials": 0, "choices": ["int8_statik"]}}
+    found = {one["path"]: one for one in service.call("POST /v1/jobs", json=wrong).json()["error"]["errors"]}
+    assert found.keys() == {"objective", "search.trials", "search.choices.0"}
+    assert found["objective"]["suggestion"] == "objectives"
+    assert found["search.choices.0"]["suggestion"] == "int8_static"
+    assert found["search.trials"]["suggestion"] is None
+    assert found["search.trials"]["message"] == "must be greater than or equal to 1, but got 0"
+    (parameter,) = service.call("GET /v1/jobs?limit=0").json()["error"]["errors"]
+    assert parameter["path"] == "query.limit"
+
+
+def test_the_api_is_described_without_a_token(service: Service) -> None:
+    response = service.call("GET /docs", None)
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert "<script" not in response.text
+    assert "style-src 'unsafe-inline'" in response.headers["Content-Security-Policy"]
+    for route, scope in SCOPES.items():
+        assert f"<code>{route}</code>" in response.text
+        assert not scope or f"Needs a token of scope {scope}." in response.text
+    document = service.call("GET /v1/openapi.json", None).json()
+    assert document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["example"]["name"]
+    assert document["paths"]["/docs"]["get"]["security"] == []
+    assert "/docs" in service.problem(401, "GET /v1/jobs", None)
+
+
+def test_limits_that_are_not_set_are_left_out(service: Service) -> None:
+    job = service.call("POST /v1/jobs", json=JOB).json()
+    assert job["spec"]["constraints"] == {"accuracy_drop": {"max": 0.01}}
 
 
 def test_inner_errors_are_not_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,9 +492,9 @@ def test_progress_is_told_as_events(service: Service) -> None:
     response = service.call(f"GET /v1/jobs/{job_id}/progress")
     assert response.headers["Content-Type"].startswith("text/event-stream")
     (event,) = response.text.strip().split("\n\n")
-    first, second = event.split("\n")
-    assert first == "id: 2"
-    update = json.loads(second.removeprefix("data: "))
+    name, number, data = event.split("\n")
+    assert (name, number) == ("event: state", "id: 2")
+    update = json.loads(data.removeprefix("data: "))
     assert (update["state"], [e["kind"] for e in update["events"]]) == ("finished", ["started", "finished"])
     response = service.call(f"GET /v1/jobs/{job_id}/progress", headers={"Last-Event-ID": "1"})
     assert [e["kind"] for e in json.loads(response.text.split("data: ")[1])["events"]] == ["finished"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from autotune.jobs.front import pick
-from autotune.reports.markup import html, tag
+from autotune.markup import html, tag
 from autotune.reports.page import Review, build
 from autotune.store.in_memory import MemoryStore
 from dashboard.charts.palette import PRECISIONS
