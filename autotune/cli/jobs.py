@@ -31,7 +31,7 @@ from autotune.cli.task_prints import prints_on_stderr
 from autotune.client.actions import check_resumable, submit
 from autotune.jobs.front import find_trial
 from autotune.jobs.progress import stage_text
-from autotune.jobs.records import JobRecord, Tally, TrialRecord
+from autotune.jobs.records import JobRecord, JobState, Tally, TrialRecord
 from autotune.jobs.remarks import remarks
 from autotune.jobs.space import kept_in_full_precision
 from autotune.jobs.spec import JobSpec
@@ -76,9 +76,10 @@ def resume(
     task_file: TaskFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a stopped job; finished trials are kept.
+    """Continue a stopped job.
 
-    A submitted job goes back into the queue; a job of 'autotune run' continues in this process.
+    Finished trials are kept. A submitted job goes back into the queue; a job of 'autotune run' continues in this
+    process.
     """
     with closing(client(database, url, token)) as jobs:
         record = jobs.find(job)
@@ -90,13 +91,22 @@ def resume(
         _drive(store, record, task_file, as_json)
 
 
-def jobs(database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """List all jobs, newest first."""
+def jobs(
+    database: Database,
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
     with closing(reader(database, url, token)) as client:
-        found = client.records.jobs()
+        found = client.records.jobs(state=state)
         tallies = client.records.tallies([job.id for job in found])
     if as_json:
         print_json({"jobs": [job_json(job, tallies[job.id].searched, tallies[job.id].front) for job in found]})
+        return
+    if not found and state:
+        say(f"No job is {state}.")
         return
     if not found:
         say(f"No jobs yet. Start one with: autotune {'submit' if url else 'run'} job.yaml")

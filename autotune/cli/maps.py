@@ -10,13 +10,13 @@ import typer
 from rich import box
 from rich.table import Table
 
-from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, path_text, reader
+from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, one_of, path_text, reader
 from autotune.cli.output import figure_text, mix, out, print_json, say, with_unit
 from autotune.cli.progress import ConsoleListener
 from autotune.cli.task_prints import prints_on_stderr
 from autotune.errors import JobSpecError
 from autotune.exporters import exporter_names
-from autotune.jobs.front import pick
+from autotune.jobs.front import PICKS, pick
 from autotune.jobs.recommendation import default_pick
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from autotune.maps import map_file
@@ -60,9 +60,12 @@ def export(
             "--pick",
             help="knee, fastest, smallest, most-accurate, or a trial number. The default is the fastest map within the "
             "job's limits, or the knee if it has none.",
+            autocompletion=one_of(lambda: PICKS),
         ),
     ] = None,
-    format_name: Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}.")] = "map",
+    format_name: Annotated[
+        str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}.", autocompletion=one_of(lambda: FORMATS))
+    ] = "map",
     task_file: TaskFile = None,
     url: Url = None,
     token: Token = None,

@@ -1,5 +1,8 @@
 """Options that several commands share."""
 
+import os
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +12,10 @@ from autotune.client.base import Client
 from autotune.client.connect import connect, connect_to_service
 from autotune.errors import NotFoundError
 from autotune.store.open import default_url
+from search_spaces.errors import AutotuneError
+
+#: Most jobs that a shell is offered, newest first.
+_MOST_COMPLETED = 50
 
 
 def _unless_database(context: typer.Context, url: str | None) -> str | None:
@@ -16,6 +23,26 @@ def _unless_database(context: typer.Context, url: str | None) -> str | None:
     sources = [context.get_parameter_source(name) for name in ("url", "database")]
     named = [source and source.name for source in sources]
     return None if named == ["ENVIRONMENT", "COMMANDLINE"] else url
+
+
+def _jobs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return ids and names of jobs that begin with what was typed in a shell, each with a help text."""
+    given = context.params
+    url = given.get("url") or (None if given.get("database") else os.environ.get("AUTOTUNE_URL"))
+    token = given.get("token") or os.environ.get("AUTOTUNE_TOKEN")
+    try:
+        with closing(reader(given.get("database") or default_url(), url, token)) as service:
+            jobs = service.records.jobs(limit=_MOST_COMPLETED)
+    except AutotuneError:  # there is nothing to complete, and no place for a message
+        return []
+    offered = [("last", "the newest job"), *((job.id, f"{job.name}, {job.state}") for job in jobs)]
+    offered += [(name, "the newest job of this name") for name in dict.fromkeys(job.name for job in jobs)]
+    return [(value, about) for value, about in offered if value.startswith(incomplete)]
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return a completion by the names that a function returns."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 def _existing(path: Path | None) -> Path | None:
@@ -56,7 +83,8 @@ TaskFile = Annotated[
     ),
 ]
 JobReference = Annotated[
-    str, typer.Argument(metavar="JOB", help="Id, start of an id, name, or 'last' for the newest job.")
+    str,
+    typer.Argument(metavar="JOB", help="Id, start of an id, name, or 'last' for the newest job.", autocompletion=_jobs),
 ]
 
 

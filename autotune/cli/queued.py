@@ -47,7 +47,7 @@ def submit(
 
 
 def watch(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """Show the progress of a job until it ends, and print its front; Ctrl-C stops watching, not the job."""
+    """Follow a job and print its front; Ctrl-C stops watching, not the job."""
     with closing(reader(database, url, token)) as jobs:
         _wait(jobs, jobs.find(job), as_json, quiet=False)
 
@@ -61,7 +61,7 @@ def pause(job: JobReference, database: Database, url: Url = None, token: Token =
 def cancel(
     job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False
 ) -> None:
-    """Cancel a job; its results are kept."""
+    """Cancel a job and keep its results."""
     with closing(client(database, url, token)) as jobs:
         _print_state(jobs, jobs.cancel(jobs.find(job).id), as_json)
 
@@ -74,7 +74,7 @@ def clone(
     key: Annotated[str | None, typer.Option(help="Cloning again with the same key creates no second job.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a copy of a job as a new job."""
+    """Submit a copy of a job."""
     with closing(client(database, url, token)) as jobs:
         print_state(jobs.clone(jobs.find(job).id, key=key), as_json)
 
@@ -90,7 +90,7 @@ def plan(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a job's budget or priority, even while it runs."""
+    """Change a job's budget or priority, also while it runs."""
     wanted = {"trials": trials, "time_limit_s": time_limit}
     search: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     if no_time_limit:
@@ -107,8 +107,8 @@ def plan(
 
 def _planned(job: JobRecord) -> str:
     search = job.spec.search
-    limit = "" if search.time_limit_s is None else f" in {search.time_limit_s:g} s"
-    return f"Its budget is {search.trials} trials{limit}; its priority is {job.priority}."
+    limit = "" if search.time_limit_s is None else f", {search.time_limit_s:g} s"
+    return f"Budget: {search.trials} trials{limit}. Priority: {job.priority}."
 
 
 def _print_state(jobs: Client, job: JobRecord, as_json: bool) -> None:

@@ -40,7 +40,15 @@ def add_to(app: typer.Typer) -> None:
 
 def serve(
     database: Database,
-    at_once: Annotated[int, typer.Option("--jobs", min=1, help="Most jobs that run at the same time.")] = 4,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Most jobs that run at the same time.",
+            show_default="1 on this machine's CPU, whose jobs take turns to measure; otherwise 4",
+        ),
+    ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +66,7 @@ def serve(
     no_authentication: NoAuthentication = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Run the jobs in the queue until stopped; any number of these processes may share a database."""
+    """Run queued jobs until stopped; several of these processes can share a database."""
     from autotune.service import logs
     from autotune.service.controller import Controller
     from autotune.service.settings import ServiceSettings
@@ -68,7 +76,7 @@ def serve(
     os.environ.setdefault(DATA_FOLDER, str(Path.cwd()))
     settings = ServiceSettings(
         database=database,
-        jobs=at_once,
+        jobs=at_once or _most_jobs(ray_address),
         ray_address=ray_address,
         task_file=path_text(task_file),
         lease_s=lease,
@@ -85,6 +93,13 @@ def serve(
         controller.run()
         if server:
             server.stop()
+
+
+def _most_jobs(ray_address: str | None) -> int:
+    """Return how many jobs run at the same time if nobody says: jobs on one CPU would only wait for each other."""
+    from workers.device import gpu
+
+    return 4 if ray_address or gpu.models() else 1
 
 
 def api(

@@ -1,4 +1,4 @@
-"""Commands about the installation: tasks, init, doctor, dashboard, db."""
+"""Commands about the installation: tasks, schema, init, doctor, dashboard, db."""
 
 import dataclasses
 import importlib.resources
@@ -17,14 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.doctor import Mark, choice_speeds, examine
-from autotune.cli.options import AsJson, Database, TaskFile, Token, Url
+from autotune.cli.options import AsJson, Database, TaskFile, Token, Url, one_of
 from autotune.cli.output import out, print_json, say
 from autotune.cli.task_prints import prints_on_stderr
 from autotune.client.connect import connect_to_service
 from autotune.errors import ConflictError, JobSpecError
 from autotune.jobs.spec import JobSpec
 from autotune.store.open import migrate
-from workers.tasks import list_tasks, load_task_file, task_info
+from workers.tasks import list_tasks, load_task_file, task_info, task_names
 
 if TYPE_CHECKING:
     from workers.backends.cpu.speed import Speed
@@ -49,7 +49,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def tasks(task_file: TaskFile = None, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """List the registered tasks with their parameters."""
+    """List the tasks that a job can name, with their parameters."""
     with prints_on_stderr():
         if task_file:
             load_task_file(str(task_file))
@@ -79,7 +79,10 @@ def schema(
 
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("job.yaml"),
-    task: Annotated[str, typer.Option(help="Task the job tunes; see 'autotune tasks'.")] = "minilm-lee",
+    task: Annotated[
+        str, typer.Option(help="Task the job tunes; see 'autotune tasks'.", autocompletion=one_of(task_names))
+    ] = "minilm-lee",
+    full: Annotated[bool, typer.Option("--full", help="List every key with its meaning.")] = False,
     task_file: TaskFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +93,8 @@ def init(
     if path.exists():
         raise ConflictError(f"{str(path)!r} already exists; delete it or name another file")
     task_info(task)
-    template = importlib.resources.files("autotune.cli").joinpath("job_template.yaml").read_text(encoding="utf-8")
+    name = "full_job_template.yaml" if full else "job_template.yaml"
+    template = importlib.resources.files("autotune.cli").joinpath(name).read_text(encoding="utf-8")
     try:
         path.write_text(template.replace("minilm-lee", task), encoding="utf-8")
     except OSError as error:

@@ -34,7 +34,7 @@ def add(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a token and print it once."""
+    """Create an access token (shown once)."""
     with closing(client(database, url, token)) as service:
         made = service.add_token(name, scope=scope, days=days)
     say(f"Token {made.token.id} of {name} has scope {scope}. Save it now: it is not shown again.")
@@ -45,7 +45,7 @@ def add(
 
 
 def show(database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """List the tokens, oldest first."""
+    """List the access tokens, oldest first."""
     with closing(reader(database, url, token)) as service:
         tokens = service.tokens()
     if as_json:
@@ -67,7 +67,7 @@ def revoke(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Revoke a token."""
+    """Revoke an access token."""
     with closing(client(database, url, token)) as service:
         revoked = service.revoke_token(token_id)
     say(f"Token {revoked.id} of {revoked.name} is revoked.")

@@ -1,6 +1,7 @@
 """What commands print and how they end, on a database with one recorded job."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 import autotune
-from autotune.cli.main import main
+from autotune.cli.main import app, main
+from autotune.cli.service import _most_jobs
 from autotune.client.actions import submit
 from autotune.jobs import lifecycle
 from autotune.jobs.front import compute_front
@@ -22,6 +24,7 @@ from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.store.base import Store
 from autotune.store.open import open_store
+from workers.device import gpu
 from workers.timing.estimates import Figure
 
 
@@ -64,6 +67,23 @@ def run(
         return Done(code=code, out=(printed := capsys.readouterr()).out, err=printed.err)
 
     return run
+
+
+@pytest.fixture
+def complete(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Return what a shell is offered for the last word of a command line."""
+
+    def complete(words: str) -> str:
+        monkeypatch.setenv("_AUTOTUNE_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        with pytest.raises(SystemExit):
+            app(prog_name="autotune")
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return printed.out
+
+    return complete
 
 
 @pytest.fixture
@@ -207,3 +227,53 @@ def test_a_job_is_shown_with_its_job_file(run: Run, store: Store) -> None:
     out = run("show", "last").out
     assert "task: {name: digits-cnn}" in out
     assert "latency_p50_ms: {max: 4.0}" in out
+
+
+@pytest.mark.parametrize("options", [[], ["--full"]])
+def test_the_first_job_file_is_short_valid_and_aligned(run: Run, tmp_path: Path, options: list[str]) -> None:
+    run("init", *options)
+    text = (tmp_path / "job.yaml").read_text()
+    spec = JobSpec.load(tmp_path / "job.yaml")
+    assert (spec.workers.pool, spec.search.trials) == ("inline", 30)
+    assert (len(text.splitlines()) <= 20) == (not options)
+    settings = [line for line in text.splitlines() if re.match(r" *[a-z_]+: .* #", line)]
+    assert len({line.index(" #") for line in settings}) == 1
+
+
+def test_jobs_are_listed_by_state(run: Run, store: Store) -> None:
+    job = finished(store, 3.0)
+    assert job.id in run("jobs", "--state", "finished").out
+    assert run("jobs", "--state", "failed").out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("autotune show ", {"last", "small"}),
+        ("autotune front sm", {"small"}),
+        ("autotune export last --pick s", {"smallest"}),
+        ("autotune export last --format on", {"onnxruntime"}),
+        ("autotune init --task digits-", {"digits-cnn", "digits-vit"}),
+        ("autotune jobs --state p", {"paused"}),
+    ],
+)
+def test_shells_complete_values(complete: Callable[[str], str], store: Store, words: str, expected: set[str]) -> None:
+    job = finished(store, 3.0)
+    assert set(complete(words).split()) - {job.id} == expected
+
+
+def test_nothing_is_completed_where_there_is_no_database(
+    complete: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_DATABASE", "sqlite:///gone.db")
+    assert complete("autotune show ").strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("ray_address", "gpus", "expected"), [(None, (), 1), (None, ("H100",), 4), ("head:6379", (), 4)]
+)
+def test_jobs_on_one_cpu_run_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, ray_address: str | None, gpus: tuple[str, ...], expected: int
+) -> None:
+    monkeypatch.setattr(gpu, "models", lambda: gpus)
+    assert _most_jobs(ray_address) == expected
