@@ -53,15 +53,29 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives, tied))
     out.print(front_table("Baselines", baselines, objectives))
     known = legend(job.spec.search.choices)
-    out.print(Text(f"{known}. Speedup is against full precision, interleaved.", style="dim"))
+    out.print(Text(f"{known}.", style="dim"))
+    out.print(Text(_headings_explained([*on_front, *baselines]), style="dim"))
     if any(trial.kind is TrialKind.FINAL for trial in on_front):
         passes = job.spec.measurement.final_repeats
-        out.print(Text(f"* measured again after the search with {passes} passes", style="dim"))
+        out.print(Text(f"* re-measured after the search with {passes} passes", style="dim"))
     ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
     if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
         out.print(Text("~ uncertain by more than a quarter: measure longer, or on a quieter machine", style="dim"))
     if tied:
         out.print(Text("= not measurably faster than a map with better quality on the front", style="dim"))
+
+
+def _headings_explained(trials: Sequence[TrialRecord]) -> str:
+    """Return what the columns mean whose headings do not say it."""
+    measured = {name for trial in trials for name in trial.figures}
+    explained = {
+        "divergence": "diverg.: how far outputs are from full precision's",
+        "shifted_accuracy": "shifted: accuracy on drifted data",
+    }
+    return "; ".join(
+        ["speedup: over full precision, whose passes alternate with the map's"]
+        + [text for name, text in explained.items() if name in measured]
+    )
 
 
 def print_remarks(job: JobRecord, trials: Sequence[TrialRecord]) -> None:

@@ -13,9 +13,11 @@ from autotune.cli.progress import ConsoleListener
 from autotune.client.base import Client
 from autotune.client.follow import Update, check_outcome
 from autotune.errors import JobSpecError
+from autotune.jobs.lifecycle import is_interrupted
 from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.spec import JobSpec
+from autotune.jobs.timestamps import now
 
 Priority = Annotated[int, typer.Option(help="Jobs of higher priority are started first.")]
 
@@ -122,6 +124,8 @@ def _wait(jobs: Client, job: JobRecord, as_json: bool, *, quiet: bool) -> None:
         JobFailedError: if it failed.
         OrderedError: if it was paused or cancelled.
     """
+    if is_interrupted(job, now()) and not job.served:
+        say(f"The job's driver was lost; continue it with: autotune resume {job.id}")
     try:
         if quiet:
             last = _follow(jobs, job, Silent())
