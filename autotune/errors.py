@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from search_spaces.errors import AutotuneError, MapError
 
@@ -36,6 +37,11 @@ class JobSpecError(AutotuneError):
         super().__init__(message)
         #: The errors of the message one by one; empty if it is about no single field.
         self.errors = tuple(errors)
+
+    @classmethod
+    def of(cls, error: FieldError) -> Self:
+        """Return the error about a single field."""
+        return cls(str(error), [error])
 
 
 class TooLargeError(JobSpecError):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ import autotune
 from autotune.cli import jobs, maps, queued, sensitivity, service, system, tokens
 from autotune.cli.exit_codes import EXIT_CODES, FAILED, INTERRUPTED, exit_code
 from autotune.cli.output import JSON_SCHEMA, say
+from autotune.client.json_records import Problem
 from search_spaces.errors import AutotuneError
 
 _CODES = {0: "success", FAILED: "failed", **dict(EXIT_CODES.values()), INTERRUPTED: "interrupted"}
@@ -66,8 +68,7 @@ def main() -> None:
 
 def _report(error: AutotuneError) -> None:
     if "--json" in sys.argv:
-        kind = type(error).__name__
-        print(json.dumps({"schema": JSON_SCHEMA, "error": {"kind": kind, "message": str(error)}}), file=sys.stderr)
+        print(json.dumps({"schema": JSON_SCHEMA, "error": asdict(Problem.of(error))}), file=sys.stderr)
     else:
         say(f"Error: {error}")
 

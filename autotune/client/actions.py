@@ -6,7 +6,7 @@ import secrets
 from contextlib import suppress
 from typing import Any
 
-from autotune.errors import ConflictError, JobSpecError, NotFoundError
+from autotune.errors import ConflictError, FieldError, JobSpecError, NotFoundError
 from autotune.jobs import lifecycle
 from autotune.jobs.budget import check_continues
 from autotune.jobs.records import JobRecord, JobState, Order, Submission
@@ -146,4 +146,5 @@ def find_job(store: ReadStore, reference: str) -> JobRecord:
 
 def _check_priority(priority: int) -> None:
     if abs(priority) > _HIGHEST_PRIORITY:
-        raise JobSpecError(f"priority: must be from -{_HIGHEST_PRIORITY} to {_HIGHEST_PRIORITY}, but got {priority}")
+        message = f"must be from -{_HIGHEST_PRIORITY} to {_HIGHEST_PRIORITY}, but got {priority}"
+        raise JobSpecError.of(FieldError(path="priority", message=message))

@@ -8,7 +8,7 @@ from autotune.client import actions, follow, tokens
 from autotune.client.follow import Update
 from autotune.client.results import JobResults
 from autotune.client.tokens import NewToken
-from autotune.errors import JobSpecError
+from autotune.errors import FieldError, JobSpecError
 from autotune.jobs.records import JobRecord, Scope, TokenRecord
 from autotune.jobs.spec import JobFile, JobSpec
 from autotune.store.base import ReadStore, Store
@@ -89,9 +89,10 @@ class LocalClient(JobResults):
     def _check_task(self, name: str) -> None:
         known = task_names()
         if not self._limits.unknown_tasks and name not in known:
-            raise JobSpecError(f"task.name: {unknown('task', name, known)}")
+            raise JobSpecError.of(FieldError(path="task.name", message=unknown("task", name, known)))
 
     def _check_trials(self, trials: object) -> None:
         most = self._limits.trials
         if most is not None and isinstance(trials, int) and trials > most:
-            raise JobSpecError(f"search.trials: must be at most {most} in this service, but got {trials}")
+            message = f"must be at most {most} in this service, but got {trials}"
+            raise JobSpecError.of(FieldError(path="search.trials", message=message))

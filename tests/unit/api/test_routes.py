@@ -449,6 +449,18 @@ def test_errors_of_a_job_file_are_a_list_with_paths(service: Service) -> None:
     assert parameter["path"] == "query.limit"
 
 
+def test_limits_of_a_service_name_the_field() -> None:
+    service = Service(limits=Limits(trials=9, unknown_tasks=False))
+    for wrong, path, suggestion in (
+        (JOB | {"task": {"name": "digits-cmm"}}, "task.name", "digits-cnn"),
+        (JOB | {"search": {"trials": 10}}, "search.trials", None),
+    ):
+        (error,) = service.call("POST /v1/jobs", json=wrong).json()["error"]["errors"]
+        assert (error["path"], error["suggestion"]) == (path, suggestion)
+    (error,) = service.call("POST /v1/jobs?priority=5000", json=JOB).json()["error"]["errors"]
+    assert error["path"] == "priority"
+
+
 def test_the_api_is_described_without_a_token(service: Service) -> None:
     response = service.call("GET /docs", None)
     assert response.headers["Content-Type"].startswith("text/html")

@@ -277,3 +277,26 @@ def test_jobs_on_one_cpu_run_one_by_one(
 ) -> None:
     monkeypatch.setattr(gpu, "models", lambda: gpus)
     assert _most_jobs(ray_address) == expected
+
+
+def test_errors_in_json_list_the_wrong_fields(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: x\ntask: {name: digits-cnn}\nsearch: {trails: 3}\n")
+    done = run("submit", "job.yaml", "--json")
+    error = json.loads(done.err)["error"]
+    assert (done.code, error["kind"]) == (2, "JobSpecError")
+    assert [(one["path"], one["suggestion"]) for one in error["errors"]] == [("search.trails", "trials")]
+
+
+def test_watching_a_job_whose_driver_was_lost_says_how_to_continue(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = running(store, 3.0)
+    store.change_job(job.id, with_fields(job.epoch, leased_until=now() - timedelta(seconds=1)))
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autotune.client.follow.time.sleep", interrupt)
+    done = run("watch", "last")
+    assert done.code == 130
+    assert f"The job's driver was lost; continue it with: autotune resume {job.id}" in done.err

@@ -130,14 +130,12 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
 
 def test_a_job_asks_for_the_kind_it_was_started_on(store: MemoryStore, job_id: str, pools: Pools) -> None:
     run_job(store, job_id)
-    resume(store, job_id)
     run_job(store, job_id)
     assert [settings.kind for settings in pools.settings] == ["", "AMD EPYC (AVX2)"]
 
 
 def test_a_job_goes_on_where_it_was_started_only(store: MemoryStore, job_id: str, pools: Pools) -> None:
     run_job(store, job_id)
-    resume(store, job_id)
     pools.kind = "AMD EPYC (AVX2, AVX-512)"
     both = r"was started on 'AMD EPYC \(AVX2\)', but this worker measures on 'AMD EPYC \(AVX2, AVX-512\)'"
     with pytest.raises(ConflictError, match=f"{both}; .* autotune clone {job_id}"):
@@ -151,7 +149,6 @@ def test_a_job_goes_on_with_its_bits(
 ) -> None:
     pools.weight_bits = recorded
     run_job(store, job_id)
-    resume(store, job_id)
     run_job(store, job_id)
     assert [setup.weight_bits for setup in pools.setups] == [None, {"fc": bits}], "those of before had 8"
 
@@ -159,7 +156,6 @@ def test_a_job_goes_on_with_its_bits(
 def test_a_job_goes_on_with_its_kernels(store: MemoryStore, job_id: str, pools: Pools) -> None:
     pools.kernels = {"fc": {"int8_static": "fbgemm"}}
     run_job(store, job_id)
-    resume(store, job_id)
     run_job(store, job_id)
     assert [setup.kernels for setup in pools.setups] == [{}, pools.kernels]
 
@@ -169,7 +165,6 @@ def test_a_job_recorded_before_kinds_of_hardware_continues_anywhere(
 ) -> None:  # fmt: skip
     pools.kind = ""
     run_job(store, job_id)
-    resume(store, job_id)
     pools.kind = "AMD EPYC (AVX2)"
     assert run_job(store, job_id).state is JobState.FINISHED
 
