@@ -2,6 +2,8 @@
 
 import itertools
 import signal
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -225,6 +227,8 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
     facts |= {"remark": trial.message} if trial.message else {}
     _print_facts(facts | figures)
     out.print(_layers_table(job, trial))
+    for line in _refused(job):
+        out.print(Text(line, style="dim"))
 
 
 def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
@@ -257,6 +261,19 @@ def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
         through = f" … {others[-1]} ({len(others) + 1} layers)" if others else ""
         table.add_row(*map(Text, (first + through, *cells)))
     return table
+
+
+def _refused(job: JobRecord) -> Iterator[str]:
+    """Yield which layers cannot take which of the job's choices, one line per choice and reason."""
+    if job.description is None:
+        return
+    layers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for layer in job.description.layers:
+        for choice, reason in job.description.refusals.get(layer.name, {}).items():
+            if choice in job.spec.search.choices and not layer.frozen_reason:
+                layers[choice, reason].append(layer.name)
+    for (choice, reason), (first, *others) in layers.items():
+        yield f"{first}{f' and {len(others)} more' if others else ''} cannot take {choice}: {reason}."
 
 
 def _print_facts(facts: dict[str, str]) -> None:

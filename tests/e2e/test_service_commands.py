@@ -241,8 +241,15 @@ def test_the_examples_of_the_page_work(service: Service) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         assert done.stdout
     (python,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    code = python.replace("http://127.0.0.1:8123", service.url).replace('"..."', repr(service.tokens["viewer"]))
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    code = python.replace("http://127.0.0.1:8123", service.url).replace('"..."', repr(service.tokens["submitter"]))
+    model = (
+        "from workers.tasks import build_task, load_task_file\n"
+        f"load_task_file({STUB!r})\nmodel = build_task('stub', {{'layers': 4}}).build_model()\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", model + code], check=True, cwd=service.folder, capture_output=True, timeout=120
+    )
+    assert Path(service.file("map.json")).exists()
     client.close()
 
 

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from autotune.cli.jobs import _layers_table
+from autotune.cli.jobs import _layers_table, _refused
 from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import JobSpec
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment
@@ -68,4 +69,22 @@ def test_neighbours_that_are_alike_share_a_row() -> None:
         ["a", "…", "c", "(3", "layers)", "bf16"],
         ["fc", "int8_static", "-1.5", "..", "2"],
         ["z", "bf16"],
+    ]
+
+
+def test_layers_that_cannot_take_a_choice_are_listed_by_reason() -> None:
+    refusals = {
+        "a": {"bf16": "needs BF16", "fp16": "needs BF16", "fp8_static": "needs CUDA"},
+        "b": {"bf16": "needs BF16"},
+        "head": {"bf16": "is tied"},
+    }
+    layers = (layer("a"), layer("b"), layer("head", "is tied"))
+    document = JobSpec.parse({"name": "x", "task": {"name": "t"}}).dump()
+    job = JobRecord(
+        id="a1", name="x", task="t", document=document, state=JobState.FINISHED, created_at=AT, updated_at=AT,
+        description=replace(DESCRIPTION, layers=layers, refusals=refusals),
+    )  # fmt: skip
+    assert list(_refused(job)) == [
+        "a and 1 more cannot take bf16: needs BF16.",
+        "a cannot take fp16: needs BF16.",
     ]
