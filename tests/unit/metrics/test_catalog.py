@@ -22,7 +22,7 @@ from workers.measurement import Split, Workload
 @given(st.floats(1e-4, 1e6, exclude_max=True), st.sampled_from([-1.0, 1.0]))
 def test_three_digits_are_read_without_an_exponent(size: float, sign: float) -> None:
     assume(float(f"{size:.3g}") < 1e6)
-    text = METRICS["latency_ratio"].text(sign * size)
+    text = METRICS["weight_memory_mib"].text(sign * size)
     assert re.fullmatch(r"-?\d+(\.\d+)?", text)
     assert math.isclose(float(text), sign * size, rel_tol=0.005)
     digits = text.lstrip("-0.").replace(".", "")
@@ -32,7 +32,7 @@ def test_three_digits_are_read_without_an_exponent(size: float, sign: float) -> 
 
 @given(st.floats(1e6, 1e300) | st.floats(1e-300, 1e-4, exclude_max=True))
 def test_very_large_and_very_small_values_are_read_with_an_exponent(value: float) -> None:
-    text = METRICS["latency_ratio"].text(value)
+    text = METRICS["weight_memory_mib"].text(value)
     assert math.isclose(float(text), value, rel_tol=0.005)
     assert len(text) <= len("1.23e-300")
 
@@ -45,7 +45,10 @@ def test_very_large_and_very_small_values_are_read_with_an_exponent(value: float
         ("latency_p50_ms", math.inf, "unknown", "unknown"),
         ("latency_p50_ms", 2.0 * OVERLOADED_MS, "2e+09", "2e+09 ms"),
         ("queued_latency_p95_ms", OVERLOADED_MS, "overloaded", "overloaded"),
-        ("latency_ratio", 0.0, "0", "0"),
+        ("weight_memory_mib", 0.0, "0", "0 MiB"),
+        ("latency_ratio", 0.0, "unknown", "unknown"),
+        ("latency_ratio", 0.5, "2.00x", "2.00x as fast"),
+        ("latency_ratio", 2.0, "0.50x", "0.50x as fast"),
         ("divergence", 0.0, "0", "0"),
         ("divergence", 0.01234, "1.2e-02", "1.2e-02"),
         ("accuracy_drop", 0.0123, "1.23 %", "1.23 %"),
