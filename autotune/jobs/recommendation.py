@@ -1,6 +1,7 @@
 """The recommended map of a job, and why, in a sentence or two."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from autotune.errors import NoFeasibleMapError
 from autotune.jobs.front import pick, without_superseded
@@ -11,6 +12,25 @@ from workers.measurement import Workload
 
 #: Metrics that the sentence is about besides a latency ratio; trials of other programs may lack them.
 _NEEDED = {"accuracy_drop", "weight_memory_mib"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The recommended map, and why."""
+
+    trial: TrialRecord
+    #: Full precision, as it was measured last.
+    full: TrialRecord
+    #: Name of the map for people.
+    name: str
+    #: Its gains over full precision, a phrase each; none for full precision itself.
+    gains: Sequence[str]
+    #: A sentence that compares it with the best uniform map.
+    comparison: str
+
+    def __str__(self) -> str:
+        gains = f" {', '.join(self.gains)}." if self.gains else ""
+        return f"Recommended: {self.name}.{gains} {self.comparison}"
 
 
 def default_pick(spec: JobSpec) -> str:
@@ -26,8 +46,8 @@ def recommended(trials: Sequence[TrialRecord], spec: JobSpec) -> TrialRecord | N
         return None
 
 
-def recommendation(trials: Sequence[TrialRecord], spec: JobSpec) -> str | None:
-    """Return the recommended map in words: its gain over full precision, and over the best uniform map.
+def recommend(trials: Sequence[TrialRecord], spec: JobSpec) -> Recommendation | None:
+    """Return the recommended map with its gain over full precision, and over the best uniform map.
 
     Args:
         trials: of the job, full precision first.
@@ -42,13 +62,24 @@ def recommendation(trials: Sequence[TrialRecord], spec: JobSpec) -> str | None:
     if best is None or not best.figures.keys() >= _NEEDED | {ratio}:
         return None
     within = " within the limits" if spec.constraints.constraints() else ""
-    if best.key == trials[0].key:
-        return f"Recommended: full precision. No other measured map{within} is a better choice."
-    name = f"trial {best.number}" + (f" ({best.label})" if best.label else "")
     counting = without_superseded(trials)
     full = next(trial for trial in counting if trial.key == trials[0].key)
-    gains = f"Recommended: {name}. {', '.join(_gains(best, full, workload))}."
-    return f"{gains} {_beside_uniform(best, trials, counting, within, ratio)}"
+    if best.key == full.key:
+        comparison = f"No other measured map{within} is a better choice."
+        return Recommendation(trial=best, full=full, name="full precision", gains=(), comparison=comparison)
+    return Recommendation(
+        trial=best,
+        full=full,
+        name=f"trial {best.number}" + (f" ({best.label})" if best.label else ""),
+        gains=_gains(best, full, workload),
+        comparison=_beside_uniform(best, trials, counting, within, ratio),
+    )
+
+
+def recommendation(trials: Sequence[TrialRecord], spec: JobSpec) -> str | None:
+    """Return what ``recommend`` does in words."""
+    found = recommend(trials, spec)
+    return None if found is None else str(found)
 
 
 def _gains(best: TrialRecord, full: TrialRecord, workload: Workload) -> list[str]:
