@@ -1,11 +1,15 @@
 """Entry point of the dashboard: ``autotune dashboard`` runs ``python -m streamlit run dashboard/app.py``."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from dashboard.views import candidate, compare, diff, front, jobs, layers, submit, system
+from dashboard.widgets.bar import bar
 from dashboard.widgets.page_parts import guarded
 
-st.set_page_config(page_title="Quantization auto-tuner", layout="wide")
+st.set_page_config(layout="wide")
+st.html(Path(__file__).with_name("style.css"))
 
 jobs_page: st.Page = st.Page(lambda: jobs.show(front_page), title="Jobs", url_path="jobs", default=True)
 submit_page: st.Page = st.Page(lambda: submit.show(jobs_page), title="Submit", url_path="submit")
@@ -17,4 +21,6 @@ compare_page: st.Page = st.Page(compare.show, title="Compare", url_path="compare
 system_page: st.Page = st.Page(system.show, title="System", url_path="system")
 
 pages = [jobs_page, submit_page, front_page, map_page, diff_page, layers_page, compare_page, system_page]
-guarded(st.navigation(pages, position="top").run)()
+current = st.navigation(pages, position="hidden")
+bar(pages, current, of_job=[front_page, map_page, diff_page, layers_page])
+guarded(current.run)()

@@ -71,6 +71,16 @@ def change_text(value: float, reference: float) -> str:
     return f"{100 * (value / reference - 1):+.1f} %" if reference else ABSENT
 
 
+def drop_text(drop: float) -> str:
+    """Format a relative drop of accuracy as the change of accuracy, in percent with its sign."""
+    return f"{0.0 - 100 * drop:+.2f} %"  # never a negative zero
+
+
+def speedup_text(ratio: float) -> str:
+    """Format a latency relative to full precision as how many times as fast it is."""
+    return f"{1 / ratio:.2f}x"
+
+
 def figure_text(metric: str, figure: Figure | None) -> str:
     """Format a figure with its unit; a dash if it was not measured."""
     return ABSENT if figure is None else value_text(metric, figure.value)

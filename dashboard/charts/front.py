@@ -13,7 +13,7 @@ from autotune.jobs.records import FrontRecord
 from autotune.metrics.catalog import METRICS
 from dashboard.charts.labels import sides
 from dashboard.charts.layout import Drawing, finish
-from dashboard.charts.palette import FAINT, GUIDE, LIMIT, QUIET, STATIC_SCALE, STRONG, static_color
+from dashboard.charts.palette import BASELINE, FAINT, GUIDE, LIMIT, QUIET, STRONG
 from dashboard.charts.zoom import Zoom
 from dashboard.formatting import axis_title, figure_text, in_chart, interval_text
 from dashboard.tables.trials import Limit, staircase
@@ -26,6 +26,8 @@ _HOVERED = ("latency_p50_ms", "latency_p95_ms", "latency_ratio", "accuracy", "di
 _SHADE_SPANS = 20.0
 #: Smallest value to which a logarithmic axis can be zoomed.
 _LEAST = 1e-12
+#: Height in pixels: with the recommendation above it, the chart fits into the first screen of a laptop.
+_HEIGHT = 430
 #: Share of the axis left of the fastest map, to make room for its name.
 _ROOM_FOR_WORDS = 0.15
 
@@ -35,21 +37,15 @@ class _Group:
     """A group of points with a common style."""
 
     name: str
+    color: str
+    symbol: str = "circle"
     opacity: float = 1.0
-    #: Width of the outline.
-    outline: float = 0.0
-    #: Symbol of every point; None if it depends on the activations.
-    symbol: str | None = None
-    #: Whether intervals are drawn; those of hundreds of points would hide everything else.
-    bars: bool = False
-    #: Whether names are drawn next to the points.
-    named: bool = False
 
 
-_DOMINATED = _Group(name="Dominated", opacity=0.4)
-_INFEASIBLE = _Group(name="Breaks a limit (hollow)", opacity=0.7)
-_FRONT = _Group(name="On the front", outline=1.5, bars=True)
-_BASELINE = _Group(name="Baseline", outline=1.5, symbol="diamond", bars=True, named=True)
+_DOMINATED = _Group(name="Dominated", color=FAINT, opacity=0.6)
+_INFEASIBLE = _Group(name="Breaks a limit (hollow)", color=FAINT, opacity=0.8)
+_FRONT = _Group(name="On the front", color=STRONG)
+_BASELINE = _Group(name="Baseline", color=BASELINE, symbol="diamond")
 
 
 def front_figure(
@@ -65,8 +61,8 @@ def front_figure(
 ) -> go.Figure:
     """Return the front of ``x`` against ``y``.
 
-    The ``customdata`` of each point is its trial number and its hover text. Area is weight memory, colour the share
-    of static activations. Squares quantize no activations; hollow points break a limit.
+    The ``customdata`` of each point is its trial number and its hover text. Area is weight memory; hollow points break
+    a limit. Baselines and marked points have a label, unless it would cover a more important one.
 
     Args:
         points: rows of ``dashboard.tables.trials.with_misses`` that have both metrics.
@@ -75,7 +71,7 @@ def front_figure(
         revision: see ``layout.finish``.
         x_limits: limits on ``x``.
         y_limits: limits on ``y``.
-        marked: trial number -> word written at the point, which gets a ring.
+        marked: trial number -> words written at the point, which gets a ring and its confidence intervals.
         zoom: the part to show; None shows everything.
     """
     styled = _with_style(points, x, y)
@@ -85,15 +81,14 @@ def front_figure(
     if zoom is not None:
         x_range = zoom.x_span
         y_range = _logarithms(zoom.y_span) if logarithmic else zoom.y_span
-    named = styled["group"] == _BASELINE.name
-    positions = _shares(styled["x"], x_range), _shares(styled["y"], y_range, logarithmic)
-    styled.loc[named, "side"] = sides(*positions, named.tolist())
+    labelled = _with_labels(styled, marked or {})
+    positions = _shares(labelled["x"], x_range), _shares(labelled["y"], y_range, logarithmic)
+    labelled["side"] = sides(*positions, labelled["lines"].tolist())
     figure = Drawing(_front_line(styled[styled["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(styled[styled["group"] == group.name], group))
-    # In the direction of the corner that no map reaches, so that words cover nothing.
-    figure.add_trace(_rings(styled, marked or {}, "top left" if METRICS[y].maximise else "bottom left"))
-    figure.add_trace(_color_key())
+    figure.add_trace(_rings(styled[styled["number"].isin(list(marked or {}))]))
+    figure.add_trace(_labels(labelled[labelled["side"].notna()]))
     figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False, fixedrange=True)
     figure.update_yaxes(
         title=axis_title(y),
@@ -109,7 +104,7 @@ def front_figure(
         _draw_limit(figure, limit, "x", x_range, logarithmic=False)
     for limit in y_limits:
         _draw_limit(figure, limit, "y", y_range, logarithmic=logarithmic)
-    return finish(figure, height=520, revision=revision)
+    return finish(figure, height=_HEIGHT, revision=revision)
 
 
 def hypervolume_figure(fronts: Sequence[FrontRecord], trials: int, revision: str) -> go.Figure:
@@ -129,7 +124,7 @@ def hypervolume_figure(fronts: Sequence[FrontRecord], trials: int, revision: str
 
 
 def _with_style(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Return the points with columns for drawing: x, y, error bars, size, colour, group and hover."""
+    """Return the points with columns for drawing: x, y, error bars, size, group and hover."""
     styled = points.copy()
     for axis, metric in (("x", x), ("y", y)):
         values = points[metric]
@@ -142,7 +137,6 @@ def _with_style(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     most = memory.max()
     # Area, not diameter, represents memory.
     styled["size"] = (_LARGEST * (memory / most) ** 0.5).fillna(_SMALLEST).clip(lower=_SMALLEST)
-    styled["color"] = [static_color(share) for share in points["static"]]
     rows = points.to_dict("records")
     styled["group"] = [_group_of(row).name for row in rows]
     styled["hover"] = [_hover(row) for row in rows]
@@ -194,44 +188,64 @@ def _front_line(front: pd.DataFrame, maximise: bool) -> go.Scatter:
     )
 
 
-def _markers(points: pd.DataFrame, group: _Group) -> go.Scatter:
-    shapes = [group.symbol or ("square" if math.isnan(share) else "circle") for share in points["static"]]
-    hollow = ~points["feasible"].astype(bool)
+def _with_labels(styled: pd.DataFrame, marked: Mapping[int, str]) -> pd.DataFrame:
+    """Return the points, those with the most important labels first, with the lines of each label."""
+    lines = [
+        (
+            *((marked[number],) if number in marked else ()),
+            *((str(name).removeprefix("uniform "),) if group == _BASELINE.name else ()),
+        )
+        for number, name, group in zip(styled["number"], styled["name"], styled["group"], strict=True)
+    ]
+    first = ~styled["number"].isin(list(marked))
+    return styled.assign(lines=pd.Series(lines, index=styled.index, dtype=object), later=first).sort_values(
+        "later", kind="stable"
+    )
+
+
+def _labels(points: pd.DataFrame) -> go.Scatter:
     return go.Scatter(
         x=points["x"].tolist(),
         y=points["y"].tolist(),
-        mode="markers+text" if group.named else "markers",
+        mode="markers+text",
+        name="Labels",
+        # Invisible, but Plotly puts text beside a marker, not on it.
+        marker={"color": "rgba(0, 0, 0, 0)", "size": points["size"].tolist(), "line": {"width": 0}},
+        text=["<br>".join(in_chart(line) for line in lines) for lines in points["lines"]],
+        textposition=points["side"].tolist(),
+        cliponaxis=False,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _markers(points: pd.DataFrame, group: _Group) -> go.Scatter:
+    return go.Scatter(
+        x=points["x"].tolist(),
+        y=points["y"].tolist(),
+        mode="markers",
         name=group.name,
         showlegend=len(points) > 0,
         opacity=group.opacity,
         marker={
-            "color": points["color"].tolist(),
-            "symbol": [f"{shape}-open" if open_ else shape for shape, open_ in zip(shapes, hollow, strict=True)],
+            "color": group.color,
+            "opacity": 1.0,
+            "symbol": [group.symbol if feasible else f"{group.symbol}-open" for feasible in points["feasible"]],
             "size": points["size"].tolist(),
-            "line": {"width": [1.5 if open_ else group.outline for open_ in hollow], "color": _outlines(points)},
+            "line": {"width": [0.0 if feasible else 1.5 for feasible in points["feasible"]], "color": group.color},
         },
-        text=[in_chart(str(name).removeprefix("uniform ")) for name in points["name"]] if group.named else None,
-        textposition=points["side"].tolist() if group.named else None,
         cliponaxis=False,
-        error_x=_bars(points, "x") if group.bars else None,
-        error_y=_bars(points, "y") if group.bars else None,
         customdata=points[["number", "hover"]].to_numpy(dtype=object).tolist(),
         hovertemplate="%{customdata[1]}<extra></extra>",
     )
 
 
-def _outlines(points: pd.DataFrame) -> list[str]:
-    """Return the colour of each outline; a hollow point consists of its outline only."""
-    return [GUIDE if feasible else color for feasible, color in zip(points["feasible"], points["color"], strict=True)]
-
-
-def _rings(points: pd.DataFrame, marked: Mapping[int, str], side: str) -> go.Scatter:
-    """Return a ring and a word at each marked point."""
-    picked = points[points["number"].isin(list(marked))]
+def _rings(picked: pd.DataFrame) -> go.Scatter:
+    """Return a ring and the confidence intervals at each picked point; those of all points would hide the points."""
     return go.Scatter(
         x=picked["x"].tolist(),
         y=picked["y"].tolist(),
-        mode="markers+text",
+        mode="markers",
         name="Picked",
         marker={
             "symbol": "circle-open",
@@ -239,43 +253,11 @@ def _rings(points: pd.DataFrame, marked: Mapping[int, str], side: str) -> go.Sca
             "size": [size + 10 for size in picked["size"]],
             "line": {"width": 2.5},
         },
-        text=[f"<b>{marked[number]}</b>" for number in picked["number"]],
-        textposition=side,
+        error_x=_bars(picked, "x"),
+        error_y=_bars(picked, "y"),
         cliponaxis=False,
         hoverinfo="skip",
         showlegend=False,
-    )
-
-
-def _color_key() -> go.Scatter:
-    """Return an empty trace that adds the colour scale below the plot."""
-    return go.Scatter(
-        x=[None],
-        y=[None],
-        mode="markers",
-        name="Colours",
-        showlegend=False,
-        hoverinfo="skip",
-        marker={
-            "color": [0.0],
-            "cmin": 0.0,
-            "cmax": 1.0,
-            "colorscale": [(at, static_color(at)) for at, _ in STATIC_SCALE],
-            "showscale": True,
-            "colorbar": {
-                "orientation": "h",
-                "thickness": 9,
-                "len": 0.55,
-                "x": 0.0,
-                "xanchor": "left",
-                "y": -0.16,
-                "yanchor": "top",
-                "outlinewidth": 0,
-                "tickvals": [0.0, 0.5, 1.0],
-                "ticktext": ["dynamic", "half", "static"],
-                "title": {"text": "Quantized activations (squares: none)", "side": "top"},
-            },
-        },
     )
 
 
@@ -287,9 +269,9 @@ def _bars(points: pd.DataFrame, axis: str) -> dict[str, object] | None:
         "type": "data",
         "array": above.fillna(0).tolist(),
         "arrayminus": below.fillna(0).tolist(),
-        "color": FAINT,
-        "thickness": 1,
-        "width": 3,
+        "color": GUIDE,
+        "thickness": 1.5,
+        "width": 4,
     }
 
 

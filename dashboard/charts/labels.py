@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 
-#: Size of a name, and the offset of its centre for each side of a point, in shares of the plot.
-_WIDTH, _HEIGHT = 0.12, 0.06
+#: Width of a character, height of a line, and distance from the point, in shares of a plot that is not wide.
+_CHARACTER, _LINE, _GAP_X, _GAP_Y = 0.0125, 0.05, 0.025, 0.035
+#: Sides of a point by Plotly's name, the best first -> direction to the right and up.
 _SIDES = {
-    "top center": (0.0, 0.06),
-    "bottom center": (0.0, -0.06),
-    "middle right": (0.08, 0.0),
-    "middle left": (-0.08, 0.0),
+    "top center": (0, 1),
+    "bottom center": (0, -1),
+    "middle right": (1, 0),
+    "middle left": (-1, 0),
+    "top left": (-1, 1),
+    "bottom right": (1, -1),
+    "top right": (1, 1),
+    "bottom left": (-1, -1),
 }
+#: Left, right, lower and upper edge.
+_Box = tuple[float, float, float, float]
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -28,25 +35,40 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(set(names)) else list(names)
 
 
-def sides(xs: Sequence[float], ys: Sequence[float], named: Sequence[bool]) -> list[str]:
-    """Return Plotly's ``textposition`` for each named point: the side on which its name covers the fewest points.
+def sides(xs: Sequence[float], ys: Sequence[float], labels: Sequence[Sequence[str]]) -> list[str | None]:
+    """Return Plotly's ``textposition`` for the label of each point: the side on which it covers the fewest points.
 
     Args:
         xs: positions from 0 at the left edge of the plot to 1 at the right.
         ys: positions from 0 at the bottom to 1 at the top.
-        named: whether each point has a name.
+        labels: the lines of the label of each point, the most important first; none for a point without a label.
+
+    Returns:
+        None for a point without a label, and for a label that would leave the plot or cover a more important one.
     """
     points = list(zip(xs, ys, strict=True))
-    return [
-        min(_SIDES, key=lambda side: _covered(point, side, points))
-        for point, has_name in zip(points, named, strict=True)
-        if has_name
-    ]
+    taken: list[_Box] = []
+    found: list[str | None] = []
+    for point, lines in zip(points, labels, strict=True):
+        boxes = {side: _box(point, lines, side) for side in _SIDES} if lines else {}
+        free = {side: box for side, box in boxes.items() if box[0] >= 0 and box[1] <= 1 and not _meets(box, taken)}
+        side = min(free, key=lambda side: sum(_contains(free[side], other) for other in points), default=None)
+        taken += [free[side]] if side else []
+        found.append(side)
+    return found
 
 
-def _covered(point: tuple[float, float], side: str, points: Sequence[tuple[float, float]]) -> int:
-    """Return how many points a name on ``side`` covers; more than the number of points if it leaves the plot."""
-    x, y = point[0] + _SIDES[side][0], point[1] + _SIDES[side][1]
-    if not _WIDTH / 2 <= x <= 1 - _WIDTH / 2:
-        return len(points) + 1
-    return sum(abs(other_x - x) < _WIDTH / 2 and abs(other_y - y) < _HEIGHT / 2 for other_x, other_y in points)
+def _box(point: tuple[float, float], lines: Sequence[str], side: str) -> _Box:
+    across, up = _SIDES[side]
+    width, height = _CHARACTER * max(map(len, lines)), _LINE * len(lines)
+    x, y = point[0] + across * (_GAP_X + width / 2), point[1] + up * (_GAP_Y + height / 2)
+    return x - width / 2, x + width / 2, y - height / 2, y + height / 2
+
+
+def _meets(box: _Box, others: Sequence[_Box]) -> bool:
+    left, right, low, high = box
+    return any(left < other[1] and other[0] < right and low < other[3] and other[2] < high for other in others)
+
+
+def _contains(box: _Box, point: tuple[float, float]) -> bool:
+    return box[0] < point[0] < box[1] and box[2] < point[1] < box[3]

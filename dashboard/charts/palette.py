@@ -1,7 +1,5 @@
 """Colours that colour-blind readers can distinguish (Okabe and Ito, 2008), on white and on black."""
 
-import math
-
 from search_spaces.choice import Precision
 
 #: Front, reference lines of a candidate.
@@ -16,12 +14,6 @@ LIMIT = "#D5502A"
 QUIET = "rgba(128, 128, 128, 0.25)"
 #: Guide lines, and rings around picked points.
 GUIDE = "#7F8894"
-
-#: From all activations dynamic to all static: blue, grey, orange, which readers with common forms of colour
-#: blindness can distinguish.
-STATIC_SCALE = ((0.0, (31, 135, 214)), (0.5, (150, 140, 158)), (1.0, (226, 137, 0)))
-#: Maps without quantized activations.
-NO_ACTIVATIONS = "#7C8A83"
 
 #: Precision -> colour of a cell, and of the letter on it.
 PRECISIONS: dict[Precision, tuple[str, str]] = {
@@ -44,13 +36,3 @@ CHOICE_SYMBOLS = {"static": "circle", "dynamic": "diamond", "weights only": "squ
 
 #: One colour per compared job; each job also has its own dash and symbol.
 SERIES = ("#1F87D6", "#E28900", "#009E73", "#CC79A7", "#56B4E9", "#D5502A")
-
-
-def static_color(share: float) -> str:
-    """Return the colour of a map by its share of static activations; NaN means no quantized activations."""
-    if math.isnan(share):
-        return NO_ACTIVATIONS
-    (start, below), (end, above) = STATIC_SCALE[:2] if share <= STATIC_SCALE[1][0] else STATIC_SCALE[1:]
-    part = (share - start) / (end - start)
-    mixed = (round(low + part * (high - low)) for low, high in zip(below, above, strict=True))
-    return "rgb({}, {}, {})".format(*mixed)

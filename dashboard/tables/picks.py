@@ -1,7 +1,7 @@
 """Picks maps from a front and explains each pick. Pure functions of data frames."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,23 @@ def picks(frame: pd.DataFrame, x: str, y: str, objectives: Sequence[str]) -> lis
         _extreme("Smallest", feasible, "weight_memory_mib", x, (x, y), reference),
         _knee(feasible, objectives, (x, y)),
     ]
+
+
+def merged(found: Sequence[Pick]) -> list[Pick]:
+    """Return the picks with those of the same map as one, such as ``Fastest and smallest``."""
+    by_map: dict[int, list[Pick]] = {}
+    for pick in found:
+        by_map.setdefault(pick.number, []).append(pick)
+    return [same[0] if len(same) == 1 else _as_one(same) for same in by_map.values()]
+
+
+def _as_one(same: Sequence[Pick]) -> Pick:
+    first, *others = [pick.title for pick in same]
+    return replace(
+        same[0],
+        title=_and([first, *map(str.lower, others)]),
+        reason=" ".join(f"{pick.title}: {pick.reason}" for pick in same),
+    )
 
 
 def _extreme(

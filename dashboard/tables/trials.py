@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def misses_text(trial: TrialRecord, constraints: Sequence[Constraint]) -> str:
 def miss_text(constraint: Constraint, value: float) -> str:
     """Return the text of a value and the limit that it breaks."""
     found, limit = value_text(constraint.metric, value), value_text(constraint.metric, constraint.limit)
-    return f"{label_in_sentence(constraint.metric)} {found} (limit {limit})"
+    return f"{label_in_sentence(constraint.metric)} {found}, limit {limit}"
 
 
 def trial_frame(trials: Sequence[TrialRecord]) -> pd.DataFrame:
@@ -206,6 +207,25 @@ def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.Da
     wanted = known.assign(first=known["on_front"] | known["baseline"], alone=~cells.duplicated(keep="last"))
     kept = wanted.sort_values(["first", "alone", "number"], ascending=False).head(most)
     return known.loc[kept.index].sort_values("number")
+
+
+def ranked(points: pd.DataFrame, x: str, picked: Mapping[int, str]) -> pd.DataFrame:
+    """Return the rows of ``with_ties`` and ``with_misses``, the front first, each part by ascending ``x``.
+
+    The column ``standing`` says in words whether a map is on the front, picked, tied or dominated.
+
+    Args:
+        points: the rows.
+        x: latency on the x axis.
+        picked: trial number -> why the map was picked.
+    """
+    rows = points.sort_values(["on_front", x], ascending=[False, True], kind="stable")
+    return rows.assign(standing=[_standing(row, picked.get(row["number"])) for row in rows.to_dict("records")])
+
+
+def _standing(row: Mapping[Hashable, Any], picked: str | None) -> str:
+    word = "on the front" if row["on_front"] else "dominated" if row["feasible"] else "breaks a limit"
+    return ", ".join([word, *([picked] if picked else []), *(["tie"] if row["tie"] else [])])
 
 
 def left_out(trials: Sequence[TrialRecord], shown: Collection[int]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from dashboard.charts.strip import blocks, strip_figure
 from dashboard.formatting import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
 from dashboard.tables.layers import layer_frame
 from dashboard.tables.trials import Limit, full_precision, misses_text
-from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, choose_job
+from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, linked_job
 from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
 from workers.timing.estimates import Figure
@@ -67,7 +67,7 @@ _EVERYTHING = "all"
 def show(front: Page, diff: Page) -> None:
     """Show the page; it links to ``front``, and to ``diff`` to compare the map with another."""
     st.title("Map")
-    job = choose_job()
+    job = linked_job()
     if job is None:
         return
     progress = queries.progress(job)
@@ -75,6 +75,8 @@ def show(front: Page, diff: Page) -> None:
         st.info("This job has no candidates yet." if job.state.is_live else "This job ended without any candidates.")
         return
     trial = _choose_trial(progress)
+    if trial is None:
+        return
     with st.container(horizontal=True, gap="medium"):
         st.page_link(front, label="← Back to the front", query_params={"job": job.id})
         st.page_link(diff, label="Compare with another map", query_params={"job": job.id, "second": str(trial.number)})
@@ -85,13 +87,11 @@ def show(front: Page, diff: Page) -> None:
     _download(job, trial)
 
 
-def _choose_trial(progress: queries.Progress) -> TrialRecord:
+def _choose_trial(progress: queries.Progress) -> TrialRecord | None:
     trials = {str(trial.number): trial for trial in progress.trials}
-    requested = st.query_params.get("trial")
-    if requested is not None and requested not in trials:
-        st.warning(f"This job has no trial {in_markdown(requested)}; showing another one.")
     default = str(max(progress.members, default=progress.trials[-1].number))
-    return trials[choose("Candidate", list(trials), parameter="trial", default=default, names=progress.names)]
+    chosen = choose("Candidate", list(trials), parameter="trial", kind="trial", default=default, names=progress.names)
+    return None if chosen is None else trials[chosen]
 
 
 def _facts(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
@@ -174,7 +174,9 @@ def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
     starts = list(itertools.accumulate((count for _, count in rows), initial=0))
     names = {_EVERYTHING: f"All {len(frame)} layers"}
     names |= {str(at): f"{at}: {one_line(label)} ({count})" for at, (label, count) in enumerate(rows, start=1)}
-    block = choose("Layers shown", list(names), parameter="block", default=_EVERYTHING, names=names)
+    block = choose("Layers shown", list(names), parameter="block", kind="block", default=_EVERYTHING, names=names)
+    if block is None:
+        return
     shown = frame if block == _EVERYTHING else frame.iloc[starts[int(block) - 1] : starts[int(block)]]
     st.plotly_chart(
         queries.cached(lambda: aligned_figure(shown, f"{of_trial} {block}"), "costs", *of_trial, block),

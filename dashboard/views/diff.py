@@ -16,7 +16,7 @@ from dashboard.charts.layout import CONFIG
 from dashboard.formatting import in_markdown, value_text
 from dashboard.tables.layers import Gap, accuracy_drops, diff_frame, divergence_gap, latency_gap
 from dashboard.tables.trials import metrics_frame
-from dashboard.widgets.page_parts import choose, choose_job
+from dashboard.widgets.page_parts import choose, linked_job
 from workers.setup import Probes
 
 Pair = tuple[TrialRecord, TrialRecord]
@@ -25,7 +25,7 @@ Pair = tuple[TrialRecord, TrialRecord]
 def show(map_page: Page) -> None:
     """Show the page; it links to ``map_page`` for each map."""
     st.title("Diff")
-    job = choose_job()
+    job = linked_job()
     if job is None:
         return
     progress = queries.progress(job)
@@ -33,6 +33,8 @@ def show(map_page: Page) -> None:
         st.info("This job does not have two candidates to compare" + (" yet." if job.state.is_live else "."))
         return
     pair = _choose_pair(job, progress)
+    if pair is None:
+        return
     with st.container(horizontal=True, gap="medium"):
         for word, trial in zip(("first", "second"), pair, strict=True):
             st.page_link(
@@ -49,22 +51,20 @@ def show(map_page: Page) -> None:
         _explained(progress, diff, pair)
 
 
-def _choose_pair(job: JobRecord, progress: queries.Progress) -> Pair:
+def _choose_pair(job: JobRecord, progress: queries.Progress) -> Pair | None:
     """Return the maps in the URL; the defaults are the first trial, full precision, and the knee of the front."""
     trials = {str(trial.number): trial for trial in progress.trials}
     best = queries.cached(lambda: _best(progress, job.spec.objectives), "knee", job.id, progress.version)
     defaults = {"first": str(progress.trials[0].number), "second": str(best)}
     chosen = []
     for column, (parameter, default) in zip(st.columns(2), defaults.items(), strict=True):
-        requested = st.query_params.get(parameter)
-        if requested is not None and requested not in trials:
-            st.warning(f"This job has no trial {in_markdown(requested)}; showing another one.")
         with column:
             label = f"{parameter.capitalize()} map"
-            chosen.append(
-                trials[choose(label, list(trials), parameter=parameter, default=default, names=progress.names)]
+            number = choose(
+                label, list(trials), parameter=parameter, kind="trial", default=default, names=progress.names
             )
-    return chosen[0], chosen[1]
+        chosen += [] if number is None else [trials[number]]
+    return (chosen[0], chosen[1]) if len(chosen) == 2 else None
 
 
 def _best(progress: queries.Progress, objectives: Sequence[str]) -> int:

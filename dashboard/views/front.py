@@ -10,16 +10,17 @@ from streamlit import Page
 
 from autotune.jobs.budget import searched
 from autotune.jobs.front import nearest_trial, without_superseded
-from autotune.jobs.recommendation import recommendation
+from autotune.jobs.recommendation import recommend
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.jobs.remarks import remarks
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, decisive_workload, ratio_of
 from dashboard import queries
 from dashboard.charts.front import front_figure, hypervolume_figure
 from dashboard.charts.layout import BOX_CONFIG, CONFIG
 from dashboard.charts.zoom import Zoom
-from dashboard.formatting import in_markdown
-from dashboard.tables.picks import Pick, picks
+from dashboard.formatting import ABSENT, in_markdown
+from dashboard.tables.cards import cards
+from dashboard.tables.picks import Pick, merged, picks
 from dashboard.tables.trials import (
     candidate_name,
     drawn,
@@ -27,17 +28,26 @@ from dashboard.tables.trials import (
     left_out,
     limits_on,
     misses_text,
+    ranked,
     with_misses,
     with_ties,
 )
 from dashboard.widgets.limit_sliders import limit_sliders
-from dashboard.widgets.page_parts import LATENCIES, QUALITIES, choose_axes, choose_job, job_facts, live, measured
+from dashboard.widgets.page_parts import (
+    LATENCIES,
+    QUALITIES,
+    choose_axes,
+    job_facts,
+    linked_job,
+    live,
+    measured,
+    show_cards,
+)
 
 #: Metric -> heading and number format in the table.
 _COLUMNS = {
     "latency_p50_ms": ("p50 (ms)", "%.3f"),
     "latency_p95_ms": ("p95 (ms)", "%.3f"),
-    "latency_ratio": ("p50 ratio", "%.3f"),
     "prefill_latency_p50_ms": ("First token (ms)", "%.3f"),
     "decode_latency_p50_ms": ("Per token (ms)", "%.3f"),
     "request_latency_p50_ms": ("Request (ms)", "%.3f"),
@@ -57,6 +67,8 @@ class _Drawing:
     """The content of the page at one refresh."""
 
     points: pd.DataFrame
+    #: ``ranked`` points, for the table.
+    rows: pd.DataFrame
     picks: tuple[Pick, ...]
     figure: go.Figure
     #: The candidates that are not drawn, each with the reason.
@@ -65,62 +77,73 @@ class _Drawing:
 
 def show(map_page: Page) -> None:
     """Show the page; choosing a point opens ``map_page``."""
-    st.title("Front")
-    job = choose_job()
+    head = st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center")
+    head.title("Front", width="content")
+    job = linked_job()
     if job is not None:
-        live(lambda current: _front(current, map_page), job)
+        live(lambda current: _front(current, map_page), job, head)
 
 
 def _front(job: JobRecord, map_page: Page) -> None:
     progress, spec = queries.progress(job), job.spec
     job_facts(job, searched(progress.trials), len(progress.members))
     trials = without_superseded(progress.trials)
-    _verdict(job, progress, trials)
+    _answer(job, progress, trials, map_page)
     _remarks(job, progress)
     latencies, qualities = (measured(names, [progress.frame]) for names in (LATENCIES, QUALITIES))
     if not latencies:
-        st.info("No candidate has been measured in full yet." if job.state.is_live else "No candidate was measured.")
+        st.info("Waiting for the first measurement." if job.state.is_live else "No candidate was measured.")
         _not_drawn(left_out(trials, set(progress.frame["number"])))
         return
-    x, y = choose_axes(latencies, qualities, spec.objectives)
-    limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
+    # In this order, a narrow screen has the chart above its controls.
+    chart, controls = st.columns([3, 1], gap="medium")
+    with controls:
+        x, y = choose_axes(latencies, qualities, spec.objectives)
+        limits = limit_sliders(spec.constraints.constraints(), progress.frame, (x, y, "weight_memory_mib"))
     zoom = Zoom.parse(st.query_params.get("zoom"), x, y)
     drawing = queries.cached(
         lambda: _drawing(progress, trials, spec.objectives, x, y, limits, zoom),
         "front", job.id, progress.version, x, y, limits, zoom,
     )  # fmt: skip
-    chosen = _chart(job, drawing, zoom, x, y)
+    with controls:
+        _zoom_buttons(drawing.points, zoom, x, y)
+    with chart:
+        chosen = _chart(job, drawing, x, y)
     _picks(job, drawing.picks, map_page)
-    chosen = _opener(drawing.points, _table(job, drawing.points)) or chosen
+    chosen = _opener(drawing.points, _table(job, drawing.rows)) or chosen
     if chosen is not None:
         st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
     _not_drawn(drawing.missing)
     _history(job, progress)
 
 
-def _verdict(job: JobRecord, progress: queries.Progress, trials: Sequence[TrialRecord]) -> None:
-    """Show the recommended map, or the nearest one if none meets every limit."""
+def _answer(job: JobRecord, progress: queries.Progress, trials: Sequence[TrialRecord], map_page: Page) -> None:
+    """Show the recommended map with its gains, or the nearest one if none meets every limit."""
     if any(trial.feasible for trial in trials):
-        sentence = queries.cached(
-            lambda: recommendation(progress.trials, job.spec), "recommendation", job.id, progress.version
-        )
-        if sentence is not None:
-            st.markdown(f"**{in_markdown(sentence, longest=400)}**")
+        found = queries.cached(lambda: recommend(progress.trials, job.spec), "recommendation", job.id, progress.version)
+        if found is not None:
+            with st.container(border=True, gap="small"):
+                with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+                    st.header(in_markdown(f"Recommended: {found.name}"), width="content")
+                    link = {"job": job.id, "trial": str(found.trial.number)}
+                    st.page_link(map_page, label="Open its map", query_params=link, width="content")
+                show_cards(cards(found.trial.figures, found.full.figures, job.spec.objectives))
+                st.markdown(in_markdown(found.comparison, longest=400))
         return
     closest = nearest_trial(trials)
     if closest is not None:
         misses = misses_text(closest, job.spec.constraints.constraints())
         st.warning(
             "No measured map meets every limit. "
-            + in_markdown(f"Nearest is {candidate_name(closest)}, which misses {misses}.", longest=400)
+            + in_markdown(f"Nearest is {candidate_name(closest)}: {misses}.", longest=400)
         )
 
 
 def _remarks(job: JobRecord, progress: queries.Progress) -> None:
     """Show what a reader of the figures should know beside them."""
     found = queries.cached(lambda: remarks(job, progress.trials, limits=False), "remarks", job.id, progress.version)
-    for remark in found:
-        st.caption(in_markdown(remark, longest=800))
+    if found:
+        st.caption(" ".join(in_markdown(remark, longest=800) for remark in found))
 
 
 def _drawing(
@@ -134,7 +157,8 @@ def _drawing(
 ) -> _Drawing:
     frame = judged(progress.frame, limits, objectives)
     points = with_misses(drawn(with_ties(frame, objectives), x, y), limits)
-    found = picks(frame, x, y, objectives)
+    found = merged(picks(frame, x, y, objectives))
+    picked = {pick.number: pick.title.lower() for pick in found}
     figure = front_figure(
         points,
         x=x,
@@ -142,30 +166,26 @@ def _drawing(
         revision=f"{trials[0].job_id} {x} {y}",
         x_limits=limits_on(x, limits),
         y_limits=limits_on(y, limits),
-        marked=_words(found),
+        marked=picked,
         zoom=zoom,
     )
+    ratio = points[ratio_of(decisive_workload(objectives)).name]
+    rows = ranked(points.assign(speedup=1 / ratio, change=-100 * points["accuracy_drop"]), x, picked)
     missing = left_out(trials, set(points["number"]))
-    return _Drawing(points=points, picks=tuple(found), figure=figure, missing=missing)
+    return _Drawing(points=points, rows=rows, picks=tuple(found), figure=figure, missing=missing)
 
 
-def _words(found: Sequence[Pick]) -> dict[int, str]:
-    """Return trial number -> text at the picked map; a map can be picked for several reasons."""
-    words: dict[int, str] = {}
-    for pick in found:
-        title = pick.title.lower()
-        words[pick.number] = f"{words[pick.number]}<br>{title}" if pick.number in words else title
-    return words
-
-
-def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str) -> int | None:
-    """Draw the front and return the number of the trial that was clicked."""
-    points = drawing.points
+def _zoom_buttons(points: pd.DataFrame, zoom: Zoom | None, x: str, y: str) -> None:
     if zoom and st.button("Show all again"):
         _zoom_to(None)
     closer = Zoom.around(points[points["on_front"]], x, y)
     if closer and str(closer) != str(zoom) and st.button("Zoom to the front"):
         _zoom_to(closer)
+
+
+def _chart(job: JobRecord, drawing: _Drawing, x: str, y: str) -> int | None:
+    """Draw the front and return the number of the trial that was clicked."""
+    points = drawing.points
     event = st.plotly_chart(
         drawing.figure,
         key=f"front-{job.id}",
@@ -181,9 +201,9 @@ def _chart(job: JobRecord, drawing: _Drawing, zoom: Zoom | None, x: str, y: str)
     ties = f" Tie in the table below: {_TIE[0].lower()}{_TIE[1:]}." if points["tie"].any() else ""
     edge = " Full precision does not diverge from itself; it is drawn at the lower edge." if y == "divergence" else ""
     st.caption(
-        f"{count} shown. Marker area is weight memory; colour is how activations are quantized, squares quantize "
-        "none; bars are 95 % confidence intervals; hollow markers break a limit. Click a point to see its map; to "
-        f"zoom, take the box from the chart's corner and draw one.{edge}{ties}"
+        f"{count} shown. Marker area is weight memory; bars are 95 % confidence intervals; hollow markers break a "
+        "limit. Click a point to see its map; to zoom, take the box from the chart's corner and draw one."
+        f"{edge}{ties}"
     )
     return next((int(point["customdata"][0]) for point in event.selection.points), None)
 
@@ -205,23 +225,27 @@ def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
             st.page_link(map_page, label="Open its map", query_params={"job": job.id, "trial": str(pick.number)})
 
 
-def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
-    """Show the drawn points as a table, and return the index of the selected row."""
-    shown = measured(list(_COLUMNS), [points])
-    figures = points[["name", "on_front", "tie", *shown, "static", "misses"]]
+def _table(job: JobRecord, rows: pd.DataFrame) -> int | None:
+    """Show the drawn points as a table, the front first, and return the trial of the selected row."""
+    shown = measured(["speedup", "change", *_COLUMNS], [rows])
+    figures = rows[["name", "standing", *shown, "static", "misses"]]
     # An overload has no number to show; the broken limits mention it.
     figures = figures.assign(**{name: figures[name].where(figures[name] < OVERLOADED_MS) for name in shown})
     event = st.dataframe(
-        figures.assign(static=100 * points["static"]),
+        figures.assign(static=100 * rows["static"]),
         hide_index=True,
+        placeholder=ABSENT,
         key=f"points-{job.id}",
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
-        alt="The maps drawn above, one per row",
+        alt="The maps drawn above, one per row, those on the front first",
         column_config={
             "name": st.column_config.TextColumn("Map", pinned=True),
-            "on_front": st.column_config.CheckboxColumn("On front"),
-            "tie": st.column_config.CheckboxColumn("Tie", help=_TIE),
+            "standing": st.column_config.TextColumn("Standing", help=f"Tie: {_TIE[0].lower()}{_TIE[1:]}"),
+            "speedup": st.column_config.NumberColumn("Speed", format="%.2fx", help="Relative to full precision"),
+            "change": st.column_config.NumberColumn(
+                "Accuracy change", format="%+.2f %%", help="Relative to full precision"
+            ),
             **{m: st.column_config.NumberColumn(head, format=digits) for m, (head, digits) in _COLUMNS.items()},
             "static": st.column_config.NumberColumn(
                 "Static",
@@ -232,7 +256,7 @@ def _table(job: JobRecord, points: pd.DataFrame) -> int | None:
         },
     )
     picked = [*event.selection.rows, *(row for row, _ in event.selection.cells)]
-    return int(points["number"].iloc[picked[0]]) if picked else None
+    return int(rows["number"].iloc[picked[0]]) if picked else None
 
 
 def _opener(points: pd.DataFrame, picked: int | None) -> int | None:

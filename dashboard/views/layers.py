@@ -13,7 +13,7 @@ from dashboard.charts.layers import choices_figure, roles_figure, sensitivity_fi
 from dashboard.charts.layout import CONFIG
 from dashboard.formatting import clipped_text, one_line
 from dashboard.tables.layers import choice_frame, most_disputed, role_frame, sensitivity_frame
-from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, choose_job
+from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, linked_job
 from workers.setup import Calibration, Estimator, ModelDescription, Probes
 
 _METHODS = {
@@ -27,7 +27,7 @@ _MOST_DRAWN = 30
 def show() -> None:
     """Show the page."""
     st.title("Layers")
-    job = choose_job()
+    job = linked_job()
     if job is None:
         return
     if job.description is None:
@@ -83,7 +83,9 @@ def _activations(job: JobRecord, calibration: Calibration) -> None:
         return
     layers = list(calibration.histograms)
     names = dict(zip(layers, map(one_line, layers), strict=True))
-    layer = choose("Layer", layers, parameter="layer", default=layers[0], names=names)
+    layer = choose("Layer", layers, parameter="layer", kind="layer", default=layers[0], names=names)
+    if layer is None:
+        return
     histogram, calibrated = calibration.histograms[layer], calibration.ranges[layer]
     st.plotly_chart(
         queries.cached(partial(histogram_figure, histogram, calibrated, f"{job.id} {layer}"), "inputs", job.id, layer),

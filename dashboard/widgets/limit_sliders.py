@@ -66,7 +66,7 @@ def limit_sliders(own: Sequence[Constraint], frame: pd.DataFrame, metrics: Seque
         own = _absolute(own, frame, accuracy)
     limits = [limit for limit in own if limit.metric not in metrics]
     starts = {limit.metric: limit.limit for limit in own}
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="small"):
         for metric in metrics:
             slider = _ratio_slider if METRICS[metric].logarithmic else _slider
             value = slider(metric, frame, starts.get(metric))

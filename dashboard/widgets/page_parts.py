@@ -6,6 +6,7 @@ from typing import ParamSpec
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, JobState
@@ -13,6 +14,7 @@ from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS, Kind
 from dashboard import queries
 from dashboard.formatting import constraint_text, duration, in_markdown, moment, one_line, state_text
+from dashboard.tables.cards import Card
 from dashboard.tables.jobs import remaining_seconds
 from search_spaces.errors import AutotuneError
 
@@ -57,11 +59,11 @@ def how_to_begin() -> None:
     st.code("autotune init job.yaml\nautotune run job.yaml", language="bash")
 
 
-def live(body: Callable[[JobRecord], None], job: JobRecord) -> None:
-    """Show ``body`` of the job, refreshed every ``REFRESH_S`` seconds while the job is live and not paused here."""
+def live(body: Callable[[JobRecord], None], job: JobRecord, head: DeltaGenerator) -> None:
+    """Show ``body`` of the job, refreshed every ``REFRESH_S`` seconds while the job is live; ``head`` can pause that."""
     every = None
     if job.state.is_live:
-        paused = st.toggle("Pause live updates", key="paused", help="Stops refreshing the page; the job continues.")
+        paused = head.toggle("Pause live updates", key="paused", help="Stops refreshing the page; the job continues.")
         every = None if paused else REFRESH_S
 
     @guarded
@@ -74,28 +76,43 @@ def live(body: Callable[[JobRecord], None], job: JobRecord) -> None:
     st.fragment(refresh, run_every=every)()
 
 
-def choose(label: str, options: Sequence[str], *, parameter: str, default: str, names: Mapping[str, str]) -> str:
+def choose(
+    label: str, options: Sequence[str], *, parameter: str, kind: str, default: str, names: Mapping[str, str]
+) -> str | None:
     """Return the option that the reader chose; a URL parameter holds it, so that links share the view.
 
     Args:
         label: label above the box.
         options: the values, as in the URL.
         parameter: name of the URL parameter.
-        default: used if the URL contains none of the options.
+        kind: what an option is, such as ``trial``.
+        default: used if the URL lacks the parameter.
         names: option -> name shown.
+
+    Returns:
+        None if the URL names none of the options, which is said; the reader can choose one.
     """
-    requested = st.query_params.get(parameter)
-    current = requested if requested is not None and requested in options else default
-    if current != requested:
-        st.query_params[parameter] = current
+    requested = st.query_params.setdefault(parameter, default)
     key = f"choose-{parameter}"
     # The URL decides, because following a link must override an earlier choice.
-    st.session_state[key] = current
+    known = requested in options
+    st.session_state[key] = requested if known else None
 
     def update_url() -> None:
-        st.query_params.from_dict({**_kept_parameters(parameter), parameter: st.session_state[key]})
+        st.query_params[parameter] = st.session_state[key]
 
-    return st.selectbox(label, options, key=key, format_func=lambda option: names[option], on_change=update_url)
+    st.selectbox(
+        label,
+        options,
+        index=0 if known else None,
+        key=key,
+        format_func=lambda option: names[option],
+        placeholder=f"Choose a {kind}",
+        on_change=update_url,
+    )
+    if not known:
+        not_found(kind, requested, "this job")
+    return requested if known else None
 
 
 def choose_many(
@@ -155,18 +172,13 @@ def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: 
     return x or latencies[0], y or qualities[0]
 
 
-def _kept_parameters(parameter: str) -> dict[str, str]:
-    """Return the URL parameters to keep when ``parameter`` changes; none for another job, which has other trials."""
-    return {} if parameter == "job" else st.query_params.to_dict()
-
-
 def job_names(jobs: Sequence[JobRecord]) -> dict[str, str]:
     """Return job id -> name with id, because names need not be unique."""
     return {job.id: f"{one_line(job.name)} ({job.id})" for job in jobs}
 
 
-def choose_job() -> JobRecord | None:
-    """Return the job in the URL or the newest one; show a message and return None if there are no jobs.
+def linked_job() -> JobRecord | None:
+    """Return the job in the URL or the newest one; say that it was not found, or how to begin, and return None.
 
     Raises:
         StoreError: if the database cannot be opened or read.
@@ -176,32 +188,49 @@ def choose_job() -> JobRecord | None:
         st.info("There are no jobs yet.")
         how_to_begin()
         return None
-    requested = st.query_params.get("job")
-    names = job_names(jobs)
-    if requested is not None and requested not in names:
-        st.warning(f"This database has no job {in_markdown(requested)}; showing the newest one.")
-    chosen = choose("Job", list(names), parameter="job", default=jobs[0].id, names=names)
-    return next(job for job in jobs if job.id == chosen)
+    requested = st.query_params.get("job", jobs[0].id)
+    found = next((job for job in jobs if job.id == requested), None)
+    if found is None:
+        not_found("job", requested, "this database")
+    return found
+
+
+def not_found(kind: str, name: str, place: str) -> None:
+    """Say that what a link names does not exist, and what to do."""
+    st.error(f"Not found: {place} has no {kind} {in_markdown(name)}. Choose another {kind} above.")
+
+
+def show_cards(shown: Sequence[Card]) -> None:
+    """Show the most important figures of a map side by side."""
+    with st.container(horizontal=True, gap="medium"):
+        for card in shown:
+            st.metric(
+                card.label,
+                card.value,
+                card.note or None,
+                delta_color="off",
+                delta_arrow="off",
+                help=card.help,
+                width=150,
+            )
 
 
 def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
-    """Show the state, the limits and the problems of a job in a few lines."""
+    """Show the progress of a live job, and the state, the limits and the problems of any job in a few lines."""
     spec = job.spec
-    facts = [
-        state_text(job.state),
-        *([stage_text(job.stage)] if job.stage else []),
-        f"{trials} of {spec.search.trials} trials",
-        f"{front_size} on the front",
-    ]
-    left = remaining_seconds(job, spec, trials)
-    if left is not None:
-        facts.append(f"about {duration(left)} left")
+    count = f"{trials} of {spec.search.trials} trials"
+    if job.state.is_live:
+        left = remaining_seconds(job, spec, trials)
+        steps = [stage_text(job.stage)] if job.stage else []
+        steps += [count, *([f"about {duration(left)} left"] if left is not None else [])]
+        st.progress(min(1.0, trials / spec.search.trials), in_markdown(" · ".join(steps)))
+    facts = [state_text(job.state), *([] if job.state.is_live else [count]), f"{front_size} on the front"]
+    limits = "; ".join(constraint_text(limit) for limit in spec.constraints.constraints())
+    facts += [f"limits: {limits}" if limits else "no limits"]
     if job.description is not None:
         facts.append(f"{job.description.environment.hardware}, {job.description.environment.threads} threads")
-    facts += [f"task {job.task}", f"started {moment(job.created_at, st.context.timezone)}"]
-    st.caption(" · ".join(in_markdown(fact) for fact in facts))
-    limits = "; ".join(constraint_text(limit) for limit in spec.constraints.constraints())
-    st.caption(in_markdown(f"Limits: {limits}.") if limits else "No limits: every measured map is feasible.")
+    facts += [f"task {job.task}", f"submitted {moment(job.created_at, st.context.timezone)}"]
+    st.caption(" · ".join(in_markdown(fact, longest=400) for fact in facts))
     _trouble(job, spec.workers.trial_timeout_s)
 
 

@@ -14,7 +14,7 @@ import yaml
 from streamlit.testing.v1 import AppTest
 
 from autotune.jobs.lifecycle import with_fields
-from autotune.jobs.records import JobState
+from autotune.jobs.records import JobStage, JobState
 from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
 from autotune.store.open import open_store
@@ -28,11 +28,14 @@ APP = Path(__file__).parents[3] / "dashboard" / "app.py"
 PAGE = """
 import streamlit as st
 import yaml
+from dashboard.widgets.bar import bar
 from dashboard.widgets.page_parts import guarded
 from dashboard.views import {page}
 here = st.Page(lambda: {page}.show(*[there] * {pages}), title="Here", default=True)
 there = st.Page(lambda: st.text("there: " + str(st.query_params.to_dict())), title="There", url_path="there")
-guarded(st.navigation([here, there]).run)()
+current = st.navigation([here, there], position="hidden")
+bar([here, there], current, of_job=[here])
+guarded(current.run)()
 """
 #: Page -> how many pages it leads to.
 PAGES = {"jobs": 1, "front": 1, "candidate": 2, "diff": 1, "layers": 0, "compare": 0, "submit": 1, "system": 0}
@@ -84,7 +87,7 @@ def page(database: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch):
 
 
 def _texts(app: AppTest) -> str:
-    kinds = (app.title, app.info, app.warning, app.error, app.text, app.caption, app.code, app.markdown)
+    kinds = (app.title, app.header, app.info, app.warning, app.error, app.text, app.caption, app.code, app.markdown)
     return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 
@@ -183,26 +186,57 @@ def test_the_whole_app_opens_on_the_jobs(database, monkeypatch: pytest.MonkeyPat
 def test_a_job_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("jobs")
     _box(app, "Open or change a job").set_value(database[1]["running"]).run()
-    (link,) = app.get("page_link")
-    assert link.proto.label == "Open its front"
+    (link,) = [link for link in app.get("page_link") if link.proto.label == "Open its front"]
     assert database[1]["running"] in link.proto.query_string
 
 
 def test_a_map_can_be_opened_without_a_mouse(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("front", "finished")
-    app.selectbox[1].set_value(3).run()
+    _box(app, "Open a map").set_value(3).run()
     assert app.text[0].value == f"there: {{'job': '{database[1]['finished']}', 'trial': '3'}}"
 
 
 def test_the_front_names_the_nearest_map_when_nothing_is_feasible(page) -> None:  # type: ignore[no-untyped-def]
     warning = page("front", "infeasible").warning[0].value
     assert "No measured map meets every limit" in warning
-    assert r"uniform int8\_static\, which misses latency p95 10\.5 ms \(limit 4\.00 ms\)" in warning
+    assert r"uniform int8\_static\: latency p95 10\.5 ms\, limit 4\.00 ms" in warning
 
 
-def test_the_front_begins_with_the_recommended_map(page) -> None:  # type: ignore[no-untyped-def]
-    assert "as fast as full precision" in _texts(page("front", "finished"))
-    assert "Recommended" not in _texts(page("front", "infeasible"))
+def test_the_front_begins_with_the_recommended_map_and_its_gains(page) -> None:  # type: ignore[no-untyped-def]
+    app = page("front", "finished")
+    assert app.header[0].value == r"Recommended\: trial 20"
+    assert {card.label: (card.value, card.delta) for card in app.metric} == {
+        "Speed": ("2.68x", "10.1 ms, was 26.9 ms"),
+        "Accuracy": ("0.7112", "-1.40 %"),
+        "Weight memory": ("23.0 MiB", "-73.5 %"),
+        "Divergence": ("1.6e-03", "0: equal outputs"),
+    }
+    assert r"11 \% faster than the fastest uniform map within the limits \(uniform int8\_dynamic\)" in _texts(app)
+    infeasible = page("front", "infeasible")
+    assert not infeasible.metric
+    assert "Recommended" not in _texts(infeasible)
+
+
+def test_a_running_job_shows_its_progress_and_stage(own) -> None:  # type: ignore[no-untyped-def]
+    store, jobs = own
+    stage = JobStage(name="Measuring", done=3, total=16)
+    store.record_stage(jobs["running"], stage, epoch=0)
+    app = AppTest.from_string(PAGE.format(page="front", pages=1), default_timeout=120)
+    app.query_params["job"] = jobs["running"]
+    (bar,) = app.run().get("progress")
+    assert bar.proto.value == 28
+    assert bar.proto.text.startswith(r"Measuring 3\/16 · 17 of 60 trials · about")
+
+
+def test_the_table_has_the_front_first_with_speed_and_change_of_accuracy(page) -> None:  # type: ignore[no-untyped-def]
+    table = page("front", "finished").dataframe[0].value
+    first, standing = table.iloc[0], table["standing"]
+    assert (first["name"], standing[0]) == ("trial 20", "on the front, fastest and smallest")
+    on_front = standing.str.startswith("on the front")
+    assert on_front.tolist() == sorted(on_front, reverse=True)
+    assert table["latency_p50_ms"][on_front].is_monotonic_increasing
+    assert first["speedup"] == pytest.approx(2.68, abs=0.01)
+    assert first["change"] == pytest.approx(-1.40, abs=0.01)
 
 
 def test_the_table_under_the_front_has_the_points_drawn(page) -> None:  # type: ignore[no-untyped-def]
@@ -252,20 +286,36 @@ def test_only_a_live_job_can_be_paused(page) -> None:  # type: ignore[no-untyped
     assert len(page("front", "finished").toggle) == 0
 
 
-def test_a_link_to_a_job_that_is_gone_shows_the_newest_and_says_so(page, database) -> None:  # type: ignore[no-untyped-def]
+def test_a_link_to_a_job_that_is_gone_says_so_and_shows_no_other(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("front", "![x](https://evil.invalid)")
-    assert r"no job \!\[x\]\(https" in app.warning[0].value
-    assert app.selectbox[0].value == database[1]["elsewhere"]
+    assert r"Not found: this database has no job \!\[x\]\(https" in app.error[0].value
+    assert not app.get("plotly_chart")
+    assert _box(app, "Job").value is None
+    app = _box(app, "Job").set_value(database[1]["finished"]).run()
+    assert app.query_params["job"] == database[1]["finished"]
+    assert not app.error
 
 
-def test_a_link_to_a_trial_that_is_gone_says_so(page) -> None:  # type: ignore[no-untyped-def]
-    app = page("candidate", "finished", 999)
-    assert "no trial 999" in app.warning[0].value
+@pytest.mark.parametrize(("name", "parameter"), [("candidate", "trial"), ("diff", "first"), ("diff", "second")])
+def test_a_link_to_a_trial_that_is_gone_says_so_and_shows_no_other(page, name: str, parameter: str) -> None:  # type: ignore[no-untyped-def]
+    app = page(name, "finished", **{parameter: "999"})
+    assert app.error[0].value == "Not found: this job has no trial 999. Choose another trial above."
+    assert not app.get("plotly_chart")
+    label = "Candidate" if parameter == "trial" else f"{parameter.capitalize()} map"
+    app = _box(app, label).set_value("3").run()
+    assert app.query_params[parameter] == "3"
+    assert not app.error
+    assert app.get("plotly_chart")
+
+
+def test_a_link_to_a_block_or_layer_that_is_gone_says_so(page) -> None:  # type: ignore[no-untyped-def]
+    assert "has no block 99" in page("candidate", "finished", 3, block="99").error[0].value
+    assert "has no layer no" in page("layers", "finished", layer="no").error[0].value
 
 
 def test_another_job_starts_with_its_own_trial(page, database) -> None:  # type: ignore[no-untyped-def]
     app = page("candidate", "finished", 20)  # the other job has eight trials
-    app.selectbox[0].set_value(database[1]["hostile"]).run()
+    _box(app, "Job").set_value(database[1]["hostile"]).run()
     assert not app.exception
     assert not app.warning
     assert app.query_params["job"] == database[1]["hostile"]
