@@ -71,6 +71,16 @@ def change_text(value: float, reference: float) -> str:
     return f"{100 * (value / reference - 1):+.1f} %" if reference else ABSENT
 
 
+def points_text(difference: float) -> str:
+    """Format the difference of two shares in percentage points; a percentage of a percentage misleads."""
+    return f"{100 * difference:+.2f} points"
+
+
+def times_text(value: float, reference: float) -> str:
+    """Format ``value`` as a multiple of ``reference``, for metrics that are compared by ratios."""
+    return f"{value / reference:.3g}x" if reference else ABSENT
+
+
 def drop_text(drop: float) -> str:
     """Format a relative drop of accuracy as the change of accuracy, in percent with its sign."""
     return f"{0.0 - 100 * drop:+.2f} %"  # never a negative zero

@@ -12,7 +12,7 @@ from dashboard.tables.layers import Gap
 #: Most layers with a bar each, by the size of their change; the others share one bar.
 _MOST_NAMED = 12
 _ROW_PIXELS, _AROUND_PIXELS = 24, 70
-_REST, _UNEXPLAINED = "{} other layers", "Not explained by layers"
+_REST, _UNEXPLAINED, _NOISE = "{} other layers", "Not explained by layers", "Within measurement noise"
 
 
 def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revision: str) -> go.Figure:
@@ -29,8 +29,8 @@ def gap_figure(diff: pd.DataFrame, column: str, gap: Gap, *, title: str, revisio
     names, values = [in_chart(name) for name in parts], list(parts.values())
     colors = [STRONG if value < 0 else BASELINE for value in values]
     if gap.measured is not None:
-        names.append(_UNEXPLAINED)
-        values.append(gap.measured - gap.predicted)
+        names.append(_NOISE if gap.rest_is_noise else _UNEXPLAINED)
+        values.append(gap.rest)
         colors.append(FAINT)
     bars = go.Bar(
         x=values,

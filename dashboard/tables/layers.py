@@ -1,5 +1,6 @@
 """Converts maps and probes to data frames: one row per layer. Pure functions."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dashboard.formatting import ABSENT, bytes_text
 from search_spaces.choice import FULL_PRECISION, ActivationMode, LayerChoice, choice_named
 from search_spaces.layer import Layer
 from workers.setup import ModelDescription, Probes
+from workers.timing.estimates import Figure
 
 #: Letter of an activation mode, readable without colour.
 LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: "W"}
@@ -26,6 +28,23 @@ class Gap:
     measured: float | None
     #: Sum of the expected changes of the layers that differ.
     predicted: float
+    #: Half the width of the 95 % interval of ``measured``; 0 if it was not sampled.
+    noise: float = 0.0
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the measured difference is within the measurement noise."""
+        return self.measured is not None and abs(self.measured) <= self.noise
+
+    @property
+    def rest(self) -> float:
+        """The part of the measured difference that the layers do not explain; 0 if it was not measured."""
+        return 0.0 if self.measured is None else self.measured - self.predicted
+
+    @property
+    def rest_is_noise(self) -> bool:
+        """Whether that part is within the measurement noise."""
+        return abs(self.rest) <= self.noise
 
 
 def layer_frame(
@@ -74,10 +93,16 @@ def diff_frame(
 def latency_gap(diff: pd.DataFrame, probes: Probes, pair: tuple[TrialRecord, TrialRecord]) -> Gap:
     """Return the gap in milliseconds per pass, from the interleaved latency ratios, on the scale of the probes."""
     ratios = [trial.figures.get("latency_ratio") for trial in pair]
-    measured = None
+    measured, noise = None, 0.0
     if ratios[0] and ratios[1]:
         measured = (ratios[1].value - ratios[0].value) * probes.pass_ms
-    return Gap(measured=measured, predicted=float(diff["latency_ms"].sum()))
+        # The two maps were measured independently, so the squares of their errors add up.
+        noise = math.hypot(_half_width(ratios[0]), _half_width(ratios[1])) * probes.pass_ms
+    return Gap(measured=measured, predicted=float(diff["latency_ms"].sum()), noise=noise)
+
+
+def _half_width(figure: Figure) -> float:
+    return 0.0 if figure.low is None or figure.high is None else (figure.high - figure.low) / 2
 
 
 def divergence_gap(diff: pd.DataFrame, pair: tuple[TrialRecord, TrialRecord]) -> Gap:

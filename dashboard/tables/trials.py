@@ -14,6 +14,7 @@ from autotune.metrics.catalog import (
     METRICS,
     OVERLOADED_MS,
     Constraint,
+    Kind,
     decisive_workload,
     percentiles_of,
     ratio_of,
@@ -29,6 +30,8 @@ from dashboard.formatting import (
     interval_text,
     label_in_sentence,
     one_line,
+    points_text,
+    times_text,
     value_text,
 )
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
@@ -127,9 +130,15 @@ def _metric_row(metric: str, first: Figure, second: Figure) -> dict[str, str]:
         "metric": METRICS[metric].label,
         "first": _with_interval(metric, first),
         "second": _with_interval(metric, second),
-        "change": change_text(second.value, first.value),
+        "change": _change_text(metric, first.value, second.value),
         "certain": ABSENT if not sampled else "no" if overlap else "yes",
     }
+
+
+def _change_text(metric: str, first: float, second: float) -> str:
+    if METRICS[metric].kind is Kind.ACCURACY_DROP:
+        return points_text(second - first)
+    return times_text(second, first) if METRICS[metric].logarithmic else change_text(second, first)
 
 
 def _with_interval(metric: str, figure: Figure) -> str:

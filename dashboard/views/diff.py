@@ -13,7 +13,7 @@ from autotune.jobs.records import JobRecord, TrialRecord
 from dashboard import queries
 from dashboard.charts.gap import gap_figure
 from dashboard.charts.layout import CONFIG
-from dashboard.formatting import in_markdown, value_text
+from dashboard.formatting import in_markdown, points_text, value_text
 from dashboard.tables.layers import Gap, accuracy_drops, diff_frame, divergence_gap, latency_gap
 from dashboard.tables.trials import metrics_frame
 from dashboard.widgets.page_parts import choose, linked_job
@@ -153,12 +153,14 @@ def _sentence(title: str, gap: Gap, metric: str) -> str:
     expected = f"the layers explain {_signed(metric, gap.predicted)}"
     if gap.measured is None:
         return f"{title}: {expected}; the gap was not measured."
-    rest = gap.measured - gap.predicted
-    remark = (
-        "which is all of it"
-        if abs(rest) < 0.01 * abs(gap.measured)
-        else f"and {_signed(metric, rest)} is not explained"
-    )
+    if gap.is_noise:
+        return f"{title}: {_signed(metric, gap.measured)} as measured, within measurement noise; {expected}."
+    if abs(gap.rest) < 0.01 * abs(gap.measured):
+        remark = "which is all of it"
+    elif gap.rest_is_noise:
+        remark = "and the rest is within measurement noise"
+    else:
+        remark = f"and {_signed(metric, gap.rest)} is not explained"
     return f"{title}: {_signed(metric, gap.measured)} as measured; {expected}, {remark}."
 
 
@@ -170,10 +172,10 @@ def _accuracy(progress: queries.Progress, probes: Probes, pair: Pair) -> None:
     figures = [trial.figures.get("accuracy_drop") for trial in pair]
     if drops is None or figures[0] is None or figures[1] is None:
         return
-    expected, measured = 100 * (drops[0] - drops[1]), 100 * (figures[0].value - figures[1].value)
+    expected, measured = drops[0] - drops[1], figures[0].value - figures[1].value
     st.caption(
-        f"Relative to full precision, accuracy changes by {measured:+.2f} % as measured. A curve fitted to this job's "
-        f"measured maps predicts {expected:+.2f} % from the divergence."
+        f"Relative to full precision, accuracy changes by {points_text(measured)} as measured. A curve fitted to this "
+        f"job's measured maps predicts {points_text(expected)} from the divergence."
     )
 
 

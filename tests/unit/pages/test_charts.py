@@ -21,7 +21,7 @@ from dashboard.charts.labels import short_names, sides
 from dashboard.charts.latency import hidden_samples, latency_figure
 from dashboard.charts.layers import choices_figure, roles_figure, sensitivity_figure
 from dashboard.charts.layout import Drawing
-from dashboard.charts.palette import PRECISIONS, static_color
+from dashboard.charts.palette import PRECISIONS
 from dashboard.charts.strip import blocks, strip_figure
 from dashboard.charts.zoom import Zoom
 from dashboard.tables import trials as trial_tables
@@ -82,8 +82,9 @@ def test_every_measured_map_is_exactly_one_point(results: list[SimpleNamespace])
 
 
 def test_baselines_are_named_and_have_their_own_mark(results: list[SimpleNamespace]) -> None:
-    baselines = _trace(_front(results), "Baseline")
-    assert list(baselines.text) == BASELINES
+    figure = _front(results)
+    baselines = _trace(figure, "Baseline")
+    assert list(_trace(figure, "Labels").text) == BASELINES
     assert {symbol.removesuffix("-open") for symbol in baselines.marker.symbol} == {"diamond"}
 
 
@@ -131,12 +132,14 @@ def test_marker_area_is_proportional_to_weight_memory(results: list[SimpleNamesp
     assert ratio == pytest.approx(memory[1] / memory[0])
 
 
-def test_intervals_are_error_bars(results: list[SimpleNamespace]) -> None:
-    baselines = _trace(_front(results), "Baseline")
-    figure = results[0].trial.figures["latency_p50_ms"]
-    assert baselines.error_x.array[0] == pytest.approx(figure.high - figure.value)
-    assert baselines.error_x.arrayminus[0] == pytest.approx(figure.value - figure.low)
-    assert baselines.error_y.array is None
+def test_intervals_of_picked_maps_are_error_bars(results: list[SimpleNamespace]) -> None:
+    points = _points([r.trial for r in results], ())
+    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked={7: "knee"})
+    bars = _trace(figure, "Picked")
+    found = results[7].trial.figures["latency_p50_ms"]
+    assert bars.error_x.array[0] == pytest.approx(found.high - found.value)
+    assert bars.error_x.arrayminus[0] == pytest.approx(found.value - found.low)
+    assert bars.error_y.array is None
 
 
 def test_limits_are_lines_with_the_broken_side_shaded(results: list[SimpleNamespace]) -> None:
@@ -169,28 +172,19 @@ def test_a_limit_on_a_logarithmic_axis_is_where_it_belongs(results: list[SimpleN
     assert low < -3 < high
 
 
-def test_picked_maps_have_a_ring_and_a_word(results: list[SimpleNamespace]) -> None:
+def test_picked_maps_have_a_ring_and_a_word_before_the_names_of_baselines(results: list[SimpleNamespace]) -> None:
     points = _points([r.trial for r in results], ())
-    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked={7: "knee"})
+    marked = {7: "knee", 1: "fastest"}
+    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked=marked)
     ring = _trace(figure, "Picked")
-    assert list(ring.x) == [results[7].trial.figures["latency_p50_ms"].value]
-    assert list(ring.text) == ["<b>knee</b>"]
+    assert list(ring.x) == [results[number].trial.figures["latency_p50_ms"].value for number in (1, 7)]
+    assert list(_trace(figure, "Labels").text)[:2] == ["fastest<br>bf16", "knee"]
 
 
-def test_colour_says_static_or_dynamic_and_shape_neither(results: list[SimpleNamespace]) -> None:
+def test_colour_tells_the_front_from_baselines_and_the_rest(results: list[SimpleNamespace]) -> None:
     figure = _front(results)
-    baselines = _trace(figure, "Baseline").marker.color
-    assert baselines[2] == static_color(1.0)
-    assert baselines[3] == static_color(0.0)
-    assert {baselines[0], baselines[1], baselines[4], baselines[5]} == {static_color(math.nan)}
-    weights_only = replace(results[7].trial, choices=dict.fromkeys(results[7].trial.choices, "int8_weight_only"))
-    shapes = [
-        t.marker.symbol
-        for t in front_figure(_points([weights_only], ()), x="latency_p50_ms", y="accuracy", revision="r").data
-        if t.customdata
-    ]
-    assert shapes == [("square",)]
-    assert static_color(0.25) not in (static_color(0.0), static_color(0.5))
+    front, baseline, dominated = (_trace(figure, name) for name in ("On the front", "Baseline", "Dominated"))
+    assert len({trace.marker.color for trace in (front, baseline, dominated)}) == 3
 
 
 def test_divergence_is_logarithmic_and_full_precision_stays_on_it(results: list[SimpleNamespace]) -> None:
@@ -205,8 +199,10 @@ def test_divergence_is_logarithmic_and_full_precision_stays_on_it(results: list[
 
 def test_names_from_the_database_are_text_not_html(results: list[SimpleNamespace]) -> None:
     hostile = replace(results[0].trial, label="<b>x</b> & <a href='javascript:alert(1)'>y</a>")
-    baseline = _trace(front_figure(_points([hostile], ()), x="latency_p50_ms", y="accuracy", revision="r"), "Baseline")
-    assert baseline.text[0].startswith("&lt;b&gt;x&lt;/b&gt; &amp;")
+    figure = front_figure(_points([hostile], ()), x="latency_p50_ms", y="accuracy", revision="r")
+    baseline = _trace(figure, "Baseline")
+    assert "&lt;b&gt;x&lt;/b&gt; &amp;" in baseline.customdata[0][1]
+    assert all("<" not in text for text in _trace(figure, "Labels").text)
     assert "<a" not in baseline.customdata[0][1]
     assert "%{customdata[1]}" in baseline.hovertemplate
 
@@ -306,11 +302,20 @@ def test_equal_latencies_still_make_a_histogram() -> None:
     assert sum(candidate.y) == pytest.approx(1.0)
 
 
-def test_names_stand_where_they_cover_nothing() -> None:
-    assert sides([0.5, 0.5], [0.5, 0.56], [True, True]) == ["bottom center", "top center"]
-    assert sides([0.5, 0.5], [0.5, 0.56], [False, True]) == ["top center"]
-    assert sides([0.01], [0.5], [True]) == ["middle right"]
-    assert sides([0.99], [0.5], [True]) == ["middle left"]
+def test_labels_stand_where_they_cover_nothing() -> None:
+    assert sides([0.5, 0.5], [0.5, 0.56], [["a"], ["b"]]) == ["bottom center", "top center"]
+    assert sides([0.5, 0.5], [0.5, 0.56], [[], ["b"]]) == [None, "top center"]
+    assert sides([0.01], [0.5], [["a name"]]) == ["middle right"]
+    assert sides([0.99], [0.5], [["a name"]]) == ["middle left"]
+
+
+def test_no_label_covers_a_more_important_one() -> None:
+    labels = [["knee"], ["int8_dynamic"], ["int8_static"], *[["bf16"]] * 20]
+    at = [0.5, 0.51, 0.49, *[0.5] * 20]
+    placed = sides(at, at, labels)
+    assert placed[0] == "top center"
+    assert None in placed  # there is no room for all of them
+    assert len({side for side in placed[3:] if side}) == len([side for side in placed[3:] if side])
 
 
 def _aligned(results: Sequence[SimpleNamespace], probes: object, layers: slice = slice(None)) -> go.Figure:
@@ -419,8 +424,12 @@ def test_a_gap_is_split_into_layers_the_rest_and_what_is_not_explained(results: 
     gap = latency_gap(diff, seed.probes(), pair)
     (bars,) = gap_figure(diff, "latency_ms", gap, title="ms", revision="r").data
     assert sum(bars.x) == pytest.approx(gap.measured)
-    assert list(bars.customdata[-2:]) == [f"{len(diff) - 12} other layers", "Not explained by layers"]
+    widths = [(trial.figures["latency_ratio"].high - trial.figures["latency_ratio"].low) / 2 for trial in pair]
+    assert gap.noise == pytest.approx(27.0 * math.hypot(*widths))
+    assert list(bars.customdata[-2:]) == [f"{len(diff) - 12} other layers", "Within measurement noise"]
     assert list(bars.x[:12]) == sorted(bars.x[:12])  # all save time; the largest first
+    exact = gap_figure(diff, "latency_ms", replace(gap, noise=0.5 * abs(gap.rest)), title="ms", revision="r")
+    assert exact.data[0].customdata[-1] == "Not explained by layers"
     unmeasured = gap_figure(diff, "latency_ms", replace(gap, measured=None), title="ms", revision="r")
     assert sum(unmeasured.data[0].x) == pytest.approx(gap.predicted)
 

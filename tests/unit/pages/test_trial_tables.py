@@ -107,7 +107,7 @@ def test_full_precision_is_the_baseline_that_changes_nothing(trials: list[TrialR
 
 
 def test_broken_limits_are_named_with_figure_and_bound(trials: list[TrialRecord]) -> None:
-    assert trial_tables.misses_text(trials[0], LIMITS) == "latency p95 29.6 ms (limit 22.0 ms)"
+    assert trial_tables.misses_text(trials[0], LIMITS) == "latency p95 29.6 ms, limit 22.0 ms"
     assert trial_tables.misses_text(trials[1], LIMITS) == ""
 
 
@@ -156,7 +156,7 @@ def test_ties_are_those_of_the_command_line(trials: list[TrialRecord]) -> None:
 def test_points_say_what_they_break(trials: list[TrialRecord]) -> None:
     strict = [*LIMITS, Constraint(metric="weight_memory_mib", limit=50.0, at_most=True)]
     misses = trial_tables.with_misses(_judged(trials, strict), strict)["misses"]
-    assert misses[0] == "latency p95 29.6 ms (limit 22.0 ms); weight memory 86.6 MiB (limit 50.0 MiB)"
+    assert misses[0] == "latency p95 29.6 ms, limit 22.0 ms; weight memory 86.6 MiB, limit 50.0 MiB"
     assert misses[1] == ""
 
 
@@ -213,6 +213,11 @@ def test_figures_of_two_maps_say_whether_their_intervals_tell_them_apart(trials:
     assert rows["Latency p50"]["certain"] == "yes"
     assert rows["Weight memory"]["certain"] == "-"
     assert rows["Accuracy"]["change"] == "-1.1 %"
+    assert rows["Accuracy drop, relative"]["change"] == "+1.06 points"
+    assert rows["Divergence from full precision"]["change"] == "-"  # that of full precision is 0
+    fourth = {row["metric"]: row for row in trial_tables.metrics_frame(trials[3], trials[2]).to_dict("records")}
+    ratio = trials[2].figures["divergence"].value / trials[3].figures["divergence"].value
+    assert fourth["Divergence from full precision"]["change"] == f"{ratio:.3g}x"
     same = trial_tables.metrics_frame(trials[0], trials[0])
     assert set(same["certain"]) == {"no", "-"}
     assert trial_tables.metrics_frame(trials[0], trials[10]).empty
