@@ -1,6 +1,7 @@
 """Page: the quantization map of one candidate, layer by layer."""
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -19,31 +20,27 @@ from dashboard.charts.latency import hidden_samples, latency_figure
 from dashboard.charts.layout import CONFIG
 from dashboard.charts.strip import blocks, strip_figure
 from dashboard.formatting import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
+from dashboard.tables.cards import cards
 from dashboard.tables.layers import layer_frame
+from dashboard.tables.map_summary import map_summary
 from dashboard.tables.trials import Limit, full_precision, misses_text
-from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, linked_job
+from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, linked_job, show_cards
 from workers.measurement import LatencySamples, Workload
 from workers.setup import ModelDescription, Probes
 from workers.timing.estimates import Figure
 
-#: Metrics in the header, in reading order, by their short names.
-_HEADLINES = {
-    "latency_p50_ms": "Latency p50",
-    "latency_p95_ms": "Latency p95",
-    "latency_ratio": "Latency ratio",
-    "prefill_latency_p50_ms": "First token p50",
-    "decode_latency_p50_ms": "Per token p50",
-    "request_latency_p50_ms": "Request p50",
-    "queued_latency_p95_ms": "Under load p95",
-    "accuracy": "Accuracy",
-    "shifted_accuracy": "Shifted accuracy",
-    "divergence": "Divergence",
-    "held_out_accuracy": "Held-out accuracy",
-    "weight_memory_mib": "Weight memory",
-    "peak_memory_mib": "Peak memory",
+#: Metrics below the cards, in reading order, by their short names.
+_OTHERS = {
+    "latency_p50_ms": "latency p50",
+    "latency_p95_ms": "latency p95",
+    "prefill_latency_p50_ms": "first token p50",
+    "decode_latency_p50_ms": "per token p50",
+    "request_latency_p50_ms": "request p50",
+    "queued_latency_p95_ms": "under load p95",
+    "shifted_accuracy": "shifted accuracy",
+    "held_out_accuracy": "held-out accuracy",
+    "peak_memory_mib": "peak memory",
 }
-#: Those of them for which a change from full precision is meaningful.
-_COMPARED = tuple(name for name in _HEADLINES if name not in ("latency_ratio", "divergence", "held_out_accuracy"))
 #: Columns of the table of layers; empty ones are left out.
 _COLUMNS = (
     "layer",
@@ -81,7 +78,7 @@ def show(front: Page, diff: Page) -> None:
         st.page_link(front, label="← Back to the front", query_params={"job": job.id})
         st.page_link(diff, label="Compare with another map", query_params={"job": job.id, "second": str(trial.number)})
     _facts(job, trial, trial.number in progress.members)
-    _headlines(trial, full_precision(progress.trials))
+    _figures(trial, full_precision(progress.trials), job.spec.objectives)
     _layers(job, trial, progress.probes)
     _latency(job, trial)
     _download(job, trial)
@@ -111,30 +108,30 @@ def _facts(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
         st.text(trial.message)
 
 
-def _headlines(trial: TrialRecord, reference: TrialRecord | None) -> None:
-    measured = [metric for metric in _HEADLINES if metric in trial.figures]
-    if not measured:
-        return
-    with st.container(horizontal=True, gap="small"):
-        for metric in measured:
-            _headline(metric, trial.figures[metric], reference.figures.get(metric) if reference else None)
-    intervals = {_HEADLINES[metric]: interval_text(metric, trial.figures[metric]) for metric in measured}
-    known = "; ".join(f"{label} {interval}" for label, interval in intervals.items() if interval)
-    st.caption("Changes are relative to full precision." + (f" 95 % intervals: {known}." if known else ""))
+def _figures(trial: TrialRecord, full: TrialRecord | None, objectives: Sequence[str]) -> None:
+    """Show the four figures that decide as cards, and the others in a line with intervals and changes."""
+    reference = full.figures if full else {}
+    show_cards(cards(trial.figures, reference, objectives))
+    others = [
+        _figure_text(metric, trial.figures[metric], reference.get(metric))
+        for metric in _OTHERS
+        if metric in trial.figures
+    ]
+    if others:
+        st.caption(
+            in_markdown(
+                f"{'; '.join(others)}. Intervals are 95 % confidence intervals, changes relative to full precision.",
+                longest=800,
+            )
+        )
 
 
-def _headline(metric: str, figure: Figure, reference: Figure | None) -> None:
-    compared = reference is not None and metric in _COMPARED and figure.value != reference.value
-    st.metric(
-        _HEADLINES[metric],
-        figure_text(metric, figure),
-        change_text(figure.value, reference.value) if compared and reference else None,
-        delta_color="normal" if METRICS[metric].maximise else "inverse",
-        border=True,
-        width=165,
-        height="stretch",
-        help=METRICS[metric].label,
-    )
+def _figure_text(metric: str, figure: Figure, reference: Figure | None) -> str:
+    interval = interval_text(metric, figure)
+    changed = reference is not None and figure.value != reference.value
+    notes = [interval, change_text(figure.value, reference.value) if changed and reference else ""]
+    inside = ", ".join(filter(None, notes))
+    return f"{_OTHERS[metric]} {figure_text(metric, figure)}" + (f" ({inside})" if inside else "")
 
 
 def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
@@ -144,6 +141,7 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     # A trial never changes, so its charts can be cached.
     of_trial = job.id, trial.number, probes is not None
     frame, strip = queries.cached(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
+    st.markdown(in_markdown(map_summary(job.description, trial.choices, probes), longest=400))
     st.plotly_chart(
         strip,
         key="strip",

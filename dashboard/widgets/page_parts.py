@@ -60,7 +60,7 @@ def how_to_begin() -> None:
 
 
 def live(body: Callable[[JobRecord], None], job: JobRecord, head: DeltaGenerator) -> None:
-    """Show ``body`` of the job, refreshed every ``REFRESH_S`` seconds while the job is live; ``head`` can pause that."""
+    """Show ``body`` of the job, every ``REFRESH_S`` seconds while the job is live; a toggle in ``head`` pauses that."""
     every = None
     if job.state.is_live:
         paused = head.toggle("Pause live updates", key="paused", help="Stops refreshing the page; the job continues.")

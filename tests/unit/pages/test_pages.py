@@ -18,6 +18,8 @@ from autotune.jobs.records import JobStage, JobState
 from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
 from autotune.store.open import open_store
+from dashboard.tables.layers import Gap
+from dashboard.views import diff
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "browser" / "seed.py")))
 
@@ -231,7 +233,7 @@ def test_a_running_job_shows_its_progress_and_stage(own) -> None:  # type: ignor
 def test_the_table_has_the_front_first_with_speed_and_change_of_accuracy(page) -> None:  # type: ignore[no-untyped-def]
     table = page("front", "finished").dataframe[0].value
     first, standing = table.iloc[0], table["standing"]
-    assert (first["name"], standing[0]) == ("trial 20", "on the front, fastest and smallest")
+    assert (first["name"], first["standing"]) == ("trial 20", "on the front, fastest and smallest")
     on_front = standing.str.startswith("on the front")
     assert on_front.tolist() == sorted(on_front, reverse=True)
     assert table["latency_p50_ms"][on_front].is_monotonic_increasing
@@ -331,9 +333,16 @@ def test_hostile_names_are_never_markup(page) -> None:  # type: ignore[no-untype
 
 def test_the_map_page_leads_with_figures_against_full_precision(page) -> None:  # type: ignore[no-untyped-def]
     metrics = {metric.label: metric for metric in page("candidate", "finished", 3).metric}
-    assert list(metrics)[:2] == ["Latency p50", "Latency p95"]
+    assert list(metrics) == ["Speed", "Accuracy", "Weight memory", "Divergence"]
     assert metrics["Accuracy"].value == "0.7137"
     assert metrics["Weight memory"].delta.startswith("-")
+
+
+def test_the_map_page_sums_up_the_map_above_the_strip(page) -> None:  # type: ignore[no-untyped-def]
+    texts = _texts(page("candidate", "finished", 24)).replace("\\", "")
+    assert "layers stay in bf16" in texts
+    assert "mostly output.dense" in texts or "most often" in texts
+    assert re.search(r"latency p95 14\.4 ms \(14\.2 to 14\.7 ms, -51\.2 %\); peak memory 31\.6 MiB", texts)
 
 
 def test_the_map_page_lists_weights_that_are_in_no_layer(page) -> None:  # type: ignore[no-untyped-def]
@@ -412,6 +421,17 @@ def test_a_diff_shows_only_what_differs_and_what_explains_it(page) -> None:  # t
     assert len(app.get("plotly_chart")) == 2
     assert r"as measured\; the layers explain" in _texts(app)
     assert "A curve fitted" in _texts(app)
+
+
+def test_a_gap_within_the_measurement_noise_is_called_that() -> None:
+    gap = Gap(measured=-0.1, predicted=-0.3, noise=0.2)
+    assert diff._sentence("Latency (ms)", gap, "latency_p50_ms").startswith(
+        "Latency (ms): -0.100 ms as measured, within measurement noise"
+    )
+    gap = Gap(measured=-1.0, predicted=-0.9, noise=0.2)
+    assert "and the rest is within measurement noise" in diff._sentence("Latency (ms)", gap, "latency_p50_ms")
+    gap = Gap(measured=-1.0, predicted=0.5, noise=0.2)
+    assert "and -1.50 ms is not explained" in diff._sentence("Latency (ms)", gap, "latency_p50_ms")
 
 
 def test_a_diff_starts_at_full_precision_and_the_knee(page) -> None:  # type: ignore[no-untyped-def]
