@@ -1,16 +1,24 @@
 """The layers of a model: their sensitivities, and their choices on the front."""
 
+import math
+
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.charts.labels import short_names
 from dashboard.charts.layout import Drawing, finish
-from dashboard.charts.palette import CHOICE_SYMBOLS, MODE_COLORS, PRECISIONS, QUIET
+from dashboard.charts.palette import MODE_COLORS, PRECISIONS, QUIET
 from dashboard.formatting import in_chart
 from dashboard.tables.layers import MODES, mode_of
 from search_spaces.choice import CHOICES, Method
 
 _ROW_PIXELS, _AROUND_PIXELS = 22, 110
+#: Divergence from low to high; light is harmless on white, and no colour is lost on black.
+_LOSSES = ((0.0, "#DCE9F5"), (0.5, "#F2B24C"), (1.0, "#B3261E"))
+#: Most characters of a name beside a row; its end tells more than its start.
+_LONGEST = 26
 #: Hatches distinguish the activation modes of one precision without colour.
 _HATCHES = {
     mode: {"shape": shape, "fillmode": "overlay", "fgcolor": "#111111", "fgopacity": 0.6, "size": 6, "solidity": 0.2}
@@ -19,47 +27,59 @@ _HATCHES = {
 
 
 def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
-    """Return each layer's expected divergence by choice, most sensitive layer on top.
+    """Return a heat map of expected divergences, layer x choice, with the most sensitive layer on top.
+
+    A choice that a layer cannot take has no cell; one without a loss has the colour of the smallest loss.
 
     Args:
         layers: rows of ``dashboard.tables.layers.sensitivity_frame``.
         revision: see ``layout.finish``.
     """
     names = list(dict.fromkeys(layers["layer"]))
-    figure = Drawing()
-    for choice in CHOICES:
-        mine = layers[(layers["choice"] == choice) & (layers["divergence"] > 0)]
-        if len(mine):
-            figure.add_trace(
-                go.Scatter(
-                    x=mine["divergence"].tolist(),
-                    y=[names.index(name) for name in mine["layer"]],
-                    mode="markers",
-                    name=choice,
-                    marker={
-                        "color": PRECISIONS[CHOICES[choice].precision][0],
-                        "symbol": CHOICE_SYMBOLS[mode_of(CHOICES[choice])] + ("-open" if _is_refined(choice) else ""),
-                        "size": 10,
-                        # An open symbol consists of its outline only.
-                        "line": {"width": 2} if _is_refined(choice) else {"width": 1, "color": QUIET},
-                    },
-                    customdata=[
-                        [in_chart(name), f"{saved:+.3f}"]
-                        for name, saved in zip(mine["layer"], mine["saved_ms"], strict=True)
-                    ],
-                    hovertemplate=f"<b>%{{customdata[0]}}</b><br>{choice}: divergence %{{x:.2e}}<br>"
-                    "saves %{customdata[1]} ms<extra></extra>",
-                )
-            )
-    figure.update_xaxes(
-        title="Expected divergence",
-        type="log",
-        gridcolor=QUIET,
-        dtick=1,
-        exponentformat="power",
+    choices = [choice for choice in CHOICES if choice in set(layers["choice"])]
+    table = layers.pivot(index="layer", columns="choice").reindex(names)
+    losses = table["divergence"][choices].to_numpy(dtype=float)
+    lossy = losses[losses > 0]
+    least = float(lossy.min()) if len(lossy) else 1.0
+    figure = Drawing(
+        go.Heatmap(
+            z=np.log10(np.where(losses > 0, losses, np.where(losses == 0, least, np.nan))).tolist(),
+            x=choices,
+            y=list(range(len(names))),
+            colorscale=_LOSSES,
+            xgap=2,
+            ygap=2,
+            colorbar=_loss_key(lossy),
+            hoverongaps=False,
+            customdata=[
+                [[in_chart(name), f"{loss:.2e}", f"{saved:+.3f}"] for loss, saved in zip(row, times, strict=True)]
+                for name, row, times in zip(names, losses, table["saved_ms"][choices].to_numpy(), strict=True)
+            ],
+            hovertemplate="<b>%{customdata[0]}</b><br>%{x}: divergence %{customdata[1]}<br>"
+            "saves %{customdata[2]} ms<extra></extra>",
+        )
     )
+    figure.update_xaxes(side="top", tickangle=-90, showgrid=False)
     _name_rows(figure, names)
-    return finish(figure, height=_ROW_PIXELS * len(names) + _AROUND_PIXELS, revision=revision)
+    return finish(figure, height=_ROW_PIXELS * len(names) + 2 * _AROUND_PIXELS, revision=revision, legend=False)
+
+
+def _loss_key(losses: npt.NDArray[np.float64]) -> dict[str, object]:
+    """Return a colour bar with a tick at each power of ten."""
+    powers = range(math.ceil(np.log10(losses.min())), math.floor(np.log10(losses.max())) + 1) if len(losses) else []
+    return {
+        "title": {"text": "Expected divergence", "side": "top"},
+        "orientation": "h",
+        "x": 0.0,
+        "xanchor": "left",
+        "y": 0.0,
+        "yanchor": "top",
+        "len": 0.6,
+        "tickvals": list(powers),
+        "ticktext": [f"1e{power}" for power in powers],
+        "thickness": 12,
+        "outlinewidth": 0,
+    }
 
 
 def _is_refined(choice: str) -> bool:
@@ -124,7 +144,9 @@ def _name_rows(figure: go.Figure, names: list[str]) -> None:
     figure.update_yaxes(
         range=(len(names) - 0.4, -0.6),
         tickvals=list(range(len(names))),
-        ticktext=[in_chart(name) for name in short_names(names)],
+        ticktext=[
+            in_chart(name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}") for name in short_names(names)
+        ],
         automargin=True,
         showgrid=False,
         zeroline=False,

@@ -25,14 +25,13 @@ PRECISIONS: dict[Precision, tuple[str, str]] = {
     Precision.INT4: ("#009E73", "#111111"),
 }
 
-#: Activation mode -> colour, and symbol in charts where colour means precision.
+#: Activation mode -> colour.
 MODE_COLORS = {
     "static": "#E28900",
     "dynamic": "#1F87D6",
     "weights only": "#009E73",
     "floating point": "#A9B1BA",
 }
-CHOICE_SYMBOLS = {"static": "circle", "dynamic": "diamond", "weights only": "square", "floating point": "x"}
 
 #: One colour per compared job; each job also has its own dash and symbol.
 SERIES = ("#1F87D6", "#E28900", "#009E73", "#CC79A7", "#56B4E9", "#D5502A")

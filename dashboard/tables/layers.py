@@ -20,6 +20,12 @@ from workers.timing.estimates import Figure
 LETTERS = {ActivationMode.STATIC: "S", ActivationMode.DYNAMIC: "D", ActivationMode.NONE: "W"}
 
 
+#: Choices that a summary is about, the first that was probed.
+_USUAL = ("int8_static", "int8_dynamic", "int8_weight_only")
+#: Share of the divergence that the layers named in a summary cause.
+_HALF = 0.5
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
     """The measured difference between two maps, and the part that their layers explain."""
@@ -151,6 +157,29 @@ def sensitivity_frame(description: ModelDescription, probes: Probes) -> pd.DataF
     frame = pd.DataFrame(rows, columns=["layer", "role", "choice", "divergence", "saved_ms"])
     frame["worst"] = frame.groupby("layer")["divergence"].transform("max")
     return frame.sort_values(["worst", "layer"], ascending=[False, True], kind="stable").reset_index(drop=True)
+
+
+def sensitivity_summary(sensitivities: pd.DataFrame) -> str:
+    """Return the fewest layers that cause half of the divergence of a uniform map; empty if nothing loses anything.
+
+    Args:
+        sensitivities: ``sensitivity_frame``.
+    """
+    sums = sensitivities.groupby("choice")["divergence"].sum()
+    if not sums.gt(0).any():
+        return ""
+    choice = next((name for name in _USUAL if sums.get(name, 0.0) > 0), str(sums.idxmax()))
+    losses = sensitivities[sensitivities["choice"] == choice].sort_values("divergence", ascending=False, kind="stable")
+    shares = losses["divergence"].cumsum() / sums[choice]
+    count = int((shares < _HALF).sum()) + 1
+    roles = Counter(losses["role"][:count]).most_common()
+    which = roles[0][0] if len(roles) == 1 else f"mostly {roles[0][0]}"
+    layers = (
+        f"1 of {len(losses)} layers ({which}) causes"
+        if count == 1
+        else f"{count} of {len(losses)} layers ({which}) cause"
+    )
+    return f"If all layers take {choice}, {layers} {100 * shares.iloc[count - 1]:.0f} % of the expected divergence."
 
 
 def choice_frame(description: ModelDescription, maps: Sequence[Mapping[str, str]]) -> pd.DataFrame:

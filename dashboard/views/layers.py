@@ -11,8 +11,8 @@ from dashboard import queries
 from dashboard.charts.histogram import histogram_figure
 from dashboard.charts.layers import choices_figure, roles_figure, sensitivity_figure
 from dashboard.charts.layout import CONFIG
-from dashboard.formatting import clipped_text, one_line
-from dashboard.tables.layers import choice_frame, most_disputed, role_frame, sensitivity_frame
+from dashboard.formatting import clipped_text, in_markdown, one_line
+from dashboard.tables.layers import choice_frame, most_disputed, role_frame, sensitivity_frame, sensitivity_summary
 from dashboard.widgets.page_parts import NO_HISTOGRAMS, choose, linked_job
 from workers.setup import Calibration, Estimator, ModelDescription, Probes
 
@@ -48,17 +48,20 @@ def _sensitivity(job: JobRecord, description: ModelDescription, probes: Probes |
     if probes is None:
         st.info("Layer sensitivities are unknown: this job did not probe its layers.")
         return
-    frame, figure, drawn = queries.cached(partial(_ranked, job.id, description, probes, most), "ranked", job.id, most)
+    frame, figure, drawn, summary = queries.cached(
+        partial(_ranked, job.id, description, probes, most), "ranked", job.id, most
+    )
+    if summary:
+        st.markdown(in_markdown(summary, longest=300))
     st.plotly_chart(
         figure,
         key="sensitivity",
         config=CONFIG,
-        alt=f"Expected divergence of {drawn} layers by choice, most sensitive first; the table has all",
+        alt=f"Heat map of the expected divergence of {drawn} layers by choice, most sensitive first; the table has all",
     )
     st.caption(
         f"Estimated by {_METHODS[probes.estimator]} from {probes.samples} samples in {probes.seconds:.1f} s, before "
-        "any map was measured. Colour is precision; circles quantize activations statically, diamonds dynamically, "
-        "squares only weights; hollow symbols: per-token, smoothed or GPTQ. A choice without a loss has no point."
+        "any map was measured. Gaps are choices that a layer cannot take."
     )
     st.dataframe(
         frame[["layer", "role", "choice", "divergence", "saved_ms"]],
@@ -101,11 +104,12 @@ def _activations(job: JobRecord, calibration: Calibration) -> None:
 
 def _ranked(
     job_id: str, description: ModelDescription, probes: Probes, most: int
-) -> tuple[pd.DataFrame, go.Figure, int]:
-    """Return all sensitivities, the figure of the ``most`` most sensitive layers, and their number."""
+) -> tuple[pd.DataFrame, go.Figure, int, str]:
+    """Return all sensitivities, the figure of the ``most`` most sensitive layers, their number, and a summary."""
     frame = sensitivity_frame(description, probes)
     ranked = list(dict.fromkeys(frame["layer"]))[:most]
-    return frame, sensitivity_figure(frame[frame["layer"].isin(ranked)], job_id), len(ranked)
+    figure = sensitivity_figure(frame[frame["layer"].isin(ranked)], job_id)
+    return frame, figure, len(ranked), sensitivity_summary(frame)
 
 
 def _front(job: JobRecord, description: ModelDescription, progress: queries.Progress, most: int) -> None:

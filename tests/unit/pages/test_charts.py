@@ -434,19 +434,22 @@ def test_a_gap_is_split_into_layers_the_rest_and_what_is_not_explained(results: 
     assert sum(unmeasured.data[0].x) == pytest.approx(gap.predicted)
 
 
-def test_every_choice_with_a_loss_is_a_point_of_the_sensitivities() -> None:
+def test_sensitivities_are_a_heat_map_of_layer_and_choice_with_gaps_for_what_is_refused() -> None:
     frame = sensitivity_frame(seed.describe(), seed.probes())
-    figure = sensitivity_figure(frame, "r")
+    (cells,) = sensitivity_figure(frame, "r").data
     drawn = {
-        (point[0], trace.name): x for trace in figure.data for point, x in zip(trace.customdata, trace.x, strict=True)
+        (point[0], choice): 10**value
+        for row, points in zip(cells.z, cells.customdata, strict=True)
+        for choice, value, point in zip(cells.x, row, points, strict=True)
+        if not math.isnan(value)
     }
-    assert drawn == {(p.layer, p.choice): p.divergence for p in seed.probes().layers if p.divergence > 0}
-    assert figure.layout.xaxis.type == "log"
+    expected = {(p.layer, p.choice): p.divergence for p in seed.probes().layers if p.choice != "fp32"}
+    assert drawn == pytest.approx(expected)
+    assert ("embeddings.word_embeddings", "int8_static") not in drawn
+    figure = sensitivity_figure(frame, "r")
     assert figure.layout.yaxis.ticktext[0] == "0.output.dense"
-    assert len({trace.marker.symbol for trace in figure.data}) > 2  # told apart without colour
-    frame["choice"] = frame["choice"].replace({"int8_static": "int8_static_smooth"})
-    refined = {trace.name: trace.marker.symbol for trace in sensitivity_figure(frame, "r").data}
-    assert refined["int8_static_smooth"] == "circle-open"
+    frame.loc[0, "divergence"] = 0.0
+    assert not math.isnan(sensitivity_figure(frame, "r").data[0].z[0][list(cells.x).index(frame["choice"][0])])
 
 
 def test_shares_of_choices_fill_each_layers_bar(results: list[SimpleNamespace]) -> None:

@@ -127,3 +127,17 @@ def test_layers_of_one_type_are_taken_together(trials: list[TrialRecord]) -> Non
 def test_the_type_of_a_layer_is_in_its_name(name: str, role: str) -> None:
     layer = replace(seed.describe().layers[5], name=name, kind=LayerKind.CONV2D)
     assert frames.role_of(layer) == role
+
+
+def test_a_summary_names_the_fewest_layers_that_cause_half_of_the_divergence() -> None:
+    frame = frames.sensitivity_frame(seed.describe(), seed.probes())
+    static = frame[frame["choice"] == "int8_static"]["divergence"].sort_values(ascending=False)
+    count = int((static.cumsum() < 0.5 * static.sum()).sum()) + 1
+    share = static[:count].sum() / static.sum()
+    assert frames.sensitivity_summary(frame) == (
+        f"If all layers take int8_static, {count} of {len(static)} layers (output.dense) cause "
+        f"{100 * share:.0f} % of the expected divergence."
+    )
+    assert frames.sensitivity_summary(frame.assign(divergence=0.0)) == ""
+    one = frame[frame["layer"] == "embeddings.word_embeddings"]
+    assert "int8_weight_only, 1 of 1 layers (word_embeddings) causes 100 %" in frames.sensitivity_summary(one)
