@@ -8,10 +8,20 @@ import pandas as pd
 
 from autotune.jobs.budget import left_s
 from autotune.jobs.progress import stage_text
+from autotune.jobs.recommendation import recommended
 from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialRecord
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import METRICS
-from dashboard.formatting import ABSENT, duration, figure_text, moment, one_line, state_text
+from autotune.metrics.catalog import decisive_workload, ratio_of
+from dashboard.formatting import (
+    ABSENT,
+    drop_text,
+    duration,
+    figure_text,
+    moment,
+    one_line,
+    speedup_text,
+    state_text,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +87,11 @@ def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
     return {
         "name": one_line(job.name),
         "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),
-        "stage": one_line(stage_text(job.stage)) if job.stage else ABSENT,
+        **_gains(summary),
         "progress": round(min(1.0, done / spec.search.trials), 2),
         "trials": f"{done} of {spec.search.trials}",
         "left": duration(left) if left is not None else ABSENT,
-        "best": _best_text(summary, spec.objectives[0]),
+        "stage": one_line(stage_text(job.stage)) if job.stage else ABSENT,
         "front": len(summary.front),
         "task": one_line(job.task),
         "age": duration((now - job.created_at).total_seconds()),
@@ -90,13 +100,20 @@ def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
     }
 
 
-def _best_text(summary: JobSummary, metric: str) -> str:
-    """Return the best value of an objective, which is that of a map on the front."""
-    if not summary.front:
-        return "none feasible" if summary.searched else ABSENT
-    sign = -1 if METRICS[metric].maximise else 1
-    best = min((trial.figures[metric] for trial in summary.front), key=lambda figure: sign * figure.value)
-    return f"{METRICS[metric].label} {figure_text(metric, best)}"
+def _gains(summary: JobSummary) -> dict[str, str]:
+    """Return what the recommended map on the front gains over full precision, as text."""
+    spec = summary.job.spec
+    best = recommended(summary.front, spec)
+    if best is None:
+        return {"speed": "none feasible" if summary.searched else ABSENT, "accuracy": ABSENT, "memory": ABSENT}
+    ratio, drop = (
+        best.figures.get(name) for name in (ratio_of(decisive_workload(spec.objectives)).name, "accuracy_drop")
+    )
+    return {
+        "speed": speedup_text(ratio.value) if ratio else ABSENT,
+        "accuracy": drop_text(drop.value) if drop else ABSENT,
+        "memory": figure_text("weight_memory_mib", best.figures.get("weight_memory_mib")),
+    }
 
 
 def _queue_row(job: JobRecord, at: datetime) -> dict[str, object]:

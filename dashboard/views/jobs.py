@@ -11,7 +11,7 @@ from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.timestamps import now
 from autotune.store.base import JobStore
 from dashboard import queries
-from dashboard.formatting import in_markdown, state_text
+from dashboard.formatting import in_markdown, one_line, state_text
 from dashboard.tables.jobs import jobs_frame, selected
 from dashboard.widgets.actions import act, show_outcome
 from dashboard.widgets.page_parts import REFRESH_S, guarded, how_to_begin, job_names
@@ -19,6 +19,8 @@ from dashboard.widgets.page_parts import REFRESH_S, guarded, how_to_begin, job_n
 #: Number of newest jobs shown; older ones are read only on request.
 _NEWEST = 50
 _ANY_TASK = "any task"
+#: Which map the gains in the table are those of.
+_RECOMMENDED = "of the recommended map among those on the front"
 #: States in which a job can be paused, and cancelled.
 _PAUSABLE = (JobState.QUEUED, JobState.RUNNING)
 _CANCELLABLE = (*_PAUSABLE, JobState.PAUSED, JobState.FAILED)
@@ -51,18 +53,22 @@ def show(front: Page) -> None:
 
 def _filters(jobs: list[JobRecord]) -> tuple[list[str], str | None, str]:
     """Return the filters on state, task and text; the URL holds them."""
-    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        states = st.pills(
-            "State",
-            [state.value for state in JobState],
-            selection_mode="multi",
-            wrap=True,
-            key="state",
-            bind="query-params",
-        )
-        tasks = [_ANY_TASK, *sorted({job.task for job in jobs})]
-        task = st.selectbox("Task", tasks, key="task", bind="query-params", width=200)
+    tasks = [_ANY_TASK, *sorted({job.task for job in jobs})]
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         text = st.text_input("Search", key="search", bind="query-params", placeholder="Name or id", width=200)
+        with st.popover("Filter"):
+            states = st.pills(
+                "State",
+                [state.value for state in JobState],
+                selection_mode="multi",
+                wrap=True,
+                key="state",
+                bind="query-params",
+            )
+            task = st.selectbox("Task", tasks, key="task", bind="query-params", width=200)
+        chosen = [*states, *([] if task == _ANY_TASK else [one_line(task)])]
+        if chosen:
+            st.caption(in_markdown(f"Only {', '.join(chosen)}"))
     return list(states), None if task == _ANY_TASK else task, text or ""
 
 
@@ -72,24 +78,27 @@ def _table(jobs: list[JobRecord], front: Page) -> None:
         return
     frame = jobs_frame([queries.summary(job) for job in jobs], now())
     event = st.dataframe(
-        frame,
+        # Its name is what a reader looks for in a row.
+        frame.style.map(lambda _: "font-weight: 600", subset=["name"]),
         hide_index=True,
         key="jobs-table",
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
-        alt="One row per job: name, state, stage, progress, time left, best map, front size, task, age, hardware",
+        alt="One row per job: name, state, gains of its recommended map, progress, time left, stage, front, task, age",
         column_config={
-            "name": st.column_config.TextColumn("Job", pinned=True),
+            "name": st.column_config.TextColumn("Job", width=200),
             "state": st.column_config.TextColumn("State"),
-            "stage": st.column_config.TextColumn("Stage", help="What its driver is doing"),
+            "speed": st.column_config.TextColumn("Speed", help=f"Relative to full precision; {_RECOMMENDED}"),
+            "accuracy": st.column_config.TextColumn(
+                "Accuracy change", help=f"Relative to full precision; {_RECOMMENDED}"
+            ),
+            "memory": st.column_config.TextColumn("Weights", help=f"Memory; {_RECOMMENDED}"),
             "progress": st.column_config.ProgressColumn(
                 "Progress", format="percent", width="small", min_value=0, max_value=1
             ),
             "trials": st.column_config.TextColumn("Trials"),
             "left": st.column_config.TextColumn("Time left"),
-            "best": st.column_config.TextColumn(
-                "Best feasible so far", help="In the job's first objective, among maps that meet every limit"
-            ),
+            "stage": st.column_config.TextColumn("Stage", help="What its driver is doing"),
             "front": st.column_config.NumberColumn("On front", help="Maps that no other map beats in every objective"),
             "task": st.column_config.TextColumn("Task"),
             "age": st.column_config.TextColumn("Age"),

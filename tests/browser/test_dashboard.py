@@ -436,7 +436,10 @@ def test_jobs_on_other_hardware_are_compared_with_a_warning(visit: Visit, dashbo
 
 def test_filters_are_in_the_link(visit: Visit, dashboard: "Dashboard") -> None:
     page = visit("/")
+    page.get_by_role("button", name="Filter").click()
     page.get_by_role("button", name="running", exact=True).click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("Only running")).to_be_visible()
     page.get_by_label("Search", exact=True).fill("nightly")
     page.get_by_label("Search", exact=True).press("Enter")
     page.wait_for_url(re.compile("search=nightly"))

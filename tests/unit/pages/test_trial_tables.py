@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from autotune.jobs.front import compute_front, ties
+from autotune.jobs.front import compute_front, pick, ties
 from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
@@ -56,12 +56,14 @@ def test_a_row_says_everything_about_a_job(trials: list[TrialRecord]) -> None:
     front = [trial for trial in trials[:20] if trial.feasible][-4:]
     summary = job_tables.JobSummary(job=_job(), searched=20, front=front)
     (row,) = job_tables.jobs_frame([summary], now()).to_dict("records")
-    best = min(trial.figures["latency_p50_ms"].value for trial in front)
+    best = min(front, key=lambda trial: trial.figures["latency_p50_ms"].value).figures
     assert row["name"] == "a job"
     assert row["state"] == "▶ running"
     assert row["stage"] == "-"
     assert (row["progress"], row["trials"], row["left"], row["age"]) == (0.5, "20 of 40", "1 min", "10 min")
-    assert row["best"] == f"Latency p50 {best:.1f} ms"
+    assert row["speed"] == f"{1 / best['latency_ratio'].value:.2f}x"
+    assert row["accuracy"] == f"{-100 * best['accuracy_drop'].value:+.2f} %"
+    assert row["memory"] == f"{best['weight_memory_mib'].value:.1f} MiB"
     assert row["front"] == 4
     assert "Xeon" in row["hardware"]
 
@@ -77,7 +79,7 @@ def test_a_row_says_what_the_driver_does_and_expects() -> None:
 def test_a_job_without_trials_has_no_estimate_and_no_best() -> None:
     summary = job_tables.JobSummary(job=_job(description=None), searched=0, front=[])
     (row,) = job_tables.jobs_frame([summary], now()).to_dict("records")
-    assert (row["left"], row["hardware"], row["best"]) == ("-", "-", "-")
+    assert (row["left"], row["hardware"], row["speed"]) == ("-", "-", "-")
 
 
 def test_time_left_ends_with_the_time_limit_and_with_the_job() -> None:
@@ -88,14 +90,16 @@ def test_time_left_ends_with_the_time_limit_and_with_the_job() -> None:
     assert job_tables.remaining_seconds(_job(state=JobState.FINISHED), SPEC, 10) is None
 
 
-def test_best_feasible_follows_the_direction_of_the_metric(trials: list[TrialRecord]) -> None:
-    front = [trial for trial in trials if trial.feasible][:3]
-    accurate = _job(document=SPEC.model_copy(update={"objectives": ("accuracy", "latency_p50_ms")}).dump())
-    summary = job_tables.JobSummary(job=accurate, searched=30, front=front)
+def test_gains_are_those_of_the_map_that_the_front_recommends(trials: list[TrialRecord]) -> None:
+    front = [trial for trial in trials if trial.feasible][:6]
+    unlimited = _job(document=SPEC.dump() | {"constraints": {}})
+    summary = job_tables.JobSummary(job=unlimited, searched=30, front=front)
     (row,) = job_tables.jobs_frame([summary], now()).to_dict("records")
-    assert row["best"] == f"Accuracy {max(trial.figures['accuracy'].value for trial in front):.4f}"
+    knee = pick(front, "knee", SPEC.objectives).figures
+    assert row["speed"] == f"{1 / knee['latency_ratio'].value:.2f}x"
+    assert knee != min(front, key=lambda trial: trial.figures["latency_p50_ms"].value).figures
     (row,) = job_tables.jobs_frame([replace(summary, front=[])], now()).to_dict("records")
-    assert row["best"] == "none feasible"
+    assert (row["speed"], row["accuracy"], row["memory"]) == ("none feasible", "-", "-")
 
 
 def test_full_precision_is_the_baseline_that_changes_nothing(trials: list[TrialRecord]) -> None:
