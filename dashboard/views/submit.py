@@ -1,7 +1,8 @@
 """Page: submit a job with a form or a job file."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -20,10 +21,14 @@ from search_spaces.choice import CHOICES
 from search_spaces.errors import AutotuneError
 from workers.tasks import task_names
 
+T = TypeVar("T")
+
 _FORM, _FILE = "with a form", "with a job file"
 #: Key of the session state for the submission key, which makes a second click submit nothing.
 _KEY = "submission"
 _DEFAULTS = JobSpec.parse({"name": "default", "task": {"name": "default"}})
+#: Limits that most jobs have; the others are in a fold.
+_USUAL_LIMITS = ("accuracy_drop", "weight_memory_mib", "latency_p50_ms", "latency_p95_ms")
 #: Step of the buttons of a limit field.
 _STEPS = {name: 0.005 for name in LIMITED if METRICS[name].is_quality}
 
@@ -33,40 +38,51 @@ def show(jobs_page: Page) -> None:
     st.title("Submit")
     show_outcome()
     how = st.segmented_control("Submit a job", [_FORM, _FILE], default=_FORM, required=True, key="how")
-    try:
-        spec = _from_file() if how == _FILE else _from_form()
-    except AutotuneError as error:
-        st.error("This job cannot be submitted.")
-        st.text(str(error))
-        spec = None
-    if how == _FORM or spec is not None:
-        _submit(spec, jobs_page)
+    if how == _FORM:
+        _form(jobs_page)
+    else:
+        _file(jobs_page)
 
 
-def _from_file() -> JobSpec | None:
+def _file(jobs_page: Page) -> None:
     uploaded = st.file_uploader("Job file", type=["yaml", "yml", "json"], max_upload_size=1)
     if uploaded is None:
         st.caption("The command autotune init writes a job file to start from.")
-        return None
-    spec = read_job(uploaded.getvalue())
-    st.code(as_text(spec.dump()), language=None)
-    return spec
+        return
+    spec = _checked(lambda: read_job(uploaded.getvalue()))
+    if spec is not None:
+        st.code(as_text(spec.dump()), language=None)
+        priority = _priority()
+        _submit(spec, priority, jobs_page)
 
 
-def _from_form() -> JobSpec:
+def _form(jobs_page: Page) -> None:
     form, file = st.columns([3, 2], gap="large")
     with form:
-        filled = _fields()
-    with file:
-        st.header("Job file")
-        data = document(filled)
-        text = as_text(data)
-        st.code(text, language=None)
-        st.download_button("Download the job file", text, file_name="job.yaml", on_click="ignore")
-    return JobSpec.parse(data, source="this form")
+        filled, priority = _fields()
+        data = _checked(lambda: document(filled))
+        spec = None if data is None else _checked(lambda: JobSpec.parse(data, source="this form"))
+        _submit(spec, priority, jobs_page)
+    if data is not None:
+        with file:
+            st.header("Job file")
+            text = as_text(data)
+            st.code(text, language=None)
+            st.download_button("Download the job file", text, file_name="job.yaml", on_click="ignore")
 
 
-def _fields() -> JobForm:
+def _checked(make: Callable[[], T]) -> T | None:
+    """Return what ``make`` makes; show its error and return None if it fails."""
+    try:
+        return make()
+    except AutotuneError as error:
+        st.error("This job cannot be submitted.")
+        st.text(str(error))
+        return None
+
+
+def _fields() -> tuple[JobForm, int]:
+    """Show the fields, those that few jobs need in folds, and return their values with the priority."""
     name = st.text_input("Name", value="my-first-job", max_chars=100)
     jobs = _known_jobs()
     tasks = sorted({*task_names(), *(job.task for job in jobs)})
@@ -77,30 +93,35 @@ def _fields() -> JobForm:
         accept_new_options=True,
         help="A task registered with the controllers; autotune tasks lists them.",
     )
-    parameters = st.text_input("Task parameters", placeholder="key: value", help="YAML; autotune tasks lists them.")
     frame = _measured(jobs, task)
-    special = _special(task, frame)
-    objectives = st.pills(
-        "Objectives, two or three",
-        job_form.offered(OBJECTIVES, special),
-        default=_DEFAULTS.objectives,
-        selection_mode="multi",
-        format_func=lambda metric: METRICS[metric].title,
-        wrap=True,
-        key="objectives",
-    )
-    limits = _limits(frame, job_form.offered(LIMITED, special))
-    st.header("Search")
-    choices = st.pills("Choices", list(CHOICES), default=_DEFAULTS.search.choices, selection_mode="multi", wrap=True)
-    layers = st.text_area(
-        "Rules for layers", placeholder='- {pattern: "*.embeddings.*", pin: fp32}', help="A YAML list; see the manual."
-    )
-    sampler, trials, time_limit_s = _budget()
-    repeats, batch_sizes = _measurement()
-    rate = None
-    if "queued" in special:
-        rate = st.number_input("Requests per second", min_value=0.0, value=1.0, help="Mean arrival rate.")
-    return JobForm(
+    st.header("Limits")
+    if frame is None:
+        st.caption("No job of this task has been measured yet, so there are no baselines to compare with.")
+    limits = _limits(_USUAL_LIMITS, frame)
+    st.header("Budget")
+    trials, time_limit_s = _budget()
+    with st.expander("Objectives, other limits and metrics"):
+        parameters = st.text_input("Task parameters", placeholder="key: value", help="YAML; autotune tasks lists them.")
+        special = _special(task, frame)
+        objectives = st.pills(
+            "Objectives, two or three",
+            job_form.offered(OBJECTIVES, special),
+            default=_DEFAULTS.objectives,
+            selection_mode="multi",
+            format_func=lambda metric: METRICS[metric].title,
+            wrap=True,
+            key="objectives",
+        )
+        others = [name for name in job_form.offered(LIMITED, special) if name not in _USUAL_LIMITS]
+        limits |= _limits(others, frame)
+        rate = None
+        if "queued" in special:
+            rate = st.number_input("Requests per second", min_value=0.0, value=1.0, help="Mean arrival rate.")
+    with st.expander("Search and measurement"):
+        choices, layers, sampler = _search()
+        repeats, batch_sizes = _measurement()
+        priority = _priority()
+    form = JobForm(
         name=name,
         task=task or "",
         parameters=parameters,
@@ -115,6 +136,7 @@ def _fields() -> JobForm:
         batch_sizes=batch_sizes,
         requests_per_second=rate,
     )
+    return form, priority
 
 
 def _special(task: str | None, frame: pd.DataFrame | None) -> list[str]:
@@ -131,13 +153,13 @@ def _special(task: str | None, frame: pd.DataFrame | None) -> list[str]:
     )
 
 
-def _limits(frame: pd.DataFrame | None, metrics: Sequence[str]) -> dict[str, float | None]:
+def _limits(metrics: Sequence[str], frame: pd.DataFrame | None) -> dict[str, float | None]:
     """Show a field per limit, with the values of the baselines of the same task."""
-    st.header("Limits")
-    if frame is None:
-        st.caption("No job of this task has been measured yet, so there are no baselines to compare with.")
-    columns = st.columns(2)
-    return {metric: _limit(columns[index % 2], metric, frame) for index, metric in enumerate(metrics)}
+    limits: dict[str, float | None] = {}
+    for start in range(0, len(metrics), 2):
+        for column, metric in zip(st.columns(2), metrics[start : start + 2], strict=False):
+            limits[metric] = _limit(column, metric, frame)
+    return limits
 
 
 def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> float | None:
@@ -157,12 +179,23 @@ def _limit(column: DeltaGenerator, metric: str, frame: pd.DataFrame | None) -> f
     return limit
 
 
-def _budget() -> tuple[str, int, float | None]:
-    sampler = st.selectbox("Sampler", [name.value for name in SamplerName])
+def _budget() -> tuple[int, float | None]:
     left, right = st.columns(2)
     trials = left.number_input("Trials", min_value=1, value=_DEFAULTS.search.trials, step=10)
     limit_s = right.number_input("Time limit (s)", min_value=1.0, value=None, placeholder="no limit", step=60.0)
-    return sampler, trials, limit_s
+    return trials, limit_s
+
+
+def _search() -> tuple[list[str], str, str]:
+    choices = st.pills("Choices", list(CHOICES), default=_DEFAULTS.search.choices, selection_mode="multi", wrap=True)
+    layers = st.text_area(
+        "Rules for layers", placeholder='- {pattern: "*.embeddings.*", pin: fp32}', help="A YAML list; see the manual."
+    )
+    return list(choices), layers, st.selectbox("Sampler", [name.value for name in SamplerName])
+
+
+def _priority() -> int:
+    return st.number_input("Priority", value=0, step=1, help="Jobs of higher priority are started first.")
 
 
 def _measurement() -> tuple[int, str]:
@@ -171,8 +204,7 @@ def _measurement() -> tuple[int, str]:
     return repeats, right.text_input("Batch sizes", value="1", help="Comma-separated; limits apply to the first one.")
 
 
-def _submit(spec: JobSpec | None, jobs_page: Page) -> None:
-    priority = st.number_input("Priority", value=0, step=1, help="Jobs of higher priority are started first.")
+def _submit(spec: JobSpec | None, priority: int, jobs_page: Page) -> None:
     key = st.session_state.setdefault(_KEY, secrets.token_hex(8))
 
     def press() -> None:
