@@ -120,7 +120,7 @@ def _figures(trial: TrialRecord, full: TrialRecord | None, objectives: Sequence[
     if others:
         st.caption(
             in_markdown(
-                f"{'; '.join(others)}. Intervals are 95 % confidence intervals, changes relative to full precision.",
+                f"Also {'; '.join(others)}. Intervals are of 95 % confidence, changes relative to full precision.",
                 longest=800,
             )
         )

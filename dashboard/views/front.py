@@ -127,8 +127,7 @@ def _answer(job: JobRecord, progress: queries.Progress, trials: Sequence[TrialRe
                     st.header(in_markdown(f"Recommended: {found.name}"), width="content")
                     link = {"job": job.id, "trial": str(found.trial.number)}
                     st.page_link(map_page, label="Open its map", query_params=link, width="content")
-                show_cards(cards(found.trial.figures, found.full.figures, job.spec.objectives))
-                st.markdown(in_markdown(found.comparison, longest=400))
+                show_cards(cards(found.trial.figures, found.full.figures, job.spec.objectives), found.comparison)
         return
     closest = nearest_trial(trials)
     if closest is not None:

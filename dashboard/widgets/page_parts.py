@@ -200,9 +200,9 @@ def not_found(kind: str, name: str, place: str) -> None:
     st.error(f"Not found: {place} has no {kind} {in_markdown(name)}. Choose another {kind} above.")
 
 
-def show_cards(shown: Sequence[Card]) -> None:
-    """Show the most important figures of a map side by side."""
-    with st.container(horizontal=True, gap="medium"):
+def show_cards(shown: Sequence[Card], remark: str = "") -> None:
+    """Show the most important figures of a map side by side, and a remark where there is room for it."""
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         for card in shown:
             st.metric(
                 card.label,
@@ -211,8 +211,10 @@ def show_cards(shown: Sequence[Card]) -> None:
                 delta_color="off",
                 delta_arrow="off",
                 help=card.help,
-                width=150,
+                width=152,
             )
+        if remark:
+            st.markdown(in_markdown(remark, longest=400), width=380)
 
 
 def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
