@@ -56,7 +56,7 @@ def front_figure(
     revision: str,
     x_limits: Sequence[Limit] = (),
     y_limits: Sequence[Limit] = (),
-    marked: Mapping[int, str] | None = None,
+    marked: Mapping[int, Sequence[str]] | None = None,
     zoom: Zoom | None = None,
 ) -> go.Figure:
     """Return the front of ``x`` against ``y``.
@@ -71,7 +71,7 @@ def front_figure(
         revision: see ``layout.finish``.
         x_limits: limits on ``x``.
         y_limits: limits on ``y``.
-        marked: trial number -> words written at the point, which gets a ring and its confidence intervals.
+        marked: trial number -> lines written at the point, which gets a ring and its confidence intervals.
         zoom: the part to show; None shows everything.
     """
     styled = _with_style(points, x, y)
@@ -188,11 +188,11 @@ def _front_line(front: pd.DataFrame, maximise: bool) -> go.Scatter:
     )
 
 
-def _with_labels(styled: pd.DataFrame, marked: Mapping[int, str]) -> pd.DataFrame:
+def _with_labels(styled: pd.DataFrame, marked: Mapping[int, Sequence[str]]) -> pd.DataFrame:
     """Return the points, those with the most important labels first, with the lines of each label."""
     lines = [
         (
-            *((marked[number],) if number in marked else ()),
+            *marked.get(number, ()),
             *((str(name).removeprefix("uniform "),) if group == _BASELINE.name else ()),
         )
         for number, name, group in zip(styled["number"], styled["name"], styled["group"], strict=True)

@@ -218,7 +218,7 @@ def drawn(frame: pd.DataFrame, x: str, y: str, most: int = MOST_POINTS) -> pd.Da
     return known.loc[kept.index].sort_values("number")
 
 
-def ranked(points: pd.DataFrame, x: str, picked: Mapping[int, str]) -> pd.DataFrame:
+def ranked(points: pd.DataFrame, x: str, picked: Mapping[int, Sequence[str]]) -> pd.DataFrame:
     """Return the rows of ``with_ties`` and ``with_misses``, the front first, each part by ascending ``x``.
 
     The column ``standing`` says in words whether a map is on the front, picked, tied or dominated.
@@ -226,15 +226,15 @@ def ranked(points: pd.DataFrame, x: str, picked: Mapping[int, str]) -> pd.DataFr
     Args:
         points: the rows.
         x: latency on the x axis.
-        picked: trial number -> why the map was picked.
+        picked: trial number -> the reasons why the map was picked, a word each.
     """
     rows = points.sort_values(["on_front", x], ascending=[False, True], kind="stable")
-    return rows.assign(standing=[_standing(row, picked.get(row["number"])) for row in rows.to_dict("records")])
+    return rows.assign(standing=[_standing(row, picked.get(row["number"], ())) for row in rows.to_dict("records")])
 
 
-def _standing(row: Mapping[Hashable, Any], picked: str | None) -> str:
+def _standing(row: Mapping[Hashable, Any], picked: Sequence[str]) -> str:
     word = "on the front" if row["on_front"] else "dominated" if row["feasible"] else "breaks a limit"
-    return ", ".join([word, *([picked] if picked else []), *(["tie"] if row["tie"] else [])])
+    return ", ".join([word, *picked, *(["tie"] if row["tie"] else [])])
 
 
 def left_out(trials: Sequence[TrialRecord], shown: Collection[int]) -> pd.DataFrame:

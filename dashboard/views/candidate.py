@@ -19,7 +19,16 @@ from dashboard.charts.aligned import aligned_figure
 from dashboard.charts.latency import hidden_samples, latency_figure
 from dashboard.charts.layout import CONFIG
 from dashboard.charts.strip import blocks, strip_figure
-from dashboard.formatting import cause_text, change_text, figure_text, in_markdown, interval_text, moment, one_line
+from dashboard.formatting import (
+    ABSENT,
+    cause_text,
+    change_text,
+    figure_text,
+    in_markdown,
+    interval_text,
+    moment,
+    one_line,
+)
 from dashboard.tables.cards import cards
 from dashboard.tables.layers import layer_frame
 from dashboard.tables.map_summary import map_summary
@@ -194,6 +203,7 @@ def _table(frame: pd.DataFrame) -> None:
     st.dataframe(
         frame.assign(clipped=100 * frame["clipped"])[[name for name in _COLUMNS if frame[name].notna().any()]],
         hide_index=True,
+        placeholder=ABSENT,
         key="layers-table",
         alt="The layers in execution order, one per row",
         column_config={

@@ -156,8 +156,8 @@ def _drawing(
 ) -> _Drawing:
     frame = judged(progress.frame, limits, objectives)
     points = with_misses(drawn(with_ties(frame, objectives), x, y), limits)
-    found = merged(picks(frame, x, y, objectives))
-    picked = {pick.number: pick.title.lower() for pick in found}
+    found = picks(frame, x, y, objectives)
+    picked = {pick.number: [same.title.lower() for same in found if same.number == pick.number] for pick in found}
     figure = front_figure(
         points,
         x=x,
@@ -171,7 +171,7 @@ def _drawing(
     ratio = points[ratio_of(decisive_workload(objectives)).name]
     rows = ranked(points.assign(speedup=1 / ratio, change=-100 * points["accuracy_drop"]), x, picked)
     missing = left_out(trials, set(points["number"]))
-    return _Drawing(points=points, rows=rows, picks=tuple(found), figure=figure, missing=missing)
+    return _Drawing(points=points, rows=rows, picks=tuple(merged(found)), figure=figure, missing=missing)
 
 
 def _zoom_buttons(points: pd.DataFrame, zoom: Zoom | None, x: str, y: str) -> None:
@@ -227,7 +227,8 @@ def _picks(job: JobRecord, found: Sequence[Pick], map_page: Page) -> None:
 def _table(job: JobRecord, rows: pd.DataFrame) -> int | None:
     """Show the drawn points as a table, the front first, and return the trial of the selected row."""
     shown = measured(["speedup", "change", *_COLUMNS], [rows])
-    figures = rows[["name", "standing", *shown, "static", "misses"]]
+    gains = [name for name in shown if name not in _COLUMNS]
+    figures = rows[["name", *gains, "standing", *shown[len(gains) :], "static", "misses"]]
     # An overload has no number to show; the broken limits mention it.
     figures = figures.assign(**{name: figures[name].where(figures[name] < OVERLOADED_MS) for name in shown})
     event = st.dataframe(
@@ -239,7 +240,7 @@ def _table(job: JobRecord, rows: pd.DataFrame) -> int | None:
         selection_mode=["single-row", "single-cell"],
         alt="The maps drawn above, one per row, those on the front first",
         column_config={
-            "name": st.column_config.TextColumn("Map", pinned=True),
+            "name": st.column_config.TextColumn("Map", pinned=True, width=165),
             "standing": st.column_config.TextColumn("Standing", help=f"Tie: {_TIE[0].lower()}{_TIE[1:]}"),
             "speedup": st.column_config.NumberColumn("Speed", format="%.2fx", help="Relative to full precision"),
             "change": st.column_config.NumberColumn(

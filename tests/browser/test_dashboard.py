@@ -85,7 +85,7 @@ def _assert_labels(page: Page) -> None:
     labels = page.locator(".js-plotly-plot").first.locator(".textpoint text")
     labels.first.wait_for()
     assert {*labels.all_text_contents()} == {
-        "fastest and smallest",
+        "fastestsmallest",  # on two lines
         "knee",
         "fp32",
         "bf16",

@@ -134,7 +134,7 @@ def test_marker_area_is_proportional_to_weight_memory(results: list[SimpleNamesp
 
 def test_intervals_of_picked_maps_are_error_bars(results: list[SimpleNamespace]) -> None:
     points = _points([r.trial for r in results], ())
-    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked={7: "knee"})
+    figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked={7: ["knee"]})
     bars = _trace(figure, "Picked")
     found = results[7].trial.figures["latency_p50_ms"]
     assert bars.error_x.array[0] == pytest.approx(found.high - found.value)
@@ -174,11 +174,11 @@ def test_a_limit_on_a_logarithmic_axis_is_where_it_belongs(results: list[SimpleN
 
 def test_picked_maps_have_a_ring_and_a_word_before_the_names_of_baselines(results: list[SimpleNamespace]) -> None:
     points = _points([r.trial for r in results], ())
-    marked = {7: "knee", 1: "fastest"}
+    marked = {7: ["knee"], 1: ["fastest", "smallest"]}
     figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked=marked)
     ring = _trace(figure, "Picked")
     assert list(ring.x) == [results[number].trial.figures["latency_p50_ms"].value for number in (1, 7)]
-    assert list(_trace(figure, "Labels").text)[:2] == ["fastest<br>bf16", "knee"]
+    assert list(_trace(figure, "Labels").text)[:2] == ["fastest<br>smallest<br>bf16", "knee"]
 
 
 def test_colour_tells_the_front_from_baselines_and_the_rest(results: list[SimpleNamespace]) -> None:

@@ -233,7 +233,7 @@ def test_a_running_job_shows_its_progress_and_stage(own) -> None:  # type: ignor
 def test_the_table_has_the_front_first_with_speed_and_change_of_accuracy(page) -> None:  # type: ignore[no-untyped-def]
     table = page("front", "finished").dataframe[0].value
     first, standing = table.iloc[0], table["standing"]
-    assert (first["name"], first["standing"]) == ("trial 20", "on the front, fastest and smallest")
+    assert (first["name"], first["standing"]) == ("trial 20", "on the front, fastest, smallest")
     on_front = standing.str.startswith("on the front")
     assert on_front.tolist() == sorted(on_front, reverse=True)
     assert table["latency_p50_ms"][on_front].is_monotonic_increasing

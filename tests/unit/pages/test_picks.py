@@ -1,4 +1,5 @@
 import runpy
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from autotune.jobs.front import pick
 from autotune.jobs.records import TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import OVERLOADED_MS, Constraint
-from dashboard.tables.picks import Pick, picks
+from dashboard.tables.picks import Pick, merged, picks
 from dashboard.tables.trials import drawn, judged, trial_frame
 from dashboard.widgets import limit_sliders
 
@@ -40,6 +41,17 @@ def test_picks_are_those_of_the_command_line(trials: list[TrialRecord], frame: p
     assert knee.number == pick(trials, "knee", SPEC.objectives).number
     least = pick(trials, "smallest", SPEC.objectives).figures["weight_memory_mib"].value
     assert trials[smallest.number].figures["weight_memory_mib"].value == least
+
+
+def test_picks_of_the_same_map_are_one_with_both_reasons(frame: pd.DataFrame) -> None:
+    fastest, smallest, knee = _picks(frame)
+    one, other = merged([fastest, smallest, knee])
+    assert one.title == "Fastest and smallest"
+    assert one.reason == f"Fastest: {fastest.reason} Smallest: {smallest.reason}"
+    assert other == knee
+    assert [pick.title for pick in merged([replace(pick, number=1) for pick in (fastest, smallest, knee)])] == [
+        "Fastest, smallest and knee"
+    ]
 
 
 def test_another_limit_picks_another_map(frame: pd.DataFrame) -> None:
