@@ -15,15 +15,15 @@ from autotune.store.open import open_store
 
 #: Picture -> path of the page, its height, and whether it is dark; ``{}`` is the job shown.
 PICTURES = {
-    "jobs": ("/", 760, False),
-    "submit": ("/submit", 1000, False),
-    "front": ("/front?job={}", 1400, False),
-    "front-dark": ("/front?job={}", 1400, True),
-    "map": ("/map?job={}&trial=24", 2050, False),
-    "diff": ("/diff?job={}&first=3&second=24", 2050, False),
-    "layers": ("/layers?job={}", 1200, True),
-    "compare": ("/compare?jobs={}&jobs={other}", 1050, False),
-    "system": ("/system", 700, False),
+    "jobs": ("/", 680, False),
+    "submit": ("/submit", 1020, False),
+    "front": ("/front?job={}", 1320, False),
+    "front-dark": ("/front?job={}", 1320, True),
+    "map": ("/map?job={}&trial=24", 1920, False),
+    "diff": ("/diff?job={}&first=3&second=24", 1680, False),
+    "layers": ("/layers?job={}", 1080, True),
+    "compare": ("/compare?jobs={}&jobs={other}", 1120, False),
+    "system": ("/system", 860, False),
 }
 CHARTLESS = ("jobs", "submit", "system")
 SCENARIOS = ("failed_late", "paused", "queued", "infeasible", "elsewhere", "running", "finished")
