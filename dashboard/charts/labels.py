@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 #: Width of a character, height of a line, and distance from the point, in shares of a plot that is not wide.
 _CHARACTER, _LINE, _GAP_X, _GAP_Y = 0.0125, 0.05, 0.025, 0.035
+#: Half the size of a marker.
+_MARKER_X, _MARKER_Y = 0.015, 0.025
 #: Sides of a point by Plotly's name, the best first -> direction to the right and up.
 _SIDES = {
     "top center": (0, 1),
@@ -52,7 +54,7 @@ def sides(xs: Sequence[float], ys: Sequence[float], labels: Sequence[Sequence[st
     for point, lines in zip(points, labels, strict=True):
         boxes = {side: _box(point, lines, side) for side in _SIDES} if lines else {}
         free = {side: box for side, box in boxes.items() if box[0] >= 0 and box[1] <= 1 and not _meets(box, taken)}
-        side = min(free, key=lambda side: sum(_contains(free[side], other) for other in points), default=None)
+        side = min(free, key=lambda side: sum(_covers(free[side], other) for other in points), default=None)
         taken += [free[side]] if side else []
         found.append(side)
     return found
@@ -70,5 +72,6 @@ def _meets(box: _Box, others: Sequence[_Box]) -> bool:
     return any(left < other[1] and other[0] < right and low < other[3] and other[2] < high for other in others)
 
 
-def _contains(box: _Box, point: tuple[float, float]) -> bool:
-    return box[0] < point[0] < box[1] and box[2] < point[1] < box[3]
+def _covers(box: _Box, point: tuple[float, float]) -> bool:
+    left, right, low, high = box
+    return left - _MARKER_X < point[0] < right + _MARKER_X and low - _MARKER_Y < point[1] < high + _MARKER_Y
