@@ -19,6 +19,8 @@ from dashboard.formatting import axis_title, figure_text, in_chart, interval_tex
 from dashboard.tables.trials import Limit, staircase
 from workers.timing.estimates import Figure
 
+#: Pixels by which a ring is wider than its marker.
+_RING = 10.0
 #: Diameter in pixels of the candidate with the most weight memory, and of the smallest marker drawn.
 _LARGEST, _SMALLEST = 22.0, 8.0
 _HOVERED = ("latency_p50_ms", "latency_p95_ms", "latency_ratio", "accuracy", "divergence", "weight_memory_mib")
@@ -204,13 +206,14 @@ def _with_labels(styled: pd.DataFrame, marked: Mapping[int, Sequence[str]]) -> p
 
 
 def _labels(points: pd.DataFrame) -> go.Scatter:
+    sizes = points["size"].where(points["later"], points["size"] + _RING)
     return go.Scatter(
         x=points["x"].tolist(),
         y=points["y"].tolist(),
         mode="markers+text",
         name="Labels",
         # Invisible, but Plotly puts text beside a marker, not on it.
-        marker={"color": "rgba(0, 0, 0, 0)", "size": points["size"].tolist(), "line": {"width": 0}},
+        marker={"color": "rgba(0, 0, 0, 0)", "size": sizes.tolist(), "line": {"width": 0}},
         text=["<br>".join(in_chart(line) for line in lines) for lines in points["lines"]],
         textposition=points["side"].tolist(),
         cliponaxis=False,
@@ -250,7 +253,7 @@ def _rings(picked: pd.DataFrame) -> go.Scatter:
         marker={
             "symbol": "circle-open",
             "color": GUIDE,
-            "size": [size + 10 for size in picked["size"]],
+            "size": [size + _RING for size in picked["size"]],
             "line": {"width": 2.5},
         },
         error_x=_bars(picked, "x"),
