@@ -1,7 +1,8 @@
 """Search per-layer precision and static-versus-dynamic quantization against measured latency and memory."""
 
+import importlib
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autotune import sibling_packages
 
@@ -10,12 +11,50 @@ if TYPE_CHECKING:
 
     from autotune.client.base import Client
     from autotune.maps.apply import NativeMap
+    from autotune.tuning.tune import tune
+    from workers.task import OutputKind, Split, Task, Timed
+    from workers.tasks import register
+    from workers.tasks.generic import GenericTask
 
-__all__ = ["__version__", "connect", "load_map"]
+__all__ = [
+    "GenericTask",
+    "OutputKind",
+    "Split",
+    "Task",
+    "Timed",
+    "__version__",
+    "connect",
+    "load_map",
+    "register",
+    "tune",
+]
 
 __version__ = metadata.version("quant-autotune")
 
 sibling_packages.check()
+
+#: Names that are imported at their first use, because most of them bring PyTorch.
+_LAZY = {
+    "GenericTask": "workers.tasks.generic",
+    "OutputKind": "workers.task",
+    "Split": "workers.measurement",
+    "Task": "workers.task",
+    "Timed": "workers.task",
+    "register": "workers.tasks",
+    "tune": "autotune.tuning.tune",
+}
+
+
+if not TYPE_CHECKING:  # checkers know the names from the imports above
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def load_map(path: "str | PathLike[str]") -> "NativeMap":

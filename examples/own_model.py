@@ -3,9 +3,7 @@
 import torch
 from torch import nn
 
-from workers.task import OutputKind
-from workers.tasks import register
-from workers.tasks.generic import GenericTask
+from autotune import GenericTask, OutputKind, register
 
 
 class TwoTowers(nn.Module):

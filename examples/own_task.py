@@ -3,8 +3,7 @@
 from sklearn import datasets, neural_network
 from torch import nn, tensor
 
-from workers.task import OutputKind, Split
-from workers.tasks import register
+from autotune import OutputKind, Split, register
 
 IMAGES, DIGITS = (tensor(values).float() for values in datasets.load_digits(return_X_y=True))
 TEST = {Split.EVALUATION: slice(1000, 1400), Split.HELD_OUT: slice(1400, None)}

@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.doctor import machine_limits
-from autotune.cli.front_output import print_front, print_remarks, print_state
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, client, path_text, reader
-from autotune.cli.output import (
+from autotune.cli.task_prints import prints_on_stderr
+from autotune.client.actions import check_resumable, submit
+from autotune.console.front import print_front, print_remarks, print_state
+from autotune.console.output import (
     column_order,
     job_json,
     mix,
@@ -28,9 +30,7 @@ from autotune.cli.output import (
     trial_name,
     with_unit,
 )
-from autotune.cli.progress import ConsoleListener
-from autotune.cli.task_prints import prints_on_stderr
-from autotune.client.actions import check_resumable, submit
+from autotune.console.progress import ConsoleListener
 from autotune.jobs.front import find_trial
 from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, JobState, Tally, TrialRecord
@@ -55,7 +55,7 @@ def run(
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials of the job file.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="Replaces workers.ray_address of the job file.")] = None,
     as_json: AsJson = False,
-) -> None:
+) -> str:
     """Run a tuning job on this machine and print the front it found."""
     spec = _override(JobSpec.load(job_file), trials, ray_address)
     if spec.workers.pool == "inline" or spec.workers.ray_address == "local":
@@ -66,6 +66,7 @@ def run(
         job = submit(store, spec, served=False)
         say(f"Job {job.id} ({job.name}) is recorded in {database}.")
         _drive(store, job, task_file, as_json)
+        return job.id
     finally:
         store.close()
 

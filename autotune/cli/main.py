@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 import autotune
-from autotune.cli import jobs, maps, queued, sensitivity, service, system, tokens
+from autotune.cli import jobs, maps, queued, sensitivity, service, system, tokens, tune
 from autotune.cli.exit_codes import EXIT_CODES, FAILED, INTERRUPTED, exit_code
-from autotune.cli.output import JSON_SCHEMA, say
 from autotune.client.json_records import Problem
+from autotune.console.output import JSON_SCHEMA, say
 from search_spaces.errors import AutotuneError
 
 _CODES = {0: "success", FAILED: "failed", **dict(EXIT_CODES.values()), INTERRUPTED: "interrupted"}
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
+tune.add_to(app)
 jobs.add_to(app)
 queued.add_to(app)
 service.add_to(app)

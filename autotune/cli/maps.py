@@ -11,9 +11,9 @@ from rich import box
 from rich.table import Table
 
 from autotune.cli.options import AsJson, Database, JobReference, TaskFile, Token, Url, one_of, path_text, reader
-from autotune.cli.output import figure_text, mix, out, print_json, say, with_unit
-from autotune.cli.progress import ConsoleListener
 from autotune.cli.task_prints import prints_on_stderr
+from autotune.console.output import figure_text, mix, out, print_json, say, with_unit
+from autotune.console.progress import ConsoleListener
 from autotune.errors import JobSpecError
 from autotune.exporters import exporter_names
 from autotune.jobs.front import PICKS, pick

@@ -6,18 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from autotune.cli.front_output import print_front, print_state
 from autotune.cli.options import AsJson, Database, JobReference, Token, Url, client, reader
-from autotune.cli.output import say
-from autotune.cli.progress import ConsoleListener
 from autotune.client.base import Client
 from autotune.client.follow import Update, check_outcome
+from autotune.console.front import print_front, print_state
+from autotune.console.output import say
+from autotune.console.progress import ConsoleListener
 from autotune.errors import JobSpecError
 from autotune.jobs.lifecycle import is_interrupted
 from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
+from autotune.metrics.units import quantity
 
 Priority = Annotated[int, typer.Option(help="Jobs of higher priority are started first.")]
 
@@ -81,11 +82,22 @@ def clone(
         print_state(jobs.clone(jobs.find(job).id, key=key), as_json)
 
 
+def _seconds(text: str) -> object:
+    """Return a time as seconds."""
+    try:
+        return quantity(text, "s")
+    except ValueError as error:
+        raise typer.BadParameter(f"the time {error}") from None
+
+
 def plan(
     job: JobReference,
     database: Database,
     trials: Annotated[int | None, typer.Option(help="Most trials of the search.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Most seconds of the search.")] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(parser=_seconds, metavar="TIME", help="Most time of the search: seconds, or 5min."),
+    ] = None,
     no_time_limit: Annotated[bool, typer.Option("--no-time-limit", help="Remove the time limit.")] = False,
     priority: Annotated[int | None, typer.Option(help="Jobs of higher priority are started first.")] = None,
     url: Url = None,

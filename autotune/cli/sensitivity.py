@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.options import AsJson, Database, JobReference, Token, Url, reader
-from autotune.cli.output import job_json, legend, out, print_json, say, short_choice
+from autotune.console.output import job_json, legend, out, print_json, say, short_choice
 from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.spec import SamplerName

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune.cli.options import Database, TaskFile, path_text
-from autotune.cli.output import say
+from autotune.console.output import say
 from autotune.store.base import Store
 from autotune.store.open import open_store
 from workers.tasks import load_task_file

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.resources
-import importlib.util
 import json
 import os
 import sys
@@ -18,19 +17,18 @@ from rich.text import Text
 
 from autotune.cli.doctor import Mark, choice_speeds, examine
 from autotune.cli.options import AsJson, Database, TaskFile, Token, Url, one_of
-from autotune.cli.output import out, print_json, say
 from autotune.cli.task_prints import prints_on_stderr
 from autotune.client.connect import connect_to_service
+from autotune.console.output import out, print_json, say
 from autotune.errors import ConflictError, JobSpecError
 from autotune.jobs.spec import JobSpec
 from autotune.store.open import migrate
+from autotune.tuning.dashboard import NICENESS, command
 from workers.tasks import list_tasks, load_task_file, task_info, task_names
 
 if TYPE_CHECKING:
     from workers.backends.cpu.speed import Speed
 
-#: Niceness of the dashboard, which must not disturb searches on the same machine; see ``os.nice``.
-NICENESS = 10
 #: Mark of a finding -> its style.
 _MARKS = {Mark.OK: "green", Mark.NOTE: "yellow", Mark.PROBLEM: "bold red"}
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -160,15 +158,10 @@ def dashboard(
             f"the dashboard has no login, so it listens on loopback only, but got address {address!r}; put it behind "
             "a proxy that authenticates, then add --no-authentication"
         )
-    spec = importlib.util.find_spec("dashboard")
-    assert spec is not None
-    assert spec.origin is not None
-    script = Path(spec.origin).with_name("app.py")
     os.nice(NICENESS)
     say(f"Dashboard on http://{address}:{port} reading {database}. Ctrl-C stops it.")
-    command = [sys.executable, "-m", "streamlit", "run", str(script), *_streamlit_flags(address, port)]
     # Replaces this process, so that a signal reaches Streamlit and nothing keeps the port open.
-    os.execve(sys.executable, command, os.environ | {"AUTOTUNE_DATABASE": database})
+    os.execve(sys.executable, command(address, port), os.environ | {"AUTOTUNE_DATABASE": database})
 
 
 def db_upgrade(database: Database, as_json: AsJson = False) -> None:
@@ -177,18 +170,3 @@ def db_upgrade(database: Database, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"revision": revision})
     say(f"The database is at revision {revision}.")
-
-
-def _streamlit_flags(address: str, port: int) -> list[str]:
-    settings = {
-        "server.address": address,
-        "server.port": str(port),
-        "server.headless": "true",
-        "server.fileWatcherType": "none",
-        "server.maxUploadSize": "1",
-        "browser.gatherUsageStats": "false",
-        "client.showErrorDetails": "none",
-        "client.toolbarMode": "minimal",
-        "logger.level": "error",
-    }
-    return [f"--{name}={value}" for name, value in settings.items()]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.options import AsJson, Database, Token, Url, client, reader
-from autotune.cli.output import out, print_json, say
+from autotune.console.output import out, print_json, say
 from autotune.jobs.records import Scope, TokenRecord
 from autotune.jobs.timestamps import now
 

@@ -1,6 +1,7 @@
 """The job file: one pydantic model that the command line, the dashboard and Python share."""
 
 import enum
+import functools
 import json
 from collections.abc import Mapping
 from os import PathLike
@@ -11,6 +12,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -23,6 +25,7 @@ from pydantic import (
 from autotune.errors import JobSpecError, NotFoundError, TooLargeError
 from autotune.jobs.strict_yaml import load_json, load_yaml
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, Kind, decisive_workload, metric_of
+from autotune.metrics.units import pattern, quantity
 from autotune.validation import validated
 from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.errors import AutotuneError, unknown
@@ -34,7 +37,19 @@ from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
 
+
+def _in(unit: str, number: Any) -> BeforeValidator:
+    """Return the validator of a ``number`` in ``unit`` that may be written as text with a unit."""
+    text = Annotated[str, Field(pattern=pattern(unit))]
+    return BeforeValidator(functools.partial(quantity, unit=unit), json_schema_input_type=number | text)
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[Positive, _in("s", Positive)]
+#: Below the values that stand for overload, which break every limit.
+_Latency = Annotated[float, Field(gt=0, lt=OVERLOADED_MS)]
+_Accuracy = Annotated[float, Field(allow_inf_nan=False)]
+_Drop = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -101,27 +116,44 @@ class TaskSection(_Section):
         return stored
 
 
-class UpperLimit(_Section):
-    """A metric that must not exceed ``max``."""
+class LatencyLimit(_Section):
+    """A latency that must not exceed ``max`` milliseconds."""
 
-    #: Below the values that stand for overload, which break every limit.
-    max: Annotated[float, Field(gt=0, lt=OVERLOADED_MS)]
+    max: Annotated[_Latency, _in("ms", _Latency)]
+
+
+class MemoryLimit(_Section):
+    """Memory that must not exceed ``max`` MiB."""
+
+    max: Annotated[Positive, _in("MiB", Positive)]
+
+
+class DivergenceLimit(_Section):
+    """A divergence from full precision that must not exceed ``max``, in the unit of the task's outputs."""
+
+    max: Positive
 
 
 class AccuracyFloor(_Section):
     """An accuracy that must not fall below ``min``."""
 
-    min: Annotated[float, Field(allow_inf_nan=False)]
+    min: Annotated[_Accuracy, _in("", _Accuracy)]
 
 
 class DropLimit(_Section):
     """An upper limit on the relative loss of accuracy: 0.01 is one percent of full precision's."""
 
-    max: Annotated[float, Field(ge=0, lt=1)]
+    max: Annotated[_Drop, _in("", _Drop)]
 
 
-#: Kind of metric -> type of its limit, if not an upper limit.
-_LIMITS: dict[Kind, type[_Section]] = {Kind.ACCURACY: AccuracyFloor, Kind.ACCURACY_DROP: DropLimit}
+#: Kind of metric that can be limited -> type of its limit.
+_LIMITS: dict[Kind, type[_Section]] = {
+    Kind.ACCURACY: AccuracyFloor,
+    Kind.ACCURACY_DROP: DropLimit,
+    Kind.DIVERGENCE: DivergenceLimit,
+    Kind.LATENCY: LatencyLimit,
+    Kind.MEMORY: MemoryLimit,
+}
 
 
 class _Constraints(_Section):
@@ -138,7 +170,7 @@ class _Constraints(_Section):
             match getattr(self, name):
                 case AccuracyFloor(min=least):
                     limits.append(Constraint(metric=name, limit=least, at_most=False))
-                case DropLimit(max=most) | UpperLimit(max=most):
+                case DropLimit(max=most) | DivergenceLimit(max=most) | LatencyLimit(max=most) | MemoryLimit(max=most):
                     limits.append(Constraint(metric=name, limit=most, at_most=True))
         return tuple(limits)
 
@@ -151,11 +183,7 @@ else:
         "ConstraintSection",
         __base__=_Constraints,
         __doc__=_Constraints.__doc__,
-        **{
-            name: (_LIMITS.get(metric.kind, UpperLimit) | None, None)
-            for name, metric in METRICS.items()
-            if metric.can_be_limited
-        },
+        **{name: (_LIMITS[metric.kind] | None, None) for name, metric in METRICS.items() if metric.can_be_limited},
     )
 
 
@@ -208,7 +236,7 @@ class SearchSection(_Section):
     layers: tuple[LayerRuleSection, ...] = ()
     sampler: SamplerName = SamplerName.SENSITIVITY
     trials: Count = 100
-    time_limit_s: Positive | None = None
+    time_limit_s: Seconds | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @field_validator("choices")

@@ -51,13 +51,15 @@ class _Axis:
         return [(self.place(float(value)), f"{value:.3g}") for value in values]
 
 
-def front_chart(trials: Sequence[TrialRecord], front: Sequence[int], chosen: int, objectives: Sequence[str]) -> Html:
+def front_chart(
+    trials: Sequence[TrialRecord], front: Sequence[int], chosen: int | None, objectives: Sequence[str]
+) -> Html:
     """Return a chart of the trials by the first two objectives, with the front and the picked trial.
 
     Args:
         trials: trials that are not superseded; those without both figures are omitted.
         front: numbers of the trials on the front.
-        chosen: number of the picked trial.
+        chosen: number of the picked trial; None if there is none.
         objectives: names of the job's objectives; a third one is not drawn.
     """
     across, up = (METRICS[name] for name in objectives[:2])

@@ -20,15 +20,20 @@ def write(trials: Sequence[TrialRecord], front: Collection[int], folder: Path) -
     Raises:
         MapError: if a file cannot be written.
     """
-    rows = [_row(trial, trial.number in front) for trial in trials]
-    tables = {"front.csv": [row for row in rows if row["on_front"]], "trials.csv": rows}
-    columns = _columns(trials)
+    found = rows(trials, front)
+    tables = {"front.csv": [row for row in found if row["on_front"]], "trials.csv": found}
+    headings = columns(trials)
     for name, shown in tables.items():
-        write_text(folder / name, _text(columns, shown))
+        write_text(folder / name, _text(headings, shown))
     return [folder / name for name in tables]
 
 
-def _columns(trials: Sequence[TrialRecord]) -> list[str]:
+def rows(trials: Sequence[TrialRecord], front: Collection[int]) -> list[dict[str, Any]]:
+    """Return a row per trial, column -> value; a value that was not measured is missing."""
+    return [_row(trial, trial.number in front) for trial in trials]
+
+
+def columns(trials: Sequence[TrialRecord]) -> list[str]:
     """Return the headings, the same for both files, without columns that no trial fills."""
     figures = [name for name in METRICS if any(name in trial.figures for trial in trials)]
     sampled = {name for trial in trials for name, figure in trial.figures.items() if figure.low is not None}

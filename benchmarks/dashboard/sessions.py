@@ -27,7 +27,7 @@ import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-from autotune.cli.system import NICENESS
+from autotune.tuning.dashboard import NICENESS
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 EMPTY_APP = Path(__file__).with_name("empty_app.py")

@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from workers.candidate import Candidate, Outcome
-from workers.errors import ClusterLostError, PoolError
+from workers.errors import ClusterLostError, PoolError, TaskError
 from workers.measurement import Failure, FailureCause, Measurement
 from workers.pools.base import MAX_ATTEMPTS, Capacity
 from workers.pools.failure import failure_of, starting
@@ -25,6 +26,8 @@ from workers.pools.ray_nodes import Nodes, Told, look
 from workers.pools.ray_progress import Reported, StepBoard
 from workers.progress import Report, Stage, Step, silent
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
+from workers.tasks import build_task
+from workers.tasks.live import LIVE, carry
 
 if TYPE_CHECKING:
     from workers.evaluation.evaluator import Evaluator
@@ -40,12 +43,13 @@ _ORDER = list(Stage)
 class _Worker:
     """A worker process, run as a Ray actor."""
 
-    def __init__(self, setup: WorkerSetup, gpus: float) -> None:
+    def __init__(self, setup: WorkerSetup, gpus: float, live: tuple[Any, ...]) -> None:
         if not gpus:
             # Ray leaves the devices visible to workers that request none (ray issue 54868).
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._setup = setup
         self._gpus = gpus
+        self._live = live
         self._report: Report = silent
         self._evaluator: Evaluator | None = None
 
@@ -74,6 +78,7 @@ class _Worker:
             from workers.evaluation.evaluator import Evaluator
 
             with starting(self._setup.task_file):
+                _unpack(self._live, self._setup)
                 self._evaluator = Evaluator(self._setup, lambda step: self._report(step))
         return self._evaluator
 
@@ -136,6 +141,7 @@ class RayPool:
         self._nodes = Nodes(settings, setup.backend)
         self._board = StepBoard()
         try:
+            self._live = _packed(setup)
             self._nodes.choose()
             capacity = self._nodes.capacity()
             self._cpus = capacity.cpus_per_worker(settings.cpus, settings.count)
@@ -219,7 +225,7 @@ class RayPool:
             # Ray sets this label on every node; a label for the kind would depend on how each node is started.
             label_selector={"ray.io/node-id": f"in({','.join(sorted(nodes))})"},
         )
-        actor = options.remote(setup, self._settings.gpus)
+        actor = options.remote(setup, self._settings.gpus, self._live)
         return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes, name=next(self._names))
 
     def _wait_until_ready(self) -> ModelDescription:
@@ -396,6 +402,30 @@ def _connect(settings: PoolSettings) -> bool:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
     return True
+
+
+def _packed(setup: WorkerSetup) -> tuple[Any, ...]:
+    """Return a Ray reference to the task if it is an object of this process; empty if workers can build the task.
+
+    Raises:
+        TaskError: if another process holds the task, or Ray cannot pickle it.
+    """
+    if setup.task != LIVE:
+        return ()
+    task = build_task(setup.task, setup.task_parameters)
+    try:
+        return (ray.put(task),)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise TaskError(
+            f"the model or its data cannot be sent to Ray workers: {one_line(error)}; leave out what cannot be "
+            "pickled, or measure in this process, without workers"
+        ) from error
+
+
+def _unpack(live: tuple[Any, ...], setup: WorkerSetup) -> None:
+    """Keep the tasks that ``_packed`` returned in this process."""
+    for reference in live:
+        carry(ray.get(reference), setup.task_parameters)
 
 
 def _check_resources(settings: PoolSettings, capacity: Capacity, cpus: float) -> None:

@@ -38,6 +38,8 @@ _BUILT_IN = {
     "text-to-image": "workers.tasks.diffusion.text_to_image:TextToImage",
     "speech-seq2seq": "workers.tasks.speech.seq2seq:SpeechSeq2Seq",
 }
+#: Tasks that only a program can name.
+_UNLISTED = {"live-model": "workers.tasks.live:held_task"}
 _registered: dict[str, TaskFactory] = {}
 
 
@@ -60,7 +62,7 @@ def register(name: str) -> Callable[[TaskFactory], TaskFactory]:
     """
 
     def decorate(factory: TaskFactory) -> TaskFactory:
-        taken = name in _BUILT_IN or _registered.get(name, factory).__qualname__ != factory.__qualname__
+        taken = name in _BUILT_IN | _UNLISTED or _registered.get(name, factory).__qualname__ != factory.__qualname__
         if taken:
             raise TaskError(f"a task named {name!r} is already registered; choose another name")
         _registered[name] = factory
@@ -141,8 +143,8 @@ def _json_ready(default: object) -> Any:
 def _factory(name: str) -> TaskFactory:
     if name in _registered:
         return _registered[name]
-    if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name].partition(":")
+    if name in (known := _BUILT_IN | _UNLISTED):
+        module, _, attribute = known[name].partition(":")
         factory: TaskFactory = getattr(importlib.import_module(module), attribute)
         return factory
     for point in _entry_points():

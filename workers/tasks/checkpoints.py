@@ -2,7 +2,10 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from workers.errors import TaskError
 from workers.tasks.checks import contained, extra_packages
@@ -49,3 +52,22 @@ def explained(what: str, checkpoint: str, tiny: Iterable[str]) -> Iterator[None]
             f"cannot load the {what} of checkpoint {checkpoint!r}: {first}; give a folder of safetensors, a name on "
             f"the hub, or one of {', '.join(tiny)}"
         ) from None
+
+
+def hub_configuration(name: str, files: Iterable[str]) -> Mapping[str, Any]:
+    """Return the first of a checkpoint's configuration ``files`` on the hub.
+
+    Raises:
+        TaskError: if the hub has none of them under that name.
+    """
+    with quiet_transformers():
+        from transformers.utils.hub import cached_file
+
+        reasons = []
+        for file in files:
+            try:
+                path = cached_file(name, file)
+                return dict(json.loads(Path(str(path)).read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                reasons.append(str(error).strip().partition("\n")[0])
+    raise TaskError(f"there is no folder {name!r}, and the hub cannot be asked for it: {reasons[0]}")

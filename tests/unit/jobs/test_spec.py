@@ -120,7 +120,18 @@ def test_a_long_value_is_shown_in_part() -> None:
             "must be 'sensitivity', 'nsga2', 'nsga3', 'tpe', 'gp' or 'random', but got 'nsga4'",
         ),
         ({"search": {"time_limit_s": 0}}, "search.time_limit_s: must be greater than 0, but got 0"),
-        ({"constraints": {"latency_p95_ms": {"max": "9ms"}}}, "latency_p95_ms.max: must be a number, but got '9ms'"),
+        (
+            {"constraints": {"latency_p95_ms": {"max": "9 MiB"}}},
+            "latency_p95_ms.max: must be a number of ms, alone or with a unit (us, ms, s), but got '9 MiB'",
+        ),
+        (
+            {"constraints": {"accuracy_drop": {"max": "100%"}}},
+            "accuracy_drop.max: must be less than 1, but got 1.0",
+        ),
+        (
+            {"search": {"time_limit_s": "5 minutes"}},
+            "search.time_limit_s: must be a number of s, alone or with a unit (ms, s, min, h), but got '5 minutes'",
+        ),
         ({"constraints": {"latency_p95_ms": 9}}, "must be a mapping of keys to values, such as {max: 9}, but got 9"),
         ({"search": {"trials": "ten"}}, "search.trials: must be a valid integer, "),
         ({"search": None}, "search: must be a mapping of keys to values, but is empty"),
@@ -287,3 +298,20 @@ def test_wrong_items_are_not_reported_as_missing_too() -> None:
     with pytest.raises(JobSpecError, match=r"objectives\.0: unknown metric 'latency'") as caught:
         JobSpec.parse({"name": "x", "task": {"name": "y"}, "objectives": ["latency", "accuracy"]})
     assert "items" not in str(caught.value)
+
+
+def test_limits_and_the_time_limit_may_have_units() -> None:
+    constraints = {
+        "latency_p95_ms": {"max": "0.02 s"},
+        "weight_memory_mib": {"max": "60MiB"},
+        "accuracy_drop": {"max": "1%"},
+        "accuracy": {"min": "70 %"},
+    }
+    spec = JobSpec.parse({**MINIMAL, "constraints": constraints, "search": {"time_limit_s": "5 min"}})
+    assert list(map(str, spec.constraints.constraints())) == [
+        "accuracy >= 0.7",
+        "accuracy_drop <= 0.01",
+        "latency_p95_ms <= 20",
+        "weight_memory_mib <= 60",
+    ]
+    assert spec.dump()["search"]["time_limit_s"] == 300.0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.cli.output import with_unit
+from autotune.console.output import with_unit
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint
 from autotune.metrics.queueing import ARRIVALS, _load, response_ms, response_percentiles
 from dashboard.formatting import value_text

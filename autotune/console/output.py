@@ -1,6 +1,7 @@
 """Output of the command line: tables for people, JSON for programs."""
 
 import dataclasses
+import io
 import json
 import sys
 from collections import Counter
@@ -8,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -67,6 +68,14 @@ def say(message: str) -> None:
     err.print(Text(message), soft_wrap=True)
 
 
+def as_text(parts: Iterable[RenderableType], *, width: int | None = None) -> str:
+    """Return parts of an output as plain text, as wide as the terminal unless ``width`` says otherwise."""
+    console = Console(file=io.StringIO(), width=width, highlight=False, force_jupyter=False, color_system=None)
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip()
+
+
 def short_choice(name: str) -> str:
     """Return the abbreviation of a choice; ``legend`` explains it."""
     return _SHORT.get(name, name)
@@ -100,29 +109,44 @@ def with_unit(name: str, figure: Figure | None) -> str:
 def front_table(
     title: str, trials: Sequence[TrialRecord], objectives: Sequence[str] = (), tied: Collection[int] = ()
 ) -> Group:
-    """Return a titled table with one row per trial that fits 80 characters; it drops metrics of ``objectives`` last.
+    """Return the titled table of ``front_rows``, which fits 80 characters."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    headings, rows = front_rows(trials, objectives, tied)
+    for column, heading in enumerate(headings):
+        is_map = column == 1
+        table.add_column(
+            heading,
+            justify="left" if is_map else "right",
+            overflow="fold" if is_map else "ellipsis",
+            no_wrap=column > 1,
+        )
+    for trial, row in zip(trials, rows, strict=True):
+        table.add_row(*map(escape, row), style="" if trial.feasible else "dim")
+    # A title of the table's own would be wrapped at the width of a narrow table.
+    return Group(Text(title, style="italic"), table if trials else Text("No map yet.\n", style="dim"))
+
+
+def front_rows(
+    trials: Sequence[TrialRecord], objectives: Sequence[str] = (), tied: Collection[int] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """Return headings and one row per trial, few enough columns for 80 characters; metrics of ``objectives`` stay.
 
     An asterisk marks final measurements, an equals sign the trials whose numbers ``tied`` holds.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("trial", justify="right")
-    table.add_column("map", overflow="fold")
     known = [name for name, metric in METRICS.items() if metric.heading]
     names = [name for name in sorted(known, key=column_order) if any(name in trial.figures for trial in trials)]
     dropped = sorted((name for name in _DROPPED_FIRST if name in names), key=lambda name: name in objectives)
     dropped = dropped[: max(0, len(names) - _MOST_COLUMNS)]
     names = [name for name in names if name not in dropped]
-    for name in names:
-        table.add_column(METRICS[name].heading, justify="right", no_wrap=True)
+    rows = []
     for trial in trials:
-        cells = [_cell(name, trial.figures.get(name)) for name in names]
         final, tie = trial.kind is TrialKind.FINAL, trial.number in tied
         number = f"{trial.number}{'*' if final else ''}{'=' if tie else ''}"
         # Spaces let long metric names wrap between words.
-        name = escape(trial_name(trial)).replace("_", " ")
-        table.add_row(number, name, *cells, style="" if trial.feasible else "dim")
-    # A title of the table's own would be wrapped at the width of a narrow table.
-    return Group(Text(title, style="italic"), table if trials else Text("No map yet.\n", style="dim"))
+        rows.append(
+            [number, trial_name(trial).replace("_", " "), *(_cell(name, trial.figures.get(name)) for name in names)]
+        )
+    return ["trial", "map", *(METRICS[name].heading for name in names)], rows
 
 
 def column_order(name: str) -> int:

@@ -1,4 +1,4 @@
-"""Progress of a running job on standard error: a bar on a terminal, occasional lines in logs."""
+"""Progress of a running job: a bar on a terminal or in a notebook, occasional lines in logs."""
 
 from types import TracebackType
 from typing import Self
@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from autotune.cli.output import err, is_interactive, say, with_unit
+from autotune.console.notebook_bar import NotebookBar
+from autotune.console.output import err, is_interactive, say, with_unit
 from autotune.jobs.progress import LogLines, Progress, clock, stage_text
 from autotune.jobs.records import JobStage, TrialRecord
 
@@ -15,8 +16,21 @@ from autotune.jobs.records import JobStage, TrialRecord
 _LOG_SHARE = 0.1
 
 
+def _bar() -> Bar | NotebookBar | None:
+    """Return a bar for this terminal or notebook; None in logs."""
+    if err.is_jupyter:
+        return NotebookBar()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[facts]}"),
+    )
+    return Bar(*columns, console=err, transient=True) if is_interactive() else None
+
+
 class ConsoleListener:
-    """Shows a progress bar on a terminal, plain lines elsewhere. Use as a context manager."""
+    """Shows a progress bar on a terminal and in a notebook, plain lines elsewhere. Use as a context manager."""
 
     def __init__(self, objective: str = "") -> None:
         """Show the best trial by ``objective``; a listener that gets no trials needs none."""
@@ -25,13 +39,7 @@ class ConsoleListener:
         self._lines = LogLines()
         #: Facts about the latest trial; empty before the first.
         self._facts = ""
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[facts]}"),
-        )
-        self._bar = Bar(*columns, console=err, transient=True) if is_interactive() else None
+        self._bar = _bar()
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from rich.console import Console
 
-from autotune.cli.output import front_table
+from autotune.console.output import front_table
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS

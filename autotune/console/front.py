@@ -1,15 +1,18 @@
-"""Prints a job's front, and its state after a change."""
+"""A job's front as tables and sentences, and its state after a change."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from rich.console import RenderableType
 from rich.text import Text
 
-from autotune.cli.output import front_table, job_json, legend, out, print_json, say, trial_json
+from autotune.console.output import front_table, job_json, legend, out, print_json, say, trial_json
 from autotune.jobs.budget import searched
 from autotune.jobs.front import ties, without_superseded
 from autotune.jobs.recommendation import recommendation, recommended
 from autotune.jobs.records import JobRecord, Tally, TrialKind, TrialRecord
 from autotune.jobs.remarks import remarks
+from autotune.metrics.catalog import METRICS
+from autotune.metrics.objectives import minimised
 from autotune.store.base import ReadStore
 
 
@@ -30,9 +33,9 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
     """Print the front and the baselines of a job."""
     trials = store.trials(job.id)
     members = front_members(store, job)
-    on_front = [trial for trial in trials if trial.number in members]
-    baselines, tied = _baselines(trials), ties(on_front, job.spec.objectives)
     if as_json:
+        on_front = [trial for trial in trials if trial.number in members]
+        tied = ties(on_front, job.spec.objectives)
         best = recommended(trials, job.spec) if trials else None
         print_json(
             {
@@ -40,29 +43,39 @@ def print_front(store: ReadStore, job: JobRecord, as_json: bool) -> None:
                 "recommended": best.number if best else None,
                 "remarks": remarks(job, trials),
                 "front": [trial_json(trial, on_front=True) | {"tie": trial.number in tied} for trial in on_front],
-                "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines],
+                "baselines": [trial_json(trial, on_front=trial.number in members) for trial in baselines(trials)],
             }
         )
         return
+    for part in front_parts(job, trials, members):
+        out.print(part)
+
+
+def front_parts(job: JobRecord, trials: Sequence[TrialRecord], members: Sequence[int]) -> Iterator[RenderableType]:
+    """Yield a job's front for people: the recommendation, remarks, the front, the baselines and notes."""
     objectives = job.spec.objectives
-    on_front.sort(key=lambda trial: trial.figures[objectives[0]].value)
+    on_front = sorted_front(trials, members, objectives)
+    rivals, tied = baselines(trials), ties(on_front, objectives)
     sentence = recommendation(trials, job.spec) if trials else None
     if sentence is not None:
-        out.print(Text(sentence, style="bold"))
-    print_remarks(job, trials)
-    out.print(front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives, tied))
-    out.print(front_table("Baselines", baselines, objectives))
-    known = legend(job.spec.search.choices)
-    out.print(Text(f"{known}.", style="dim"))
-    out.print(Text(_headings_explained([*on_front, *baselines]), style="dim"))
-    if any(trial.kind is TrialKind.FINAL for trial in on_front):
-        passes = job.spec.measurement.final_repeats
-        out.print(Text(f"* re-measured after the search with {passes} passes", style="dim"))
-    ratios = [trial.figures.get("latency_ratio") for trial in (*on_front, *baselines)]
+        yield Text(sentence, style="bold")
+    yield from _remarks(job, trials)
+    yield front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives, tied)
+    yield front_table("Baselines", rivals, objectives)
+    yield from (Text(note, style="dim") for note in notes(job, (*on_front, *rivals), tied))
+
+
+def notes(job: JobRecord, shown: Sequence[TrialRecord], tied: Collection[int]) -> Iterator[str]:
+    """Yield what the abbreviations and marks in the tables of the trials ``shown`` mean."""
+    yield f"{legend(job.spec.search.choices)}."
+    yield _headings_explained(shown)
+    if any(trial.kind is TrialKind.FINAL for trial in shown):
+        yield f"* re-measured after the search with {job.spec.measurement.final_repeats} passes"
+    ratios = [trial.figures.get("latency_ratio") for trial in shown]
     if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
-        out.print(Text("~ uncertain by more than a quarter: measure longer, or on a quieter machine", style="dim"))
+        yield "~ uncertain by more than a quarter: measure longer, or on a quieter machine"
     if tied:
-        out.print(Text("= not measurably faster than a map with better quality on the front", style="dim"))
+        yield "= not measurably faster than a map with better quality on the front"
 
 
 def _headings_explained(trials: Sequence[TrialRecord]) -> str:
@@ -78,13 +91,24 @@ def _headings_explained(trials: Sequence[TrialRecord]) -> str:
     )
 
 
+def sorted_front(trials: Sequence[TrialRecord], members: Sequence[int], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Return the trials on the front, the best in the first objective first."""
+    on_front = [trial for trial in trials if trial.number in members]
+    metric = METRICS[objectives[0]]
+    return sorted(on_front, key=lambda trial: minimised(metric, trial.figures[metric.name].value))
+
+
 def print_remarks(job: JobRecord, trials: Sequence[TrialRecord]) -> None:
     """Print what a reader of the job's figures should know, one paragraph each."""
-    for remark in remarks(job, trials):
-        out.print(Text(remark, style="yellow"))
+    for remark in _remarks(job, trials):
+        out.print(remark)
 
 
-def _baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _remarks(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[Text]:
+    return (Text(remark, style="yellow") for remark in remarks(job, trials))
+
+
+def baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return full precision and the uniform maps, with final measurements where there are any."""
     counting = {trial.key: trial for trial in without_superseded(trials)}
     return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]

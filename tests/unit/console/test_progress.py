@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from autotune.cli import output, progress
-from autotune.cli.progress import ConsoleListener
+from autotune.console import output, progress
+from autotune.console.progress import ConsoleListener
 from autotune.jobs.progress import Progress
 from autotune.jobs.records import JobStage
 

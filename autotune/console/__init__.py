@@ -1,0 +1,1 @@
+"""Text for people on terminals and in notebooks: tables, figures, progress."""

@@ -1,0 +1,57 @@
+"""The job of a checkpoint: its task is known by its architecture."""
+
+import dataclasses
+import os
+from os import PathLike
+from pathlib import Path
+
+from autotune.jobs.spec import JobSpec
+from autotune.metrics.catalog import percentiles_of
+from autotune.tuning.inputs import Inputs
+from autotune.tuning.job import Settings, job_of
+from workers.errors import TaskError
+from workers.tasks.recognition import recognized
+
+
+def checkpoint_job(checkpoint: str, data: str | None, settings: Settings, *, name: str | None = None) -> JobSpec:
+    """Return the job of a checkpoint.
+
+    Args:
+        checkpoint: a folder, a GGUF file, or a name on the hub.
+        data: path of the data that the task runs on; None for the task's own.
+        settings: of the search.
+        name: name of the job; None takes that of the checkpoint.
+
+    Raises:
+        TaskError: if no built-in task is for the checkpoint, or the data are missing or unknown to its task.
+        JobSpecError: if the result is not a valid job.
+    """
+    known = recognized(checkpoint)
+    if data is None and known.needs_data:
+        raise TaskError(f"{checkpoint!r} is for the task {known.task}, which needs data: {known.content}")
+    if data is not None and not known.data:
+        raise TaskError(f"{checkpoint!r} is for the task {known.task}, which takes no data, but got {data!r}")
+    if data is not None and not Path(data).exists():
+        raise TaskError(f"there is no file or folder {data!r}; the task {known.task} takes {known.content}")
+    parameters = {"checkpoint": checkpoint} | ({known.data: data} if data is not None else {})
+    task = {"name": known.task, "parameters": parameters}
+    return job_of(
+        name or Path(checkpoint).stem, task, settings, (percentiles_of(known.workload)[50].name, "divergence")
+    )
+
+
+def data_of(inputs: Inputs) -> str | None:
+    """Return the path of a checkpoint's data; None for those of its task.
+
+    Raises:
+        TaskError: if anything else is given, because the task has its own labels and metric.
+    """
+    others = [field for field in dataclasses.fields(inputs) if field.name != "batches"]
+    given = [field.name for field in others if getattr(inputs, field.name) is not field.default]
+    if given or not isinstance(inputs.batches, str | PathLike | None):
+        wrong = [*given, "batches"][0]
+        raise TaskError(
+            f"a checkpoint's task has its own inputs, labels and metric, but got {wrong}; pass the path of its data "
+            "only, or load the model and pass it instead of the checkpoint"
+        )
+    return None if inputs.batches is None else os.fspath(inputs.batches)

@@ -1,0 +1,187 @@
+"""What tuning found: the front, the maps to choose from, and what to do with one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from autotune.console import front
+from autotune.console.output import as_text, mix
+from autotune.exporters.export import export
+from autotune.jobs.front import pick
+from autotune.jobs.recommendation import default_pick, recommended
+from autotune.jobs.records import JobRecord, TrialRecord
+from autotune.maps import map_file
+from autotune.maps.apply import NativeMap
+from autotune.metrics.catalog import decisive_workload, ratio_of
+from autotune.reports import trials_csv
+from autotune.store.base import ReadStore
+from autotune.tuning import notebook
+from autotune.tuning.dashboard import RunningDashboard
+from autotune.tuning.live import copy_of
+from workers.tasks import build_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TunedMap:
+    """One measured map of a job."""
+
+    job: JobRecord
+    trial: TrialRecord
+
+    @property
+    def number(self) -> int:
+        """Number of the trial that measured it."""
+        return self.trial.number
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """Layer name -> choice."""
+        return self.trial.choices
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metric name -> measured value, in the unit at the end of the name."""
+        return {name: figure.value for name, figure in self.trial.figures.items()}
+
+    def apply(self, model: nn.Module | None = None) -> nn.Module:
+        """Return a quantized copy of a model, in evaluation mode; ``model`` stays as it is.
+
+        Args:
+            model: the model that was tuned; None for the one that the job's task builds.
+
+        Raises:
+            MapError: if it is another model, or has other weights.
+            TaskError: if the model cannot be copied, or another process holds the one that was tuned.
+            BackendError: if the map's backend runs whole graphs; ``export`` writes them.
+        """
+        spec = self.job.spec
+        full = build_task(spec.task.name, spec.task.parameters).build_model() if model is None else copy_of(model)
+        return NativeMap(map_file.MapFile.model_validate(self._document())).apply(full)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the map file, which ``autotune.load_map`` reads, and return its path.
+
+        Raises:
+            MapError: if the file cannot be written.
+        """
+        map_file.write(self._document(), Path(path))
+        return Path(path)
+
+    def export(self, format_name: str, folder: str | PathLike[str]) -> Path:
+        """Write the quantized model in the format of another runtime, and return the folder.
+
+        Args:
+            format_name: a format of ``autotune export``, such as ``onnxruntime``.
+            folder: where to write it; an earlier export there is replaced.
+
+        Raises:
+            ExportError: if there is no such format, or it cannot express the map.
+            ConflictError: if the folder contains anything but an export.
+        """
+        export(self._document(), format_name, Path(folder))
+        return Path(folder)
+
+    def __repr__(self) -> str:
+        ratio = self.trial.figures.get(ratio_of(decisive_workload(self.job.spec.objectives)).name)
+        speedup = f", {1 / ratio.value:.2f}x as fast as full precision" if ratio else ""
+        return f"trial {self.number}: {mix(self.choices)}{speedup}"
+
+    def _document(self) -> dict[str, object]:
+        return map_file.map_document(self.job, self.trial)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Result:
+    """The maps of a job: a table for people, and each map by its name or number.
+
+    ``result[34]`` is the map of trial 34; iterating yields the maps on the front, the fastest first.
+    """
+
+    job: JobRecord
+    trials: tuple[TrialRecord, ...]
+    #: Numbers of the trials on the front.
+    members: tuple[int, ...]
+    #: URL of the database that holds the job.
+    database: str
+    #: Sentences about how the data were used.
+    told: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, store: ReadStore, job_id: str, database: str, told: tuple[str, ...] = ()) -> "Result":
+        """Return the result of a job as it is recorded now."""
+        job = store.job(job_id)
+        return cls(
+            job=job,
+            trials=tuple(store.trials(job_id)),
+            members=front.front_members(store, job),
+            database=database,
+            told=told,
+        )
+
+    @property
+    def best(self) -> TunedMap:
+        """The recommended map: the fastest within the limits, or the knee of the front without limits.
+
+        Raises:
+            NoFeasibleMapError: if no map satisfies the limits; the message names the nearest one.
+        """
+        return self._picked(default_pick(self.job.spec))
+
+    @property
+    def fastest(self) -> TunedMap:
+        """The map with the lowest latency within the limits. See ``best``."""
+        return self._picked("fastest")
+
+    @property
+    def smallest(self) -> TunedMap:
+        """The map with the smallest weights within the limits. See ``best``."""
+        return self._picked("smallest")
+
+    @property
+    def most_accurate(self) -> TunedMap:
+        """The map with the highest accuracy within the limits. See ``best``."""
+        return self._picked("most-accurate")
+
+    def __getitem__(self, number: int) -> TunedMap:
+        """Return the map of a trial, with its final measurement if there is one.
+
+        Raises:
+            NotFoundError: if there is no such trial.
+        """
+        return self._picked(str(number))
+
+    def __iter__(self) -> Iterator[TunedMap]:
+        shown = front.sorted_front(self.trials, self.members, self.job.spec.objectives)
+        return (TunedMap(job=self.job, trial=trial) for trial in shown)
+
+    def __repr__(self) -> str:
+        return as_text([*front.front_parts(self.job, self.trials, self.members), *self.told])
+
+    def _repr_html_(self) -> str:
+        return notebook.front_page(self.job, self.trials, self.members, self.told)
+
+    def plot(self) -> notebook.Chart:
+        """Return a chart of the front, which a notebook shows; ``save`` writes it as an HTML file."""
+        best = recommended(self.trials, self.job.spec)
+        return notebook.chart(self.job, self.trials, self.members, best.number if best else None)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the trials as a data frame with one row per trial, whose number is the index."""
+        import pandas as pd
+
+        rows = trials_csv.rows(self.trials, self.members)
+        return pd.DataFrame(rows, columns=trials_csv.columns(self.trials)).set_index("number")
+
+    def dashboard(self) -> RunningDashboard:
+        """Serve the dashboard of the job's database on this machine until this process ends, and return its address."""
+        return RunningDashboard.start(self.database, self.job.id)
+
+    def _picked(self, how: str) -> TunedMap:
+        return TunedMap(job=self.job, trial=pick(self.trials, how, self.job.spec.objectives))

@@ -1,0 +1,62 @@
+"""The job of a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import autotune
+from autotune.jobs.spec import JobSpec
+from autotune.tuning.checkpoint import checkpoint_job
+from autotune.tuning.job import Settings
+from workers.errors import TaskError
+
+
+def checkpoint(folder: Path, architecture: str) -> str:
+    (folder / "some-model").mkdir()
+    (folder / "some-model" / "config.json").write_text(f'{{"architectures": ["{architecture}"]}}')
+    return str(folder / "some-model")
+
+
+def test_the_task_its_data_and_what_its_users_wait_for_are_known(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("words")
+    place = checkpoint(tmp_path, "LlamaForCausalLM")
+    spec = checkpoint_job(place, str(tmp_path / "text.txt"), Settings(limits={"accuracy_drop": "1%"}, budget="5min"))
+    assert (spec.name, spec.task.name) == ("some-model", "causal-lm")
+    assert spec.task.parameters == {"checkpoint": place, "text": str(tmp_path / "text.txt")}
+    assert spec.objectives == ("prefill_latency_p50_ms", "divergence")
+    assert [str(limit) for limit in spec.constraints.constraints()] == ["accuracy_drop <= 0.01"]
+
+
+def test_parameters_of_the_task_may_be_added(tmp_path: Path) -> None:
+    job = {"task": {"parameters": {"windows": 8}}}
+    spec = checkpoint_job(checkpoint(tmp_path, "LlamaForCausalLM"), None, Settings(job=job))
+    assert spec.task.parameters.keys() == {"checkpoint", "windows"}
+
+
+def test_the_keys_that_were_set_are_a_job_file(tmp_path: Path) -> None:
+    spec = checkpoint_job(checkpoint(tmp_path, "LlamaForCausalLM"), None, Settings(budget=60))
+    short = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    assert "calibration" not in short
+    assert JobSpec.parse(short) == spec
+
+
+@pytest.mark.parametrize(
+    ("architecture", "data", "complaint"),
+    [
+        ("ResNetForImageClassification", None, "image-classification, which needs data: a folder of images"),
+        ("WhisperForConditionalGeneration", None, "which needs data: a folder of wav files"),
+        ("LlamaForCausalLM", "nowhere.txt", "there is no file or folder 'nowhere.txt'; .* takes a file of text"),
+        ("UNet2DModel", "nowhere.txt", "which takes no data, but got 'nowhere.txt'"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(architecture: str, data: str | None, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=complaint):
+        checkpoint_job(checkpoint(tmp_path, architecture), data, Settings())
+
+
+@pytest.mark.parametrize("given", [{"labels": torch.ones(3)}, {"metric": len}, {"batches": torch.ones(3)}])
+def test_a_checkpoint_takes_no_inputs_of_ones_own(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=f"but got {next(iter(given))}; pass the path of its data only"):
+        autotune.tune(checkpoint(tmp_path, "LlamaForCausalLM"), **given)
