@@ -101,7 +101,10 @@ def test_every_key_is_explained() -> None:
 def test_demo_job_is_what_the_demo_promises() -> None:
     spec = JobSpec.load(EXAMPLES / "minilm.yaml")
     assert spec.objectives == ("latency_p50_ms", "divergence")
-    assert [str(constraint) for constraint in spec.constraints.constraints()] == ["accuracy_drop <= 0.02"]
+    assert [str(constraint) for constraint in spec.constraints.constraints()] == [
+        "accuracy_drop <= 0.02",
+        "divergence <= 0.005",
+    ]
     assert (spec.search.trials, spec.search.time_limit_s, spec.search.seed) == (100, 150, 0)
     assert (spec.workers.pool, spec.workers.count) == ("ray", 1)
 
