@@ -232,12 +232,13 @@ class Search:
     def _submit(self, planned: PlannedTrial, proposal: Proposal | None) -> None:
         self._pending[planned.number] = planned, proposal
         reference = self._reference if planned.kind is TrialKind.SEARCH else None
+        timed_in_full = planned.kind is TrialKind.FINAL or self._reference is None
         self._pool.submit(
             Candidate(
                 number=planned.number,
                 choices=planned.choices,
                 limits=quality_limits(self._constraints, reference) if reference else {},
-                workloads=self._spec.searched_workloads() if reference else None,
+                workloads=None if timed_in_full else self._spec.searched_workloads(),
                 final=planned.kind is TrialKind.FINAL,
                 timing_s=self._ledger.timing_s(final=planned.kind is TrialKind.FINAL),
                 incumbents=incumbents(

@@ -22,7 +22,7 @@ from autotune.search.loop import Probe, Search
 from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
-from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement, Split
+from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement, Split, Workload
 from workers.setup import Calibration, ModelDescription
 from workers.timing.estimates import Figure
 
@@ -301,3 +301,12 @@ def test_a_map_whose_divergence_breaks_its_limit_is_not_timed() -> None:
     assert limits[Split.EVALUATION].holds(0.0, 0.02)
     assert not limits[Split.EVALUATION].holds(1.0, 0.021)
     assert limits[Split.SHIFTED].most_divergence == 0.5
+
+
+def test_only_full_precision_and_final_measurements_time_everything() -> None:
+    pool = ScriptedPool()
+    searched_job(pool, trials=6)
+    in_full = [candidate.final or candidate.number == 0 for candidate in pool.candidates]
+    assert 1 < sum(in_full) < len(in_full) - 2
+    for candidate, everything in zip(pool.candidates, in_full, strict=True):
+        assert candidate.workloads == (None if everything else (Workload.FORWARD,))
