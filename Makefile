@@ -84,8 +84,9 @@ test-gpu: $(VENV)/.installed-test ## Run the tests that need a GPU; device, vers
 	@$(BIN)/python tests/record_gpu.py docs/gpu-tests.json $(PYTEST_FLAGS)
 
 .PHONY: screenshots
-screenshots: $(VENV)/.installed-test chromium ## Take the pictures of the dashboard in docs/images again
+screenshots: $(VENV)/.installed-test chromium ## Take the pictures in docs/images again; that of the demo needs make demo
 	@$(BIN)/python tests/browser/screenshots.py docs/images
+	if [ -e demo/autotune.db ]; then $(BIN)/python tests/browser/screenshots.py docs/images $(DATABASE); fi
 
 .PHONY: chaos
 chaos: $(VENV)/.installed-test ## Kill everything the service is made of, for hours

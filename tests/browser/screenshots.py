@@ -1,11 +1,16 @@
 """Take the pictures of the documentation: every page of the dashboard on jobs that ``seed.py`` makes up.
 
 python tests/browser/screenshots.py docs/images
+
+With the URL of a database, only the front of its newest job, as ``demo-front.png``:
+
+python tests/browser/screenshots.py docs/images sqlite:///demo/autotune.db
 """
 
 import runpy
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,17 +34,17 @@ CHARTLESS = ("jobs", "submit", "system")
 SCENARIOS = ("failed_late", "paused", "queued", "infeasible", "elsewhere", "running", "finished")
 
 
-def main(folder: Path) -> None:
-    """Write ``dashboard-PAGE.png`` for every page."""
+def main(folder: Path, database: str | None = None) -> None:
+    """Write ``dashboard-PAGE.png`` for every page, or ``demo-front.png`` of a database."""
     here = Path(__file__).parent
     tools, seed = (SimpleNamespace(**runpy.run_path(str(here / name))) for name in ("conftest.py", "seed.py"))
     with tempfile.TemporaryDirectory() as scratch:
-        url = f"sqlite:///{scratch}/jobs.db"
-        store = open_store(url)
-        jobs = seed.seed(store, *SCENARIOS)
-        store.close()
+        url = database or f"sqlite:///{scratch}/jobs.db"
+        with closing(open_store(url)) as store:
+            jobs = {"finished": store.jobs()[0].id, "elsewhere": ""} if database else seed.seed(store, *SCENARIOS)
+        pictures = {"demo-front": PICTURES["front"]} if database else {f"dashboard-{n}": p for n, p in PICTURES.items()}
         with tools.serving(url, Path(scratch), 8511) as address, tools.chromium() as browser:
-            for name, (path, height, dark) in PICTURES.items():
+            for name, (path, height, dark) in pictures.items():
                 context = browser.new_context(
                     viewport={"width": 1280, "height": height},
                     color_scheme="dark" if dark else "light",
@@ -47,8 +52,8 @@ def main(folder: Path) -> None:
                 )
                 page = context.new_page()
                 page.goto(address + path.format(jobs["finished"], other=jobs["elsewhere"]))
-                _settle(page, name not in CHARTLESS)
-                page.screenshot(path=folder / f"dashboard-{name}.png")
+                _settle(page, not any(name.endswith(page_name) for page_name in CHARTLESS))
+                page.screenshot(path=folder / f"{name}.png")
                 context.close()
 
 
@@ -63,4 +68,4 @@ def _settle(page: Page, charts: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
