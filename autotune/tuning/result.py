@@ -10,14 +10,17 @@ from torch import nn
 
 from autotune.console import front
 from autotune.console.output import as_text, mix
+from autotune.console.progress import ConsoleListener
 from autotune.exporters.export import export
 from autotune.jobs.front import pick
 from autotune.jobs.recommendation import default_pick, recommended
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.maps import map_file
 from autotune.maps.apply import NativeMap
+from autotune.maps.verify import Verification, verify
 from autotune.metrics.catalog import decisive_workload, ratio_of
 from autotune.reports import trials_csv
+from autotune.search.stages import Stages
 from autotune.store.base import ReadStore
 from autotune.tuning import notebook
 from autotune.tuning.dashboard import RunningDashboard
@@ -87,6 +90,18 @@ class TunedMap:
         """
         export(self._document(), format_name, Path(folder))
         return Path(folder)
+
+    def verify(self) -> Verification:
+        """Rebuild the map from what ``save`` writes, measure it again, and return whether its figures hold.
+
+        Raises:
+            MapError: if the task now builds another model.
+            TaskError: if another process holds the model that was tuned.
+        """
+        with ConsoleListener(self.job.spec.objectives[0]) as listener:
+            stages = Stages(listener)
+            stages.stage("Measuring the map")
+            return verify(map_file.MapFile.model_validate(self._document()), report=stages.report)
 
     def __repr__(self) -> str:
         ratio = self.trial.figures.get(ratio_of(decisive_workload(self.job.spec.objectives)).name)

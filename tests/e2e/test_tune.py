@@ -106,6 +106,14 @@ def test_a_map_is_applied_to_a_copy_and_saved(result: Result, tmp_path: Path) ->
         assert not torch.equal(outputs, full(inputs))
 
 
+def test_a_map_is_verified_in_this_process(result: Result) -> None:
+    report = result.smallest.verify()
+    checks = {check.metric: check for check in report.checks}
+    assert report.held_out is not None
+    assert checks["accuracy"].holds
+    assert checks["weight_memory_mib"].measured.value == result.smallest.figures["weight_memory_mib"]
+
+
 def test_a_map_is_exported(result: Result, tmp_path: Path) -> None:
     folder = result.smallest.export("torch-export", tmp_path / "deploy")
     assert (folder / "export.json").is_file()
