@@ -12,6 +12,7 @@ from torch import nn
 from autotune.exporters import runtime
 from workers.device.threads import OtherRuntime, one_thread, timeable
 from workers.evaluation.evaluator import Evaluator
+from workers.progress import silent
 from workers.setup import MeasurementSettings, WorkerSetup
 from workers.task import Batch
 from workers.tasks import register
@@ -95,5 +96,5 @@ def test_an_export_is_timed_with_the_threads_that_are_due() -> None:
         file=SimpleNamespace(measurement=SETTINGS),
         deployed=lambda: (task, SimpleNamespace(model=nn.Identity())),
     )
-    runtime._latency(source, Exported(), repeats=10, slowest=math.inf)
+    runtime._latency(source, Exported(), repeats=10, slowest=math.inf, report=silent)
     assert task.seen == {("Exported", 1), ("Identity", 3)}
