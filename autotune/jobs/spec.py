@@ -34,6 +34,9 @@ from workers import secret_values
 from workers.measurement import Split, Workload
 from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
 
+#: Objectives where nobody says. Accuracy is too coarse on a few hundred samples, so it is better limited. The default
+#: of job files is older.
+SUGGESTED_OBJECTIVES = ("latency_p50_ms", "divergence")
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
 

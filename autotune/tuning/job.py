@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.errors import JobSpecError
-from autotune.jobs.spec import JobSpec
+from autotune.jobs.spec import SUGGESTED_OBJECTIVES, JobSpec
 from autotune.metrics.catalog import METRICS, Kind
 
-#: Latency and divergence: accuracy is too coarse on a few hundred samples, so it is limited instead.
-_OBJECTIVES = ("latency_p50_ms", "divergence")
 #: Longest name of a job.
 _LONGEST_NAME = 100
 
@@ -32,7 +30,9 @@ class Settings:
     job: Mapping[str, Any] = field(default_factory=dict)
 
 
-def job_of(name: str, task: Mapping[str, Any], settings: Settings, objectives: Sequence[str] = _OBJECTIVES) -> JobSpec:
+def job_of(
+    name: str, task: Mapping[str, Any], settings: Settings, objectives: Sequence[str] = SUGGESTED_OBJECTIVES
+) -> JobSpec:
     """Return the job with a name and a section ``task``.
 
     Raises:

@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from autotune.client import actions as service
 from autotune.jobs.records import JobRecord
-from autotune.jobs.spec import JobSpec, SamplerName
+from autotune.jobs.spec import SUGGESTED_OBJECTIVES, JobSpec, SamplerName
 from autotune.metrics.catalog import METRICS, Kind
 from dashboard import job_form, queries
 from dashboard.formatting import in_markdown
@@ -106,7 +106,7 @@ def _fields() -> tuple[JobForm, int]:
         objectives = st.pills(
             "Objectives, two or three",
             job_form.offered(OBJECTIVES, special),
-            default=_DEFAULTS.objectives,
+            default=SUGGESTED_OBJECTIVES,
             selection_mode="multi",
             format_func=lambda metric: METRICS[metric].title,
             wrap=True,
