@@ -86,7 +86,7 @@ test-gpu: $(VENV)/.installed-test ## Run the tests that need a GPU; device, vers
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-test chromium ## Take the pictures in docs/images again; that of the demo needs make demo
 	@$(BIN)/python tests/browser/screenshots.py docs/images
-	if [ -e demo/autotune.db ]; then $(BIN)/python tests/browser/screenshots.py docs/images $(DATABASE); fi
+	if [ -e demo/autotune.db ]; then $(BIN)/python tests/browser/screenshots.py docs/images sqlite:///$(CURDIR)/demo/autotune.db; fi
 
 .PHONY: chaos
 chaos: $(VENV)/.installed-test ## Kill everything the service is made of, for hours

@@ -20,7 +20,7 @@ from autotune.jobs.front import PICKS, pick
 from autotune.jobs.recommendation import default_pick
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from autotune.maps import map_file
-from autotune.metrics.catalog import METRICS
+from autotune.metrics.catalog import METRICS, decisive_ratio
 from autotune.reports import page, trials_csv
 from autotune.reports.page import Review
 from autotune.text_files import write_text
@@ -98,8 +98,9 @@ def export(
     if as_json:
         print_json(result)
     else:
-        ratio = trial.figures.get("latency_ratio")
-        speedup = f", {with_unit('latency_ratio', ratio)} as full precision" if ratio else ""
+        name = decisive_ratio(record.spec.objectives).name
+        ratio = trial.figures.get(name)
+        speedup = f", {with_unit(name, ratio)} as full precision" if ratio else ""
         say(f"Wrote trial {trial.number} ({mix(trial.choices)}{speedup}) to {output}.")
         if trial.kind is not TrialKind.FINAL:
             say("Figures come from the search; this map was not re-measured. Run `autotune verify`.")

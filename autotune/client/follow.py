@@ -9,7 +9,7 @@ from autotune.jobs.budget import left_s
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Progress
 from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import decisive_workload, ratio_of
+from autotune.metrics.catalog import decisive_ratio
 from autotune.metrics.objectives import Objectives
 from autotune.store.base import ReadStore
 
@@ -102,7 +102,7 @@ class Watcher:
         while self._all_told + 1 in self._told:
             self._all_told += 1
         spec = job.spec
-        names = dict.fromkeys((*spec.metrics(), ratio_of(decisive_workload(spec.objectives)).name))
+        names = dict.fromkeys((*spec.metrics(), decisive_ratio(spec.objectives).name))
         return tuple(
             TrialNews(
                 number=trial.number,

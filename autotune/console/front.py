@@ -11,7 +11,7 @@ from autotune.jobs.front import ties, without_superseded
 from autotune.jobs.recommendation import recommendation, recommended
 from autotune.jobs.records import JobRecord, Tally, TrialKind, TrialRecord
 from autotune.jobs.remarks import remarks
-from autotune.metrics.catalog import METRICS
+from autotune.metrics.catalog import METRICS, decisive_ratio
 from autotune.metrics.objectives import minimised
 from autotune.store.base import ReadStore
 
@@ -71,7 +71,7 @@ def notes(job: JobRecord, shown: Sequence[TrialRecord], tied: Collection[int]) -
     yield _headings_explained(shown)
     if any(trial.kind is TrialKind.FINAL for trial in shown):
         yield f"* re-measured after the search with {job.spec.measurement.final_repeats} passes"
-    ratios = [trial.figures.get("latency_ratio") for trial in shown]
+    ratios = [trial.figures.get(decisive_ratio(job.spec.objectives).name) for trial in shown]
     if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
         yield "~ uncertain by more than a quarter: measure longer, or on a quieter machine"
     if tied:

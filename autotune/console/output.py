@@ -17,7 +17,7 @@ from rich.text import Text
 from autotune.jobs.lifecycle import is_interrupted
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import METRICS, Kind
+from autotune.metrics.catalog import METRICS, Kind, decisive_ratio
 from workers.timing.estimates import Figure
 
 #: Version of the output of ``--json``.
@@ -133,7 +133,9 @@ def front_rows(
 
     An asterisk marks final measurements, an equals sign the trials whose numbers ``tied`` holds.
     """
-    known = [name for name, metric in METRICS.items() if metric.heading]
+    ratio = decisive_ratio(objectives)
+    known = [n for n, metric in METRICS.items() if metric.heading and metric.kind is not Kind.LATENCY_RATIO]
+    known.append(ratio.name)
     names = [name for name in sorted(known, key=column_order) if any(name in trial.figures for trial in trials)]
     dropped = sorted((name for name in _DROPPED_FIRST if name in names), key=lambda name: name in objectives)
     dropped = dropped[: max(0, len(names) - _MOST_COLUMNS)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialState
-from autotune.metrics.catalog import METRICS, Constraint, decisive_workload, percentiles_of, ratio_of
+from autotune.metrics.catalog import METRICS, Constraint, decisive_ratio, decisive_workload, percentiles_of
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import hypervolume, knee, non_dominated
 from autotune.metrics.ties import qualities, tied
@@ -143,7 +143,7 @@ def pick(
 
 def ties(front: Sequence[TrialRecord], objectives: Sequence[str]) -> frozenset[int]:
     """Return the numbers of the maps on the front that are not measurably faster than one of better quality there."""
-    name = ratio_of(decisive_workload(objectives)).name
+    name = decisive_ratio(objectives).name
     known = [trial for trial in front if name in trial.figures]
     if not known:
         return frozenset()

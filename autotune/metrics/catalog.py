@@ -152,7 +152,6 @@ UNDER_LOAD = "Response time under load"
 _HEADINGS = {
     "latency_p50_ms": "p50 ms",
     "latency_p95_ms": "p95 ms",
-    "latency_ratio": "speedup",
     "prefill_latency_p50_ms": "first ms",
     "decode_latency_p50_ms": "token ms",
     "request_latency_p50_ms": "req. ms",
@@ -166,7 +165,7 @@ def _of_workload(workload: Workload) -> Iterator[Metric]:
     yield from _percentiles(prefix, label, workload)
     name = f"{prefix}latency_ratio"
     label = f"{label} p50 relative to full precision"
-    yield Metric(name=name, kind=Kind.LATENCY_RATIO, label=label, heading=_HEADINGS.get(name, ""), workload=workload)
+    yield Metric(name=name, kind=Kind.LATENCY_RATIO, label=label, heading="speedup", workload=workload)
 
 
 def _percentiles(prefix: str, label: str, workload: Workload, *, queued: bool = False) -> Iterator[Metric]:
@@ -256,6 +255,11 @@ def decisive_workload(objectives: Sequence[str]) -> Workload:
     """Return the workload of the first latency among the objectives, or the forward pass without one."""
     latencies = [METRICS[name] for name in objectives if METRICS[name].is_latency]
     return latencies[0].workload if latencies else Workload.FORWARD
+
+
+def decisive_ratio(objectives: Sequence[str]) -> Metric:
+    """Return the latency ratio that tells how much faster a job's maps are."""
+    return ratio_of(decisive_workload(objectives))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

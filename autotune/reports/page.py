@@ -11,7 +11,7 @@ from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
 from autotune.jobs.remarks import remarks
 from autotune.jobs.spec import JobSpec
 from autotune.markup import Html, html, join, table, tag
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, percentiles_of
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, decisive_ratio, percentiles_of
 from autotune.reports.charts import front_chart, latency_chart
 from search_spaces.choice import ActivationMode, choice_named
 from workers.measurement import LatencySamples
@@ -76,8 +76,9 @@ def build(review: Review) -> str:
 
 def _top(review: Review) -> Html:
     job, picked = review.job, review.picked
-    ratio = picked.figures.get("latency_ratio")
-    speed = f" It is {METRICS['latency_ratio'].text_with_unit(ratio.value)} as full precision." if ratio else ""
+    metric = decisive_ratio(review.objectives)
+    ratio = picked.figures.get(metric.name)
+    speed = f" It is {metric.text_with_unit(ratio.value)} as full precision." if ratio else ""
     final = picked.kind is TrialKind.FINAL
     held_out = "held_out_accuracy" in picked.figures
     also = " and on held-out data" if held_out else f"; {picked.message}" if picked.message else ""

@@ -18,7 +18,7 @@ from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.maps import map_file
 from autotune.maps.apply import NativeMap
 from autotune.maps.verify import Verification, verify
-from autotune.metrics.catalog import decisive_workload, ratio_of
+from autotune.metrics.catalog import decisive_ratio
 from autotune.reports import trials_csv
 from autotune.search.stages import Stages
 from autotune.store.base import ReadStore
@@ -104,7 +104,7 @@ class TunedMap:
             return verify(map_file.MapFile.model_validate(self._document()), report=stages.report)
 
     def __repr__(self) -> str:
-        ratio = self.trial.figures.get(ratio_of(decisive_workload(self.job.spec.objectives)).name)
+        ratio = self.trial.figures.get(decisive_ratio(self.job.spec.objectives).name)
         speedup = f", {1 / ratio.value:.2f}x as fast as full precision" if ratio else ""
         return f"trial {self.number}: {mix(self.choices)}{speedup}"
 

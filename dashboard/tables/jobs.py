@@ -11,7 +11,7 @@ from autotune.jobs.progress import stage_text
 from autotune.jobs.recommendation import recommended
 from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialRecord
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import decisive_workload, ratio_of
+from autotune.metrics.catalog import decisive_ratio
 from dashboard.formatting import (
     ABSENT,
     drop_text,
@@ -106,9 +106,7 @@ def _gains(summary: JobSummary) -> dict[str, str]:
     best = recommended(summary.front, spec)
     if best is None:
         return {"speed": "none feasible" if summary.searched else ABSENT, "accuracy": ABSENT, "memory": ABSENT}
-    ratio, drop = (
-        best.figures.get(name) for name in (ratio_of(decisive_workload(spec.objectives)).name, "accuracy_drop")
-    )
+    ratio, drop = (best.figures.get(name) for name in (decisive_ratio(spec.objectives).name, "accuracy_drop"))
     return {
         "speed": speedup_text(ratio.value) if ratio else ABSENT,
         "accuracy": drop_text(drop.value) if drop else ABSENT,

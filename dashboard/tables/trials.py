@@ -15,9 +15,9 @@ from autotune.metrics.catalog import (
     OVERLOADED_MS,
     Constraint,
     Kind,
+    decisive_ratio,
     decisive_workload,
     percentiles_of,
-    ratio_of,
 )
 from autotune.metrics.objectives import minimised
 from autotune.metrics.pareto import non_dominated
@@ -195,7 +195,7 @@ def with_ties(points: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
 
     A map of better quality on the front has an interval of the latency ratio that overlaps with theirs.
     """
-    ratio = ratio_of(decisive_workload(objectives)).name
+    ratio = decisive_ratio(objectives).name
     front = points[points["on_front"] & points[ratio].notna()]
     low, high = (front[f"{ratio}_{side}"].fillna(front[ratio]).to_numpy() for side in ("low", "high"))
     quality = np.column_stack([minimised(METRICS[name], front[name].to_numpy()) for name in qualities(objectives)])

@@ -13,7 +13,7 @@ from autotune.jobs.front import nearest_trial, without_superseded
 from autotune.jobs.recommendation import recommend
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.jobs.remarks import remarks
-from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, decisive_workload, ratio_of
+from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Constraint, decisive_ratio
 from dashboard import queries
 from dashboard.charts.front import front_figure, hypervolume_figure
 from dashboard.charts.layout import BOX_CONFIG, CONFIG
@@ -168,7 +168,7 @@ def _drawing(
         marked=picked,
         zoom=zoom,
     )
-    ratio = points[ratio_of(decisive_workload(objectives)).name]
+    ratio = points[decisive_ratio(objectives).name]
     rows = ranked(points.assign(speedup=1 / ratio, change=-100 * points["accuracy_drop"]), x, picked)
     missing = left_out(trials, set(points["number"]))
     return _Drawing(points=points, rows=rows, picks=tuple(merged(found)), figure=figure, missing=missing)

@@ -4,7 +4,7 @@ python tests/browser/screenshots.py docs/images
 
 With the URL of a database, only the front of its newest job, as ``demo-front.png``:
 
-python tests/browser/screenshots.py docs/images sqlite:///demo/autotune.db
+python tests/browser/screenshots.py docs/images sqlite:////absolute/path/demo/autotune.db
 """
 
 import runpy

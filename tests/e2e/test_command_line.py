@@ -282,7 +282,9 @@ def test_nothing_feasible_names_the_nearest(run: Run, folder: Path) -> None:
 
 def test_memory_limit_rules_maps_out_before_they_run(run: Run, folder: Path) -> None:
     limits = {"weight_memory_mib": {"max": 0.004}}
-    (folder / "job.yaml").write_text(yaml.safe_dump(job(constraints=limits, search={"trials": 20, "sampler": "random"})))
+    (folder / "job.yaml").write_text(
+        yaml.safe_dump(job(constraints=limits, search={"trials": 20, "sampler": "random"}))
+    )
     front = data_of(run("run", "job.yaml", "--task-file", TASK_FILE, "--json"))
     assert all(trial["figures"]["weight_memory_mib"]["value"] <= 0.004 for trial in front["front"])
     recorded = trials(f"sqlite:///{folder}/autotune.db")
