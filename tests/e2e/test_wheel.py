@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Installing PyTorch and Ray takes minutes where disks are slow.
+pytestmark = pytest.mark.timeout(900)
+
 Run = Callable[..., str]
 
 #: What the README takes as given.
