@@ -10,7 +10,6 @@ from autotune.jobs.budget import left_s
 from autotune.jobs.progress import stage_text
 from autotune.jobs.recommendation import recommended
 from autotune.jobs.records import EventRecord, JobRecord, JobState, TrialRecord
-from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import decisive_ratio
 from dashboard.formatting import (
     ABSENT,
@@ -74,16 +73,9 @@ def events_frame(events: Sequence[tuple[JobRecord, EventRecord]], zone: str | No
     )
 
 
-def remaining_seconds(job: JobRecord, spec: JobSpec, done: int) -> float | None:
-    """Return the seconds that a live job has left at its pace so far; None if unknown."""
-    if not job.state.is_live:
-        return None
-    return left_s(job, spec, done)
-
-
 def _job_row(summary: JobSummary, now: datetime) -> dict[str, object]:
     job, spec, done = summary.job, summary.job.spec, summary.searched
-    left = remaining_seconds(job, spec, done)
+    left = left_s(job, spec, done)
     return {
         "name": one_line(job.name),
         "state": state_text(job.state) + (f", to be {job.order.state}" if job.order else ""),

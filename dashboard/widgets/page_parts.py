@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from autotune.jobs.budget import left_s
 from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, JobState
 from autotune.jobs.timestamps import now
@@ -15,7 +16,6 @@ from autotune.metrics.catalog import METRICS, Kind
 from dashboard import queries
 from dashboard.formatting import constraint_text, duration, in_markdown, moment, one_line, state_text
 from dashboard.tables.cards import Card
-from dashboard.tables.jobs import remaining_seconds
 from search_spaces.errors import AutotuneError
 
 #: Seconds between refreshes of a job that may still change.
@@ -222,7 +222,7 @@ def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
     spec = job.spec
     count = f"{trials} of {spec.search.trials} trials"
     if job.state.is_live:
-        left = remaining_seconds(job, spec, trials)
+        left = left_s(job, spec, trials)
         steps = [stage_text(job.stage)] if job.stage else []
         steps += [count, *([f"about {duration(left)} left"] if left is not None else [])]
         st.progress(min(1.0, trials / spec.search.trials), in_markdown(" · ".join(steps)))

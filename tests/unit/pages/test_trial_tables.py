@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from autotune.jobs.budget import left_s
 from autotune.jobs.front import compute_front, pick, ties
 from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialRecord
 from autotune.jobs.spec import JobSpec
@@ -84,10 +85,10 @@ def test_a_job_without_trials_has_no_estimate_and_no_best() -> None:
 
 def test_time_left_ends_with_the_time_limit_and_with_the_job() -> None:
     limited = SPEC.model_copy(update={"search": SPEC.search.model_copy(update={"time_limit_s": 75.0})})
-    assert job_tables.remaining_seconds(_job(), SPEC, 10) == pytest.approx(180.0)
-    assert job_tables.remaining_seconds(_job(), limited, 10) == pytest.approx(15.0)
-    assert job_tables.remaining_seconds(_job(), SPEC, 50) == 0.0
-    assert job_tables.remaining_seconds(_job(state=JobState.FINISHED), SPEC, 10) is None
+    assert left_s(_job(), SPEC, 10) == pytest.approx(180.0)
+    assert left_s(_job(), limited, 10) == pytest.approx(15.0)
+    assert left_s(_job(), SPEC, 50) == 0.0
+    assert left_s(_job(state=JobState.FINISHED), SPEC, 10) is None
 
 
 def test_gains_are_those_of_the_map_that_the_front_recommends(trials: list[TrialRecord]) -> None:
