@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -33,6 +34,20 @@ _names = itertools.count()
 _ROOT = Path(__file__).parents[1]
 #: What the wheel is built from; the image copies no more either.
 WHEEL_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "autotune", "dashboard", "search_spaces", "workers")
+
+
+@pytest.fixture
+def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """Return a function that gives modules one clock, which stands still until its ``now_s`` is set."""
+
+    def stop(*modules: ModuleType) -> SimpleNamespace:
+        clock = SimpleNamespace(now_s=100.0)
+        clock.monotonic = lambda: clock.now_s
+        for module in modules:
+            monkeypatch.setattr(module, "time", clock)
+        return clock
+
+    return stop
 
 
 @pytest.fixture(scope="session")

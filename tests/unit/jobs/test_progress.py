@@ -1,5 +1,8 @@
 """Stages in words, their time left, and which of their steps a log has a line about."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
 from autotune.jobs import progress
@@ -8,28 +11,16 @@ from autotune.jobs.records import JobStage
 from workers.progress import Stage, Step
 
 
-class Watch:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch()
-    monkeypatch.setattr(progress, "time", watch)
-    return watch
+def watch(stop_clock: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return stop_clock(progress)
 
 
 def step(done: int, stage: Stage = Stage.CALIBRATING, total: int | None = 16) -> Step:
     return Step(stage=stage, done=done, total=total)
 
 
-def test_time_left_follows_the_pace_of_the_stage_itself(watch: Watch) -> None:
+def test_time_left_follows_the_pace_of_the_stage_itself(watch: SimpleNamespace) -> None:
     pace = Pace()
     assert pace.remaining_s(step(5, Stage.KERNELS)) is None
     watch.now_s += 60.0
@@ -40,7 +31,7 @@ def test_time_left_follows_the_pace_of_the_stage_itself(watch: Watch) -> None:
     assert pace.remaining_s(step(16)) == 0.0
 
 
-def test_a_stage_that_starts_again_has_a_pace_of_its_own(watch: Watch) -> None:
+def test_a_stage_that_starts_again_has_a_pace_of_its_own(watch: SimpleNamespace) -> None:
     pace = Pace()
     pace.remaining_s(step(0))
     watch.now_s += 100.0
@@ -50,7 +41,7 @@ def test_a_stage_that_starts_again_has_a_pace_of_its_own(watch: Watch) -> None:
     assert pace.remaining_s(step(1)) == pytest.approx(15.0)
 
 
-def test_what_is_not_counted_has_no_time_left(watch: Watch) -> None:
+def test_what_is_not_counted_has_no_time_left(watch: SimpleNamespace) -> None:
     pace = Pace()
     pace.remaining_s(step(0, total=None))
     watch.now_s += 5.0
@@ -76,7 +67,7 @@ def test_clock_shows_hours_only_if_there_are_some() -> None:
     assert [clock(seconds) for seconds in (0.4, 59.6, 3599.0, 3600.0)] == ["0:00", "1:00", "59:59", "1:00:00"]
 
 
-def test_a_log_has_a_line_at_the_start_and_then_after_ten_seconds_and_a_tenth(watch: Watch) -> None:
+def test_a_log_has_a_line_at_the_start_and_then_after_ten_seconds_and_a_tenth(watch: SimpleNamespace) -> None:
     lines, shown = LogLines(), []
     for done in range(1001):  # a step a second
         if lines.has(JobStage(name="Calibrating", done=done, total=1000)):

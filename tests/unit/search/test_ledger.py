@@ -1,6 +1,8 @@
 """What a driver records of its time: trials and probing count, and waiting for the device does not."""
 
 import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,21 +20,9 @@ from workers.timing.estimates import Figure
 OBJECTIVES = ["latency_p50_ms", "divergence"]
 
 
-class Watch:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch()
-    monkeypatch.setattr(ledger, "time", watch)
-    return watch
+def watch(stop_clock: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return stop_clock(ledger)
 
 
 class Told(Silent):
@@ -76,7 +66,7 @@ class Driver:
         return TrialResult(trial=trial(number, latency, divergence, job_id=self.job_id))
 
 
-def test_loading_probing_and_trials_count_and_waiting_does_not(watch: Watch) -> None:
+def test_loading_probing_and_trials_count_and_waiting_does_not(watch: SimpleNamespace) -> None:
     driver = Driver(time_limit_s=100.0)
     book = driver.ledger(loading_s=5.0)
     assert book.share == pytest.approx(0.05)
@@ -94,7 +84,7 @@ def test_loading_probing_and_trials_count_and_waiting_does_not(watch: Watch) -> 
     assert driver.told.progress[-1].remaining_s == pytest.approx(7 * 2.0 + 4 * 2.0)
 
 
-def test_waiting_longer_than_there_was_time_costs_nothing(watch: Watch) -> None:
+def test_waiting_longer_than_there_was_time_costs_nothing(watch: SimpleNamespace) -> None:
     driver = Driver()
     book = driver.ledger()
     watch.now_s += 3.0
@@ -102,7 +92,7 @@ def test_waiting_longer_than_there_was_time_costs_nothing(watch: Watch) -> None:
     assert driver.job.elapsed_s == 0.0
 
 
-def test_a_later_driver_goes_on_from_what_was_spent(watch: Watch) -> None:
+def test_a_later_driver_goes_on_from_what_was_spent(watch: SimpleNamespace) -> None:
     driver = Driver(time_limit_s=40.0, trials=3)
     book = driver.ledger()
     watch.now_s += 10.0
@@ -120,7 +110,7 @@ def test_a_later_driver_goes_on_from_what_was_spent(watch: Watch) -> None:
     assert not later.allows_final(0)
 
 
-def test_every_trial_is_recorded_with_the_front_after_it(watch: Watch) -> None:
+def test_every_trial_is_recorded_with_the_front_after_it(watch: SimpleNamespace) -> None:
     driver = Driver()
     book = driver.ledger()
     book.commit([driver.result(0, 10.0, 0.0), driver.result(1, 11.0, 1e-3), driver.result(2, 8.0, 1e-2)])
@@ -134,7 +124,7 @@ def test_every_trial_is_recorded_with_the_front_after_it(watch: Watch) -> None:
     assert told.best.number == 2, "the best in the first objective"
 
 
-def test_nothing_is_committed_where_nothing_was_measured(watch: Watch) -> None:
+def test_nothing_is_committed_where_nothing_was_measured(watch: SimpleNamespace) -> None:
     driver = Driver()
     driver.ledger().commit([])
     assert driver.told.progress == []

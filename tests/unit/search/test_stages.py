@@ -1,5 +1,8 @@
 """Progress of a job, as its listener and other processes see it."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
 from autotune.jobs import progress
@@ -57,24 +60,12 @@ def test_while_searching_trials_are_counted_and_the_time_left_is_that_of_the_sea
     assert recorded[-1] == JobStage(name="Measuring the best maps again", done=3, total=9, remaining_s=60.0)
 
 
-class Watch:
-    """A clock that stands still until it is set."""
-
-    now_s = 100.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch()
-    for module in (stages_of_a_job, progress):
-        monkeypatch.setattr(module, "time", watch)
-    return watch
+def watch(stop_clock: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return stop_clock(stages_of_a_job, progress)
 
 
-def test_time_is_added_up_by_stage(watch: Watch) -> None:
+def test_time_is_added_up_by_stage(watch: SimpleNamespace) -> None:
     stages = Stages(Silent())
     watch.now_s += 5.0  # before the first stage
     for name, seconds in (("Starting workers", 12.0), ("Searching", 30.0), ("Starting workers", 3.4), ("Last", 9.0)):
@@ -83,7 +74,7 @@ def test_time_is_added_up_by_stage(watch: Watch) -> None:
     assert stages.time_spent() == "Time: starting workers 15 s, searching 30 s", "the last one has not ended"
 
 
-def test_time_left_of_a_measurement_is_its_own_before_there_are_trials(watch: Watch) -> None:
+def test_time_left_of_a_measurement_is_its_own_before_there_are_trials(watch: SimpleNamespace) -> None:
     recorded: list[JobStage] = []
     stages = Stages(Silent(), recorded.append)
     stages.stage("Measuring full precision")

@@ -1,5 +1,8 @@
 """How far an estimate is, and when it has enough."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,23 +52,12 @@ def test_no_more_is_done_than_there_is(batches: list[int], samples: int) -> None
     assert steps[-1].done == 2 * len(batches)
 
 
-class Watch:
-    """A clock that stands still until it is set."""
-
-    now_s = 100.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch()
-    monkeypatch.setattr(estimate, "time", watch)
-    return watch
+def watch(stop_clock: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return stop_clock(estimate)
 
 
-def test_enough_samples_end_an_estimate_however_long_they_took(watch: Watch) -> None:
+def test_enough_samples_end_an_estimate_however_long_they_took(watch: SimpleNamespace) -> None:
     quota = _Quota(6, 10.0)
     for samples, is_met in ((4, False), (2, True)):
         watch.now_s += 5.0
@@ -74,7 +66,7 @@ def test_enough_samples_end_an_estimate_however_long_they_took(watch: Watch) -> 
 
 
 @pytest.mark.parametrize(("budget_s", "passes"), [(0.0, 1), (5.9, 1), (6.0, 2), (8.9, 2), (9.0, 3)])
-def test_a_pass_that_would_last_too_long_is_not_begun(watch: Watch, budget_s: float, passes: int) -> None:
+def test_a_pass_that_would_last_too_long_is_not_begun(watch: SimpleNamespace, budget_s: float, passes: int) -> None:
     quota, made = _Quota(100, budget_s), 0
     is_met = False
     while not is_met:
@@ -84,7 +76,7 @@ def test_a_pass_that_would_last_too_long_is_not_begun(watch: Watch, budget_s: fl
     assert (made, quota.samples, quota.cut) == (passes, 2 * passes, True)
 
 
-def test_the_latest_pass_says_how_long_the_next_one_lasts(watch: Watch) -> None:
+def test_the_latest_pass_says_how_long_the_next_one_lasts(watch: SimpleNamespace) -> None:
     quota = _Quota(100, 10.0)
     watch.now_s += 4.9
     assert not quota.is_met_after(2)

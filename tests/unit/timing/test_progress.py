@@ -1,33 +1,24 @@
 """Steps of workers: counted one by one, and passed on now and then."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 
 from workers import progress
 from workers.progress import Count, Stage, Step, Throttled, counted
 
 
-class Watch:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch = Watch()
-    monkeypatch.setattr(progress, "time", watch)
-    return watch
+def watch(stop_clock: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return stop_clock(progress)
 
 
 def step(stage: Stage, done: int, total: int = 1000) -> Step:
     return Step(stage=stage, done=done, total=total)
 
 
-def test_four_steps_a_second_are_passed_on(watch: Watch) -> None:
+def test_four_steps_a_second_are_passed_on(watch: SimpleNamespace) -> None:
     passed: list[Step] = []
     report = Throttled(passed.append)
     for index in range(1000):  # ten seconds
@@ -36,7 +27,7 @@ def test_four_steps_a_second_are_passed_on(watch: Watch) -> None:
     assert 36 <= len(passed) <= 41
 
 
-def test_every_stage_is_passed_on_at_once_and_so_is_one_that_starts_again(watch: Watch) -> None:
+def test_every_stage_is_passed_on_at_once_and_so_is_one_that_starts_again(watch: SimpleNamespace) -> None:
     passed: list[Step] = []
     report = Throttled(passed.append)
     steps = [step(Stage.LOADING, 0), step(Stage.ACCURACY, 0), step(Stage.ACCURACY, 5), step(Stage.ACCURACY, 0)]
