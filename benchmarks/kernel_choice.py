@@ -37,7 +37,7 @@ def built(kernels: tuple[Kernel, ...]) -> Evaluator:
 def apply(evaluator: Evaluator, choice: str) -> None:
     description = evaluator.description
     able = [layer.name for layer in description.layers if choice not in description.refusals[layer.name]]
-    evaluator._deployed.apply(dict.fromkeys(able, choice))
+    evaluator.reference.deployed.apply(dict.fromkeys(able, choice))
 
 
 def series(evaluators: list[Evaluator]) -> float:
@@ -47,7 +47,7 @@ def series(evaluators: list[Evaluator]) -> float:
     with torch.inference_mode():
         for number in range(ROUNDS):
             for which in (0, 1) if number % 2 else (1, 0):
-                model = evaluators[which]._deployed.model
+                model = evaluators[which].reference.deployed.model
                 task.forward(model, batch)
                 for _ in range(PASSES):
                     start = time.perf_counter()

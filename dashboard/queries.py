@@ -103,6 +103,11 @@ def latency(record: JobRecord, number: int) -> tuple[LatencySamples, ...]:
     return _latency(default_url(), record.id, number)
 
 
+def probes(record: JobRecord, backend: str) -> Probes | None:
+    """Return a job's probes on one of its backends, empty for that of its reference; None if there are none."""
+    return _probes(default_url(), record.id, record.version, backend, record)
+
+
 def events(record: JobRecord) -> list[EventRecord]:
     """Return the events of a job, oldest first."""
     return _events(default_url(), record.id, record.version)
@@ -229,6 +234,11 @@ def _summary(url: str, job_id: str, version: int, _record: JobRecord) -> JobSumm
     tally = _store(url).tallies([job_id])[job_id]
     front = _store(url).trials(job_id, numbers=tally.front)
     return JobSummary(job=_record, searched=tally.searched, front=front)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _probes(url: str, job_id: str, version: int, backend: str, _record: JobRecord) -> Probes | None:
+    return probes_of(_store(url), _record, backend)
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)

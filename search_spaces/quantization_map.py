@@ -195,7 +195,10 @@ class QuantizationMap:
         return map_key(self.names)
 
 
-def map_key(names: Mapping[str, str]) -> str:
-    """Return a 32-digit hexadecimal digest of layer name -> choice name; the order does not matter."""
-    canonical = json.dumps(dict(names), sort_keys=True, separators=(",", ":"))
+def map_key(names: Mapping[str, str], backend: str = "") -> str:
+    """Return a 32-digit hexadecimal digest of layer name -> choice name; the order does not matter.
+
+    ``backend`` tells equal maps on different backends of a job apart; it is empty for the first one.
+    """
+    canonical = json.dumps(dict(names), sort_keys=True, separators=(",", ":")) + backend
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]

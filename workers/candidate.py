@@ -40,6 +40,8 @@ class Candidate:
     number: int
     #: Layer name -> choice name.
     choices: Mapping[str, str]
+    #: Backend that runs it; empty means the one whose full precision it is compared with.
+    backend: str = ""
     #: Split -> limit of the quality on it.
     limits: Mapping[Split, QualityLimit] = field(default_factory=dict)
     #: Workloads to time at the first batch size, and at all sizes if the forward pass is one of them; None times all.

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from search_spaces.choice import LayerChoice
@@ -61,6 +61,17 @@ class MeasurementSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKernels:
+    """What an earlier worker of the same job, or a map, determined for the layers of one backend."""
+
+    #: Layer name -> bits of int8 weights in int8 products; None uses as many as are exact on this processor.
+    weight_bits: Mapping[str, int] | None = None
+    #: Layer name -> choice name -> kernel; other kernels are chosen by timing. Kernels of one choice differ in the last
+    #: bits of their outputs, so results are reproducible only with equal kernels.
+    kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
     """Everything a worker needs to measure candidates of one job."""
 
@@ -68,8 +79,13 @@ class WorkerSetup:
     task: str
     #: The task's parameters.
     task_parameters: Mapping[str, Any] = field(default_factory=dict)
-    #: Backend name; ``auto`` selects the best one for the hardware.
+    #: Name of the backend whose full precision everything is compared with; ``auto`` selects the best one for the
+    #: hardware.
     backend: str = "auto"
+    #: Further backends that run maps of the same model -> what is known about its layers there.
+    others: Mapping[str, KnownKernels] = field(default_factory=dict)
+    #: Whether to add every other backend that can run the model here.
+    all_backends: bool = False
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     measurement: MeasurementSettings = field(default_factory=MeasurementSettings)
     #: A Python file that registers tasks; each worker runs it before it builds the task. It comes from
@@ -80,18 +96,24 @@ class WorkerSetup:
     cache_bytes: int | None = None
     #: Ranges from an earlier calibration of the same job; None calibrates now.
     ranges: Mapping[str, ActivationRange] | None = None
-    #: Layer name -> bits of int8 weights in int8 products, from the same job or a map; None uses as many as are exact
-    #: on this processor.
-    weight_bits: Mapping[str, int] | None = None
-    #: Layer name -> choice name -> kernel, from the same job or a map; other kernels are chosen by timing. Kernels of
-    #: one choice differ in the last bits of their outputs, so results are reproducible only with equal kernels.
-    kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    #: What is known about the layers on ``backend``.
+    known: KnownKernels = field(default_factory=KnownKernels)
 
     def continued(self, description: "ModelDescription") -> "WorkerSetup":
         """Return the setup for another worker of the job, which then computes the same numbers as the described one."""
-        # Jobs recorded before weight bits existed used 8 bits everywhere.
-        bits = {layer.name: description.weight_bits.get(layer.name, 8) for layer in description.layers}
-        return replace(self, ranges=description.calibration.ranges, weight_bits=bits, kernels=description.kernels)
+
+        def known(on: "ModelDescription") -> KnownKernels:
+            # Jobs recorded before weight bits existed used 8 bits everywhere.
+            bits = {layer.name: on.weight_bits.get(layer.name, 8) for layer in on.layers}
+            return KnownKernels(weight_bits=bits, kernels=on.kernels)
+
+        return replace(
+            self,
+            others={name: known(description.on(name)) for name in description.others},
+            all_backends=False,
+            ranges=description.calibration.ranges,
+            known=known(description),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,8 +225,24 @@ class Probes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackendDescription:
+    """What differs between the backends of one job; the fields are those of ``ModelDescription``."""
+
+    refusals: Mapping[str, Mapping[str, str]]
+    layer_bytes: Mapping[str, Mapping[str, int]]
+    other_bytes: int
+    environment: Environment
+    workloads: tuple[Workload, ...] = ()
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
+    kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """A ready worker's description of the model; the driver builds the search space from it."""
+    """A ready worker's description of the model; the driver builds the search space from it.
+
+    Fields that depend on the backend are those of the one whose full precision everything is compared with.
+    """
 
     #: sha256 over names, shapes, types and bytes of the state dict.
     fingerprint: str
@@ -231,6 +269,22 @@ class ModelDescription:
     kernels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     #: Seconds spent waiting for the device, which another process held.
     waited_seconds: float = 0.0
+    #: Name -> description, for the other backends of the job.
+    others: Mapping[str, BackendDescription] = field(default_factory=dict)
+    #: Name -> why the model does not run there, for backends that were left out.
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Names of the backends that run the model, the one that others are compared with first."""
+        return (self.environment.backend, *self.others)
+
+    def on(self, backend: str) -> "ModelDescription":
+        """Return the description on one of ``backends``; trials without a backend ran on the first."""
+        if backend not in self.others:
+            return self
+        other = self.others[backend]
+        return replace(self, **{each.name: getattr(other, each.name) for each in fields(other)})
 
     def weight_bytes(self, names: Mapping[str, str]) -> int:
         """Return the exact weight bytes of the map layer name -> choice name."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autotune.jobs.hardware_limits import hardware_limits
-from autotune.jobs.spec import SearchSection
+from autotune.jobs.spec import ALL_BACKENDS, SearchSection
 from autotune.store.open import open_store
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.errors import AutotuneError
@@ -108,14 +108,14 @@ def _kernels() -> str:
 
 
 def _choices() -> str:
-    limits = machine_limits("auto", SearchSection().choices)
+    limits = machine_limits(("auto",), SearchSection().choices)
     if limits:
         raise _Noted(" ".join(limits))
     return "linear layers can take every default choice"
 
 
-def machine_limits(backend_name: str, choices: Sequence[str]) -> list[str]:
-    """Return what this machine cannot do for the linear layers of most models, in sentences.
+def machine_limits(backends: Sequence[str], choices: Sequence[str]) -> list[str]:
+    """Return what this machine cannot do for the linear layers of most models on any of the backends, in sentences.
 
     Raises:
         BackendError: if the backend is unknown or unavailable here.
@@ -124,7 +124,12 @@ def machine_limits(backend_name: str, choices: Sequence[str]) -> list[str]:
     from workers.backends.typical_layer import refusals
 
     quantized = [name for name in choices if name != FULL_PRECISION.name]
-    return hardware_limits(*refusals(build_backend(backend_name), quantized))
+    if backends == (ALL_BACKENDS,):
+        backends = ("auto",)
+    found = [refusals(build_backend(name), quantized) for name in backends]
+    first, bits = found[0]
+    everywhere = {name: why for name, why in first.items() if all(name in refused for refused, _ in found)}
+    return hardware_limits(everywhere, bits)
 
 
 def _ray() -> str:

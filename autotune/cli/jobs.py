@@ -59,7 +59,7 @@ def run(
     """Run a tuning job on this machine and print the front it found."""
     spec = _override(JobSpec.load(job_file), trials, ray_address)
     if spec.workers.pool == "inline" or spec.workers.ray_address == "local":
-        for limit in machine_limits(spec.backend, spec.search.choices):
+        for limit in machine_limits(spec.backends(), spec.search.choices):
             say(limit)
     store = open_store(database)
     try:
@@ -225,10 +225,11 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
     figures = {METRICS[name].label: with_unit(name, trial.figures[name]) for name in known}
     facts = {"trial": f"{trial.number}: {trial_name(trial)}"}
     facts |= {"map": mix(trial.choices)} if trial.label else {}
+    facts |= {"backend": trial.ran_on} if trial.ran_on else {}
     facts |= {"remark": trial.message} if trial.message else {}
     _print_facts(facts | figures)
     out.print(_layers_table(job, trial))
-    for line in _refused(job):
+    for line in _refused(job, trial.backend):
         out.print(Text(line, style="dim"))
 
 
@@ -237,7 +238,7 @@ def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
 
     Neighbours that are alike share a row. Empty columns are left out.
     """
-    description = job.description
+    description = job.description.on(trial.backend) if job.description else None
     ranges = description.calibration.ranges if description else {}
     clipped = (description.calibration.clipped if description else None) or {}
     reasons = kept_in_full_precision(job)
@@ -264,13 +265,14 @@ def _layers_table(job: JobRecord, trial: TrialRecord) -> Table:
     return table
 
 
-def _refused(job: JobRecord) -> Iterator[str]:
-    """Yield which layers cannot take which of the job's choices, one line per choice and reason."""
+def _refused(job: JobRecord, backend: str) -> Iterator[str]:
+    """Yield which layers cannot take which of the job's choices on a backend, one line per choice and reason."""
     if job.description is None:
         return
     layers: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for layer in job.description.layers:
-        for choice, reason in job.description.refusals.get(layer.name, {}).items():
+    description = job.description.on(backend)
+    for layer in description.layers:
+        for choice, reason in description.refusals.get(layer.name, {}).items():
             if choice in job.spec.search.choices and not layer.frozen_reason:
                 layers[choice, reason].append(layer.name)
     for (choice, reason), (first, *others) in layers.items():

@@ -64,15 +64,22 @@ def export(
         ),
     ] = None,
     format_name: Annotated[
-        str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}.", autocompletion=one_of(lambda: FORMATS))
-    ] = "map",
+        str | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help=f"{', '.join(FORMATS)}. The default is map; for a map that another runtime than the job's reference "
+            "runs, it is the format of that runtime.",
+            autocompletion=one_of(lambda: FORMATS),
+        ),
+    ] = None,
     task_file: TaskFile = None,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one map of a job: as a file with its ranges and figures, in the format of a runtime, or as a report."""
-    if format_name not in FORMATS:
+    if format_name is not None and format_name not in FORMATS:
         raise JobSpecError(unknown("format", format_name, FORMATS))
     with closing(reader(database, url, token)) as client:
         record = client.find(job)
@@ -85,6 +92,8 @@ def export(
         trial = pick(trials, choose, record.spec.objectives, record.spec.constraints.constraints())
         latency = client.records.latency(record.id, trial.number) if format_name == "report" else ()
     document = map_file.map_document(record, trial)
+    if format_name is None:
+        format_name = trial.backend if trial.backend in exporter_names() else "map"
     output = output or Path(_FROM_RECORDS.get(format_name, format_name))
     result = {"path": str(output), "trial": trial.number, "format": format_name, "map": document}
     match format_name:

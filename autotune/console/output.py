@@ -145,9 +145,8 @@ def front_rows(
         final, tie = trial.kind is TrialKind.FINAL, trial.number in tied
         number = f"{trial.number}{'*' if final else ''}{'=' if tie else ''}"
         # Spaces let long metric names wrap between words.
-        rows.append(
-            [number, trial_name(trial).replace("_", " "), *(_cell(name, trial.figures.get(name)) for name in names)]
-        )
+        named = trial_name(trial).replace("_", " ")
+        rows.append([number, named, *(_cell(name, trial.figures.get(name)) for name in names)])
     return ["trial", "map", *(METRICS[name].heading for name in names)], rows
 
 
@@ -164,7 +163,7 @@ def _cell(name: str, figure: Figure | None) -> str:
 
 def trial_name(trial: TrialRecord) -> str:
     """Return a baseline's label or a sampled map's composition, with a remark if it failed or is infeasible."""
-    name = _baseline_name(trial.label) if trial.label else mix(trial.choices)
+    name = (_baseline_name(trial.label) if trial.label else mix(trial.choices)) + trial.where
     if trial.state is TrialState.FAILED:
         return f"{name} (failed)"
     return name if trial.feasible else f"{name} (misses {', '.join(missed(trial)) or 'a constraint'})"
@@ -214,6 +213,7 @@ def trial_json(trial: TrialRecord, *, on_front: bool, with_choices: bool = False
         "number": trial.number,
         "kind": trial.kind.value,
         "label": trial.label,
+        "backend": trial.ran_on,
         "state": trial.state.value,
         "feasible": trial.feasible,
         "on_front": on_front,

@@ -55,7 +55,20 @@ class Source:
         Raises:
             BackendError: if that backend cannot run here.
         """
-        backend = build_backend(self.file.backend)
+        return self._deployed_on(self.file.backend)
+
+    def reference(self) -> nn.Module:
+        """Return full precision on the backend that the promised latency ratios are relative to.
+
+        It shares layers with ``model``, so that no map may be deployed beside it.
+
+        Raises:
+            BackendError: if that backend cannot run here.
+        """
+        return self._deployed_on(self.file.reference)[1].model
+
+    def _deployed_on(self, name: str) -> tuple[Task, Deployed]:
+        backend = build_backend(name)
         task, model = placed(self.task, backend.device), self.model.to(backend.device)
         prepared = PreparedModel(
             model,

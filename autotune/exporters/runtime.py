@@ -36,7 +36,7 @@ from workers.timing.latency import Contender
 
 #: Maximum number of latency series, and seconds between them; other processes can disturb a series.
 _TRIES, _PAUSE_S = 3, 5.0
-#: Keys of latencies in the result, in ms: those of the export, and those of full precision on the map's backend.
+#: Keys of latencies in the result, in ms: those of the export, and those of full precision on the reference's backend.
 CANDIDATE_MS, REFERENCE_MS = "candidate_ms", "reference_ms"
 #: Prefix of the keys of generated outputs that a task judges.
 JUDGED = "judged_"
@@ -85,10 +85,10 @@ def _splits(task: Task, model: torch.nn.Module, report: Report) -> dict[str, tor
 
 
 def _latency(source: Source, model: torch.nn.Module, repeats: int, slowest: float, report: Report) -> LatencySamples:
-    """Return latencies of the export, interleaved with those of full precision on the map's backend."""
+    """Return latencies of the export, interleaved with those that the promised ratio is relative to."""
     task, settings = source.task, source.file.measurement
     size = settings.batch_sizes[0]
-    batch, reference = task.latency_batch(size), source.deployed()[1].model
+    batch, reference = task.latency_batch(size), source.reference()
     tries: list[LatencySamples] = []
     while not tries or (len(tries[-1].candidate_ms) >= repeats and _ratio(tries[-1]) > slowest and len(tries) < _TRIES):
         if tries:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from autotune.jobs.backends import competing
 from autotune.jobs.front import without_superseded
 from autotune.jobs.records import JobRecord, TrialRecord, TrialState
 from autotune.metrics.catalog import METRICS, decisive_workload, percentiles_of, ratio_of
@@ -48,8 +49,9 @@ def limits_of_job(job: JobRecord) -> list[str]:
     if described is None:
         return []
     choices = [name for name in job.spec.search.choices if name != FULL_PRECISION.name]
-    bits = min(described.weight_bits.values(), default=_FULL_BITS)
-    return hardware_limits(refused_everywhere(described, choices), bits)
+    refused, *others = (refused_everywhere(described.on(name), choices) for name in competing(job.spec, described))
+    common = {name: why for name, why in refused.items() if all(name in elsewhere for elsewhere in others)}
+    return hardware_limits(common, min(described.weight_bits.values(), default=_FULL_BITS))
 
 
 def why_nothing_is_faster(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:

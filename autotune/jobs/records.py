@@ -256,7 +256,9 @@ class TrialRecord:
     state: TrialState
     #: Layer name -> choice name, in execution order.
     choices: Mapping[str, str]
-    #: ``search_spaces.quantization_map.map_key`` of the choices; unique within the job.
+    #: Backend that runs the map; empty for the one whose full precision everything in the job is compared with.
+    backend: str = ""
+    #: ``search_spaces.quantization_map.map_key`` of the map; unique within the job.
     key: str
     #: Metric name -> figure, for every metric that was measured.
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -279,6 +281,16 @@ class TrialRecord:
     forward_seconds: float = 0.0
     #: When it was finished, in UTC.
     finished_at: datetime
+
+    @property
+    def ran_on(self) -> str:
+        """Name of the backend that ran the map; empty if none did."""
+        return self.backend or str(self.environment.get("backend", ""))
+
+    @property
+    def where(self) -> str:
+        """Words to put behind the trial's name, such as `` on openvino``; empty on the backend of the reference."""
+        return f" on {self.backend}" if self.backend else ""
 
     @property
     def feasible(self) -> bool:

@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from autotune.jobs.backends import left_out
 from autotune.jobs.front import nearest, without_superseded
 from autotune.jobs.hardware_limits import limits_of_job, why_nothing_is_faster
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
@@ -30,6 +31,7 @@ def remarks(job: JobRecord, trials: Sequence[TrialRecord], *, limits: bool = Tru
         *_failures(job, trials),
         *broken,
         *(why_nothing_is_faster(job, trials) if trials else ()),
+        *_left_out(job),
         *limits_of_job(job),
         *_busy(job, trials),
         *_perplexity(job, trials),
@@ -67,6 +69,13 @@ def _limits(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:
     counts = ", ".join(f"{count} of {len(maps)} miss {name}" for name, count in broken.most_common())
     closest = nearest(counting, job.spec.constraints.constraints())
     yield f"No map satisfies the constraints. {closest}" + (f". Of all maps, {counts}." if counts else ".")
+
+
+def _left_out(job: JobRecord) -> Iterator[str]:
+    """Yield which backends of the job measure no maps, and why."""
+    if job.description is not None:
+        for name, why in left_out(job.spec, job.description).items():
+            yield f"No map was measured on {name}: {_short(why)}."
 
 
 def _busy(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:

@@ -32,11 +32,20 @@ from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers import secret_values
 from workers.measurement import Split, Workload
-from workers.setup import CalibrationSettings, MeasurementSettings, ObserverKind, PoolSettings, WorkerSetup
+from workers.setup import (
+    CalibrationSettings,
+    KnownKernels,
+    MeasurementSettings,
+    ObserverKind,
+    PoolSettings,
+    WorkerSetup,
+)
 
 #: Objectives where nobody says. Accuracy is too coarse on a few hundred samples, so it is better limited. The default
 #: of job files is older.
 SUGGESTED_OBJECTIVES = ("latency_p50_ms", "divergence")
+#: Stands for every backend that runs on the workers' device.
+ALL_BACKENDS = "all"
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
 
@@ -86,6 +95,18 @@ def _searchable(name: str) -> str:
         instead = metric_of(metric.kind, Split.EVALUATION).name if metric.is_quality else "another metric"
         raise ValueError(f"{name} is reported only, so it cannot be an objective or a constraint; use {instead}")
     return name
+
+
+def _one_or_more(given: object) -> object:
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"must be a backend, a list of backends, or '{ALL_BACKENDS}', but got {given!r:.80}")
+    if len(set(given)) != len(given):
+        raise ValueError(f"must not contain a backend twice, but got {', '.join(given)}")
+    if ALL_BACKENDS in given:
+        raise ValueError(f"must be '{ALL_BACKENDS}' alone, or a list of backends without it")
+    return given
 
 
 ChoiceName = Annotated[str, AfterValidator(_known_choice)]
@@ -290,7 +311,8 @@ class JobSpec(_Section):
     schema_: Literal["autotune.job/v1"] = Field(default="autotune.job/v1", alias="schema")
     name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
     task: TaskSection
-    backend: str = "auto"
+    #: A backend, several of them, or ``all``. Everything is compared with full precision on the first one.
+    backend: Annotated[str | tuple[str, ...], BeforeValidator(_one_or_more)] = "auto"
     objectives: Annotated[tuple[MetricName, ...], Field(min_length=2, max_length=3)] = ("latency_p50_ms", "accuracy")
     constraints: ConstraintSection = ConstraintSection()
     search: SearchSection = SearchSection()
@@ -438,16 +460,23 @@ class JobSpec(_Section):
         decisive = decisive_workload(self.objectives)
         return (decisive, *(workload for workload in Workload if workload in wanted - {decisive}))
 
+    def backends(self) -> tuple[str, ...]:
+        """Return the backends as the job names them, the one that everything is compared with first."""
+        return (self.backend,) if isinstance(self.backend, str) else self.backend
+
     def rules(self) -> tuple[LayerRule, ...]:
         """Return the user's layer rules."""
         return tuple(section.rule() for section in self.search.layers)
 
     def worker_setup(self, task_file: str | None = None) -> WorkerSetup:
         """Return the setup of the job's workers."""
+        first, *others = self.backends()
         return WorkerSetup(
             task=self.task.name,
             task_parameters=self.task.parameters,
-            backend=self.backend,
+            backend="auto" if first == ALL_BACKENDS else first,
+            others={name: KnownKernels() for name in others},
+            all_backends=first == ALL_BACKENDS,
             calibration=CalibrationSettings(
                 **self.calibration.model_dump(),
                 smoothing=any(choice.is_smooth for choice in self._mentioned()),

@@ -136,6 +136,8 @@ class MapFile(_Part):
     task: str
     task_parameters: dict[str, Any]
     backend: str
+    #: Backend whose full precision the promised latency ratios are relative to; None means ``backend``.
+    reference_backend: str | None = None
     #: sha256 of the full-precision model's state dict; see ``workers.model.fingerprint``.
     model_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     #: Layer name -> layer, in execution order.
@@ -143,6 +145,11 @@ class MapFile(_Part):
     measurement: MeasurementSettings
     promised: dict[str, Figure]
     provenance: Provenance
+
+    @property
+    def reference(self) -> str:
+        """Backend whose full precision the promised latency ratios are relative to."""
+        return self.reference_backend or self.backend
 
     def quantization_map(self) -> QuantizationMap:
         """Return the quantization map with its ranges."""
@@ -177,12 +184,14 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
     if job.description is None or not trial.figures:
         raise ConflictError(f"trial {trial.number} of job {job.id} was never measured; pick another trial")
     spec = job.spec
-    described = job.description
+    described, reference = job.description.on(trial.backend), job.description.environment.backend
+    backend = described.environment.backend
     quantization = QuantizationMap.from_names(trial.choices, described.calibration.ranges, described.weight_bits)
     file = MapFile(
         task=spec.task.name,
         task_parameters=spec.task.parameters,
-        backend=job.description.environment.backend,
+        backend=backend,
+        reference_backend=None if backend == reference else reference,
         model_fingerprint=job.description.fingerprint,
         layers={layer.name: _mapped(layer, quantization, described.kernels) for layer in described.layers},
         measurement=spec.worker_setup().measurement,

@@ -15,7 +15,7 @@ from workers.device.hardware import kind_of
 from workers.evaluation.evaluator import Evaluator
 from workers.measurement import Measurement, Workload
 from workers.progress import Report, silent
-from workers.setup import WorkerSetup
+from workers.setup import KnownKernels, WorkerSetup
 from workers.task import Split
 from workers.timing.estimates import Figure
 
@@ -81,15 +81,18 @@ def verify(
     """
     threads = file.provenance.environment.get("threads", file.measurement.threads)
     settings = dataclasses.replace(file.measurement, repeats=max(repeats, file.measurement.repeats), threads=threads)
+    known = KnownKernels(
+        weight_bits=file.weight_bits(), kernels=file.kernels(kind_of(build_backend(file.backend).device))
+    )
     evaluator = Evaluator(
         WorkerSetup(
             task=file.task,
             task_parameters=file.task_parameters,
-            backend=file.backend,
+            backend=file.reference,
+            others={} if file.backend == file.reference else {file.backend: known},
+            known=known if file.backend == file.reference else KnownKernels(),
             measurement=settings,
             ranges=file.ranges(),
-            weight_bits=file.weight_bits(),
-            kernels=file.kernels(kind_of(build_backend(file.backend).device)),
             task_file=task_file,
         ),
         report,
@@ -98,23 +101,24 @@ def verify(
         raise MapError(
             f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
         )
-    choices = file.quantization_map().names
+    choices, quality = file.quantization_map().names, evaluator.on(file.backend).quality
     shifted = "shifted_accuracy" in file.promised
     reference = Reference(
-        accuracy=evaluator.quality.reference_accuracy(Split.EVALUATION),
+        accuracy=quality.reference_accuracy(Split.EVALUATION),
         latency_p50_ms=1.0,  # these only scale milliseconds, which are not checked
         workloads_p50_ms=dict.fromkeys(settings.workloads, 1.0),
-        shifted_accuracy=evaluator.quality.reference_accuracy(Split.SHIFTED) if shifted else None,
+        shifted_accuracy=quality.reference_accuracy(Split.SHIFTED) if shifted else None,
     )
     tries: list[tuple[Check, ...]] = []
     while not tries or (len(tries) < _TRIES and not all(check.holds for check in _ratios(tries[-1]))):
         if tries:
             time.sleep(_PAUSE_S)
-        measurement = evaluator.measure(Candidate(number=0, choices=choices))
+        measurement = evaluator.measure(Candidate(number=0, choices=choices, backend=file.backend))
         tries.append(_checks(file, measurement, reference, tolerance))
     checks = min(tries, key=lambda checks: max((abs(ratio.difference) for ratio in _ratios(checks)), default=0.0))
-    held_out = evaluator.quality.held_out_accuracies(choices)
-    return Verification(checks=checks, held_out=held_out, held_out_missing=evaluator.quality.held_out_missing)
+    return Verification(
+        checks=checks, held_out=quality.held_out_accuracies(choices), held_out_missing=quality.held_out_missing
+    )
 
 
 def _checks(file: MapFile, measurement: Measurement, reference: Reference, tolerance: float) -> tuple[Check, ...]:

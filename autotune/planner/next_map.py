@@ -70,7 +70,12 @@ class Planner:
         self._posterior = Posterior(prior, choices, counted)
         self._memory_counts = any(METRICS[name].kind is Kind.MEMORY for name in counted)
         self._generator = np.random.default_rng(seed)
+        #: Values of the feasible maps, and of those on other backends.
         self._points: list[tuple[float, ...]] = []
+        #: Figures that set the scale of the objectives; those of full precision if empty.
+        self._scale: Mapping[str, Figure] = {}
+        #: Expected gain of the last proposal, as a share of the hypervolume; infinite before the first.
+        self.promise = math.inf
         self._known: set[bytes] = set()
         self._proposals = self._low_gains = 0
         #: Maps that were proposed to meet the limits, and the risk of missing one that the next such map may have. The
@@ -86,6 +91,14 @@ class Planner:
     def set_full_precision(self, figures: Mapping[str, Figure]) -> None:
         """Set the figures of full precision, on which all predictions are based; call it before the first proposal."""
         self._posterior.full_precision = figures
+
+    def set_scale(self, figures: Mapping[str, Figure]) -> None:
+        """Set the figures of the job's reference, if full precision of the maps' own backend is not the reference."""
+        self._scale = figures
+
+    def add_rival(self, figures: Mapping[str, Figure]) -> None:
+        """Add a feasible map of another backend: maps that it dominates are no gain."""
+        self._points.append(self._objectives.values(figures))
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]], feasible: Sequence[bool]) -> None:
         """Learn from measured maps.
@@ -123,7 +136,8 @@ class Planner:
         likely = self._probability(candidates, {metric: of_all[listed] for metric, of_all in predicted.items()})
         if not explores:
             likely = _without_risky(likely, self._risk)
-            self._low_gains = self._low_gains + 1 if (gains * likely).max() < _LEAST_GAIN else 0
+            self.promise = float((gains * likely).max())
+            self._low_gains = self._low_gains + 1 if self.promise < _LEAST_GAIN else 0
         chosen = np.asarray(candidates[(wanted * likely).argmax()])
         if not explores:
             self._aimed.add(chosen.tobytes())
@@ -187,7 +201,7 @@ class Planner:
 
     def _gains(self, values: Points, pending: Maps) -> Vector:
         """Return the share by which candidates with these values would raise the hypervolume."""
-        full = self._posterior.full_precision
+        full = self._scale or self._posterior.full_precision
         measured_soon = self._values(self._posterior.predict(pending))
         front = np.array([*self._points, *measured_soon]).reshape(-1, len(self._objectives.metrics))
         reference = self._objectives.reference_point(full)

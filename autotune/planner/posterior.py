@@ -62,11 +62,13 @@ class Posterior:
         self.precisions[self.legal] = [precision for of_group in precisions for precision in of_group]
         #: Metric under load -> pairs of a latency ratio of requests and the response time measured with it.
         self._queued: dict[str, list[tuple[float, float]]] = {}
-        #: Figures of full precision; must be set before the first prediction.
+        #: Figures of full precision on the backend of the maps; must be set before anything is observed or predicted.
+        #: Its latency ratios are not 1 if the job compares everything with another backend.
         self.full_precision: Mapping[str, Figure] = {}
 
     def observe(self, maps: Maps, figures: Sequence[Mapping[str, Figure]]) -> None:
         """Learn from measured maps, shape ``(n, groups)``; figures may be missing."""
+        figures = [self._on_one_backend(each) for each in figures]
         for quality in self._qualities.values():
             quality.observe(maps, figures)
         columns, changes = self._effects.of(maps), self._changes(maps)
@@ -109,7 +111,8 @@ class Posterior:
         full = {name: figure.value for name, figure in self.full_precision.items()}
         predicted = {"weight_memory_mib": memory}
         for workload, latency in self._latencies.items():
-            ratio = predicted[ratio_of(workload).name] = np.maximum(latency.predict(columns, changes), 1e-3)
+            ratio = np.maximum(latency.predict(columns, changes), 1e-3)
+            predicted[ratio_of(workload).name] = ratio * self._base(workload)
             served = [metric.name for metric in percentiles_of(workload).values() if metric.name in full]
             predicted |= {name: ratio * full[name] for name in served}
             waiting = [metric.name for metric in percentiles_of(workload, queued=True).values() if metric.name in full]
@@ -131,7 +134,19 @@ class Posterior:
         relative = model.deviation(columns, changes) + _TAIL_DEVIATION
         if metric.queued:
             return self._queue(name).deviation(np.maximum(model.predict(columns, changes), 1e-3), relative)
-        return np.asarray(relative * (1.0 if metric.kind is Kind.LATENCY_RATIO else self.full_precision[name].value))
+        base = self._base(metric.workload) if metric.kind is Kind.LATENCY_RATIO else self.full_precision[name].value
+        return np.asarray(relative * base)
+
+    def _base(self, workload: Workload) -> float:
+        """Return the latency ratio of full precision, 1 on the backend that everything is compared with."""
+        ratio = self.full_precision.get(ratio_of(workload).name)
+        return 1.0 if ratio is None else ratio.value
+
+    def _on_one_backend(self, figures: Mapping[str, Figure]) -> dict[str, Figure]:
+        """Return figures whose latency ratios are relative to full precision on the maps' own backend."""
+        bases = {ratio_of(workload).name: self._base(workload) for workload in Workload}
+        own = {name: figures[name].scaled(1.0 / base) for name, base in bases.items() if name in figures}
+        return {**figures, **own}
 
     def _queue(self, metric: str) -> QueueingCurve:
         return QueueingCurve([(1.0, self.full_precision[metric].value), *self._queued.get(metric, ())])

@@ -81,6 +81,7 @@ def _tags(trial: TrialRecord, on_front: bool) -> dict[str, str]:
         "feasible": str(trial.feasible).lower(),
         "on_front": str(on_front).lower(),
         "map_key": trial.key,
+        "backend": trial.ran_on,
         "message": trial.message,
         "worker": trial.worker,
     }

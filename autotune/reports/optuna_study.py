@@ -59,7 +59,13 @@ def _frozen(trial: TrialRecord, choices: Sequence[str], objectives: Objectives) 
         params=dict(trial.choices),
         distributions={layer: CategoricalDistribution(choices) for layer in trial.choices},
         constraints=dict(trial.violations),
-        user_attrs={"number": trial.number, "kind": trial.kind.value, "label": trial.label, "figures": figures},
+        user_attrs={
+            "number": trial.number,
+            "kind": trial.kind.value,
+            "label": trial.label,
+            "backend": trial.ran_on,
+            "figures": figures,
+        },
     )
 
 

@@ -41,7 +41,7 @@ def columns(trials: Sequence[TrialRecord]) -> list[str]:
     violated = dict.fromkeys(name for trial in trials for name in trial.violations)
     layers = dict.fromkeys(name for trial in trials for name in trial.choices)
     return [
-        *("number", "kind", "label", "state", "feasible", "on_front"),
+        *("number", "kind", "label", "backend", "state", "feasible", "on_front"),
         *(column for name in figures for column in bounds[name]),
         *(f"violation:{name}" for name in violated),
         *("message", "worker", "seconds", "finished_at"),
@@ -54,6 +54,7 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "number": trial.number,
         "kind": trial.kind.value,
         "label": trial.label,
+        "backend": trial.ran_on,
         "state": trial.state.value,
         "feasible": trial.feasible,
         "on_front": on_front,

@@ -6,6 +6,7 @@ first. Only then are the layers probed, and the sampler starts from the probes.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from autotune.jobs.front import needing_final_run, violations
 from autotune.jobs.progress import Listener
@@ -20,24 +21,20 @@ from autotune.jobs.records import (
 )
 from autotune.jobs.spec import SamplerName
 from autotune.jobs.timestamps import event
-from autotune.metrics.from_measurement import MIB, Reference
-from autotune.planner.prior import expect
+from autotune.metrics.from_measurement import Reference
+from autotune.search.backend_search import BackendSearch, promise_of
 from autotune.search.early_stopping import incumbents, quality_limits
-from autotune.search.initial_design import mixtures
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
-from autotune.search.study import Proposal, Study
+from autotune.search.study import Proposal
 from autotune.search.trials import PlannedTrial
 from autotune.search.worker_shares import fair_shares
-from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
-from search_spaces.quantization_map import map_key
-from search_spaces.space import SearchSpace
+from search_spaces.choice import FULL_PRECISION
 from workers.candidate import Candidate, Outcome
 from workers.errors import TaskError
 from workers.measurement import Measurement
 from workers.pools.base import Pool
 from workers.setup import Probes
-from workers.timing.estimates import Figure
 
 #: Seconds the driver waits for outcomes before it checks the time limit and the user's orders again.
 _TICK_S = 0.5
@@ -48,8 +45,19 @@ _PROBING_SHARE, _LEAST_PROBING_S = 0.2, 5.0
 #: Fewest maps that the time left must suffice for; otherwise probes take the time of the few maps they would improve.
 _PROBED_MAPS = 4
 
-#: Returns the expected costs of every layer and choice, estimated in about so many seconds; None if nothing was probed.
-Probe = Callable[[float], Probes | None]
+#: Returns the expected costs of every layer and choice on a backend, estimated in about so many seconds; None if
+#: nothing was probed.
+Probe = Callable[[float, str], Probes | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """A trial to measure, where it runs, and the proposal that it answers."""
+
+    trial: PlannedTrial
+    search: BackendSearch
+    #: None for full precision and final measurements, which nobody proposed.
+    proposal: Proposal | None
 
 
 class Search:
@@ -58,38 +66,31 @@ class Search:
     def __init__(
         self,
         job: JobRecord,
-        space: SearchSpace,
+        searches: Sequence[BackendSearch],
         pool: Pool,
         listener: Listener,
         lease: Lease,
         ledger: Ledger,
-        probe: Probe = lambda _: None,
+        probe: Probe = lambda *_: None,
     ) -> None:
         """Take over a job.
 
         Args:
             job: the job as this driver claimed it, with the description of its model.
-            space: maps that the job may measure.
+            searches: the searches on its backends, the one that everything is compared with first.
             pool: measures candidates.
             listener: is notified of each stage.
             lease: the held lease of the job.
             ledger: the trials, front and budget of the job.
             probe: probes the layers, or returns what an earlier job recorded.
         """
-        assert job.description is not None
         self._job, self._spec, self._pool, self._listener, self._lease = job, job.spec, pool, listener, lease
         self._ledger, self._front = ledger, ledger.front
         self._held_jobs: Sequence[HeldJob] = ()
-        self._description = job.description
-        self._space = space
+        self._searches = list(searches)
         self._probe = probe
-        #: Key of each uniform map -> its label.
-        self._uniform = {
-            map_key(space.layer_choices(space.uniform(choice))): f"uniform {choice}"
-            for choice in space.uniform_choices()
-        }
         self._constraints = job.spec.constraints.constraints()
-        self._pending: dict[int, tuple[PlannedTrial, Proposal | None]] = {}
+        self._pending: dict[int, _Planned] = {}
         self._reference: Reference | None = None
         #: When outcomes last arrived, and the seconds the driver then took before it waited for more.
         self._received_at, self._driver_s = time.monotonic(), 0.0
@@ -100,150 +101,169 @@ class Search:
         Returns:
             Why the search ended.
         """
-        study = self._study(None)
-        self._measure_full_precision(study)
-        self._measure_uniform_maps(study, _UNIFORM_SHARE)
+        for search in self._searches:
+            search.relearn(self._front.trials)
+        self._measure_full_precision()
+        self._measure_uniform_maps(_UNIFORM_SHARE)
         if self._spec.search.sampler is SamplerName.SENSITIVITY and self._budget_left():
             if self._ledger.left_s < _PROBED_MAPS * self._ledger.budget.trial_s:
-                self._measure_uniform_maps(study, 1.0)
+                self._measure_uniform_maps(1.0)
             else:
-                study = self._study(self._probed())
+                self._probe_all()
         self._listener.stage("Searching")
-        mixtures = self._mixtures(study)
-        self._measure_all(lambda: next(mixtures, None) or self._sampled(study), study)
-        why = _why_ended(self._ledger, study)
-        self._measure_picks(study)
+        mixtures = self._mixtures()
+        self._measure_all(lambda: next(mixtures, None) or self._sampled())
+        why = self._why_ended()
+        self._measure_picks()
         return why
 
-    def _measure_all(self, next_map: Callable[[], tuple[PlannedTrial, Proposal] | None], study: Study) -> None:
+    def _measure_all(self, next_map: Callable[[], _Planned | None]) -> None:
         """Measure maps until there is no other, or the budget is spent."""
         while True:
             exhausted = False
             while not exhausted and len(self._pending) < self._most_pending() and self._budget_left():
-                exhausted = not self._submit_next(next_map(), study)
+                exhausted = not self._submit_next(next_map())
             if not self._pending and (exhausted or not self._budget_left()):
                 return
-            self._collect(study)
+            self._collect()
 
-    def _probed(self) -> Probes | None:
-        started_at = time.monotonic()
-        probes = self._probe(max(_PROBING_SHARE * self._ledger.left_s, _LEAST_PROBING_S))
-        waited_s = probes.waited_seconds if probes else 0.0
-        self._ledger.set_aside(time.monotonic() - started_at, waited_s=waited_s)
-        return probes
+    def _probe_all(self) -> None:
+        """Probe the layers on every backend, each within its part of the time that probing may take."""
+        budget_s = max(_PROBING_SHARE * self._ledger.left_s, _LEAST_PROBING_S)
+        for left, search in zip(range(len(self._searches), 0, -1), self._searches, strict=True):
+            started_at = time.monotonic()
+            probes = self._probe(budget_s / left, search.backend)
+            taken_s, waited_s = time.monotonic() - started_at, probes.waited_seconds if probes else 0.0
+            budget_s -= taken_s - waited_s
+            self._ledger.set_aside(taken_s, waited_s=waited_s)
+            search.relearn(self._front.trials, probes)
 
-    def _study(self, probes: Probes | None) -> Study:
-        """Return a study that has learned all trials so far."""
-        search = self._spec.search
-        return Study(
-            self._space,
-            self._spec.objectives,
-            self._constraints,
-            search.sampler,
-            seed=search.seed,
-            trials=search.trials,
-            slots=self._pool.slots,
-            prior=expect(self._space, self._description, probes, self._spec.rules()),
-            history=self._front.trials,
-        )
-
-    def _measure_full_precision(self, study: Study) -> None:
-        """Make sure that the first trial is full precision, which everything else is relative to."""
+    def _measure_full_precision(self) -> None:
+        """Make sure that full precision is measured on every backend, first where everything is compared with it."""
+        first, *others = self._searches
         if not self._front.trials:
             self._listener.stage("Measuring full precision")
-            choices = {layer.name: FULL_PRECISION.name for layer in self._space.layers}
-            self._submit(self._plan(choices, TrialKind.BASELINE, FULL_PRECISION.name), None)
+            self._submit(self._plan(first, first.full_precision, TrialKind.BASELINE, FULL_PRECISION.name))
             while self._pending:
-                self._collect(study)
-            study.add(self._front.trials[0])
-        first = self._front.trials[0]
-        if first.state is not TrialState.COMPLETE:
-            raise TaskError(f"full precision cannot be measured: {first.message}; fix the task and start a new job")
-        self._reference = Reference.of_figures(first.figures)
+                self._collect()
+        full = self._front.trials[0]
+        if full.state is not TrialState.COMPLETE:
+            raise TaskError(f"full precision cannot be measured: {full.message}; fix the task and start a new job")
+        self._reference = Reference.of_figures(full.figures)
+        for search in others:
+            search.relearn(self._front.trials)
+        missing = iter([search for search in others if not search.tried_full_precision(self._front.trials)])
+        self._measure_all(lambda: self._full_precision_of(next(missing, None)))
+        # Nothing can be predicted where full precision fails.
+        self._searches = [first, *(other for other in others if other.has_full_precision(self._front.trials))]
 
-    def _measure_uniform_maps(self, study: Study, share: float) -> None:
+    def _full_precision_of(self, search: BackendSearch | None) -> _Planned | None:
+        if search is None:
+            return None
+        return self._plan(search, search.full_precision, TrialKind.BASELINE, FULL_PRECISION.name)
+
+    def _measure_uniform_maps(self, share: float) -> None:
         """Measure uniform maps until a share of the time limit is spent, but at least one."""
         self._listener.stage("Measuring uniform maps")
-        baselines = self._baselines(study, share)
-        self._measure_all(lambda: next(baselines, None), study)
+        baselines = self._baselines(share)
+        self._measure_all(lambda: next(baselines, None))
 
-    def _baselines(self, study: Study, share: float) -> Iterator[tuple[PlannedTrial, Proposal]]:
-        """Yield the uniform maps that were not measured yet."""
-        for choice in sorted(self._space.uniform_choices(), key=_promise):
-            in_time = self._ledger.share < share or len(self._front.trials) + len(self._pending) < 2
-            proposal = study.propose(self._space.uniform(choice)) if in_time else None
+    def _baselines(self, share: float) -> Iterator[_Planned]:
+        """Yield the uniform maps that were not measured yet, the most promising ones of every backend first."""
+        wanted = [(choice, search) for search in self._searches for choice in search.uniform_choices()]
+        for choice, search in sorted(wanted, key=lambda each: promise_of(each[0])):
+            measured = len(self._front.trials) + len(self._pending) - len(self._searches)
+            in_time = self._ledger.share < share or measured < 1
+            proposal = search.uniform(choice) if in_time else None
             if proposal is not None:
-                yield self._plan(proposal.choices, TrialKind.BASELINE, self._uniform[proposal.key]), proposal
+                yield self._planned(search, proposal)
 
-    def _mixtures(self, study: Study) -> Iterator[tuple[PlannedTrial, Proposal]]:
+    def _mixtures(self) -> Iterator[_Planned]:
         """Yield mixtures of the baselines on the front that were not measured yet."""
-        search = self._spec.search
-        if search.sampler is SamplerName.SENSITIVITY:
-            return  # its first maps are better, because it starts from probes
-        for assignment in mixtures(self._space, self._front.trials, self._spec.objectives, seed=search.seed):
-            proposal = study.propose(assignment)
+        for search in self._searches:
+            for proposal in search.mixtures(self._front.trials):
+                yield self._planned(search, proposal)
+
+    def _sampled(self) -> _Planned | None:
+        """Return the next map of the backend that promises most, or None if none has a map worth measuring."""
+        for search in sorted(self._searches, key=lambda each: each.urgency):
+            proposal = search.ask()
             if proposal is not None:
-                yield self._plan(proposal.choices, TrialKind.SEARCH, None), proposal
+                return self._planned(search, proposal)
+        return None
 
-    def _sampled(self, study: Study) -> tuple[PlannedTrial, Proposal] | None:
-        """Return the sampler's next map, or None if no map is left that is worth measuring."""
-        proposal = study.ask()
-        if proposal is None:
-            return None
-        # A uniform map that did not fit into its share of the time limit may be proposed now.
-        label = self._uniform.get(proposal.key)
-        kind = TrialKind.SEARCH if label is None else TrialKind.BASELINE
-        return self._plan(proposal.choices, kind, label), proposal
-
-    def _measure_picks(self, study: Study) -> None:
+    def _measure_picks(self) -> None:
         """Measure the picks at full fidelity until every pick has a final measurement."""
+        searches = {search.tag: search for search in self._searches}
         while True:
-            submitted = {planned.key for planned, _ in self._pending.values()}
+            submitted = {planned.trial.key for planned in self._pending.values()}
             picks = needing_final_run(self._front.trials, self._spec.objectives, default_pick(self._spec))
             waiting = [trial for trial in picks if trial.key not in submitted]
             for trial in waiting:
                 if len(self._pending) < self._pool.slots and self._ledger.allows_final(len(self._pending)):
                     self._listener.stage("Measuring the best maps again")
-                    self._submit(self._plan(trial.choices, TrialKind.FINAL, trial.label), None)
+                    search = searches[trial.backend]
+                    self._submit(self._plan(search, trial.choices, TrialKind.FINAL, trial.label))
             if not self._pending and not (waiting and self._ledger.allows_final(len(self._pending))):
                 return
-            self._collect(study)
+            self._collect()
 
-    def _submit_next(self, chosen: tuple[PlannedTrial, Proposal] | None, study: Study) -> bool:
+    def _submit_next(self, planned: _Planned | None) -> bool:
         """Submit a map, or rule it out by figures known without measurement; return whether there was a map."""
-        if chosen is None:
+        if planned is None:
             return False
-        planned, proposal = chosen
-        known = self._known_figures(planned.choices)
+        known = planned.search.known_figures(planned.trial.choices)
         broken = any(violation > 0 for violation in violations(known, self._constraints).values())
-        if broken and planned.kind is TrialKind.SEARCH:
+        if broken and planned.trial.kind is TrialKind.SEARCH:
             self._lease.check()  # many maps may be ruled out between two outcomes
-            trial = planned.ruled_out(known, self._constraints)
+            trial = planned.trial.ruled_out(known, self._constraints)
             self._ledger.commit([TrialResult(trial=trial)])
-            study.tell(proposal, trial)
+            planned.search.learn(trial, planned.proposal)
         else:
-            self._submit(planned, proposal)
+            self._submit(planned)
         return True
 
-    def _plan(self, choices: Mapping[str, str], kind: TrialKind, label: str | None) -> PlannedTrial:
-        number = self._ledger.next_number()
-        return PlannedTrial(job_id=self._job.id, number=number, kind=kind, label=label, choices=choices)
+    def _planned(self, search: BackendSearch, proposal: Proposal) -> _Planned:
+        """Return the trial of a proposal; a uniform map is a baseline, whoever proposed it."""
+        label = search.label_of(proposal)
+        kind = TrialKind.SEARCH if label is None else TrialKind.BASELINE
+        return self._plan(search, proposal.choices, kind, label, proposal)
 
-    def _submit(self, planned: PlannedTrial, proposal: Proposal | None) -> None:
-        self._pending[planned.number] = planned, proposal
-        reference = self._reference if planned.kind is TrialKind.SEARCH else None
-        timed_in_full = planned.kind is TrialKind.FINAL or self._reference is None
+    def _plan(
+        self,
+        search: BackendSearch,
+        choices: Mapping[str, str],
+        kind: TrialKind,
+        label: str | None,
+        proposal: Proposal | None = None,
+    ) -> _Planned:
+        trial = PlannedTrial(
+            job_id=self._job.id,
+            number=self._ledger.next_number(),
+            kind=kind,
+            label=label,
+            choices=choices,
+            backend=search.tag,
+        )
+        return _Planned(trial=trial, search=search, proposal=proposal)
+
+    def _submit(self, planned: _Planned) -> None:
+        trial = planned.trial
+        self._pending[trial.number] = planned
+        reference = self._reference if trial.kind is TrialKind.SEARCH else None
+        timed_in_full = trial.kind is TrialKind.FINAL or self._reference is None
         self._pool.submit(
             Candidate(
-                number=planned.number,
-                choices=planned.choices,
+                number=trial.number,
+                choices=trial.choices,
+                backend=trial.backend,
                 limits=quality_limits(self._constraints, reference) if reference else {},
                 workloads=None if timed_in_full else self._spec.searched_workloads(),
-                final=planned.kind is TrialKind.FINAL,
-                timing_s=self._ledger.timing_s(final=planned.kind is TrialKind.FINAL),
+                final=trial.kind is TrialKind.FINAL,
+                timing_s=self._ledger.timing_s(final=trial.kind is TrialKind.FINAL),
                 incumbents=incumbents(
                     self._front.members,
-                    self._known_figures(planned.choices),
+                    planned.search.known_figures(trial.choices),
                     self._spec.objectives,
                     self._constraints,
                     reference,
@@ -253,27 +273,27 @@ class Search:
             )
         )
 
-    def _collect(self, study: Study) -> None:
-        """Wait for outcomes, commit them, then tell the sampler."""
+    def _collect(self) -> None:
+        """Wait for outcomes, commit them, then tell the samplers."""
         self._follow_directions()
-        proposals, results = [], []
+        planned, results = [], []
         self._driver_s = time.monotonic() - self._received_at
         outcomes = self._pool.wait(_TICK_S)
         self._received_at = time.monotonic()
         for outcome in outcomes:
-            planned, proposal = self._pending.pop(outcome.candidate.number)
-            state = {} if proposal is None else study.sampler_state(proposal)
+            each = self._pending.pop(outcome.candidate.number)
+            state = {} if each.proposal is None else each.search.study.sampler_state(each.proposal)
             rate = self._spec.measurement.requests_per_second
-            trial = planned.finished(outcome, self._reference, self._constraints, state, rate)
+            trial = each.trial.finished(outcome, self._reference, self._constraints, state, rate)
             latency = outcome.result.latency if isinstance(outcome.result, Measurement) else ()
             results.append(TrialResult(trial=trial, latency=latency, events=_events(outcome)))
-            proposals.append(proposal)
+            planned.append(each)
         # Several workers also wait for each other, which is part of the search.
         waited_s = sum(_waited_s(outcome) for outcome in outcomes) if self._pool.slots == 1 else 0.0
         self._ledger.commit(results, waited_s=waited_s)
-        for proposal, result in zip(proposals, results, strict=True):
-            if proposal is not None:
-                study.tell(proposal, result.trial)
+        for each, result in zip(planned, results, strict=True):
+            for search in self._searches:
+                search.learn(result.trial, each.proposal)
 
     def _follow_directions(self) -> None:
         """Obey the user's orders, apply a changed budget, and resize the pool to the job's share of workers."""
@@ -287,10 +307,6 @@ class Search:
             if capacity:
                 self._pool.resize(fair_shares(self._held_jobs, capacity).get(self._job.id, 0))
 
-    def _known_figures(self, choices: Mapping[str, str]) -> dict[str, Figure]:
-        """Return the figures that need no measurement: weight memory is computed exactly."""
-        return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
-
     def _most_pending(self) -> int:
         """Return how many candidates may be pending: more than the workers if these would wait for the driver.
 
@@ -303,19 +319,13 @@ class Search:
     def _budget_left(self) -> bool:
         return self._ledger.allows_search(len(self._pending))
 
-
-def _promise(choice: str) -> tuple[bool, int]:
-    """Return a sort key that puts choices first whose uniform map is probably fast: those that compute in few bits."""
-    known = choice_named(choice)
-    return known.activation is ActivationMode.NONE, known.precision.bits
-
-
-def _why_ended(ledger: Ledger, study: Study) -> str:
-    if ledger.budget.is_spent:
-        return "all trials of the budget were measured"
-    if not ledger.allows_search(pending=0):
-        return "the time limit was reached"
-    return "no other map promises a gain" if study.spent else "all maps of the search space were measured"
+    def _why_ended(self) -> str:
+        if self._ledger.budget.is_spent:
+            return "all trials of the budget were measured"
+        if not self._ledger.allows_search(pending=0):
+            return "the time limit was reached"
+        spent = any(search.study.spent for search in self._searches)
+        return "no other map promises a gain" if spent else "all maps of the search space were measured"
 
 
 def _waited_s(outcome: Outcome) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autotune.errors import ConflictError, JobSpecError, LeaseLostError, Stopped
 from autotune.jobs import lifecycle
+from autotune.jobs.backends import competing, left_out
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState, Order
@@ -14,6 +15,7 @@ from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import event
 from autotune.metrics.catalog import METRICS, metric_of
 from autotune.search import process_identity
+from autotune.search.backend_search import searches_of
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.loop import Search
@@ -22,7 +24,6 @@ from autotune.search.stages import Stages
 from autotune.store.base import DriverStore
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.errors import AutotuneError, SpaceError
-from search_spaces.space import SearchSpace
 from workers.errors import ClusterLostError
 from workers.measurement import Split
 from workers.pools.build import build_pool
@@ -114,13 +115,12 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
     pool = build_pool(spec.workers.pool, setup, _workers(spec, job.description, options), stages.report)
     try:
         described = pool.describe()
-        space = space_of(spec, job.description or described)
-        _check_space(space)
+        _check_spaces(spec, job.description or described)
         job = _describe(store, job, described)
         lease.check()
         ledger = Ledger(store, job, stages, loading_s=described.loading_seconds)
         probe = functools.partial(obtain_probes, store, job, pool, stages)
-        reason = Search(job, space, pool, stages, lease, ledger, probe).run()
+        reason = Search(job, searches_of(job, pool.slots), pool, stages, lease, ledger, probe).run()
         stages.stage(f"Search finished: {reason}")
         store.change_job(job.id, lifecycle.with_fields(job.epoch, event("time_spent", stages.time_spent())))
         return reason
@@ -142,7 +142,11 @@ def _describe(store: DriverStore, job: JobRecord, description: ModelDescription)
     spec = job.spec
     _check_figures(spec, job.description or description)
     if job.description is None:
-        return store.change_job(job.id, lifecycle.with_fields(job.epoch, description=description))
+        told = [
+            event("backend_left_out", f"No map runs on {name}: {why}")
+            for name, why in left_out(spec, description).items()
+        ]
+        return store.change_job(job.id, lifecycle.with_fields(job.epoch, *told, description=description))
     if job.description.fingerprint != description.fingerprint:
         raise ConflictError(
             f"task {job.task!r} now builds a model with other weights than job {job.id} was started with; "
@@ -185,14 +189,16 @@ def _check_figures(spec: JobSpec, description: ModelDescription) -> None:
         )
 
 
-def _check_space(space: SearchSpace) -> None:
-    """Check that the space contains maps other than full precision.
+def _check_spaces(spec: JobSpec, description: ModelDescription) -> None:
+    """Check that at least one backend has maps other than full precision.
 
     Raises:
-        SpaceError: if it does not; the message names the first reason.
+        SpaceError: if none has; the message names the first reason on the first backend.
     """
-    if any(set(group.choices) != {FULL_PRECISION.name} for group in space.groups):
+    spaces = [space_of(spec, description.on(name)) for name in competing(spec, description)]
+    if any(set(group.choices) != {FULL_PRECISION.name} for space in spaces for group in space.groups):
         return
+    space = spaces[0]
     if not space.layers:
         raise SpaceError(
             "nothing to search: no layer of the model can be quantized; docs/tasks.md lists the supported layers"

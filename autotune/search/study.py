@@ -4,6 +4,7 @@ The study lives in memory and is rebuilt from recorded trials when a job is resu
 only system of record (see ``docs/decisions/0002-study-in-memory.md``).
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,24 @@ class Study:
         slots: int,
         prior: Prior,
         history: Sequence[TrialRecord] = (),
+        backend: str = "",
     ) -> None:
-        """Start a study, or continue one whose trials are ``history``."""
+        """Start a study, or continue one.
+
+        Args:
+            space: the maps to choose from.
+            objectives: names of the metrics to trade off.
+            constraints: the limits of the job.
+            sampler: chooses the maps.
+            seed: of its random numbers.
+            trials: budget of the job.
+            slots: maps measured at once.
+            prior: what the sensitivity sampler expects before any map is measured.
+            history: trials recorded so far.
+            backend: see ``map_key``.
+        """
+        self._backend = backend
+        self._planner: Planner | None = None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._objectives = Objectives.named(objectives)
@@ -110,6 +127,21 @@ class Study:
         )
         self._study.add_trial(frozen)
 
+    def add_rival(self, trial: TrialRecord) -> None:
+        """Add a trial of another backend."""
+        if self._planner is not None and trial.feasible:
+            self._planner.add_rival(trial.figures)
+
+    def set_scale(self, reference: TrialRecord) -> None:
+        """Set the trial that everything is compared with, if it ran on another backend."""
+        if self._planner is not None:
+            self._planner.set_scale(reference.figures)
+
+    @property
+    def promise(self) -> float:
+        """Gain that the sampler expected of its last map; infinite if it does not know."""
+        return math.inf if self._planner is None else self._planner.promise
+
     def propose(self, assignment: Mapping[str, str]) -> Proposal | None:
         """Return a proposal of the given map, or None if it was proposed before."""
         return None if self._key(assignment) in self._known else self._fixed(assignment)
@@ -125,7 +157,7 @@ class Study:
             trial = self._study.ask()
             assignment = self._draw(trial)
             choices = self._space.layer_choices(assignment)
-            key = map_key(choices)
+            key = map_key(choices, self._backend)
             if key not in self._known:
                 return self._take(trial, choices, key)
             self._tell(trial, self._known[key])
@@ -154,13 +186,12 @@ class Study:
             return build_plain_sampler(name, seed=self._seed, trials=trials, slots=slots)
         groups = self._space.free_groups
         choices = [group.choices for group in groups]
-        planner = None
         if groups:  # otherwise the space has a single map
-            planner = Planner(prior, choices, self._objectives, constraints, seed=self._seed)
-        return SensitivitySampler(planner, [group.name for group in groups], seed=self._seed)
+            self._planner = Planner(prior, choices, self._objectives, constraints, seed=self._seed)
+        return SensitivitySampler(self._planner, [group.name for group in groups], seed=self._seed)
 
     def _key(self, assignment: Mapping[str, str]) -> str:
-        return map_key(self._space.layer_choices(assignment))
+        return map_key(self._space.layer_choices(assignment), self._backend)
 
     def _fixed(self, assignment: Mapping[str, str]) -> Proposal:
         """Return a proposal of a map that the sampler did not choose."""
@@ -171,7 +202,7 @@ class Study:
             # These samplers ignore trials they did not sample, unless the trials belong to a generation.
             self._storage.set_trial_system_attr(trial._trial_id, key, self._generation(key))
         choices = self._space.layer_choices(assignment)
-        return self._take(trial, choices, map_key(choices))
+        return self._take(trial, choices, map_key(choices, self._backend))
 
     def _draw(self, trial: optuna.Trial) -> dict[str, str]:
         """Return the map that the sampler proposes, and store it in the trial."""

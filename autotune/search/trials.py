@@ -28,11 +28,13 @@ class PlannedTrial:
     label: str | None
     #: Layer name -> choice name.
     choices: Mapping[str, str]
+    #: Backend that runs the map; see ``TrialRecord``.
+    backend: str = ""
 
     @property
     def key(self) -> str:
         """The ``map_key`` of the map."""
-        return map_key(self.choices)
+        return map_key(self.choices, self.backend)
 
     def ruled_out(self, figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> TrialRecord:
         """Return the trial of a map that never runs, because figures known without measurement break a constraint."""
@@ -67,7 +69,7 @@ class PlannedTrial:
             trial = self._failed(result.cause, result.message, outcome)
         else:
             figures = figures_of(result, reference or Reference.of(result), requests_per_second)
-            if set(self.choices.values()) == {FULL_PRECISION.name}:
+            if not self.backend and set(self.choices.values()) == {FULL_PRECISION.name}:
                 # Relative to itself, by definition; what was measured is noise.
                 own = {ratio_of(workload).name: Figure(value=1.0) for workload in Workload}
                 figures |= {name: figure for name, figure in own.items() if name in figures}
@@ -120,6 +122,7 @@ class PlannedTrial:
             kind=self.kind,
             label=self.label,
             choices=dict(self.choices),
+            backend=self.backend,
             key=self.key,
             finished_at=now(),
             **known,  # type: ignore[arg-type]

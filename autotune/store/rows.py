@@ -136,6 +136,7 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
         "map_key": trial.key,
         "layers_key": layers_key(trial.choices)[0],
         "choices": ",".join(trial.choices.values()),
+        "backend": trial.backend,
         "attempts": trial.attempts,
         "failure": trial.failure.value if trial.failure else None,
         "message": trial.message,

@@ -133,6 +133,7 @@ trials = Table(
     Column("layers_key", String(64), ForeignKey("layer_lists.key"), nullable=False),
     # One choice per layer of the list, separated by commas.
     Column("choices", Text, nullable=False),
+    Column("backend", String(64), nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("failure", String(32)),
     Column("message", Text),

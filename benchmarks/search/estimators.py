@@ -45,7 +45,7 @@ def recorded(recording: Recording) -> EffectIndex:
 
 def estimated(task: str, truth: EffectIndex) -> dict[str, Sensitivity]:
     evaluator = Evaluator(WorkerSetup(task=task))
-    prepared, built = evaluator._prepared, evaluator._task
+    prepared, built = evaluator.reference.prepared, evaluator._task
     choices: dict[str, list[str]] = {}
     for layer, choice in truth:
         choices.setdefault(layer, []).append(choice)

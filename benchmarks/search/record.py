@@ -126,7 +126,7 @@ def thinned(products: dict[tuple[str, str], np.ndarray]) -> dict[tuple[str, str]
 
 def products_with_gradients(evaluator: Evaluator, choices: dict[str, list[str]]) -> dict[tuple[str, str], np.ndarray]:
     """Return (layer, choice) -> products of its error with random gradients, shape ``(samples * vectors,)``."""
-    task, prepared, generator = evaluator._task, evaluator._prepared, torch.Generator().manual_seed(1)
+    task, prepared, generator = evaluator._task, evaluator.reference.prepared, torch.Generator().manual_seed(1)
     prepared.reset()
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for batch in task.evaluation(Split.EVALUATION):

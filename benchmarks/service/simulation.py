@@ -11,8 +11,8 @@ from autotune.client.actions import submit
 from autotune.jobs.lifecycle import claimed, with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import TrialKind
-from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
+from autotune.search.backend_search import searches_of
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.loop import Search
@@ -126,7 +126,7 @@ def simulate(store: Store, load: Load) -> float:
     job = store.change_job(job.id, with_fields(job.epoch, description=description(load.layers)))
     pool = SimulatedPool(load.workers, load.trial_s)
     with Lease(store, job) as lease:
-        Search(job, space_of(job.spec, job.description), pool, Silent(), lease, Ledger(store, job, Silent())).run()  # type: ignore[arg-type]
+        Search(job, searches_of(job, pool.slots), pool, Silent(), lease, Ledger(store, job, Silent())).run()  # type: ignore[arg-type]
     finished = [trial.finished_at for trial in store.trials(job.id) if trial.kind is not TrialKind.FINAL]
     assert len(finished) == load.trials
     first, last = load.trials // 10, load.trials - load.trials // 10

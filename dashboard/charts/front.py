@@ -1,5 +1,6 @@
 """The front: quality over a latency percentile, with one point per measured candidate."""
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,8 @@ _DOMINATED = _Group(name="Dominated", color=FAINT, opacity=0.6)
 _INFEASIBLE = _Group(name="Breaks a limit (hollow)", color=FAINT, opacity=0.8)
 _FRONT = _Group(name="On the front", color=STRONG)
 _BASELINE = _Group(name="Baseline", color=BASELINE, symbol="diamond")
+#: Symbols of the backends of one job, that of the reference first; colours tell baselines apart then.
+_SYMBOLS = ("circle", "square", "triangle-up", "pentagon", "star")
 
 
 def front_figure(
@@ -89,6 +92,8 @@ def front_figure(
     figure = Drawing(_front_line(styled[styled["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(styled[styled["group"] == group.name], group))
+    for symbol, backend in _backends(styled):
+        figure.add_trace(_legend_of(symbol, backend))
     figure.add_trace(_rings(styled[styled["number"].isin(list(marked or {}))]))
     figure.add_trace(_labels(labelled[labelled["side"].notna()]))
     figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False, fixedrange=True)
@@ -142,7 +147,27 @@ def _with_style(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     rows = points.to_dict("records")
     styled["group"] = [_group_of(row).name for row in rows]
     styled["hover"] = [_hover(row) for row in rows]
+    symbols = {backend: symbol for symbol, backend in _backends(points)}
+    styled["symbol"] = points["backend"].map(symbols) if symbols else np.nan
     return styled
+
+
+def _backends(points: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the symbol and the name of each backend, that of the reference first; none if there is only one."""
+    found = sorted(points["backend"].unique())
+    return list(zip(itertools.cycle(_SYMBOLS), found, strict=False)) if len(found) > 1 else []
+
+
+def _legend_of(symbol: str, backend: str) -> go.Scatter:
+    """Return an entry of the legend, without points."""
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        name=in_chart(backend or "Reference's backend"),
+        marker={"symbol": symbol, "color": FAINT, "size": _LARGEST / 2},
+        hoverinfo="skip",
+    )
 
 
 def _on_log_axis(values: pd.Series) -> pd.Series:
@@ -233,7 +258,10 @@ def _markers(points: pd.DataFrame, group: _Group) -> go.Scatter:
         marker={
             "color": group.color,
             "opacity": 1.0,
-            "symbol": [group.symbol if feasible else f"{group.symbol}-open" for feasible in points["feasible"]],
+            "symbol": [
+                symbol if feasible else f"{symbol}-open"
+                for symbol, feasible in zip(points["symbol"].fillna(group.symbol), points["feasible"], strict=True)
+            ],
             "size": points["size"].tolist(),
             "line": {"width": [0.0 if feasible else 1.5 for feasible in points["feasible"]], "color": group.color},
         },

@@ -56,8 +56,8 @@ class Limit:
 
 
 def candidate_name(trial: TrialRecord) -> str:
-    """Return the name of a candidate for people: its label as a baseline, or its number."""
-    return one_line(trial.label) if trial.label else f"trial {trial.number}"
+    """Return the name of a candidate for people: its label as a baseline, or its number, and where it ran."""
+    return one_line((trial.label or f"trial {trial.number}") + trial.where)
 
 
 def full_precision(trials: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -89,7 +89,7 @@ def trial_frame(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     rows = [_trial_row(trial) for trial in trials]
     # An empty frame would have object columns, which pandas treats as labels instead of a mask.
     types = {"baseline": bool, **dict.fromkeys(("static", *metrics), float)}
-    frame = pd.DataFrame(rows, columns=["number", "name", "baseline", "static", *metrics]).astype(types)
+    frame = pd.DataFrame(rows, columns=["number", "name", "baseline", "backend", "static", *metrics]).astype(types)
     return frame.copy()  # defragmented: pandas warns if columns are added to a frame of a hundred blocks
 
 
@@ -98,6 +98,7 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
         "number": trial.number,
         "name": candidate_name(trial),
         "baseline": trial.label is not None,  # a final measurement keeps the label
+        "backend": trial.backend,
         "static": static_share(trial.choices),
     }
     # The latency of a rejected candidate was not measured in full.

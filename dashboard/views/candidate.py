@@ -88,7 +88,7 @@ def show(front: Page, diff: Page) -> None:
         st.page_link(diff, label="Compare with another map", query_params={"job": job.id, "second": str(trial.number)})
     _facts(job, trial, trial.number in progress.members)
     _figures(trial, full_precision(progress.trials), job.spec.objectives)
-    _layers(job, trial, progress.probes)
+    _layers(job, trial, queries.probes(job, trial.backend))
     _latency(job, trial)
     _download(job, trial)
 
@@ -104,6 +104,7 @@ def _facts(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
     facts = ["on the front" if on_front else "not on the front"] if trial.feasible else []
     facts += [f"trial {trial.number}", f"measured {moment(trial.finished_at, st.context.timezone)}"]
     hardware = trial.environment.get("hardware")
+    facts += [f"runs on {trial.ran_on}"] if trial.ran_on else []
     facts += [str(hardware)] if hardware else []
     st.caption(" · ".join(in_markdown(fact) for fact in facts))
     misses = misses_text(trial, job.spec.constraints.constraints())
@@ -149,8 +150,9 @@ def _layers(job: JobRecord, trial: TrialRecord, probes: Probes | None) -> None:
     st.header("Layers")
     # A trial never changes, so its charts can be cached.
     of_trial = job.id, trial.number, probes is not None
-    frame, strip = queries.cached(partial(_strip, job, job.description, trial, probes), "strip", *of_trial)
-    st.markdown(in_markdown(map_summary(job.description, trial.choices, probes), longest=400))
+    description = job.description.on(trial.backend)
+    frame, strip = queries.cached(partial(_strip, job, description, trial, probes), "strip", *of_trial)
+    st.markdown(in_markdown(map_summary(description, trial.choices, probes), longest=400))
     st.plotly_chart(
         strip,
         key="strip",

@@ -21,7 +21,7 @@ from workers.measurement import Failure, FailureCause, Measurement, Split
 from workers.pools.base import MAX_ATTEMPTS, Pool
 from workers.pools.build import build_pool
 from workers.progress import Report, Stage, Step, silent
-from workers.setup import Estimator, MeasurementSettings, PoolSettings, WorkerSetup
+from workers.setup import Estimator, KnownKernels, MeasurementSettings, PoolSettings, WorkerSetup
 from workers.timing.device_lock import DeviceLock
 
 TASK_FILE = str(Path(__file__).parents[1] / "data" / "fragile_task.py")
@@ -114,13 +114,16 @@ def test_description_lists_layers_choices_and_exact_bytes(start: Start) -> None:
 
 def test_workers_take_the_bits_they_are_given(start: Start) -> None:
     bits = {"0": 7, "2": 8}
-    description = start(dataclasses.replace(setup(), weight_bits=bits)).describe()
+    description = start(dataclasses.replace(setup(), known=KnownKernels(weight_bits=bits))).describe()
     assert description.weight_bits == bits
 
 
 def test_workers_take_the_kernels_they_are_given(start: Start) -> None:
     given = {"0": {"int8_static": "fp32"}}
-    assert start(dataclasses.replace(setup(), kernels=given)).describe().kernels["0"]["int8_static"] == "fp32"
+    assert (
+        start(dataclasses.replace(setup(), known=KnownKernels(kernels=given))).describe().kernels["0"]["int8_static"]
+        == "fp32"
+    )
 
 
 def test_every_candidate_comes_back_once(start: Start) -> None:

@@ -4,7 +4,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +30,8 @@ class MapLatency:
         settings: MeasurementSettings,
         lock: DeviceLock,
         report: Report = silent,
+        *,
+        reference: Deployed | None = None,
     ) -> None:
         """Time maps of a deployed model.
 
@@ -40,8 +41,10 @@ class MapLatency:
             settings: how to time them.
             lock: the lock of the device that the model runs on.
             report: gets every round.
+            reference: the same model on the backend whose full precision maps are compared with; None is ``deployed``.
         """
         self._deployed, self._workloads, self._settings = deployed, workloads, settings
+        self._reference = reference or deployed
         self._lock, self._report = lock, report
         self._first = next(iter(workloads.values()))
         self._clock = clock.clock_of(lock.device)
@@ -95,8 +98,8 @@ class MapLatency:
         if final and half_width is not None:
             half_width /= 2.0
         return latency.measure(
-            self._contender(timed, choices),
-            self._contender(timed, {}),
+            self._contender(self._deployed, timed, choices),
+            self._contender(self._reference, timed, {}),
             batch_size=size,
             repeats=settings.final_repeats if final else settings.repeats,
             warmup_s=settings.warmup_s,
@@ -108,14 +111,10 @@ class MapLatency:
             report=self._report,
         )
 
-    def _contender(self, timed: Timed, choices: Mapping[str, str]) -> Contender:
-        install = functools.partial(self._deployed.apply, choices)
+    def _contender(self, deployed: Deployed, timed: Timed, choices: Mapping[str, str]) -> Contender:
+        install = functools.partial(deployed.apply, choices)
         install()
-        state = timed.prepare(self._deployed.model)
-        return Contender(install=install, run=self._timeable(timed, state))
-
-    def _timeable(self, timed: Timed, state: Any) -> Callable[[], object]:
-        return timeable(self._deployed.model, lambda: timed.run(self._deployed.model, state))
+        return Contender(install=install, run=_timeable(deployed, timed))
 
     def _time_pass(self, run: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -129,8 +128,7 @@ class MapLatency:
         """Return (layer, choice) -> ms inside the layer in one pass, and the ms of a full-precision pass."""
         with self._lock.exclusive(), torch.inference_mode():
             forward = self._first[Workload.FORWARD]
-            batch = forward.prepare(self._deployed.model)
-            run = self._timeable(forward, batch)
+            run = _timeable(self._deployed, forward)
             return self._deployed.layer_latencies(layers, choices, run, self._report)
 
     def working_bytes(self) -> int:
@@ -144,6 +142,13 @@ class MapLatency:
             ]
             self.forward_seconds += time.perf_counter() - start
         return max(peaks)
+
+
+def _timeable(deployed: Deployed, timed: Timed) -> Callable[[], object]:
+    """Return a pass of the deployed model with the installed map, prepared and fit for timing."""
+    model = deployed.model
+    state = timed.prepare(model)
+    return timeable(model, lambda: timed.run(model, state))
 
 
 def prepare_and_run(timed: Timed, model: nn.Module) -> None:

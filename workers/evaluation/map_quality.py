@@ -24,9 +24,26 @@ class MapQuality:
     It caches the accuracy of full precision, and its outputs where maps are compared with them.
     """
 
-    def __init__(self, task: Task, deployed: Deployed, lock: DeviceLock, report: Report = silent) -> None:
-        """Evaluate maps of ``deployed``, which runs on the device of ``lock``; ``report`` gets every batch."""
+    def __init__(
+        self,
+        task: Task,
+        deployed: Deployed,
+        lock: DeviceLock,
+        report: Report = silent,
+        *,
+        reference: "MapQuality | None" = None,
+    ) -> None:
+        """Evaluate maps of a deployed model.
+
+        Args:
+            task: the model's task.
+            deployed: the model.
+            lock: the lock of the device that the model runs on.
+            report: gets every batch.
+            reference: the same model on the backend whose full precision maps are compared with; None is ``deployed``.
+        """
         self._task, self._deployed, self._lock, self._report = task, deployed, lock, report
+        self._reference = reference or self
         self._outputs: dict[Split, torch.Tensor] = {}
         self._accuracies: dict[Split, float] = {}
         #: Seconds of all forward passes.
@@ -34,9 +51,9 @@ class MapQuality:
 
     def of(self, choices: Mapping[str, str], split: Split) -> tuple[float, float]:
         """Return the accuracy and the mean divergence from full precision of a map on one split."""
-        reference, full_accuracy = self._reference_of(split)
+        reference, full_accuracy = self._reference._outputs_of(split)
         self._deployed.apply(choices)
-        if _is_full_precision(choices):
+        if self._is_reference(choices):
             return full_accuracy, 0.0  # it repeats itself, which was checked before anything was measured
         with self._passing() as passing:
             diverged, judged = quality.divergence_and_judged(*passing, split, reference, self._report)
@@ -48,7 +65,7 @@ class MapQuality:
             return None
         full_accuracy = self.reference_accuracy(Split.HELD_OUT)
         self._deployed.apply(choices)
-        return full_accuracy if _is_full_precision(choices) else self._judge(Split.HELD_OUT), full_accuracy
+        return full_accuracy if self._is_reference(choices) else self._judge(Split.HELD_OUT), full_accuracy
 
     @functools.cached_property
     def held_out_missing(self) -> str | None:
@@ -66,12 +83,14 @@ class MapQuality:
 
     def reference_accuracy(self, split: Split) -> float:
         """Return the accuracy of full precision on one split, computed once."""
+        if self._reference is not self:
+            return self._reference.reference_accuracy(split)
         if split not in self._accuracies:
             self._deployed.apply({})
             self._accuracies[split] = self._judge(split)
         return self._accuracies[split]
 
-    def _reference_of(self, split: Split) -> tuple[torch.Tensor, float]:
+    def _outputs_of(self, split: Split) -> tuple[torch.Tensor, float]:
         """Return the outputs and accuracy of full precision on one split, computed once."""
         if split not in self._outputs:
             self._deployed.apply({})
@@ -89,6 +108,9 @@ class MapQuality:
     def _accuracy(self, judged: torch.Tensor, split: Split) -> float:
         return quality.number(self._task.accuracy(judged, split))
 
+    def _is_reference(self, choices: Mapping[str, str]) -> bool:
+        return self._reference is self and set(choices.values()) <= {FULL_PRECISION.name}
+
     @contextmanager
     def _passing(self) -> Iterator[tuple[Task, nn.Module]]:
         """Count the seconds of forward passes in this context, which no timing disturbs."""
@@ -96,7 +118,3 @@ class MapQuality:
             start = time.perf_counter()
             yield self._task, self._deployed.model
             self.forward_seconds += time.perf_counter() - start
-
-
-def _is_full_precision(choices: Mapping[str, str]) -> bool:
-    return set(choices.values()) <= {FULL_PRECISION.name}

@@ -54,11 +54,12 @@ class Pool(Protocol):
         """Return the workers' description of the model."""
         ...
 
-    def probe(self, budget_s: float = math.inf) -> Probes:
-        """Return the predicted effects of every layer and choice; no candidate may be running.
+    def probe(self, budget_s: float = math.inf, backend: str = "") -> Probes:
+        """Return the predicted effects of every layer and choice on a backend; no candidate may be running.
 
         Args:
             budget_s: seconds that sensitivities may take; fewer samples make them less exact.
+            backend: its name; empty means the one whose full precision others are compared with.
 
         Raises:
             PoolError: if the workers cannot probe the model.

@@ -44,9 +44,9 @@ class InlinePool:
     def describe(self) -> ModelDescription:
         return self._evaluator.description
 
-    def probe(self, budget_s: float = math.inf) -> Probes:
+    def probe(self, budget_s: float = math.inf, backend: str = "") -> Probes:
         try:
-            return self._evaluator.probe(budget_s)
+            return self._evaluator.probe(budget_s, backend)
         except (Exception, SystemExit) as error:
             raise PoolError(f"the model cannot be probed: {failure_of(error).message}") from error
 

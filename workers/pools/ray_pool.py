@@ -60,8 +60,8 @@ class _Worker:
     def describe(self, report: Report) -> ModelDescription:
         return self._ready(report).description
 
-    def probe(self, budget_s: float, report: Report) -> Probes:
-        return self._ready(report).probe(budget_s)
+    def probe(self, budget_s: float, backend: str, report: Report) -> Probes:
+        return self._ready(report).probe(budget_s, backend)
 
     def measure(self, candidate: Candidate, report: Report) -> Measurement | Failure:
         evaluator = self._ready(report)
@@ -170,10 +170,10 @@ class RayPool:
     def describe(self) -> ModelDescription:
         return self._description
 
-    def probe(self, budget_s: float = math.inf) -> Probes:
+    def probe(self, budget_s: float = math.inf, backend: str = "") -> Probes:
         """See ``Pool.probe``; the first worker probes, and is replaced if it dies or hangs."""
         try:
-            probes: Probes = self._answer(self._hired[0].actor.probe.remote(budget_s, self._report_of(0)))
+            probes: Probes = self._answer(self._hired[0].actor.probe.remote(budget_s, backend, self._report_of(0)))
         except RayTaskError as error:
             raise PoolError(f"the model cannot be probed: {one_line(error.cause)}") from None
         except (RayActorError, GetTimeoutError) as error:

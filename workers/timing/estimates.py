@@ -34,6 +34,11 @@ class Figure:
             return False
         return self.low * 1.25 < self.value or self.high > 1.25 * self.value
 
+    def scaled(self, factor: float) -> "Figure":
+        """Return the figure in another unit, ``factor`` times as large."""
+        low, high = (None if bound is None else bound * factor for bound in (self.low, self.high))
+        return Figure(value=self.value * factor, low=low, high=high)
+
 
 def percentile(samples: Samples, percent: float) -> Figure:
     """Return a percentile of ``samples``, shape ``(n,)``, with its order-statistics interval.

@@ -84,7 +84,7 @@ def test_a_worker_times_with_the_threads_that_are_due(backend: str, seen: tuple[
 
 def test_a_session_has_the_threads_that_pytorch_does_without() -> None:
     evaluator = Evaluator(WorkerSetup(task="thread-counting", backend="onnxruntime", measurement=SETTINGS))
-    deployed = cast(Any, evaluator._deployed)
+    deployed = cast(Any, evaluator.reference.deployed)
     evaluator.latency.of({"0": "int8_dynamic"})
     assert deployed.model.session.get_session_options().intra_op_num_threads == 3
 

@@ -57,7 +57,7 @@ def test_choices_that_no_free_layer_can_take_are_told_with_the_reason() -> None:
 
 def test_a_processor_with_avx2_alone_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MASK, "avx2")
-    bf16, int8 = machine_limits("cpu", ["fp32", "bf16", "int8_static"])
+    bf16, int8 = machine_limits(("cpu",), ["fp32", "bf16", "int8_static"])
     assert bf16.startswith("No layer can take bf16 here: needs AVX512-BF16 or AMX")
     assert int8.startswith("int8 products use 7-bit weights")
     assert hardware_limits({}, 8) == []

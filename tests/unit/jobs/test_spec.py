@@ -11,7 +11,7 @@ import pytest
 
 from autotune.errors import JobSpecError, NotFoundError
 from autotune.jobs.spec import MAX_BYTES, JobSpec, SamplerName
-from workers.setup import MeasurementSettings, PoolSettings, WorkerSetup
+from workers.setup import KnownKernels, MeasurementSettings, PoolSettings, WorkerSetup
 
 MINIMAL: dict[str, Any] = {"name": "job", "task": {"name": "digits-cnn"}}
 
@@ -41,6 +41,30 @@ def test_name_and_task_are_enough() -> None:
     assert spec.worker_setup() == WorkerSetup(task="digits-cnn", measurement=MeasurementSettings(half_width=0.01))
     assert spec.pool_settings() == PoolSettings()
     assert (spec.workers.pool, spec.workers.count) == ("ray", 1)
+
+
+def test_a_job_may_have_several_backends() -> None:
+    spec = JobSpec.parse(MINIMAL | {"backend": ["cpu", "onnxruntime"]})
+    assert spec.backends() == ("cpu", "onnxruntime")
+    setup = spec.worker_setup()
+    assert (setup.backend, dict(setup.others), setup.all_backends) == ("cpu", {"onnxruntime": KnownKernels()}, False)
+    assert JobSpec.parse(spec.dump()) == spec
+    every = JobSpec.parse(MINIMAL | {"backend": "all"})
+    assert every.backends() == ("all",)
+    assert (every.worker_setup().backend, every.worker_setup().all_backends) == ("auto", True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [
+        ([], "backend: must be a backend, a list of backends, or 'all', but got []"),
+        (["cpu", "cpu"], "must not contain a backend twice, but got cpu, cpu"),
+        (["all", "cpu"], "must be 'all' alone, or a list of backends without it"),
+        (3, "backend: must be a backend, a list of backends, or 'all', but got 3"),
+    ],
+)
+def test_a_wrong_list_of_backends_is_refused(backend: object, expected: str) -> None:
+    assert expected in error_of(backend=backend)
 
 
 def test_limits_are_read_with_their_direction() -> None:

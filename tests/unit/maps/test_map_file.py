@@ -32,7 +32,7 @@ from workers.errors import BackendError
 from workers.measurement import Environment
 from workers.model.fingerprint import fingerprint
 from workers.model.prepared import PreparedModel
-from workers.setup import Calibration, ModelDescription
+from workers.setup import BackendDescription, Calibration, ModelDescription
 from workers.timing.estimates import Figure
 
 X = torch.tensor([[1, 2], [3, 4]])
@@ -410,3 +410,21 @@ def test_published_schema_is_the_one_that_is_read_by() -> None:
     jsonschema.validate(document(), published)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document() | {"schema": "autotune.map/v2"}, published)
+
+
+def test_a_map_of_another_backend_names_it_and_its_reference() -> None:
+    described = job().description
+    assert described is not None
+    assert MapFile.model_validate(document(CHOSEN, described)).reference == described.environment.backend
+    other = BackendDescription(
+        refusals={},
+        layer_bytes={},
+        other_bytes=0,
+        environment=replace(described.environment, backend="onnxruntime"),
+        weight_bits={"head": 7},
+    )
+    chosen = CHOSEN | {"head": "int8_dynamic"}
+    on_two = replace(JOB, description=replace(described, others={"onnxruntime": other}))
+    file = MapFile.model_validate(map_document(on_two, replace(trial(chosen), backend="onnxruntime")))
+    assert (file.backend, file.reference) == ("onnxruntime", described.environment.backend)
+    assert file.weight_bits()["head"] == 7

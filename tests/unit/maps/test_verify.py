@@ -54,9 +54,13 @@ class Worker:
 
     def __init__(self, measurements: Sequence[Measurement], fingerprint: str = "f" * 64) -> None:
         self.measurements, self.setups, self.candidates = list(measurements), list[WorkerSetup](), list[Candidate]()
-        self.pauses_s, self.splits = list[float](), list[Split]()
+        self.pauses_s, self.splits, self.backends = list[float](), list[Split](), list[str]()
         self.description, self.quality = self, self  # one object plays all parts
         self.fingerprint, self.held_out_missing = fingerprint, None
+
+    def on(self, backend: str) -> "Worker":
+        self.backends.append(backend)
+        return self
 
     def measure(self, candidate: Candidate) -> Measurement:
         self.candidates.append(candidate)
@@ -171,12 +175,24 @@ def test_the_worker_gets_what_the_map_was_measured_with(monkeypatch: pytest.Monk
         verify(file(PROMISED, **environment), repeats=repeats, task_file="mine.py")
     same, other = worker.setups
     assert (same.task, same.task_parameters, same.backend, same.task_file) == ("t", {"p": 1}, "cpu", "mine.py")
-    assert (same.weight_bits, same.ranges) == ({"fc": 7}, {})
+    assert (same.known.weight_bits, same.ranges) == ({"fc": 7}, {})
     assert (same.measurement.repeats, same.measurement.threads) == (300, 3)
-    assert same.kernels == {"fc": {"int8_weight_only": "fp32"}}
-    assert other.kernels == {}, "kernels of another kind of hardware may be slow here"
+    assert same.known.kernels == {"fc": {"int8_weight_only": "fp32"}}
+    assert other.known.kernels == {}, "kernels of another kind of hardware may be slow here"
     assert (other.measurement.repeats, other.measurement.threads) == (100, 0), "no fewer than when it was measured"
     assert [candidate.choices for candidate in worker.candidates] == [CHOICES] * 2
+
+
+def test_a_map_of_another_backend_is_compared_with_the_reference_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker([measured()])
+    on_other = file(PROMISED).model_copy(update={"backend": "onnxruntime", "reference_backend": "cpu"})
+    monkeypatch.setattr(verification, "Evaluator", lambda setup, _: worker.setups.append(setup) or worker)
+    assert verify(on_other).holds
+    (setup,) = worker.setups
+    assert (setup.backend, list(setup.others)) == ("cpu", ["onnxruntime"])
+    assert setup.others["onnxruntime"].weight_bits == {"fc": 7}
+    assert setup.known.weight_bits is None
+    assert (worker.backends, worker.candidates[0].backend) == (["onnxruntime"], "onnxruntime")
 
 
 def test_a_task_that_builds_another_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

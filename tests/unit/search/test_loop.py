@@ -3,19 +3,21 @@
 import logging
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from autotune.client.actions import change_plan, submit
+from autotune.jobs.backends import competing, left_out
 from autotune.jobs.budget import MOST_FINAL, searched
 from autotune.jobs.front import compute_front, needing_final_run, pick, without_superseded
 from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
-from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
+from autotune.search.backend_search import searches_of
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.loop import Probe, Search
@@ -23,7 +25,7 @@ from autotune.store.in_memory import MemoryStore
 from search_spaces.layer import Layer, LayerKind
 from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement, Split, Workload
-from workers.setup import Calibration, ModelDescription
+from workers.setup import BackendDescription, Calibration, ModelDescription
 from workers.timing.estimates import Figure
 
 LAYERS = tuple(
@@ -106,11 +108,17 @@ def true_ratio(choices: Mapping[str, str]) -> float:
 
 
 def searched_job(
-    pool: ScriptedPool, constraints: Mapping[str, Any] | None = None, **search: Any
+    pool: ScriptedPool,
+    constraints: Mapping[str, Any] | None = None,
+    *,
+    description: ModelDescription = DESCRIPTION,
+    backend: Any = "auto",
+    **search: Any,
 ) -> tuple[MemoryStore, JobRecord, str]:
     spec = JobSpec.parse(
         {
             "name": "scripted",
+            "backend": backend,
             "task": {"name": "digits-cnn"},
             "objectives": ["latency_p50_ms", "divergence"],
             "search": {"choices": list(FASTER), "sampler": "nsga2", "trials": 40} | search,
@@ -119,17 +127,17 @@ def searched_job(
         }
     )
     store = MemoryStore()
-    job = store.change_job(submit(store, spec).id, with_fields(0, description=DESCRIPTION))
+    job = store.change_job(submit(store, spec).id, with_fields(0, description=description))
     return store, job, go_on(store, job, pool)
 
 
 def go_on(
-    store: MemoryStore, job: JobRecord, pool: ScriptedPool, loading_s: float = 0.0, probe: Probe = lambda _: None
+    store: MemoryStore, job: JobRecord, pool: ScriptedPool, loading_s: float = 0.0, probe: Probe = lambda *_: None
 ) -> str:
     record = store.job(job.id)
     lease = Lease(store, record)
     ledger = Ledger(store, record, Silent(), loading_s=loading_s)
-    return Search(record, space_of(record.spec, record.description), pool, Silent(), lease, ledger, probe).run()  # type: ignore[arg-type]
+    return Search(record, searches_of(record, pool.slots), pool, Silent(), lease, ledger, probe).run()  # type: ignore[arg-type]
 
 
 def finals(trials: list[TrialRecord]) -> list[TrialRecord]:
@@ -287,7 +295,13 @@ def test_layers_are_probed_only_if_the_time_left_suffices_for_some_maps(left_s: 
     budgets: list[float] = []
     store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6, sampler="sensitivity")
     change_plan(store, job.id, time_limit_s=1e3)
-    go_on(store, store.job(job.id), ScriptedPool(), loading_s=1e3 - left_s, probe=budgets.append)
+    go_on(
+        store,
+        store.job(job.id),
+        ScriptedPool(),
+        loading_s=1e3 - left_s,
+        probe=lambda seconds, _: budgets.append(seconds),
+    )
     assert bool(budgets) is probed
     labels = {trial.label for trial in store.trials(job.id)}
     assert "uniform int8_dynamic" in labels
@@ -310,3 +324,110 @@ def test_only_full_precision_and_final_measurements_time_everything() -> None:
     assert 1 < sum(in_full) < len(in_full) - 2
     for candidate, everything in zip(pool.candidates, in_full, strict=True):
         assert candidate.workloads == (None if everything else (Workload.FORWARD,))
+
+
+OTHER = replace(ENVIRONMENT, backend="onnxruntime")
+ON_BOTH = replace(
+    DESCRIPTION,
+    others={
+        "onnxruntime": BackendDescription(
+            refusals={layer.name: {"bf16": "no such kernel"} for layer in LAYERS},
+            layer_bytes={layer.name: {"fp32": 64, "int8_dynamic": 12} for layer in LAYERS},
+            other_bytes=16,
+            environment=OTHER,
+        )
+    },
+)
+
+
+class TwoRuntimes(ScriptedPool):
+    """Another runtime whose full precision takes a share of the reference's time, and whose layers save as much."""
+
+    def __init__(self, share: float, **given: Any) -> None:
+        super().__init__(luck=0.0, **given)
+        self.share = share
+
+    def measure(self, candidate: Candidate) -> Measurement:
+        found = super().measure(candidate)
+        if not candidate.backend:
+            return found
+        (latency,) = found.latency
+        slower = replace(latency, candidate_ms=latency.candidate_ms * self.share)
+        weight = ON_BOTH.on(candidate.backend).weight_bytes(candidate.choices)
+        divergence = found.divergence + 1e-6
+        return replace(found, latency=(slower,), environment=OTHER, weight_bytes=weight, divergence=divergence)
+
+
+def on_both(pool: ScriptedPool, constraints: Mapping[str, Any] | None = None, **search: Any) -> list[TrialRecord]:
+    store, job, _ = searched_job(pool, constraints, description=ON_BOTH, backend=["x86", "onnxruntime"], **search)
+    return store.trials(job.id)
+
+
+@pytest.mark.parametrize("sampler", ["sensitivity", "nsga2", "random"])
+def test_every_backend_measures_full_precision_and_its_uniform_maps_first(sampler: str) -> None:
+    trials = on_both(TwoRuntimes(0.5), sampler=sampler)
+    first = [(trial.label, trial.backend) for trial in trials[:5]]
+    assert first[:2] == [("fp32", ""), ("fp32", "onnxruntime")]
+    assert set(first[2:]) == {
+        ("uniform bf16", ""), ("uniform int8_dynamic", ""), ("uniform int8_dynamic", "onnxruntime")
+    }  # fmt: skip
+    assert len({trial.key for trial in trials if trial.kind is not TrialKind.FINAL}) == len(
+        [trial for trial in trials if trial.kind is not TrialKind.FINAL]
+    )
+    assert trials[1].figures["latency_ratio"].value == pytest.approx(0.5), "relative to the first backend"
+    assert trials[1].figures["weight_memory_mib"].value == pytest.approx(400 / 2**20)
+
+
+@pytest.mark.parametrize(("share", "winner"), [(0.5, "onnxruntime"), (2.5, "")])
+def test_trials_go_where_the_gain_is(share: float, winner: str) -> None:
+    trials = on_both(TwoRuntimes(share), sampler="sensitivity", trials=10)  # the front there has 7 maps
+    searched_there = [trial.backend for trial in trials if trial.kind is SEARCH]
+    assert searched_there.count(winner) >= 0.75 * len(searched_there)
+    best = pick(trials, "fastest", ["latency_p50_ms", "divergence"])
+    assert best.backend == winner
+
+
+def test_final_measurements_run_where_the_map_did() -> None:
+    pool = TwoRuntimes(0.5)
+    trials = on_both(pool, sampler="sensitivity")
+    last = finals(trials)
+    assert any(trial.backend for trial in last)
+    for trial in last:
+        (searched,) = [t for t in trials if t.key == trial.key and t.kind is not TrialKind.FINAL]
+        assert (searched.backend, dict(searched.choices)) == (trial.backend, dict(trial.choices))
+    assert {c.backend for c in pool.candidates if c.final} == {trial.backend for trial in last}
+
+
+def test_a_backend_whose_full_precision_fails_is_dropped() -> None:
+    pool = TwoRuntimes(0.5, fails=lambda candidate: bool(candidate.backend))
+    trials = on_both(pool, sampler="sensitivity")
+    (failed,) = [trial for trial in trials if trial.backend]
+    assert (failed.number, failed.state, failed.label) == (1, TrialState.FAILED, "fp32")
+    assert any(trial.kind is SEARCH for trial in trials)
+
+
+@pytest.mark.parametrize("sampler", ["sensitivity", "nsga2"])
+def test_a_search_on_several_backends_continues_after_a_restart(sampler: str) -> None:
+    pool = TwoRuntimes(0.5)
+    store, job, _ = searched_job(pool, description=ON_BOTH, backend=["x86", "onnxruntime"], sampler=sampler, trials=6)
+    before = store.trials(job.id)
+    change_plan(store, job.id, trials=12)
+    go_on(store, store.job(job.id), pool)
+    after = store.trials(job.id)
+    assert len(after) > len(before)
+    searched_keys = [trial.key for trial in after if trial.kind is not TrialKind.FINAL]
+    assert len(set(searched_keys)) == len(searched_keys), "no map is measured twice"
+
+
+def test_without_a_workload_a_backend_is_left_out() -> None:
+    decoding = replace(ON_BOTH, workloads=(Workload.DECODE,))
+    spec = JobSpec.parse(
+        {
+            "name": "decodes", "task": {"name": "causal-lm"}, "backend": ["x86", "onnxruntime"],
+            "objectives": ["decode_latency_p50_ms", "divergence"],
+        }
+    )  # fmt: skip
+    assert competing(spec, decoding) == ["x86"]
+    assert left_out(spec, decoding) == {
+        "onnxruntime": "it runs the forward pass only, and the job needs the workload decode"
+    }

@@ -150,14 +150,14 @@ def test_a_job_goes_on_with_its_bits(
     pools.weight_bits = recorded
     run_job(store, job_id)
     run_job(store, job_id)
-    assert [setup.weight_bits for setup in pools.setups] == [None, {"fc": bits}], "those of before had 8"
+    assert [setup.known.weight_bits for setup in pools.setups] == [None, {"fc": bits}], "those of before had 8"
 
 
 def test_a_job_goes_on_with_its_kernels(store: MemoryStore, job_id: str, pools: Pools) -> None:
     pools.kernels = {"fc": {"int8_static": "fbgemm"}}
     run_job(store, job_id)
     run_job(store, job_id)
-    assert [setup.kernels for setup in pools.setups] == [{}, pools.kernels]
+    assert [setup.known.kernels for setup in pools.setups] == [{}, pools.kernels]
 
 
 def test_a_job_recorded_before_kinds_of_hardware_continues_anywhere(
@@ -193,7 +193,7 @@ def test_loading_counts_in_the_time_that_is_spent(
     monkeypatch.setattr(run, "build_pool", lambda *_: pool)
     monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
     monkeypatch.setattr(run, "space_of", lambda *_: None)
-    monkeypatch.setattr(run, "_check_space", lambda *_: None)
+    monkeypatch.setattr(run, "_check_spaces", lambda *_: None)
     monkeypatch.setattr(run, "Ledger", ledger)
     monkeypatch.setattr(run, "Search", lambda *_: SimpleNamespace(run=lambda: "done"))
     run_job(store, job_id)
@@ -207,7 +207,7 @@ def test_a_finished_job_says_how_long_its_stages_took(
     monkeypatch.setattr(run, "build_pool", lambda *_: pool)
     monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
     monkeypatch.setattr(run, "space_of", lambda *_: None)
-    monkeypatch.setattr(run, "_check_space", lambda *_: None)
+    monkeypatch.setattr(run, "_check_spaces", lambda *_: None)
 
     def search(job: object, space: object, pool: object, stages: Stages, *_: object) -> SimpleNamespace:
         def go() -> str:
