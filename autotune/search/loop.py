@@ -113,7 +113,7 @@ class Search:
         self._listener.stage("Searching")
         mixtures = self._mixtures()
         self._measure_all(lambda: next(mixtures, None) or self._sampled())
-        why = self._why_ended()
+        why = _why_ended(self._ledger, self._searches)
         self._measure_picks()
         return why
 
@@ -152,15 +152,14 @@ class Search:
         self._reference = Reference.of_figures(full.figures)
         for search in others:
             search.relearn(self._front.trials)
-        missing = iter([search for search in others if not search.tried_full_precision(self._front.trials)])
-        self._measure_all(lambda: self._full_precision_of(next(missing, None)))
+        missing = (
+            self._plan(search, search.full_precision, TrialKind.BASELINE, FULL_PRECISION.name)
+            for search in others
+            if not search.tried_full_precision(self._front.trials)
+        )
+        self._measure_all(lambda: next(missing, None))
         # Nothing can be predicted where full precision fails.
         self._searches = [first, *(other for other in others if other.has_full_precision(self._front.trials))]
-
-    def _full_precision_of(self, search: BackendSearch | None) -> _Planned | None:
-        if search is None:
-            return None
-        return self._plan(search, search.full_precision, TrialKind.BASELINE, FULL_PRECISION.name)
 
     def _measure_uniform_maps(self, share: float) -> None:
         """Measure uniform maps until a share of the time limit is spent, but at least one."""
@@ -230,21 +229,11 @@ class Search:
         return self._plan(search, proposal.choices, kind, label, proposal)
 
     def _plan(
-        self,
-        search: BackendSearch,
-        choices: Mapping[str, str],
-        kind: TrialKind,
-        label: str | None,
+        self, search: BackendSearch, choices: Mapping[str, str], kind: TrialKind, label: str | None,
         proposal: Proposal | None = None,
-    ) -> _Planned:
-        trial = PlannedTrial(
-            job_id=self._job.id,
-            number=self._ledger.next_number(),
-            kind=kind,
-            label=label,
-            choices=choices,
-            backend=search.tag,
-        )
+    ) -> _Planned:  # fmt: skip
+        number, where = self._ledger.next_number(), search.tag
+        trial = PlannedTrial(job_id=self._job.id, number=number, kind=kind, label=label, choices=choices, backend=where)
         return _Planned(trial=trial, search=search, proposal=proposal)
 
     def _submit(self, planned: _Planned) -> None:
@@ -319,13 +308,14 @@ class Search:
     def _budget_left(self) -> bool:
         return self._ledger.allows_search(len(self._pending))
 
-    def _why_ended(self) -> str:
-        if self._ledger.budget.is_spent:
-            return "all trials of the budget were measured"
-        if not self._ledger.allows_search(pending=0):
-            return "the time limit was reached"
-        spent = any(search.study.spent for search in self._searches)
-        return "no other map promises a gain" if spent else "all maps of the search space were measured"
+
+def _why_ended(ledger: Ledger, searches: Sequence[BackendSearch]) -> str:
+    if ledger.budget.is_spent:
+        return "all trials of the budget were measured"
+    if not ledger.allows_search(pending=0):
+        return "the time limit was reached"
+    spent = any(search.study.spent for search in searches)
+    return "no other map promises a gain" if spent else "all maps of the search space were measured"
 
 
 def _waited_s(outcome: Outcome) -> float:

@@ -22,7 +22,15 @@ from autotune.store.base import Store
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
-from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.setup import (
+    ActivationHistogram,
+    BackendDescription,
+    Calibration,
+    Estimator,
+    LayerProbe,
+    ModelDescription,
+    Probes,
+)
 from workers.timing.estimates import Figure
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -53,6 +61,7 @@ def trial(number: int = 0, job_id: str = "a1", **changes: Any) -> TrialRecord:
         "key": f"{number:032x}",
         "figures": {"accuracy": Figure(value=0.1 + 0.2), "latency_p50_ms": Figure(value=1 / 3, low=0.3, high=None)},
         "violations": {"latency_p50_ms": -0.25},
+        "backend": "openvino",
         "sampler_state": {"NSGAIISampler:generation": 3},
         "environment": {"hardware": "cpu", "versions": {"torch": "2"}},
         "worker": "inline:1",
@@ -92,6 +101,16 @@ def description() -> ModelDescription:
             clipped={"fc": 1 / 3},
         ),
         environment=Environment(hardware="cpu", backend="x86", threads=2, load=0.5, versions={"torch": "2"}),
+        others={
+            "onnxruntime": BackendDescription(
+                refusals={"fc": {"bf16": "no such kernel"}},
+                layer_bytes={"fc": {"fp32": 4}},
+                other_bytes=7,
+                environment=Environment(hardware="cpu", backend="onnxruntime", threads=2, load=0.1, versions={}),
+                weight_bits={"fc": 7},
+            )
+        },
+        left_out={"openvino": NASTY},
     )
 
 

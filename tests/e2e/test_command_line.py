@@ -318,7 +318,7 @@ MANY_LAYERS = [f"text_model.encoder.layer.{block}.{layer}" for block in range(8)
 class ProbingPool:
     """Forty layers by six choices: later layers are worse except with bf16, and the last one is much slower."""
 
-    def probe(self, budget_s: float) -> Probes:
+    def probe(self, budget_s: float, backend: str) -> Probes:
         layers = tuple(
             LayerProbe(
                 layer=name,

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -95,15 +95,7 @@ class Evaluator:
         #: The model on the backend whose full precision maps are compared with.
         self.reference = deploy(backend, model=model, known=replace(setup.known, weight_bits=bits))
         self._deployments = {backend.name: self.reference}
-        left_out = {}
-        for other in others:
-            known = setup.others.get(other.name, KnownKernels())
-            try:
-                self._deployments[other.name] = deploy(
-                    other, model=sharing_weights(model), known=known, reference=self.reference
-                )
-            except BackendError as error:
-                left_out[other.name] = str(error)
+        left_out = self._deploy_others(others, setup, model, functools.partial(deploy, reference=self.reference))
         # A quarter of the cache of prepared layers. A large model gets more, or probing would need too many passes.
         prepared = self.reference.prepared
         self._recorded_bytes = max(prepared.cache_bytes // 4, prepared.weight_bytes() // 16)
@@ -123,6 +115,19 @@ class Evaluator:
             left_out=left_out,
         )
         memory.release()
+
+    def _deploy_others(
+        self, others: Sequence[Backend], setup: WorkerSetup, model: nn.Module, deploy: Callable[..., Deployment]
+    ) -> dict[str, str]:
+        """Deploy the model on further backends; return name -> why, for those that cannot run it."""
+        left_out = {}
+        for other in others:
+            known = setup.others.get(other.name, KnownKernels())
+            try:
+                self._deployments[other.name] = deploy(other, model=sharing_weights(model), known=known)
+            except BackendError as error:
+                left_out[other.name] = str(error)
+        return left_out
 
     @property
     def quality(self) -> MapQuality:

@@ -75,7 +75,7 @@ def test_a_worker_times_with_the_threads_that_are_due(backend: str, seen: tuple[
     task = cast(Counting, evaluator._task)
     for measure in (
         lambda: evaluator.latency.of({"0": "int8_dynamic"}, final=False),
-        evaluator.layer_latencies,
+        evaluator.reference.layer_latencies,
     ):
         task.seen.clear()
         measure()
@@ -94,7 +94,7 @@ def test_an_export_is_timed_with_the_threads_that_are_due() -> None:
     source: Any = SimpleNamespace(
         task=task,
         file=SimpleNamespace(measurement=SETTINGS),
-        deployed=lambda: (task, SimpleNamespace(model=nn.Identity())),
+        reference=nn.Identity,
     )
     runtime._latency(source, Exported(), repeats=10, slowest=math.inf, report=silent)
     assert task.seen == {("Exported", 1), ("Identity", 3)}

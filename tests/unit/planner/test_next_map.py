@@ -1,6 +1,7 @@
 """The planner on additive models whose best maps are known."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -351,3 +352,30 @@ def test_new_maps_of_the_space_are_proposed_whatever_is_expected_and_measured(
         found = full | {"divergence": data.draw(DIVERGENCES), "latency_ratio": data.draw(RATIOS)}
         figures = {name: Figure(value=value) for name, value in found.items()}
         planner.observe(proposed[None], [figures if data.draw(st.booleans()) else {}], [False])
+
+
+NONE = np.empty((0, 5), dtype=np.intp)
+
+
+def test_a_backend_whose_maps_are_dominated_promises_nothing() -> None:
+    world = World()
+    alone, beside = world.planner(), world.planner()
+    assert alone.promise == beside.promise == math.inf
+    best = world.measure(cheapest_for_each_budget(world.costs[0], world.costs[1]))
+    for figures in best:  # another backend has the whole front, at half the latency
+        beside.add_rival(figures | {name: figures[name].scaled(0.5) for name in ("latency_ratio", "latency_p50_ms")})
+    for planner in (alone, beside):
+        planner.propose(NONE)
+    assert beside.promise < 0.01 * alone.promise
+
+
+def test_gains_on_all_backends_are_on_the_scale_of_the_reference() -> None:
+    world = World()
+    planners = own, same, slower = world.planner(), world.planner(), world.planner()
+    same.set_scale(world.full)
+    slower.set_scale(world.full | {name: world.full[name].scaled(4.0) for name in ("latency_ratio", "latency_p50_ms")})
+    for planner in planners:
+        planner.add_rival(world.measure(np.full((1, 5), 1))[0])
+        planner.propose(NONE)
+    assert same.promise == own.promise
+    assert slower.promise < own.promise, "beside a slow reference the same milliseconds are a smaller gain"

@@ -1,6 +1,6 @@
 """Predictions for maps: first those of the prior, then those that measured maps correct."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -310,3 +310,20 @@ def test_only_the_data_and_workloads_of_the_metrics_are_traded_off(
     metrics: list[str], splits: list[Split], workloads: list[Workload]
 ) -> None:
     assert traded_off(metrics) == (tuple(splits), tuple(workloads))
+
+
+def scaled(figures: Sequence[Mapping[str, Figure]], factor: float) -> list[Mapping[str, Figure]]:
+    return [{**each, "latency_ratio": each["latency_ratio"].scaled(factor)} for each in figures]
+
+
+def test_on_a_backend_twice_as_fast_as_the_reference_all_ratios_halve() -> None:
+    reference, other = believe(WRONG, UNIFORM), Posterior(WRONG, CHOICES)
+    halved = FULL | {name: FULL[name].scaled(0.5) for name in ("latency_p50_ms", "latency_p95_ms", "latency_ratio")}
+    other.full_precision = halved
+    other.observe(UNIFORM, scaled(measure(UNIFORM), 0.5))
+    there, here = other.predict(OTHERS), reference.predict(OTHERS)
+    for name in ("latency_ratio", "latency_p50_ms", "latency_p95_ms"):
+        np.testing.assert_allclose(there[name], 0.5 * here[name])
+        np.testing.assert_allclose(other.deviation(name, OTHERS), 0.5 * reference.deviation(name, OTHERS))
+    np.testing.assert_allclose(there["divergence"], here["divergence"])
+    np.testing.assert_allclose(other.costs(), reference.costs())

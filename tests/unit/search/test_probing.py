@@ -47,7 +47,7 @@ class FakePool:
         self.error = error
         self.probed = 0
 
-    def probe(self, budget_s: float = math.inf) -> Probes:
+    def probe(self, budget_s: float = math.inf, backend: str = "") -> Probes:
         self.probed += 1
         if self.error is not None:
             raise self.error
@@ -167,7 +167,7 @@ def test_job_that_never_ran_has_no_probes() -> None:
 
 def test_probes_that_were_cut_short_serve_their_own_job_only() -> None:
     class Hurried(FakePool):
-        def probe(self, budget_s: float = math.inf) -> Probes:
+        def probe(self, budget_s: float = math.inf, backend: str = "") -> Probes:
             return dataclasses.replace(super().probe(budget_s), cut=True)
 
     store, pool = MemoryStore(), Hurried()

@@ -115,7 +115,7 @@ class Pools:
         self.settings.append(settings)
         self.setups.append(setup)
         description = replace(described(self.kind), weight_bits=self.weight_bits, kernels=self.kernels)
-        return SimpleNamespace(describe=lambda: description, close=lambda: None)
+        return SimpleNamespace(describe=lambda: description, slots=1, close=lambda: None)
 
 
 @pytest.fixture
@@ -189,10 +189,10 @@ def test_loading_counts_in_the_time_that_is_spent(
     def ledger(*arguments: Any, **settings: Any) -> None:
         loading_s.append(settings["loading_s"])
 
-    pool = SimpleNamespace(describe=lambda: SimpleNamespace(loading_seconds=7.5), close=lambda: None)
+    pool = SimpleNamespace(describe=lambda: SimpleNamespace(loading_seconds=7.5), slots=1, close=lambda: None)
     monkeypatch.setattr(run, "build_pool", lambda *_: pool)
     monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
-    monkeypatch.setattr(run, "space_of", lambda *_: None)
+    monkeypatch.setattr(run, "searches_of", lambda *_: [])
     monkeypatch.setattr(run, "_check_spaces", lambda *_: None)
     monkeypatch.setattr(run, "Ledger", ledger)
     monkeypatch.setattr(run, "Search", lambda *_: SimpleNamespace(run=lambda: "done"))
@@ -203,10 +203,10 @@ def test_loading_counts_in_the_time_that_is_spent(
 def test_a_finished_job_says_how_long_its_stages_took(
     store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = SimpleNamespace(describe=lambda: SimpleNamespace(loading_seconds=7.5), close=lambda: None)
+    pool = SimpleNamespace(describe=lambda: SimpleNamespace(loading_seconds=7.5), slots=1, close=lambda: None)
     monkeypatch.setattr(run, "build_pool", lambda *_: pool)
     monkeypatch.setattr(run, "_describe", lambda store, job, description: job)
-    monkeypatch.setattr(run, "space_of", lambda *_: None)
+    monkeypatch.setattr(run, "searches_of", lambda *_: [])
     monkeypatch.setattr(run, "_check_spaces", lambda *_: None)
 
     def search(job: object, space: object, pool: object, stages: Stages, *_: object) -> SimpleNamespace:
