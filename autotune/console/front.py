@@ -6,6 +6,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from autotune.console.output import front_table, job_json, legend, out, print_json, say, trial_json
+from autotune.jobs.backends import worth_of_backends
 from autotune.jobs.budget import searched
 from autotune.jobs.front import ties, without_superseded
 from autotune.jobs.recommendation import recommendation, recommended
@@ -62,6 +63,9 @@ def front_parts(job: JobRecord, trials: Sequence[TrialRecord], members: Sequence
     yield from _remarks(job, trials)
     yield front_table(f"Pareto front of {job.name} ({', '.join(objectives)})", on_front, objectives, tied)
     yield front_table("Baselines", rivals, objectives)
+    worth = worth_of_backends(trials, objectives)
+    if worth:
+        yield Text(f"The same map on several backends: {'; '.join(worth)}.\n")
     yield from (Text(note, style="dim") for note in notes(job, (*on_front, *rivals), tied))
 
 

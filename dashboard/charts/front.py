@@ -148,7 +148,7 @@ def _with_style(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     styled["group"] = [_group_of(row).name for row in rows]
     styled["hover"] = [_hover(row) for row in rows]
     symbols = {backend: symbol for symbol, backend in _backends(points)}
-    styled["symbol"] = points["backend"].map(symbols) if symbols else np.nan
+    styled["symbol"] = [symbols.get(row["backend"]) or _group_of(row).symbol for row in rows]
     return styled
 
 
@@ -260,7 +260,7 @@ def _markers(points: pd.DataFrame, group: _Group) -> go.Scatter:
             "opacity": 1.0,
             "symbol": [
                 symbol if feasible else f"{symbol}-open"
-                for symbol, feasible in zip(points["symbol"].fillna(group.symbol), points["feasible"], strict=True)
+                for symbol, feasible in zip(points["symbol"], points["feasible"], strict=True)
             ],
             "size": points["size"].tolist(),
             "line": {"width": [0.0 if feasible else 1.5 for feasible in points["feasible"]], "color": group.color},

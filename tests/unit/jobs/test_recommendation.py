@@ -125,3 +125,16 @@ def test_the_fastest_uniform_map_is_the_rival_and_limits_are_named_only_if_there
     assert str(recommendation([FULL, slower, DYNAMIC, MIX], spec())).endswith("(uniform int8_dynamic).")
     found = str(recommendation([FULL, slower, DYNAMIC, MIX], spec(limited=False)))
     assert "within the limits" not in found
+
+
+def test_a_map_of_another_backend_says_where_it_runs() -> None:
+    other = dataclasses.replace(trial(4, 0.4, 0.001, 30.0), backend="openvino")
+    uniform = dataclasses.replace(trial(5, 0.5, 0.001, 20.0, "uniform int8_static"), backend="onnxruntime")
+    assert recommendation([FULL, DYNAMIC, uniform, other], spec()) == (
+        "Recommended: trial 4 on openvino. 2.50x as fast as full precision, accuracy -0.10 %, 30.0 instead of 80.0 "
+        "MiB. 25 % faster than the fastest uniform map within the limits (uniform int8_static on onnxruntime)."
+    )
+    full_there = dataclasses.replace(trial(6, 0.3, 0.0, 80.0, "fp32"), backend="onnxruntime", key="0onnxruntime")
+    found = recommendation([FULL, DYNAMIC, full_there], spec())
+    assert found is not None
+    assert found.startswith("Recommended: trial 6 (fp32) on onnxruntime. 3.33x as fast as full precision")

@@ -201,3 +201,10 @@ def test_ties_are_maps_of_the_front_that_are_not_measurably_faster() -> None:
     ]
     assert ties(front, ["latency_p50_ms", "divergence"]) == {1}
     assert ties([trial(3)], ["latency_p50_ms", "divergence"]) == frozenset()
+
+
+def test_backends_that_were_left_out_are_named() -> None:
+    record = job(layer("a"))
+    assert record.description is not None
+    record = replace(record, description=replace(record.description, left_out={"onnxruntime": "cannot trace it."}))
+    assert remarks(record, [trial(0)]) == ["No map was measured on onnxruntime: cannot trace it."]

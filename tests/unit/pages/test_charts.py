@@ -496,3 +496,21 @@ def test_a_zoom_survives_the_link_for_its_axes_only() -> None:
 @pytest.mark.parametrize("text", [None, "", "a,b", "a,b,1,2,3,x", "a,b,1,2,3,nan", "a,b,1,2,3,inf", "a,b,2,1,3,4"])
 def test_a_link_without_a_box_is_no_zoom(text: str | None) -> None:
     assert Zoom.parse(text, "a", "b") is None
+
+
+def test_each_backend_has_its_own_symbol(results: list[SimpleNamespace]) -> None:
+    trials = [result.trial for result in results]
+    several = [replace(trial, backend="openvino" if trial.number % 2 else "") for trial in trials]
+    figure = front_figure(_points(several, (1, 4)), x="latency_p50_ms", y="accuracy", revision="r")
+    names = [trace.name for trace in figure.data if trace.marker.symbol in ("circle", "square")]
+    assert names == ["Reference's backend", "openvino"]
+    drawn = {
+        point[0]: symbol.removesuffix("-open")
+        for trace in figure.data
+        if trace.customdata is not None
+        for point, symbol in zip(trace.customdata, trace.marker.symbol, strict=True)
+    }
+    assert len(drawn) > 10
+    assert all(symbol == ("square" if number % 2 else "circle") for number, symbol in drawn.items())
+    alone = front_figure(_points(trials, (1, 4)), x="latency_p50_ms", y="accuracy", revision="r")
+    assert "Reference's backend" not in [trace.name for trace in alone.data]

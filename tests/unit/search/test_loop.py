@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from autotune.client.actions import change_plan, submit
-from autotune.jobs.backends import competing, left_out
 from autotune.jobs.budget import MOST_FINAL, searched
 from autotune.jobs.front import compute_front, needing_final_run, pick, without_superseded
 from autotune.jobs.lifecycle import with_fields
@@ -417,17 +416,3 @@ def test_a_search_on_several_backends_continues_after_a_restart(sampler: str) ->
     assert len(after) > len(before)
     searched_keys = [trial.key for trial in after if trial.kind is not TrialKind.FINAL]
     assert len(set(searched_keys)) == len(searched_keys), "no map is measured twice"
-
-
-def test_without_a_workload_a_backend_is_left_out() -> None:
-    decoding = replace(ON_BOTH, workloads=(Workload.DECODE,))
-    spec = JobSpec.parse(
-        {
-            "name": "decodes", "task": {"name": "causal-lm"}, "backend": ["x86", "onnxruntime"],
-            "objectives": ["decode_latency_p50_ms", "divergence"],
-        }
-    )  # fmt: skip
-    assert competing(spec, decoding) == ["x86"]
-    assert left_out(spec, decoding) == {
-        "onnxruntime": "it runs the forward pass only, and the job needs the workload decode"
-    }
