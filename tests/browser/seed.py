@@ -129,7 +129,7 @@ def drive(store: Store, job_id: str, scenario: Scenario) -> None:
         driven = with_fields(0, state=JobState.RUNNING, description=description, driver="host:1:2:")
         described = store.change_job(job_id, driven)
         if scenario.probed:
-            obtain_probes(store, described, SimpleNamespace(probe=lambda _: probes()), Silent())
+            obtain_probes(store, described, SimpleNamespace(probe=lambda *_: probes()), Silent())
     store.record([result for result, _ in zip(results(spec, job_id), range(scenario.trials), strict=False)], epoch=0)
 
 

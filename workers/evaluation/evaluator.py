@@ -90,7 +90,7 @@ class Evaluator:
             settings=setup.measurement,
             lock=self._lock,
             report=report,
-            cache_bytes=setup.cache_bytes,
+            cache_bytes=None if setup.cache_bytes is None else setup.cache_bytes // (1 + len(others)),
         )
         #: The model on the backend whose full precision maps are compared with.
         self.reference = deploy(backend, model=model, known=replace(setup.known, weight_bits=bits))

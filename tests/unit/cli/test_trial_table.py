@@ -84,7 +84,7 @@ def test_layers_that_cannot_take_a_choice_are_listed_by_reason() -> None:
         id="a1", name="x", task="t", document=document, state=JobState.FINISHED, created_at=AT, updated_at=AT,
         description=replace(DESCRIPTION, layers=layers, refusals=refusals),
     )  # fmt: skip
-    assert list(_refused(job)) == [
+    assert list(_refused(job, "")) == [
         "a and 1 more cannot take bf16: needs BF16.",
         "a cannot take fp16: needs BF16.",
     ]
