@@ -91,8 +91,8 @@ class WorkerSetup:
     #: A Python file that registers tasks; each worker runs it before it builds the task. It comes from
     #: the command line only, never from a job file or the database.
     task_file: str | None = None
-    #: Bound of the caches of prepared layers of all backends, in bytes; the least recently used layers are evicted. None
-    #: follows the size of the model, for each backend.
+    #: Bound of the caches of prepared layers of all backends, in bytes; the least recently used layers are evicted.
+    #: None follows the size of the model, for each backend.
     cache_bytes: int | None = None
     #: Ranges from an earlier calibration of the same job; None calibrates now.
     ranges: Mapping[str, ActivationRange] | None = None

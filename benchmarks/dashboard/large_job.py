@@ -32,7 +32,7 @@ class _ProbedPool:
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
 
-    def probe(self, budget_s: float) -> Probes:
+    def probe(self, budget_s: float, backend: str = "") -> Probes:
         probes = [
             LayerProbe(layer=layer.name, choice=choice, divergence=float(loss) / 800, latency_ms=0.1 * float(time))
             for layer in self._layers

@@ -154,8 +154,8 @@ def _with_style(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 def _backends(points: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the symbol and the name of each backend, that of the reference first; none if there is only one."""
-    found = sorted(points["backend"].unique())
-    return list(zip(itertools.cycle(_SYMBOLS), found, strict=False)) if len(found) > 1 else []
+    found = [name for _, name in sorted(set(zip(points["elsewhere"], points["backend"], strict=True)))]
+    return list(zip(itertools.cycle(_SYMBOLS), found, strict=False)) if points["elsewhere"].any() else []
 
 
 def _legend_of(symbol: str, backend: str) -> go.Scatter:
@@ -164,7 +164,7 @@ def _legend_of(symbol: str, backend: str) -> go.Scatter:
         x=[None],
         y=[None],
         mode="markers",
-        name=in_chart(backend or "Reference's backend"),
+        name=in_chart(backend),
         marker={"symbol": symbol, "color": FAINT, "size": _LARGEST / 2},
         hoverinfo="skip",
     )

@@ -88,8 +88,10 @@ def trial_frame(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     metrics = [f"{metric}{part}" for metric in METRICS for part in ("", "_low", "_high")]
     rows = [_trial_row(trial) for trial in trials]
     # An empty frame would have object columns, which pandas treats as labels instead of a mask.
-    types = {"baseline": bool, **dict.fromkeys(("static", *metrics), float)}
-    frame = pd.DataFrame(rows, columns=["number", "name", "baseline", "backend", "static", *metrics]).astype(types)
+    types = {"baseline": bool, "elsewhere": bool, **dict.fromkeys(("static", *metrics), float)}
+    frame = pd.DataFrame(
+        rows, columns=["number", "name", "baseline", "backend", "elsewhere", "static", *metrics]
+    ).astype(types)
     return frame.copy()  # defragmented: pandas warns if columns are added to a frame of a hundred blocks
 
 
@@ -98,7 +100,8 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
         "number": trial.number,
         "name": candidate_name(trial),
         "baseline": trial.label is not None,  # a final measurement keeps the label
-        "backend": trial.backend,
+        "backend": trial.ran_on,
+        "elsewhere": bool(trial.backend),  # not on the backend of the reference
         "static": static_share(trial.choices),
     }
     # The latency of a rejected candidate was not measured in full.
