@@ -124,7 +124,7 @@ def test_tied_weights_count_once_and_stay_tied() -> None:
     settings = MeasurementSettings(threads=1, repeats=20, warmup_s=0.0)
     parameters = {**SMALL, "checkpoint": "tiny-tied-llama"}
     found = Evaluator(WorkerSetup(task="causal-lm", task_parameters=parameters, measurement=settings))
-    description, model = found.description, found._prepared.model
+    description, model = found.description, found.reference.prepared.model
     full = {layer.name: "fp32" for layer in description.layers}
     assert description.weight_bytes(full) == sum(p.nbytes for p in model.parameters()) + sum(
         b.nbytes for b in model.buffers()
