@@ -7,8 +7,8 @@ from torch import nn
 from search_spaces.choice import CHOICES
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.cpu import linear
 from workers.backends.cpu.backend import CpuBackend
+from workers.backends.cpu.int8_products import OneDnnProduct, WidenedProduct
 from workers.backends.cpu.kernels import KERNELS, Kernel
 from workers.backends.cpu.selection import only
 from workers.backends.packed import PackedLayer
@@ -71,7 +71,7 @@ def tensors_of(holder: object) -> list[torch.Tensor]:
             found.append(value)
         elif isinstance(value, list):
             found += [tensor for item in value if isinstance(item, nn.Module) for tensor in item.parameters()]
-        elif isinstance(value, linear.OneDnnProduct | linear.WidenedProduct):
+        elif isinstance(value, OneDnnProduct | WidenedProduct):
             found += tensors_of(value)
     return found
 

@@ -16,7 +16,7 @@ import torch
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.cpu import conv, embedding, linear, recurrent
+from workers.backends.cpu import conv, embedding, int8_products, linear, recurrent
 from workers.backends.cpu.engine import has_fbgemm
 from workers.backends.cpu.widened import WidenedFp16
 from workers.backends.packed import PackedLayer
@@ -79,9 +79,9 @@ _ROWS = ("int8_weight_only", "int4_weight_only")
 
 #: The first kernel of a choice is the reference for the others; it runs on every processor if any kernel does.
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("fp32", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.WidenedProduct)),
-    Kernel("onednn", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.OneDnnProduct), _onednn),
-    Kernel("fbgemm", _LINEAR, _W8A8, partial(linear.int8_linear, product=linear.FbgemmProduct), _fbgemm),
+    Kernel("fp32", _LINEAR, _W8A8, partial(linear.int8_linear, product=int8_products.WidenedProduct)),
+    Kernel("onednn", _LINEAR, _W8A8, partial(linear.int8_linear, product=int8_products.OneDnnProduct), _onednn),
+    Kernel("fbgemm", _LINEAR, _W8A8, partial(linear.int8_linear, product=int8_products.FbgemmProduct), _fbgemm),
     Kernel("fp32", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear),
     Kernel("bf16", _LINEAR, ("int8_weight_only",), linear.Int8WeightOnlyLinear, _bf16),
     # It reads input features in blocks of 16, and reads out of bounds if they are not divisible (PyTorch 2.13).

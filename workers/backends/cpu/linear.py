@@ -5,7 +5,6 @@ Each layer is built from the full-precision layer, its choice, and the calibrate
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,66 +13,11 @@ from torch import nn
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu.engine import fbgemm
+from workers.backends.cpu.int8_products import Int8Product, packed_once
 from workers.backends.packed import PackedLayer, bias_of, stored_bytes
-from workers.backends.rounding.activations import ZERO_OF_ROWS, affine_of, scales_of_rows, to_steps, to_uint8
+from workers.backends.rounding.activations import ZERO_OF_ROWS, affine_of, scales_of_rows
 from workers.backends.rounding.weights import INT4_GROUP, fp16, int4_per_group, int8_per_channel
 from workers.backends.smoothed import SmoothedLinear
-
-
-class Int8Product(Protocol):
-    """The product of inputs quantized to uint8 with packed int8 weights.
-
-    It is built from int8 values of shape ``(out, in)``, fp32 scales of shape ``(out,)`` and the bias.
-    """
-
-    def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None: ...
-
-    def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        """Return the fp32 product, shape ``(rows, out)``, for fp32 rows of shape ``(rows, in)``."""
-        ...
-
-
-class OneDnnProduct:
-    """oneDNN's int8 matrix product. See ``Int8Product``."""
-
-    def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._packed = torch.ops.onednn.qlinear_prepack(values, None)
-        self._scales, self._bias = scales, bias
-        self._zero_points = torch.zeros(len(scales), dtype=torch.int32)
-
-    def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            to_uint8(rows, scale, zero_point), scale, zero_point, self._packed, self._scales, self._zero_points,
-            self._bias, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        return product
-
-
-class FbgemmProduct:
-    """FBGEMM's int8 matrix product, which quantizes the input while packing it. See ``Int8Product``."""
-
-    def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
-        zero_points = torch.zeros(len(scales), dtype=torch.int64)
-        quantized = torch._make_per_channel_quantized_tensor(values, scales.double(), zero_points, 0)
-        with fbgemm():
-            self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
-
-    def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows, scale, zero_point, self._packed
-        )
-        return product
-
-
-class WidenedProduct:
-    """The product computed in fp32, for any processor: sums are rounded, never saturated. See ``Int8Product``."""
-
-    def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._values, self._scales, self._bias = values, scales, bias
-
-    def __call__(self, rows: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-        product = F.linear(to_steps(rows, scale, zero_point), self._values.float()).mul_(self._scales * scale)
-        return product if self._bias is None else product.add_(self._bias)
 
 
 class Int8Linear(PackedLayer):
@@ -87,18 +31,17 @@ class Int8Linear(PackedLayer):
         product: type[Int8Product],
     ) -> None:
         super().__init__(linear)
-        values, scales = int8_per_channel(linear.weight, bits=choice.weight_bits)
         self._bias = bias_of(linear)
-        self._product = product(values, scales, None if choice.is_per_token else self._bias)
+        self._product = packed_once(product, linear, choice.weight_bits, None if choice.is_per_token else self._bias)
         self._affine = None if input_range is None else input_range.affine_uint8()
         self._out_features = linear.out_features
         # Scales and zero points have four bytes each.
-        self.packed_bytes = values.nbytes + (4 + 4) * len(scales) + stored_bytes(self._bias)
+        self.packed_bytes = linear.weight.numel() + (4 + 4) * linear.out_features + stored_bytes(self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
         scale, zero_point = self._affine or affine_of(x)
-        product = self._product(x.reshape(-1, x.shape[-1]), scale, zero_point)
+        product = self._product(x.reshape(-1, x.shape[-1]), scale, zero_point, self._bias)
         return product.view(*x.shape[:-1], self._out_features)
 
 
@@ -109,7 +52,7 @@ class Int8PerTokenLinear(Int8Linear):
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
         rows = x.reshape(-1, x.shape[-1])
         scales = scales_of_rows(rows)
-        product = self._product(rows / scales, 1.0, ZERO_OF_ROWS).mul_(scales)
+        product = self._product(rows / scales, 1.0, ZERO_OF_ROWS, None).mul_(scales)
         if self._bias is not None:
             product += self._bias
         return product.view(*x.shape[:-1], self._out_features)
