@@ -40,15 +40,22 @@ def show(map_page: Page) -> None:
             st.page_link(
                 map_page, label=f"Open the {word} map", query_params={"job": job.id, "trial": str(trial.number)}
             )
-    description, numbers = job.description, (pair[0].number, pair[1].number)
+    description, numbers = job.description.on(pair[0].backend), (pair[0].number, pair[1].number)
+    alike = pair[0].backend == pair[1].backend
+    probes = queries.probes(job, pair[0].backend) if alike else None
     diff = queries.cached(
-        lambda: diff_frame(description, pair[0].choices, pair[1].choices, progress.probes),
-        "diff", job.id, *numbers, progress.probes is not None,
+        lambda: diff_frame(description, pair[0].choices, pair[1].choices, probes),
+        "diff", job.id, *numbers, probes is not None,
     )  # fmt: skip
     _metrics(pair)
+    if not alike:
+        st.info(
+            f"The first map runs on {pair[0].ran_on}, the second on {pair[1].ran_on}. Layers with the same choice have "
+            "other kernels there, so the table below explains no gap; its bytes are those of the first backend."
+        )
     _layers(diff, len(job.description.layers))
-    if len(diff):
-        _explained(progress, diff, pair)
+    if len(diff) and alike:
+        _explained(progress, probes, diff, pair)
 
 
 def _choose_pair(job: JobRecord, progress: queries.Progress) -> Pair | None:
@@ -121,9 +128,8 @@ def _layers(diff: pd.DataFrame, layers: int) -> None:
     )
 
 
-def _explained(progress: queries.Progress, diff: pd.DataFrame, pair: Pair) -> None:
+def _explained(progress: queries.Progress, probes: Probes | None, diff: pd.DataFrame, pair: Pair) -> None:
     """Show the layers that explain the gaps between the maps, expected and measured."""
-    probes = progress.probes
     if probes is None:
         st.caption("The contribution of each layer is unknown: this job did not probe its layers.")
         return

@@ -31,7 +31,15 @@ from search_spaces.fusion import fusion_group
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
 from workers.measurement import Environment, FailureCause, LatencySamples
-from workers.setup import ActivationHistogram, Calibration, Estimator, LayerProbe, ModelDescription, Probes
+from workers.setup import (
+    ActivationHistogram,
+    BackendDescription,
+    Calibration,
+    Estimator,
+    LayerProbe,
+    ModelDescription,
+    Probes,
+)
 from workers.timing.estimates import Figure
 
 CHOICES = ("fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only")
@@ -41,6 +49,8 @@ _LOSS = dict(zip(CHOICES, (0.0, 0.0002, 0.02, 0.008, 0.004, 0.03), strict=True))
 _BYTES = dict(zip(CHOICES, (1.0, 0.5, 0.26, 0.26, 0.26, 0.14), strict=True))
 _KERNELS = dict(zip(CHOICES[1:], ("bf16", "fbgemm", "fbgemm", "bf16", "int4pack"), strict=True))
 _HARDWARE = "Intel(R) Xeon(R) Processor (AVX2, AVX-512, VNNI, BF16), 2 cores"
+#: Another backend than that of the reference, and its latencies relative to those there.
+_OTHER, _OTHER_SPEED = "onnxruntime", 0.8
 #: Hostile names: none may be rendered as anything but text.
 HOSTILE = "<img src=x onerror=alert(1)> ![x](https://evil.invalid/x.png) $x$ :red[hi] **b** `c`"
 
@@ -62,6 +72,7 @@ class Scenario:
     #: Of the job file; what is not said is as it comes.
     measurement: dict[str, Any] | None = None
     hardware: str = _HARDWARE
+    backend: str | list[str] = "auto"
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -90,6 +101,7 @@ SCENARIOS: dict[str, Scenario] = {
         measurement={"batch_sizes": [8], "repeats": 300},
         hardware="AMD EPYC 7B13 (AVX2), 8 cores",
     ),
+    "runtimes": Scenario(trials=30, budget=30, name="MiniLM on two runtimes", backend=["cpu", _OTHER]),
 }
 
 
@@ -126,6 +138,8 @@ def drive(store: Store, job_id: str, scenario: Scenario) -> None:
     spec = store.job(job_id).spec
     if scenario.described:
         description = describe(scenario.hardware, histograms=scenario.probed)
+        if len(spec.backends()) > 1:
+            description = replace(description, others={_OTHER: _elsewhere(description)})
         driven = with_fields(0, state=JobState.RUNNING, description=description, driver="host:1:2:")
         described = store.change_job(job_id, driven)
         if scenario.probed:
@@ -223,6 +237,17 @@ def describe(hardware: str = _HARDWARE, *, histograms: bool = True) -> ModelDesc
     )
 
 
+def _elsewhere(description: ModelDescription) -> BackendDescription:
+    """Return the description of the other backend, which has neither bf16 nor names of kernels."""
+    refused = {"bf16": "its CPU provider widens bf16 weights"}
+    return BackendDescription(
+        refusals={layer: dict(reasons) | refused for layer, reasons in description.refusals.items()},
+        layer_bytes=description.layer_bytes,
+        other_bytes=description.other_bytes,
+        environment=replace(description.environment, backend=_OTHER),
+    )
+
+
 def _histogram(calibrated: ActivationRange) -> ActivationHistogram:
     """Return a bell around zero whose tails the range clips."""
     edges = np.linspace(1.25 * calibrated.low, 1.25 * calibrated.high, 65)
@@ -238,6 +263,7 @@ def _spec(scenario: Scenario) -> JobSpec:
     return JobSpec.parse(
         {
             "name": scenario.name if len(scenario.name) <= 100 else scenario.name[:100],
+            "backend": scenario.backend,
             "task": {"name": "minilm-lee"},
             "constraints": scenario.constraints or {},
             "search": {"trials": scenario.budget},
@@ -339,6 +365,10 @@ def _trial(
         forward_seconds=3.9,
         finished_at=datetime.now(UTC),
     )
+    if len(spec.backends()) > 1 and number % 3 == 2:
+        faster = {name: f.scaled(_OTHER_SPEED) if name.startswith("latency") else f for name, f in figures.items()}
+        environment = dict(trial.environment) | {"backend": _OTHER}
+        trial = replace(trial, backend=_OTHER, key=map_key(choices, _OTHER), figures=faster, environment=environment)
     if number % 11 == 10:
         return replace(
             trial,

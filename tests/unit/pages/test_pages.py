@@ -57,6 +57,7 @@ SHAPES = (
     "hostile",
     "unprobed",
     "elsewhere",
+    "runtimes",
 )
 
 
@@ -718,3 +719,19 @@ def test_the_system_page_needs_no_jobs(tmp_path: Path, monkeypatch: pytest.Monke
         "No job has failed.",
         "There are no events yet.",
     ]
+
+
+def test_a_map_says_which_backend_runs_it(page) -> None:  # type: ignore[no-untyped-def]
+    assert "runs on onnxruntime" in _texts(page("candidate", "runtimes", trial=2))
+    assert "runs on cpu" in _texts(page("candidate", "runtimes", trial=3))
+    table = page("front", "runtimes").dataframe[0].value
+    assert {name.endswith(" on onnxruntime") for name in table["name"]} == {True, False}
+
+
+def test_maps_of_different_backends_have_figures_but_no_explanation(page) -> None:  # type: ignore[no-untyped-def]
+    alike = _texts(page("diff", "runtimes", first="2", second="5"))
+    assert "What explains the gap" in alike or "The contribution of each layer is unknown" in alike
+    apart = _texts(page("diff", "runtimes", first="3", second="5"))
+    assert "The first map runs on cpu, the second on onnxruntime" in apart
+    assert "What explains the gap" not in apart
+    assert "Figures" in apart
