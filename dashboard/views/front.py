@@ -244,7 +244,7 @@ def _table(job: JobRecord, rows: pd.DataFrame) -> int | None:
         selection_mode=["single-row", "single-cell"],
         alt="The maps drawn above, one per row, those on the front first",
         column_config={
-            "name": st.column_config.TextColumn("Map", pinned=True, width=165),
+            "name": st.column_config.TextColumn("Map", pinned=True, width=250 if rows["elsewhere"].any() else 165),
             "standing": st.column_config.TextColumn("Standing", help=f"Tie: {_TIE[0].lower()}{_TIE[1:]}"),
             "speedup": st.column_config.NumberColumn("Speed", format="%.2fx", help="Relative to full precision"),
             "change": st.column_config.NumberColumn(
