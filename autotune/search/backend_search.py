@@ -37,7 +37,10 @@ class BackendSearch:
         #: What the sampler knows.
         self.study = self._study(None, ())
         #: Key of each uniform map -> its label.
-        self._labels = {self._key(choice): f"uniform {choice}" for choice in self.space.uniform_choices()}
+        uniform = {
+            choice: self.space.layer_choices(self.space.uniform(choice)) for choice in self.space.uniform_choices()
+        }
+        self._labels = {self.key(choices): f"uniform {choice}" for choice, choices in uniform.items()}
         #: Maps that the sampler chose.
         self.sampled = 0
 
@@ -91,6 +94,14 @@ class BackendSearch:
         """Return a uniform map, or None if it was proposed before."""
         return self.study.propose(self.space.uniform(choice))
 
+    def can_run(self, trial: TrialRecord) -> bool:
+        """Return whether the map of another backend is a map here, too."""
+        return not self._ran(trial) and self.space.holds(trial.choices)
+
+    def key(self, choices: Mapping[str, str]) -> str:
+        """Return the key of a map on this backend."""
+        return map_key(choices, self.tag)
+
     def mixtures(self, trials: Sequence[TrialRecord]) -> Iterator[Proposal]:
         """Yield mixtures of the baselines on the front that were not measured yet."""
         search = self._spec.search
@@ -125,9 +136,6 @@ class BackendSearch:
             history=history,
             backend=self.tag,
         )
-
-    def _key(self, choice: str) -> str:
-        return map_key(self.space.layer_choices(self.space.uniform(choice)), self.tag)
 
     def _ran(self, trial: TrialRecord) -> bool:
         return trial.backend == self.tag

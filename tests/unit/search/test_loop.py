@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from autotune.client.actions import change_plan, submit
+from autotune.jobs import budget
 from autotune.jobs.budget import MOST_FINAL, searched
 from autotune.jobs.front import compute_front, needing_final_run, pick, without_superseded
 from autotune.jobs.lifecycle import with_fields
@@ -389,12 +390,12 @@ def test_trials_go_where_the_gain_is(share: float, winner: str) -> None:
 def test_final_measurements_run_where_the_map_did() -> None:
     pool = TwoRuntimes(0.5)
     trials = on_both(pool, sampler="sensitivity")
-    last = finals(trials)
-    assert any(trial.backend for trial in last)
-    for trial in last:
-        (searched,) = [t for t in trials if t.key == trial.key and t.kind is not TrialKind.FINAL]
-        assert (searched.backend, dict(searched.choices)) == (trial.backend, dict(trial.choices))
-    assert {c.backend for c in pool.candidates if c.final} == {trial.backend for trial in last}
+    assert any(trial.backend for trial in finals(trials))
+    for trial in finals(trials):
+        alike = [t for t in trials if dict(t.choices) == dict(trial.choices) and t.kind is not TrialKind.FINAL]
+        assert alike, "a map that was searched"
+        assert {t.key == trial.key for t in alike if t.backend == trial.backend} <= {True}
+    assert [c.backend for c in pool.candidates if c.final] == [trial.backend for trial in finals(trials)]
 
 
 def test_a_backend_whose_full_precision_fails_is_dropped() -> None:
@@ -416,3 +417,23 @@ def test_a_search_on_several_backends_continues_after_a_restart(sampler: str) ->
     assert len(after) > len(before)
     searched_keys = [trial.key for trial in after if trial.kind is not TrialKind.FINAL]
     assert len(set(searched_keys)) == len(searched_keys), "no map is measured twice"
+
+
+@pytest.mark.parametrize(("share", "limit", "where"), [(0.5, 2.5e-2, "onnxruntime"), (2.5, 2.5e-4, "")])
+def test_the_recommended_map_is_measured_on_the_other_backends_that_can_run_it(
+    share: float, limit: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MOST_FINAL", 40)  # of these maps, many are equally fast
+    trials = on_both(TwoRuntimes(share), {"divergence": {"max": limit}}, sampler="sensitivity")
+    best = pick(trials, "fastest", ["latency_p50_ms", "divergence"])
+    assert best.backend == where
+    same = [t for t in without_superseded(trials) if dict(t.choices) == dict(best.choices) and t.backend != where]
+    if where:
+        assert set(best.choices.values()) == {"fp32", "int8_dynamic"}
+        (there,) = same
+        assert there.figures["latency_ratio"].value == pytest.approx(best.figures["latency_ratio"].value / share)
+    else:
+        assert "bf16" in best.choices.values(), "which the other backend refuses"
+        assert same == []
+    keys = [(trial.key, trial.kind is TrialKind.FINAL) for trial in trials]
+    assert len(set(keys)) == len(keys)
