@@ -45,7 +45,7 @@ def protocol(job: JobRecord) -> dict[str, str]:
         settings |= {
             "Model": described.fingerprint[:12],
             "Hardware": environment.hardware,
-            "Backend": environment.backend,
+            "Backend": ", ".join(described.backends),
             "Threads": str(environment.threads),
             **{f"Version of {name}": version for name, version in environment.versions.items()},
         }

@@ -22,6 +22,7 @@ from dashboard.widgets.page_parts import (
     how_to_begin,
     job_names,
     measured,
+    same_map_elsewhere,
 )
 
 #: Newest jobs offered; a link can select others.
@@ -101,6 +102,9 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
             ),
         },
     )
+
+    for job, progress in read:
+        same_map_elsewhere(progress.trials, job.spec.objectives, names[job.id])
 
 
 def _front(job: JobRecord, progress: queries.Progress, x: str, y: str) -> pd.DataFrame:

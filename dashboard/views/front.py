@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit import Page
 
-from autotune.jobs.backends import worth_of_backends
 from autotune.jobs.budget import searched
 from autotune.jobs.front import nearest_trial, without_superseded
 from autotune.jobs.recommendation import recommend
@@ -42,6 +41,7 @@ from dashboard.widgets.page_parts import (
     linked_job,
     live,
     measured,
+    same_map_elsewhere,
     show_cards,
 )
 
@@ -114,9 +114,7 @@ def _front(job: JobRecord, map_page: Page) -> None:
     chosen = _opener(drawing.points, _table(job, drawing.rows)) or chosen
     if chosen is not None:
         st.switch_page(map_page, query_params={"job": job.id, "trial": str(chosen)})
-    worth = worth_of_backends(trials, spec.objectives)
-    if worth:
-        st.caption(in_markdown(f"The same map on several backends: {'; '.join(worth)}.", longest=800))
+    same_map_elsewhere(trials, spec.objectives)
     _not_drawn(drawing.missing)
     _history(job, progress)
 

@@ -8,9 +8,10 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from autotune.jobs.backends import worth_of_backends
 from autotune.jobs.budget import left_s
 from autotune.jobs.progress import stage_text
-from autotune.jobs.records import JobRecord, JobState
+from autotune.jobs.records import JobRecord, JobState, TrialRecord
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS, Kind
 from dashboard import queries
@@ -198,6 +199,14 @@ def linked_job() -> JobRecord | None:
 def not_found(kind: str, name: str, place: str) -> None:
     """Say that what a link names does not exist, and what to do."""
     st.error(f"Not found: {place} has no {kind} {in_markdown(name)}. Choose another {kind} above.")
+
+
+def same_map_elsewhere(trials: Sequence[TrialRecord], objectives: Sequence[str], name: str = "") -> None:
+    """Show what the backend alone is worth, for maps that were measured on several; ``name`` is that of the job."""
+    worth = worth_of_backends(trials, objectives)
+    if worth:
+        of_job = f" ({name})" if name else ""
+        st.caption(in_markdown(f"The same map on several backends{of_job}: {'; '.join(worth)}.", longest=800))
 
 
 def show_cards(shown: Sequence[Card], remark: str = "") -> None:

@@ -4,6 +4,7 @@ import runpy
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import yaml
 from streamlit.testing.v1 import AppTest
 
 from autotune.jobs.lifecycle import with_fields
-from autotune.jobs.records import JobStage, JobState
+from autotune.jobs.records import JobStage, JobState, TrialResult
 from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
 from autotune.store.open import open_store
@@ -735,3 +736,21 @@ def test_maps_of_different_backends_have_figures_but_no_explanation(page) -> Non
     assert "The first map runs on cpu, the second on onnxruntime" in apart
     assert "What explains the gap" not in apart
     assert "Figures" in apart
+
+
+def test_what_a_backend_is_worth_stands_below_the_front_and_beside_other_jobs(page, database) -> None:  # type: ignore[no-untyped-def]
+    url, jobs = database
+    store = open_store(url)
+    full = store.trials(jobs["runtimes"], numbers=[0])[0]
+    where = dict(full.environment) | {"backend": "onnxruntime"}
+    ratio = {"latency_ratio": full.figures["latency_ratio"].scaled(0.5)}
+    twin = replace(
+        full, number=90, backend="onnxruntime", key="twin", environment=where, figures={**full.figures, **ratio}
+    )
+    store.record([TrialResult(trial=twin)], epoch=0)
+    store.close()
+    told = "The same map on several backends"
+    assert f"{told}: fp32: 1.00x on cpu, 2.00x on onnxruntime." in _texts(page("front", "runtimes")).replace("\\", "")
+    beside = _texts(page("compare", jobs=[jobs["finished"], jobs["runtimes"]])).replace("\\", "")
+    assert f"{told} (MiniLM on two runtimes" in beside
+    assert beside.count(told) == 1
