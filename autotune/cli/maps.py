@@ -1,6 +1,5 @@
 """Commands that export maps and jobs: export, verify, optuna-export, mlflow-export."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -169,12 +168,15 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
                 "difference": check.difference,
                 "tolerance": check.tolerance,
                 "holds": check.holds,
+                "inconclusive": check.inconclusive,
+                "full_precision_ms": check.full_precision_ms,
             }
             for check in report.checks
         ]
         accuracy, full_precision = report.held_out or (None, None)
         held_out = {"accuracy": accuracy, "full_precision": full_precision, "missing": report.held_out_missing}
-        print_json({"holds": report.holds, "checks": checks, "held_out": held_out})
+        verdict = {"holds": report.holds, "inconclusive": report.inconclusive}
+        print_json({**verdict, "checks": checks, "held_out": held_out})
     else:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("", "promised", "measured", "difference", "allowed", ""):
@@ -186,9 +188,10 @@ def _verify_map(path: Path, repeats: int, tolerance: float, task_file: str | Non
                 figure_text(check.metric, check.measured),
                 f"{100 * check.difference:+.2f} %",
                 f"{100 * check.tolerance:.2g} %",
-                "holds" if check.holds else "BROKEN",
+                check.verdict,
             )
         out.print(table)
+        say(report.verdict)
         say(_held_out_text(report))
     return report.holds
 
@@ -213,12 +216,12 @@ def _verify_export(path: Path, repeats: int, tolerance: float, task_file: str | 
         stages = Stages(listener)
         stages.stage("Measuring the export")
         report = verify_export(path, repeats=repeats, tolerance=tolerance, task_file=task_file, report=stages.report)
-    document = report.document()
-    write_text(Path(path, REPORT), json.dumps(document, indent=2) + "\n")
+    report.write(path)
     if as_json:
-        print_json({"verification": document})
+        print_json({"verification": report.document()})
     else:
         out.print(_export_table(report.checks))
+        say(report.verdict)
         say(f"Outputs may differ by rounding: {report.rounding}.")
         if report.untimed is not None:
             say(f"Latency was not measured: {report.untimed}.")
@@ -235,9 +238,8 @@ def _export_table(checks: "Iterable[ExportCheck]") -> Table:
     for check in checks:
         text = METRICS[check.name].text if check.name == "latency_ratio" else "{:.4g}".format
         numbers = ("" if value is None else text(value) for value in (check.expected, check.measured, check.limit))
-        verdict = "" if check.limit is None else "holds" if check.holds else "BROKEN"
         name = "speedup" if check.name == "latency_ratio" else check.name.replace("_", " ")
-        table.add_row(name, *numbers, verdict)
+        table.add_row(name, *numbers, check.verdict)
     return table
 
 

@@ -169,6 +169,11 @@ class MapFile(_Part):
             return {}
         return {name: {layer.choice: layer.kernel} for name, layer in self.layers.items() if layer.kernel is not None}
 
+    @property
+    def hardware(self) -> str:
+        """The hardware on which the map was measured, in words."""
+        return str(self.provenance.environment.get("hardware", "the hardware that made the map"))
+
     def ranges(self) -> dict[str, ActivationRange]:
         """Return layer name -> calibrated range, for the layers that have one."""
         ranges = {name: layer.range() for name, layer in self.layers.items()}

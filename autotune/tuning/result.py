@@ -12,6 +12,7 @@ from autotune.console import front
 from autotune.console.output import as_text, mix
 from autotune.console.progress import ConsoleListener
 from autotune.exporters.export import export
+from autotune.exporters.verify import ExportVerification, verify_export
 from autotune.jobs.front import pick
 from autotune.jobs.recommendation import default_pick, recommended
 from autotune.jobs.records import JobRecord, TrialRecord
@@ -25,6 +26,7 @@ from autotune.store.base import ReadStore
 from autotune.tuning import notebook
 from autotune.tuning.dashboard import RunningDashboard
 from autotune.tuning.live import copy_of
+from workers.device.threads import same_threads
 from workers.tasks import build_task
 
 if TYPE_CHECKING:
@@ -98,10 +100,27 @@ class TunedMap:
             MapError: if the task now builds another model.
             TaskError: if another process holds the model that was tuned.
         """
-        with ConsoleListener(self.job.spec.objectives[0]) as listener:
+        with same_threads(), ConsoleListener(self.job.spec.objectives[0]) as listener:
             stages = Stages(listener)
             stages.stage("Measuring the map")
             return verify(map_file.MapFile.model_validate(self._document()), report=stages.report)
+
+    def verify_export(self, folder: str | PathLike[str]) -> ExportVerification:
+        """Run what ``export`` wrote in its runtime, and return whether it holds what its map promises.
+
+        Writes the report into the folder, too. A live model's export runs in this process, any other one in a fresh
+        process.
+
+        Raises:
+            ExportError: if the folder is not an export, was changed, or its runtime cannot load it.
+            TaskError: if another process holds the model that was tuned.
+        """
+        with same_threads(), ConsoleListener(self.job.spec.objectives[0]) as listener:
+            stages = Stages(listener)
+            stages.stage("Measuring the export")
+            found = verify_export(Path(folder), report=stages.report)
+        found.write(Path(folder))
+        return found
 
     def __repr__(self) -> str:
         ratio = self.trial.figures.get(decisive_ratio(self.job.spec.objectives).name)

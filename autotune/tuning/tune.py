@@ -21,6 +21,7 @@ from autotune.tuning.job import Settings, job_of
 from autotune.tuning.live import live_task
 from autotune.tuning.metric import Metric
 from autotune.tuning.result import Result
+from workers.device.threads import same_threads
 from workers.task import OutputKind
 from workers.tasks.live import LIVE, hold
 
@@ -115,8 +116,7 @@ def run(spec: JobSpec, database: str, told: tuple[str, ...] = ()) -> Result:
         AutotuneError: if the search fails.
         KeyboardInterrupt: if it is interrupted before full precision was measured.
     """
-    threads = torch.get_num_threads()
-    with closing(open_store(database)) as store:
+    with same_threads(), closing(open_store(database)) as store:
         record = submit(store, spec, served=False)
         for sentence in (*told, f"Job {record.id} ({record.name}) is recorded in {database}."):
             say(sentence)
@@ -127,6 +127,4 @@ def run(spec: JobSpec, database: str, told: tuple[str, ...] = ()) -> Result:
             if not store.trials(record.id):
                 raise
             say("Stopped. The result holds every finished trial.")
-        finally:
-            torch.set_num_threads(threads)
         return Result.read(store, record.id, database, told)

@@ -1,6 +1,7 @@
 """``autotune.tune`` from a model in hand to a quantized one."""
 
 import functools
+import json
 import re
 import subprocess
 import sys
@@ -112,11 +113,29 @@ def test_a_map_is_verified_in_this_process(result: Result) -> None:
     assert report.held_out is not None
     assert checks["accuracy"].holds
     assert checks["weight_memory_mib"].measured.value == result.smallest.figures["weight_memory_mib"]
+    assert repr(report).startswith(report.verdict)
+    assert "Accuracy: 1.0000, promised 1.0000, holds" in repr(report)
 
 
-def test_a_map_is_exported(result: Result, tmp_path: Path) -> None:
-    folder = result.smallest.export("torch-export", tmp_path / "deploy")
-    assert (folder / "export.json").is_file()
+def test_the_export_of_a_live_model_is_verified_in_this_process_and_no_other(result: Result, tmp_path: Path) -> None:
+    folder, threads = result.smallest.export("onnxruntime", tmp_path / "deploy"), torch.get_num_threads()
+    report = result.smallest.verify_export(folder)
+    checks = {check.name: check for check in report.checks}
+    assert checks["divergence_from_backend"].holds
+    assert checks["accuracy"].measured == pytest.approx(result.smallest.figures["accuracy"], abs=0.02)
+    assert checks["latency_ratio"].measured > 0
+    assert checks["full_precision_p50_ms"].expected == pytest.approx(
+        result.smallest.figures["latency_p50_ms"] / result.smallest.figures["latency_ratio"]
+    )
+    assert report.verdict in repr(report)
+    assert "accuracy: 1, expected 1" in repr(report)
+    assert torch.get_num_threads() == threads
+    assert json.loads((folder / "verification.json").read_text())["holds"] == report.holds
+    for path in (folder, result.smallest.save(tmp_path / "map.json")):
+        command = [str(Path(sys.executable).with_name("autotune")), "verify", str(path)]
+        elsewhere = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert elsewhere.returncode == 2
+        assert "with verify() and verify_export(folder) of the map" in elsewhere.stderr
 
 
 def test_trials_are_a_frame_and_a_chart(result: Result, tmp_path: Path) -> None:

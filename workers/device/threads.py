@@ -12,14 +12,21 @@ class OtherRuntime(nn.Module):
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit PyTorch to one thread, so that it sums in the same order on every machine and leaves other cores free."""
+def same_threads() -> Iterator[None]:
+    """Set PyTorch's number of threads back when the context ends."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit PyTorch to one thread, so that it sums in the same order on every machine and leaves other cores free."""
+    with same_threads():
+        torch.set_num_threads(1)
+        yield
 
 
 def timeable(model: nn.Module, run: Callable[[], object]) -> Callable[[], object]:

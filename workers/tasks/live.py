@@ -35,8 +35,9 @@ def held_task(model: str) -> "Task":
     """
     if model not in _held:
         raise TaskError(
-            f"the model {model!r} is an object of the process that tuned it, so no other process can build it; apply "
-            "its map there, or in your program with autotune.load_map(path).apply(model). To tune, resume or verify it "
-            "from the command line, write a task file"
+            f"the model {model!r} is an object of the process that tuned it, so no other process can build it or has "
+            "its data. Verify its map and its exports there, with verify() and verify_export(folder) of the map, or "
+            "tune again there. A program that has the model applies a saved map with "
+            "autotune.load_map(path).apply(model). For the command line, write a task file and tune with it"
         )
     return _held[model]

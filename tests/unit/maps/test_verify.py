@@ -19,7 +19,7 @@ from workers.setup import CalibrationSettings, MeasurementSettings, WorkerSetup
 from workers.timing.estimates import Figure
 
 CHOICES = {"fc": "int8_weight_only"}
-PROMISED = {"accuracy": 0.8, "weight_memory_mib": 2.0, "latency_ratio": 0.5, "latency_p50_ms": 7.0, "divergence": 0.1}
+PROMISED = {"accuracy": 0.8, "weight_memory_mib": 2.0, "latency_ratio": 0.5, "latency_p50_ms": 2.0, "divergence": 0.1}
 
 
 def file(promised: dict[str, float], **environment: Any) -> MapFile:
@@ -35,16 +35,18 @@ def file(promised: dict[str, float], **environment: Any) -> MapFile:
     )  # fmt: skip
 
 
-def timed(workload: Workload, ratio: float) -> LatencySamples:
+def timed(workload: Workload, ratio: float, full_ms: float = 4.0) -> LatencySamples:
     return LatencySamples(
-        workload=workload, batch_size=1, candidate_ms=np.full(20, 4.0 * ratio), reference_ms=np.full(8, 4.0)
+        workload=workload, batch_size=1, candidate_ms=np.full(20, full_ms * ratio), reference_ms=np.full(8, full_ms)
     )
 
 
-def measured(ratio: float = 0.5, decode: float = 0.9, accuracy: float = 0.8, mib: int = 2) -> Measurement:
+def measured(
+    ratio: float = 0.5, decode: float = 0.9, accuracy: float = 0.8, mib: int = 2, full_ms: float = 4.0
+) -> Measurement:
     return Measurement(
         accuracy=accuracy, divergence=0.1, weight_bytes=mib << 20, working_bytes=8, seconds=1.0, forward_seconds=0.9,
-        latency=(timed(Workload.FORWARD, ratio), timed(Workload.DECODE, decode)), shifted=(0.35, 0.2),
+        latency=(timed(Workload.FORWARD, ratio, full_ms), timed(Workload.DECODE, decode)), shifted=(0.35, 0.2),
         environment=Environment(hardware="cpu", backend="cpu", threads=2, load=0.1, versions={}),
     )  # fmt: skip
 
@@ -149,6 +151,39 @@ def test_all_ratios_must_hold_in_the_same_try(monkeypatch: pytest.MonkeyPatch) -
     found = verified(monkeypatch, worker, PROMISED | {"decode_latency_ratio": 0.9})
     assert found.holds
     assert len(worker.candidates) == 3
+
+
+@pytest.mark.parametrize(
+    ("tries", "holds", "inconclusive", "told"),
+    [
+        ([(0.6, 5.0)] * 5, False, True, 0.6),  # full precision, promised at 4 ms, was slower in every try
+        ([(0.6, 3.0)] * 5, False, True, 0.6),  # or faster
+        ([(0.6, 5.0)] * 4 + [(0.7, 4.0)], False, False, 0.7),  # the one try at the promised speed decides
+        ([(0.6, 4.5)] * 5, False, False, 0.6),  # 12.5 % is the same speed
+        ([(0.6, 5.0)] * 4 + [(0.5, 5.0)], True, False, 0.5),  # a ratio that holds, holds at any speed
+    ],
+)
+def test_a_ratio_at_another_speed_of_the_machine_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch, tries: list[tuple[float, float]], holds: bool, inconclusive: bool, told: float
+) -> None:
+    worker = Worker([measured(ratio, full_ms=full_ms) for ratio, full_ms in tries])
+    found = verified(monkeypatch, worker)
+    assert (found.holds, found.inconclusive) == (holds, inconclusive)
+    ratio = next(check for check in found.checks if check.metric == "latency_ratio")
+    assert ratio.measured.value == pytest.approx(told)
+    assert ratio.full_precision_ms == (4.0, next(full_ms for number, full_ms in tries if number == told))
+    assert len(worker.candidates) == 5
+    assert repr(found).startswith(found.verdict)
+    assert ("Inconclusive: full precision takes" in found.verdict) == inconclusive
+    if inconclusive:
+        assert f"{tries[0][1]:.3g} ms here, and took 4 ms when the map was made" in found.verdict
+        assert "unclear" in repr(found)
+
+
+def test_a_broken_accuracy_is_not_excused_by_the_speed_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verified(monkeypatch, Worker([measured(0.6, accuracy=0.7, full_ms=5.0)] * 5))
+    assert (found.holds, found.inconclusive) == (False, False)
+    assert [check.metric for check in found.checks if check.inconclusive] == ["latency_ratio"]
 
 
 def test_shifted_data_are_compared_if_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
