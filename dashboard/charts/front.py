@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from autotune.jobs.records import FrontRecord
 from autotune.metrics.catalog import METRICS
-from dashboard.charts.labels import sides
+from dashboard.charts.labels import note_box, sides
 from dashboard.charts.layout import Drawing, finish
 from dashboard.charts.palette import BASELINE, FAINT, GUIDE, LIMIT, QUIET, STRONG
 from dashboard.charts.zoom import Zoom
@@ -88,7 +88,9 @@ def front_figure(
         y_range = _logarithms(zoom.y_span) if logarithmic else zoom.y_span
     labelled = _with_labels(styled, marked or {})
     positions = _shares(labelled["x"], x_range), _shares(labelled["y"], y_range, logarithmic)
-    labelled["side"] = sides(*positions, labelled["lines"].tolist())
+    notes = [note_box(at, 1.0, limit.label) for limit, at in _placed(x_limits, x_range)]
+    notes += [note_box(0.0, at, limit.label) for limit, at in _placed(y_limits, y_range, logarithmic)]
+    labelled["side"] = sides(*positions, labelled["lines"].tolist(), notes)
     figure = Drawing(_front_line(styled[styled["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(styled[styled["group"] == group.name], group))
@@ -328,6 +330,14 @@ def _shares(values: pd.Series, span: tuple[float, float], logarithmic: bool = Fa
     """Return the positions of ``values`` on an axis, from 0 at its start to 1 at its end."""
     scaled = np.log10(values) if logarithmic else values
     return [(value - span[0]) / (span[1] - span[0]) for value in scaled.tolist()]
+
+
+def _placed(
+    limits: Sequence[Limit], span: tuple[float, float], logarithmic: bool = False
+) -> Iterator[tuple[Limit, float]]:
+    """Yield the limits with their positions on an axis, from 0 at its start to 1 at its end."""
+    values = pd.Series([limit.value for limit in limits], dtype=float)
+    yield from zip(limits, _shares(values, span, logarithmic), strict=True)
 
 
 def _draw_limit(figure: go.Figure, limit: Limit, axis: str, span: tuple[float, float], logarithmic: bool) -> None:

@@ -15,6 +15,7 @@ from dashboard.formatting import in_markdown
 from dashboard.tables.job_comparison import differences, protocol, relative_front, warning
 from dashboard.tables.trials import judged
 from dashboard.widgets.page_parts import (
+    JOB_WIDTH,
     LATENCIES,
     QUALITIES,
     choose_axes,
@@ -93,7 +94,7 @@ def _fronts(jobs: Sequence[JobRecord], names: dict[str, str]) -> None:
         key="reach",
         alt="One row per job: maps drawn, and their lowest latency and memory and best quality",
         column_config={
-            "job": st.column_config.TextColumn("Job", pinned=True),
+            "job": st.column_config.TextColumn("Job", pinned=True, width=JOB_WIDTH),
             "maps": "Maps drawn",
             "latency": st.column_config.NumberColumn("Lowest latency", format="%.1f %%"),
             "memory": st.column_config.NumberColumn("Lowest weight memory", format="%.1f %%"),

@@ -11,7 +11,7 @@ from autotune.jobs.timestamps import now
 from dashboard import queries
 from dashboard.formatting import in_markdown, moment, one_line
 from dashboard.tables.jobs import events_frame, queue_frame
-from dashboard.widgets.page_parts import REFRESH_S, guarded
+from dashboard.widgets.page_parts import JOB_WIDTH, REFRESH_S, guarded
 
 _PACKAGES = ("quant-autotune", "streamlit", "plotly", "sqlalchemy")
 #: Most jobs whose events are read, and most events shown.
@@ -44,7 +44,7 @@ def _queue(jobs: Sequence[JobRecord]) -> None:
         key="queue",
         alt="Queued and running jobs, in the order in which controllers start them",
         column_config={
-            "job": st.column_config.TextColumn("Job", pinned=True),
+            "job": st.column_config.TextColumn("Job", pinned=True, width=JOB_WIDTH),
             "state": "State",
             "priority": "Priority",
             "owner": "Owner",
@@ -88,7 +88,7 @@ def _events(jobs: Sequence[JobRecord]) -> None:
         alt="The newest events of the most recently changed jobs, newest first",
         column_config={
             "at": "When",
-            "job": "Job",
+            "job": st.column_config.TextColumn("Job", width=JOB_WIDTH),
             "kind": "Kind",
             "message": st.column_config.TextColumn("What", width="large"),
         },

@@ -30,6 +30,14 @@ QUALITIES = tuple(
     if metric.kind in (Kind.ACCURACY, Kind.DIVERGENCE) and not metric.reported_only
 )
 
+#: Characters on a line of buttons beside a chart, and those that the margins of a button take.
+_LINE, _BUTTON = 42, 5
+#: Width in pixels of a card, and of a character of its label or its note beside what surrounds the text.
+_CARD, _LABEL, _NOTE = 152, (7, 36), (6, 24)
+
+#: Width of a column of jobs in pixels: on a phone there is room for another column beside it.
+JOB_WIDTH = 260
+
 #: Message for jobs of earlier versions.
 NO_HISTOGRAMS = "This job was calibrated before histograms were recorded; a new job on the same task records them."
 
@@ -150,27 +158,38 @@ def measured(names: Sequence[str], frames: Iterable[pd.DataFrame]) -> list[str]:
 def choose_axes(latencies: Sequence[str], qualities: Sequence[str], objectives: Sequence[str] = ()) -> tuple[str, str]:
     """Return the metrics of the x and the y axis, by default objectives of the job; the URL holds both."""
     with st.container(horizontal=True, gap="medium"):
-        x = st.segmented_control(
-            "Latency",
-            latencies,
-            default=next((metric for metric in objectives if metric in latencies), latencies[0]),
-            required=True,
-            format_func=lambda metric: METRICS[metric].label.removeprefix("Latency "),
-            key="latency",
-            bind="query-params",
-            help="p95: 95 % of the passes are at least this fast.",
+        x = _choose_metric(
+            "Latency", latencies, objectives, "latency", "p95: 95 % of the passes are at least this fast."
         )
-        y = st.segmented_control(
+        y = _choose_metric(
             "Quality",
             qualities,
-            default=next((metric for metric in objectives if metric in qualities), qualities[0]),
-            required=True,
-            format_func=lambda metric: METRICS[metric].label.removesuffix(" from full precision"),
-            key="quality",
-            bind="query-params",
-            help="Accuracy is the task's metric; divergence measures how far the outputs are from full precision.",
+            objectives,
+            "quality",
+            "Accuracy is the task's metric; divergence measures how far the outputs are from full precision.",
         )
-    return x or latencies[0], y or qualities[0]
+    return x, y
+
+
+def _choose_metric(label: str, metrics: Sequence[str], objectives: Sequence[str], key: str, meaning: str) -> str:
+    """Return the metric that the reader chose: with buttons, or from a list if their names need more than a line."""
+    first = next((metric for metric in objectives if metric in metrics), metrics[0])
+    names = {metric: METRICS[metric].label.removesuffix(" from full precision") for metric in metrics}
+    short = {metric: name.removeprefix("Latency ") for metric, name in names.items()}
+    if sum(map(len, short.values())) + _BUTTON * len(metrics) > _LINE:
+        at = metrics.index(first)
+        return st.selectbox(label, metrics, at, names.__getitem__, key=key, help=meaning, bind="query-params") or first
+    chosen = st.segmented_control(
+        label,
+        metrics,
+        default=first,
+        required=True,
+        format_func=short.__getitem__,
+        key=key,
+        bind="query-params",
+        help=meaning,
+    )
+    return chosen or first
 
 
 def job_names(jobs: Sequence[JobRecord]) -> dict[str, str]:
@@ -220,10 +239,16 @@ def show_cards(shown: Sequence[Card], remark: str = "") -> None:
                 delta_color="off",
                 delta_arrow="off",
                 help=card.help,
-                width=152,
+                width=_width(card),
             )
         if remark:
             st.markdown(in_markdown(remark, longest=400), width=380)
+
+
+def _width(card: Card) -> int:
+    """Return the width of a card in pixels that cuts off neither its label nor its note."""
+    texts = ((card.label, _LABEL), (card.note, _NOTE))
+    return max(_CARD, *(per_character * len(text) + rest for text, (per_character, rest) in texts))
 
 
 def job_facts(job: JobRecord, trials: int, front_size: int) -> None:

@@ -57,7 +57,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], 
     folder = tmp_path_factory.mktemp("browser")
     url = f"sqlite:///{folder / 'jobs.db'}"
     store = open_store(url)
-    jobs = _seed.seed(store, "hostile", "infeasible", "elsewhere", "running", "finished")
+    jobs = _seed.seed(store, "language", "hostile", "infeasible", "elsewhere", "running", "finished")
     with serving(url, folder, free_port()) as address:
         yield Dashboard(address=address, store=store, jobs=jobs)
     store.close()

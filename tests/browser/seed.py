@@ -24,13 +24,13 @@ from autotune.jobs.records import (
     TrialState,
 )
 from autotune.jobs.spec import JobSpec
-from autotune.metrics.catalog import METRICS
+from autotune.metrics.catalog import METRICS, decisive_workload
 from autotune.search.probing import obtain_probes
 from autotune.store.base import Store
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, map_key
-from workers.measurement import Environment, FailureCause, LatencySamples
+from workers.measurement import Environment, FailureCause, LatencySamples, Workload
 from workers.setup import (
     ActivationHistogram,
     BackendDescription,
@@ -73,6 +73,7 @@ class Scenario:
     measurement: dict[str, Any] | None = None
     hardware: str = _HARDWARE
     backend: str | list[str] = "auto"
+    objectives: tuple[str, ...] = ("latency_p50_ms", "accuracy")
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -102,6 +103,12 @@ SCENARIOS: dict[str, Scenario] = {
         hardware="AMD EPYC 7B13 (AVX2), 8 cores",
     ),
     "runtimes": Scenario(trials=30, budget=30, name="MiniLM on two runtimes", backend=["cpu", _OTHER]),
+    # With every workload of a language model and shifted data, whose names are long.
+    "language": Scenario(
+        name="Some language model",
+        objectives=("prefill_latency_p50_ms", "divergence"),
+        constraints={"prefill_latency_p50_ms": {"max": 19.0}, "divergence": {"max": 0.0012}},
+    ),
 }
 
 
@@ -265,6 +272,7 @@ def _spec(scenario: Scenario) -> JobSpec:
             "name": scenario.name if len(scenario.name) <= 100 else scenario.name[:100],
             "backend": scenario.backend,
             "task": {"name": "minilm-lee"},
+            "objectives": list(scenario.objectives),
             "constraints": scenario.constraints or {},
             "search": {"trials": scenario.budget},
             "measurement": scenario.measurement or {},
@@ -348,6 +356,8 @@ def _trial(
     rng: np.random.Generator,
 ) -> TrialRecord:
     figures = _figures(choices, layers, rng)
+    if decisive_workload(spec.objectives) is not Workload.FORWARD:
+        figures |= _of_language_models(figures)
     limits = spec.constraints.constraints()
     trial = TrialRecord(
         job_id=job_id,
@@ -403,6 +413,14 @@ def _figures(choices: dict[str, str], layers: Sequence[Layer], rng: np.random.Ge
     for metric, factor in (("latency_p50_ms", 1.0), ("latency_p90_ms", 1.06), ("latency_p95_ms", 1.1)):
         figures[metric] = Figure(value=p50 * factor, low=p50 * factor * 0.985, high=p50 * factor * 1.02)
     return figures
+
+
+def _of_language_models(figures: dict[str, Figure]) -> dict[str, Figure]:
+    """Return the figures of other workloads and of shifted data, as if they followed those of the forward pass."""
+    shifted = {f"shifted_{name}": figures[name] for name in ("accuracy", "accuracy_drop", "divergence")}
+    passes = [name for name in figures if name.startswith("latency")]
+    workloads = (Workload.PREFILL, Workload.DECODE, Workload.REQUEST)
+    return shifted | {f"{workload}_{name}": figures[name] for workload in workloads for name in passes}
 
 
 def _latency(trial: TrialRecord, rng: np.random.Generator) -> tuple[LatencySamples, ...]:

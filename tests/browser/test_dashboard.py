@@ -42,6 +42,11 @@ CONTRASTS = """() => {
     return [text.textContent, (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05)];
   }));
 }"""
+#: Text of cards and buttons that is cut off.
+CUT = """() => [...document.querySelectorAll('[data-testid=stMetric], [data-testid=stButtonGroup]')]
+  .flatMap(part => [part, ...part.querySelectorAll('*')])
+  .filter(e => getComputedStyle(e).display !== 'inline' && e.scrollWidth > e.clientWidth + 1)
+  .map(e => e.textContent)"""
 each_page = pytest.mark.parametrize("path", PAGES)
 
 
@@ -272,6 +277,16 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Visit, dashboard: "Dashboard
         "['body', '[data-testid=stMain]'].map(s => document.querySelector(s)).map(e => [e.scrollWidth, e.clientWidth])"
     )
     assert all(content <= visible for content, visible in widths)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("path", ["/front", "/map"])
+def test_no_card_and_no_button_is_cut_off(visit: Visit, dashboard: "Dashboard", path: str, width: int) -> None:
+    for job in ("finished", "language"):
+        page = visit(f"{path}?job={dashboard.jobs[job]}", width)
+        page.get_by_test_id("stMetric").first.wait_for()
+        page.wait_for_timeout(1000)
+        assert page.evaluate(CUT) == []
 
 
 @each_page

@@ -17,7 +17,7 @@ from dashboard.charts.aligned import aligned_figure
 from dashboard.charts.front import front_figure, hypervolume_figure
 from dashboard.charts.gap import gap_figure
 from dashboard.charts.histogram import histogram_figure
-from dashboard.charts.labels import short_names, sides
+from dashboard.charts.labels import note_box, short_names, sides
 from dashboard.charts.latency import hidden_samples, latency_figure
 from dashboard.charts.layers import choices_figure, roles_figure, sensitivity_figure
 from dashboard.charts.layout import Drawing
@@ -307,6 +307,32 @@ def test_labels_stand_where_they_cover_nothing() -> None:
     assert sides([0.5, 0.5], [0.5, 0.56], [[], ["b"]]) == [None, "top center"]
     assert sides([0.01], [0.5], [["a name"]]) == ["middle right"]
     assert sides([0.99], [0.5], [["a name"]]) == ["middle left"]
+
+
+def test_no_label_stands_where_a_limit_has_its_own() -> None:
+    assert note_box(0.0, 0.5, "limit 5.0e-03") == pytest.approx((0.0, 0.1625, 0.45, 0.5))
+    assert note_box(0.9, 1.0, "limit 22.0 ms") == pytest.approx((0.7375, 0.9, 0.95, 1.0))
+    assert sides([0.15], [0.55], [["a name"]]) == ["top center"]
+    assert sides([0.15], [0.55], [["a name"]], [note_box(0.0, 0.65, "limit 5.0e-03")]) == ["bottom center"]
+
+
+def test_labels_of_limits_are_kept_free_on_both_axes(
+    results: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr("dashboard.charts.front.sides", lambda xs, *rest: given.extend(rest[-1]) or [None] * len(xs))
+    figure = front_figure(
+        _points([r.trial for r in results], (), y="divergence"),
+        x="latency_p50_ms",
+        y="divergence",
+        revision="r",
+        x_limits=[Limit(value=20.0, at_most=True, label="limit 20.0 ms")],
+        y_limits=[Limit(value=1e-3, at_most=True, label="limit 1.0e-03")],
+    )
+    (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
+    beside = note_box((20.0 - left) / (right - left), 1.0, "limit 20.0 ms")
+    below = note_box(0.0, (-3.0 - low) / (high - low), "limit 1.0e-03")
+    assert given == [pytest.approx(beside), pytest.approx(below)]
 
 
 def test_no_label_covers_a_more_important_one() -> None:

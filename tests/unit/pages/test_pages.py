@@ -59,6 +59,7 @@ SHAPES = (
     "unprobed",
     "elsewhere",
     "runtimes",
+    "language",
 )
 
 
@@ -106,6 +107,16 @@ def test_every_page_shows_every_shape_of_job(page, name: str, shape: str) -> Non
     assert not app.exception
     assert len(app.title) == 1
     assert "cannot be read" not in _texts(app)
+
+
+def test_many_latencies_are_a_list_and_few_are_buttons(page) -> None:  # type: ignore[no-untyped-def]
+    few, many = page("front", "finished"), page("front", "language")
+    assert [control.label for control in few.segmented_control] == ["Latency", "Quality"]
+    assert not many.segmented_control
+    latency, quality = (next(box for box in many.selectbox if box.label == label) for label in ("Latency", "Quality"))
+    assert (latency.value, quality.value) == ("prefill_latency_p50_ms", "divergence")
+    assert {"Latency p50", "Time per output token p95"} <= set(latency.options)
+    assert quality.options == ["Accuracy", "Divergence", "Accuracy on shifted data", "Divergence on shifted data"]
 
 
 @pytest.fixture(scope="module")
