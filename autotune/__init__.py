@@ -1,6 +1,7 @@
 """Search per-layer precision and static-versus-dynamic quantization against measured latency and memory."""
 
 import importlib
+import warnings
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,10 @@ if not TYPE_CHECKING:  # checkers know the names from the imports above
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        with warnings.catch_warnings():
+            # Of tqdm in a notebook, which a library imports; our own bar needs no widgets.
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:

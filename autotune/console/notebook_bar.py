@@ -1,6 +1,7 @@
 """A progress bar below the cell of a notebook."""
 
 import importlib
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -18,11 +19,11 @@ class NotebookBar:
 
     def start(self) -> None:
         """Show the bar below the cell that runs."""
-        self._handle = self._display.display(self._display.HTML(""), display_id=True)
+        self._handle = self._display.display(_output(""), raw=True, display_id=True)
 
     def stop(self) -> None:
         """Take the bar away."""
-        self._handle.update(self._display.HTML(""))
+        self._handle.update(_output(""), raw=True)
 
     def add_task(self, description: str, **fields: Any) -> TaskID:
         """Show another task; see ``update`` for its fields."""
@@ -35,7 +36,12 @@ class NotebookBar:
         self._task |= fields
         parts = [escape(Text.from_markup(self._task[name]).plain) for name in ("description", "facts")]
         share = "" if not self._task["total"] else f' value="{self._task["completed"]}" max="{self._task["total"]}"'
-        self._handle.update(self._display.HTML(f"{parts[0]} <progress{share}></progress> {parts[1]}"))
+        self._handle.update(_output(f"{parts[0]} <progress{share}></progress> {parts[1]}"), raw=True)
 
     def remove_task(self, task: TaskID) -> None:
         """Forget the task; the next one takes its place."""
+
+
+def _output(html: str) -> Mapping[str, str]:
+    """Return HTML as an output, of which nothing remains where a notebook is shown as text."""
+    return {"text/html": html, "text/plain": ""}

@@ -65,7 +65,12 @@ def recommend(trials: Sequence[TrialRecord], spec: JobSpec) -> Recommendation | 
     counting = without_superseded(trials)
     full = next(trial for trial in counting if trial.key == trials[0].key)
     if best.key == full.key:
-        comparison = f"No other measured map{within} is a better choice."
+        alone = all(trial.key == full.key for trial in trials)
+        comparison = (
+            "No other map was measured; a longer search measures more."
+            if alone
+            else f"No other measured map{within} is a better choice."
+        )
         return Recommendation(trial=best, full=full, name="full precision", gains=(), comparison=comparison)
     return Recommendation(
         trial=best,

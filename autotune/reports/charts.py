@@ -46,7 +46,7 @@ class _Axis:
         span = self.high - self.low
         step = min((m * 10.0 ** np.floor(np.log10(span / 4)) for m in (1, 2, 5, 10)), key=lambda s: abs(span / s - 4))
         step = max(1.0, float(round(step))) if self.logarithmic and span > 1.0 else float(step)
-        found = np.arange(np.ceil(self.low / step), np.floor(self.high / step) + 1) * step
+        found = np.arange(np.ceil(self.low / step), np.floor(self.high / step) + 1) * step + 0.0  # which makes -0.0 0.0
         values = [10.0**tick if self.logarithmic else tick for tick in found]
         return [(self.place(float(value)), f"{value:.3g}") for value in values]
 

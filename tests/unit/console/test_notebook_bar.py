@@ -1,6 +1,7 @@
 """Progress in a notebook: HTML that changes in place below the cell."""
 
 import sys
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,16 +19,20 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     pages: list[str] = []
 
     class Handle:
-        def update(self, content: str) -> None:
-            pages.append(content)
+        def update(self, content: Mapping[str, str], *, raw: bool) -> None:
+            assert raw
+            assert content.keys() == {"text/html", "text/plain"}
+            assert content["text/plain"] == "", "a notebook shown as text has no rest of the bar"
+            pages.append(content["text/html"])
 
-    def display(content: str, *, display_id: bool) -> Any:
+    def display(content: Mapping[str, str], *, raw: bool, display_id: bool) -> Any:
         assert display_id
-        pages.append(content)
-        return Handle()
+        handle = Handle()
+        handle.update(content, raw=raw)
+        return handle
 
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display, HTML=str))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     monkeypatch.setattr(output.err, "is_jupyter", True)
     return pages
 

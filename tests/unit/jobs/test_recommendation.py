@@ -75,6 +75,14 @@ def test_full_precision_may_be_the_best_answer() -> None:
     )
 
 
+def test_a_search_that_measured_nothing_but_full_precision_says_so() -> None:
+    again = trial(1, 1.0, 0.0, 80.0, kind=TrialKind.FINAL, key=FULL.key)
+    for trials in ([FULL], [FULL, again]):
+        assert recommendation(trials, spec()) == (
+            "Recommended: full precision. No other map was measured; a longer search measures more."
+        )
+
+
 def test_a_final_measurement_counts_instead_of_the_first() -> None:
     again = trial(4, 0.5, 0.003, 30.0, kind=TrialKind.FINAL, key=MIX.key)
     assert "trial 4. 2.00x as fast as full precision, accuracy -0.30 %" in str(
