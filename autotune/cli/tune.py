@@ -1,5 +1,6 @@
 """The command that tunes a checkpoint: tune."""
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -48,10 +49,11 @@ def tune(
     # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.tuning.checkpoint import checkpoint_job
 
-    here, parameters = Path(checkpoint), _pairs("--parameter", parameter)
+    parameters = _pairs("--parameter", parameter)
     spec = checkpoint_job(
-        str(here.resolve()) if here.exists() else checkpoint,
-        None if data is None else str(data.resolve()),
+        # Links are kept: in the hub's cache, files are links to blobs that have no ending.
+        os.path.abspath(checkpoint) if Path(checkpoint).exists() else checkpoint,  # noqa: PTH100 - resolves ".." only
+        None if data is None else os.path.abspath(data),  # noqa: PTH100 - the same
         Settings(
             limits=_pairs("--limit", limit),
             budget=budget,

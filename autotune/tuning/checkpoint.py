@@ -35,9 +35,13 @@ def checkpoint_job(checkpoint: str, data: str | None, settings: Settings, *, nam
         raise TaskError(f"there is no file or folder {data!r}; the task {known.task} takes {known.content}")
     parameters = {"checkpoint": checkpoint} | ({known.data: data} if data is not None else {})
     task = {"name": known.task, "parameters": parameters}
-    return job_of(
-        name or Path(checkpoint).stem, task, settings, (percentiles_of(known.workload)[50].name, "divergence")
-    )
+    objectives = (percentiles_of(known.workload)[50].name, "divergence")
+    return job_of(name or _name_of(checkpoint), task, settings, objectives)
+
+
+def _name_of(checkpoint: str) -> str:
+    """Return the last part of a path or a name on the hub, which may have dots, such as ``Llama-3.2-1B``."""
+    return Path(os.path.abspath(checkpoint)).name.removesuffix(".gguf")  # noqa: PTH100 - a link has a name of its own
 
 
 def data_of(inputs: Inputs) -> str | None:

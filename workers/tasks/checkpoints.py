@@ -2,10 +2,9 @@
 
 import contextlib
 import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from workers.errors import TaskError
 from workers.tasks.checks import contained, extra_packages
@@ -54,20 +53,32 @@ def explained(what: str, checkpoint: str, tiny: Iterable[str]) -> Iterator[None]
         ) from None
 
 
-def hub_configuration(name: str, files: Iterable[str]) -> Mapping[str, Any]:
-    """Return the first of a checkpoint's configuration ``files`` on the hub.
+def hub_file(name: str, files: Iterable[str], *, checkpoint: str) -> Path:
+    """Return the first of ``files`` that the hub's cache or the hub has under a name.
+
+    Args:
+        name: of a checkpoint on the hub, maybe with its owner.
+        files: names of files in it.
+        checkpoint: what the user named, for error messages.
 
     Raises:
-        TaskError: if the hub has none of them under that name.
+        TaskError: if neither the hub nor its cache has any of them under that name.
     """
     with quiet_transformers():
+        from huggingface_hub import constants
         from transformers.utils.hub import cached_file
 
-        reasons = []
-        for file in files:
+        reason = ""
+        # The cache first, because without network the hub is asked in vain for half a minute.
+        for here, file in itertools.product((True, False), files):
             try:
-                path = cached_file(name, file)
-                return dict(json.loads(Path(str(path)).read_text(encoding="utf-8")))
+                return Path(str(cached_file(name, file, local_files_only=here)))
             except (OSError, ValueError) as error:
-                reasons.append(str(error).strip().partition("\n")[0])
-    raise TaskError(f"there is no folder {name!r}, and the hub cannot be asked for it: {reasons[0]}")
+                reason = str(error).strip().partition("\n")[0].rstrip(".")
+                if not here and "does not appear to have" not in reason:
+                    break  # what the hub, or its absence, says of every file
+        hub = "is not asked, because HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"says: {reason}"
+    raise TaskError(
+        f"there is no file or folder {checkpoint!r}, and no such checkpoint in the cache {constants.HF_HUB_CACHE!r}; "
+        f"the hub {hub}. Check the name, or give the path of a checkpoint"
+    )

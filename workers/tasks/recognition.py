@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from workers.errors import TaskError
@@ -43,6 +44,9 @@ _ARCHITECTURES = {
 _FILES, _KEYS = ("config.json", "model_index.json"), ("architectures", "_class_name")
 #: Beginnings of names of checkpoints of timm and torchvision.
 _IMAGE_LIBRARIES = ("hf-hub:", "local-dir:", "torchvision:")
+_GGUF = ".gguf"
+#: A name on the hub, which may have an owner.
+_HUB_NAME = r"\w[\w.-]*(/[\w.-]+)?"
 
 
 def recognized(checkpoint: str) -> Recognized:
@@ -54,7 +58,8 @@ def recognized(checkpoint: str) -> Recognized:
     Raises:
         TaskError: if the configuration cannot be read, or no task is for its architecture.
     """
-    if checkpoint.endswith(".gguf"):
+    if checkpoint.endswith(_GGUF):
+        _find_gguf(checkpoint)
         return _CAUSAL
     if checkpoint.startswith(_IMAGE_LIBRARIES):
         return _IMAGES
@@ -73,17 +78,38 @@ def recognized(checkpoint: str) -> Recognized:
     )
 
 
+def _find_gguf(checkpoint: str) -> None:
+    """Check that there is such a GGUF file, in a folder or in a checkpoint on the hub."""
+    place, _, file = checkpoint.rpartition("/")
+    if not contained("checkpoint", checkpoint).is_file():
+        # On the hub only if there is an owner, too: with one folder it is most likely a mistyped path.
+        _hub_file(checkpoint, place if "/" in place else "", (file,))
+
+
 def _configuration(checkpoint: str) -> Mapping[str, Any]:
     folder = contained("checkpoint", checkpoint)
+    if folder.is_file():
+        raise TaskError(f"{checkpoint!r} is a file, but not a GGUF file; give the folder of a checkpoint")
     if not folder.is_dir():
-        from workers.tasks.checkpoints import hub_configuration  # brings PyTorch, which folders do not need
+        return _read(_hub_file(checkpoint, checkpoint, _FILES))
+    found = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise TaskError(f"folder {checkpoint!r} holds no checkpoint: it has neither {_FILES[0]} nor {_FILES[1]}")
+    return _read(found)
 
-        return hub_configuration(checkpoint, _FILES)
-    for path in (folder / name for name in _FILES):
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise TaskError(f"cannot read {str(path)!r}: {error}; give the folder of a checkpoint") from None
-            return found if isinstance(found, dict) else {}
-    raise TaskError(f"folder {checkpoint!r} holds no checkpoint: it has neither {_FILES[0]} nor {_FILES[1]}")
+
+def _hub_file(checkpoint: str, name: str, files: Sequence[str]) -> Path:
+    """Return the first of ``files`` of the checkpoint ``name`` on the hub, unless that can only be a path."""
+    if not re.fullmatch(_HUB_NAME, name) or contained("checkpoint", name).is_dir():
+        raise TaskError(f"there is no file or folder {checkpoint!r}; give the path of a checkpoint")
+    from workers.tasks.checkpoints import hub_file  # brings PyTorch, which folders do not need
+
+    return hub_file(name, files, checkpoint=checkpoint)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"cannot read {str(path)!r}: {error}; give the folder of a checkpoint") from None
+    return found if isinstance(found, dict) else {}

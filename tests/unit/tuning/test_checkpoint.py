@@ -43,6 +43,29 @@ def test_the_keys_that_were_set_are_a_job_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("Llama-3.2-1B", "Llama-3.2-1B"),
+        ("model-v1.5.gguf", "model-v1.5"),
+        (".", "here"),
+        ("../here/", "here"),
+    ],
+)
+def test_a_job_is_named_after_its_checkpoint(
+    path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    if path.endswith(".gguf"):
+        Path(path).write_bytes(b"GGUF")
+    else:
+        Path(path).mkdir(exist_ok=True)
+        Path(path, "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    assert checkpoint_job(path, None, Settings()).name == name
+
+
+@pytest.mark.parametrize(
     ("architecture", "data", "complaint"),
     [
         ("ResNetForImageClassification", None, "image-classification, which needs data: a folder of images"),
