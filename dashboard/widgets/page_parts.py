@@ -32,6 +32,8 @@ QUALITIES = tuple(
 
 #: Characters on a line of buttons beside a chart, and those that the margins of a button take.
 _LINE, _BUTTON = 42, 5
+#: Width in pixels of a list of metrics, in which the longest name fits.
+_LIST = 280
 #: Width in pixels of a card, and of a character of its label or its note beside what surrounds the text.
 _CARD, _LABEL, _NOTE = 152, (7, 36), (6, 24)
 
@@ -178,7 +180,10 @@ def _choose_metric(label: str, metrics: Sequence[str], objectives: Sequence[str]
     short = {metric: name.removeprefix("Latency ") for metric, name in names.items()}
     if sum(map(len, short.values())) + _BUTTON * len(metrics) > _LINE:
         at = metrics.index(first)
-        return st.selectbox(label, metrics, at, names.__getitem__, key=key, help=meaning, bind="query-params") or first
+        listed = st.selectbox(
+            label, metrics, at, names.__getitem__, key=key, help=meaning, width=_LIST, bind="query-params"
+        )
+        return listed or first
     chosen = st.segmented_control(
         label,
         metrics,

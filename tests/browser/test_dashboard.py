@@ -287,6 +287,9 @@ def test_no_card_and_no_button_is_cut_off(visit: Visit, dashboard: "Dashboard", 
         page.get_by_test_id("stMetric").first.wait_for()
         page.wait_for_timeout(1000)
         assert page.evaluate(CUT) == []
+        for label in ("Latency", "Quality"):
+            for box in page.get_by_role("combobox", name=label, exact=True).all():
+                assert box.evaluate("box => box.scrollWidth - box.clientWidth") <= 1
 
 
 @each_page
