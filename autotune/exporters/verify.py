@@ -227,7 +227,7 @@ def _accuracy_checks(
     task: Task, found: Mapping[str, torch.Tensor], promised: Mapping[str, float]
 ) -> tuple[ExportCheck, ...]:
     def accuracy(split: Split) -> float:
-        return task.accuracy(found.get(JUDGED + split, found[split]), split)
+        return quality.number(task.accuracy(found.get(JUDGED + split, found[split]), split))
 
     expected = promised.get("held_out_accuracy")
     held_out = [accuracy(Split.HELD_OUT)] if Split.HELD_OUT in found else []
