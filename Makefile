@@ -106,9 +106,9 @@ lock: ## Write constraints.txt again; a line deleted from it beforehand gets the
 	echo "Resolving in a fresh environment; this takes minutes ..."
 	$(PYTHON) -m venv "$$scratch"
 	pip() { "$$scratch/bin/python" -m pip --disable-pip-version-check -qq "$$@"; }
-	pip install -c constraints.txt -e '.[export,tasks,vision,test]'
+	pip install -c constraints.txt -e '.[export,openvino,tasks,vision,test]'
 	{
-		echo "# Exact versions of everything that .[export,tasks,vision,test] installs; written by: make lock"
+		echo "# Exact versions of everything that .[export,openvino,tasks,vision,test] installs; written by: make lock"
 		# A local version such as +cpu names one build; the constraint must fit all of them.
 		pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f
 	} > "$$scratch/constraints.txt"
@@ -154,7 +154,7 @@ $(VENV)/.installed-vision: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing quant-autotune and its test tools into $(VENV); the first time takes minutes ..."
-	$(PIP) install -c constraints.txt -e '.[export,tasks,test]'
+	$(PIP) install -c constraints.txt -e '.[export,openvino,tasks,test]'
 	touch $(VENV)/.installed-demo $@
 
 .PHONY: chromium

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: Format -> module and class of its exporter. Imported on use, so that listing formats stays light.
 _EXPORTERS = {
     "onnxruntime": "autotune.exporters.onnx_exporter:OnnxExporter",
+    "openvino": "autotune.exporters.openvino_exporter:OpenVinoExporter",
     "torchao": "autotune.exporters.torchao_exporter:TorchAoExporter",
     "torch-export": "autotune.exporters.program_exporter:ProgramExporter",
     "huggingface": "autotune.exporters.huggingface_exporter:HuggingFaceExporter",

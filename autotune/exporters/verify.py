@@ -42,6 +42,8 @@ _ACCURACY = 0.01
 _APART = 2.0
 #: The same for formats whose int4 groups lack zero points: a quarter more, because they are coarser than ours.
 _APART_COARSER = {"compressed-tensors": 2.5}
+#: Formats that hold what the backends of the same name measured.
+_MEASURED = ("onnxruntime", "openvino")
 #: Divergence that differences in floating-point sums alone may cause.
 _LEAST_DIVERGENCE = 1e-5
 
@@ -134,9 +136,9 @@ def verify_export(
 ) -> ExportVerification:
     """Check the export in ``folder`` against the promises of its map.
 
-    If both the format and the map's backend are ONNX Runtime, the outputs must agree. Otherwise they may differ as
-    much as two roundings as fine as the map's own: their divergence is at most twice that of our backend from full
-    precision, or 2.5 times that if the format rounds int4 weights again. Accuracy may be up to 1 % below the
+    If both the format and the map's backend are ONNX Runtime, or both OpenVINO, the outputs must agree. Otherwise they
+    may differ as much as two roundings as fine as the map's own: their divergence is at most twice that of our backend
+    from full precision, or 2.5 times that if the format rounds int4 weights again. Accuracy may be up to 1 % below the
     promised one. The latency ratio to full precision on the map's own backend may be up to ``tolerance`` above the
     promised one. The size is only reported. ``report`` gets every step. The export runs in a fresh process, but for
     a live model in this one, which alone has the model's data.
@@ -204,8 +206,8 @@ def _run(folder: Path, result: Path, *, repeats: int, slowest: float, task_file:
 
 def _apart(format_name: str, backend: str) -> float:
     """Return the allowed divergence from our backend, as a multiple of its own from full precision."""
-    # The ONNX Runtime backend measured this very file. The torchao backend uses other tensors, kernels and devices.
-    if format_name == backend == "onnxruntime":
+    # These backends measured this very graph. The torchao backend uses other tensors, kernels and devices.
+    if format_name == backend and format_name in _MEASURED:
         return 0.0
     return _APART_COARSER.get(format_name, _APART)
 

@@ -291,10 +291,9 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def test_deployed_map_computes_what_its_layers_do(running: Running, choice: str) -> None:
     names = running.uniform(choice)
     running.deployed.apply(names)
-    # Where sums differ in their last bits, an activation may be rounded to the neighbouring integer.
-    assert difference(running.outputs(), running.computed(names)) < (
-        5e-3 if CHOICES[choice].needs_int8_products else 1e-5
-    )
+    # Where sums differ in their last bits, an activation may be rounded to the neighbouring integer, or number in bf16.
+    apart = {"bf16": 5e-4}.get(choice, 5e-3 if CHOICES[choice].needs_int8_products else 1e-5)
+    assert difference(running.outputs(), running.computed(names)) < apart
 
 
 def test_deployed_map_weighs_what_its_layers_do(running: Running) -> None:
@@ -374,7 +373,7 @@ def test_encoder_of_pytorch_is_deployed_by_its_layers(backend: Backend) -> None:
     assert {layer.frozen_reason for layer in prepared.layers} == {None}
     with torch.inference_mode():
         assert difference(running.outputs(), task.build_model()(X)) < 1e-5
-        names = running.uniform("int8_dynamic")
+        names = running.uniform("int8_dynamic") or running.uniform("int8_static")
         assert {"1.layers.0.self_attn.q_proj", "1.layers.0.self_attn.out_proj", "1.layers.0.linear1"} <= set(names)
         deployed.apply(names)
         own.apply(names)

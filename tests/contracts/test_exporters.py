@@ -232,7 +232,11 @@ def test_layers_that_only_unrolled_attention_calls_are_refused(
     with pytest.raises(ExportError) as caught:
         export(maps.with_choices(task_name, {layer: "int8_weight_only"}), as_built.name, tmp_path / "out")
     assert f"  {layer}: int8_weight_only: the format keeps nn.MultiheadAttention fused" in str(caught.value)
-    assert str(caught.value).splitlines()[0].endswith("Formats that can: onnxruntime, torchao, torch-export, map")
+    assert (
+        str(caught.value)
+        .splitlines()[0]
+        .endswith("Formats that can: onnxruntime, openvino, torchao, torch-export, map")
+    )
 
 
 @settings(
@@ -341,7 +345,8 @@ def test_unknown_format_names_the_known_ones() -> None:
 def test_model_of_another_library_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"huggingface needs a model of transformers, .* a Sequential") as caught:
         export(maps.with_choices("tiny-cnn", {}), "huggingface", tmp_path / "out")
-    assert "Formats that can: onnxruntime, torchao, torch-export, modelopt, neural-compressor, nncf, map" in str(
-        caught.value
+    assert (
+        "Formats that can: onnxruntime, openvino, torchao, torch-export, modelopt, neural-compressor, nncf, map"
+        in str(caught.value)
     )
     assert list(tmp_path.iterdir()) == []

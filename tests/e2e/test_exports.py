@@ -116,6 +116,23 @@ def test_what_onnxruntime_was_searched_with_is_what_it_runs(run: Run, folder: Pa
     assert sum(len(value.raw_data) for value in constants) == promised["weight_memory_mib"]["value"] * 2**20
 
 
+@pytest.mark.slow
+def test_what_openvino_was_searched_with_is_what_it_runs(run: Run, folder: Path) -> None:
+    job = JOB | {"name": "compiled", "backend": "openvino", "search": {"trials": 3, "sampler": "random", "seed": 0}}
+    (folder / "compiled.yaml").write_text(yaml.safe_dump(job))
+    run("run", "compiled.yaml", "--task-file", TASK_FILE)
+    run("export", "compiled", "--pick", "1", "-f", "openvino", "-o", "compiled", "--task-file", TASK_FILE)
+    document = verification(run, "compiled")
+    assert document["holds"]
+    apart = checks_of(document)["divergence_from_backend"]
+    assert apart["measured"] == 0.0
+    assert apart["limit"] == 1e-5
+    promised = json.loads((folder / "compiled" / MAP).read_text())["promised"]
+    assert promised["session_ms"]["value"] > 0.0
+    layers = json.loads((folder / "compiled" / "layers.json").read_text())
+    assert all(layer["operators"] for layer in layers.values())
+
+
 def test_figures_fit_the_terminal(run: Run, exported: Path) -> None:
     shown = run("verify", exported.name, "--task-file", TASK_FILE, "--repeats", "20", "--tolerance", "100")
     assert "divergence from backend" in shown.stdout

@@ -7,6 +7,7 @@ from search_spaces.errors import unknown
 from workers.backends.base import Backend
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.onnx.backend import OnnxRuntimeBackend
+from workers.backends.openvino.backend import OpenVinoBackend
 from workers.backends.torchao.backend import TorchAoBackend
 from workers.errors import BackendError
 
@@ -15,6 +16,7 @@ from workers.errors import BackendError
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "cpu": CpuBackend,
     "onnxruntime": OnnxRuntimeBackend,
+    "openvino": OpenVinoBackend,
     "torchao": TorchAoBackend,
     "torchao-compiled": functools.partial(TorchAoBackend, compiler="inductor"),
 }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -69,12 +70,15 @@ def test_only_another_runtime_is_timed_with_one_thread() -> None:
     assert torch.get_num_threads() == 3
 
 
-@pytest.mark.parametrize(("backend", "seen"), [("x86", ("Sequential", 3)), ("onnxruntime", ("OnnxModule", 1))])
+@pytest.mark.parametrize(
+    ("backend", "seen"),
+    [("x86", ("Sequential", 3)), ("onnxruntime", ("OnnxModule", 1)), ("openvino", ("OpenVinoModule", 1))],
+)
 def test_a_worker_times_with_the_threads_that_are_due(backend: str, seen: tuple[str, int]) -> None:
     evaluator = Evaluator(WorkerSetup(task="thread-counting", backend=backend, measurement=SETTINGS))
     task = cast(Counting, evaluator._task)
     for measure in (
-        lambda: evaluator.latency.of({"0": "int8_dynamic"}, final=False),
+        lambda: evaluator.latency.of({"0": "int8_static"}, final=False),
         evaluator.reference.layer_latencies,
     ):
         task.seen.clear()
@@ -87,6 +91,15 @@ def test_a_session_has_the_threads_that_pytorch_does_without() -> None:
     deployed = cast(Any, evaluator.reference.deployed)
     evaluator.latency.of({"0": "int8_dynamic"})
     assert deployed.model.session.get_session_options().intra_op_num_threads == 3
+
+
+def test_a_compiled_model_has_the_threads_that_pytorch_does_without() -> None:
+    # It has no more than the cores, so that one is the only number that differs from its default everywhere.
+    settings = replace(SETTINGS, threads=1)
+    evaluator = Evaluator(WorkerSetup(task="thread-counting", backend="openvino", measurement=settings))
+    deployed = cast(Any, evaluator.reference.deployed)
+    evaluator.latency.of({"0": "int8_weight_only"})
+    assert deployed.model.session.compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_an_export_is_timed_with_the_threads_that_are_due() -> None:

@@ -44,7 +44,7 @@ def layers() -> dict[str, dict[str, object]]:
     return {name: {**layer, "choice": "int8_weight_only"} for name, layer in maps.blank("normed")["layers"].items()}
 
 
-@pytest.mark.parametrize("name", ["torchao", "torch-export", "onnxruntime"])
+@pytest.mark.parametrize("name", ["torchao", "torch-export", "onnxruntime", "openvino"])
 def test_an_export_computes_what_the_applied_map_computes(name: str, tmp_path: Path) -> None:
     task = build_task("normed", {})
     applied = NativeMap(MapFile.model_validate(document())).apply(build())

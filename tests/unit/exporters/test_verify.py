@@ -35,6 +35,9 @@ def at(divergence: float) -> torch.Tensor:
         ("onnxruntime", "x86", 1.9, True),
         ("onnxruntime", "onnxruntime", 0.0, True),
         ("onnxruntime", "onnxruntime", 0.1, False),
+        ("openvino", "openvino", 0.0, True),
+        ("openvino", "openvino", 0.1, False),
+        ("openvino", "onnxruntime", 1.9, True),
     ],
 )
 def test_outputs_may_lie_apart_by_what_the_format_rounds(

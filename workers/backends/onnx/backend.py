@@ -9,10 +9,9 @@ from search_spaces.layer import Layer
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.base import Deployed
 from workers.backends.onnx import choices, layer_bytes
-from workers.backends.packed import range_of, weight_bytes
+from workers.backends.onnx.graph_backend import GraphBackend
+from workers.backends.packed import range_of
 from workers.backends.rounding.bias_correction import corrected
-from workers.device import environment
-from workers.device.processor import this_processor
 from workers.libraries import missing, optional_libraries
 from workers.model.prepared import PreparedModel
 from workers.task import Task
@@ -20,31 +19,14 @@ from workers.task import Task
 _USER = "the backend onnxruntime"
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(GraphBackend):
     """Runs the whole graph of each map in ONNX Runtime, on the CPU."""
 
     name = "onnxruntime"
-    device = "cpu"
     libraries: tuple[str, ...] = ("onnxruntime",)
-    runs_modules = False
-
-    def __init__(self) -> None:
-        self._processor = this_processor()
 
     def unavailable(self) -> str | None:
         return missing(("onnx", "onnxruntime", "onnxscript"), "export")
-
-    def hardware(self) -> str:
-        return environment.cpu_hardware()
-
-    def int8_weight_bits(self, layer: Layer) -> int:
-        return self._processor.int8_weight_bits
-
-    def kernel(
-        self, module: nn.Module, choice: LayerChoice, shapes: Sequence[tuple[int, ...]], known: str | None = None
-    ) -> str | None:
-        """See ``Backend.kernel``; ONNX Runtime itself selects kernels."""
-        return None
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         if choice == FULL_PRECISION:
@@ -54,7 +36,7 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime's CPU provider widens {choice.precision} weights to fp32 when it loads them, so they "
                 "would save neither time nor memory"
             )
-        return layer.frozen_reason or choices.refuses(layer, choice) or self._processor_refuses(choice)
+        return layer.frozen_reason or choices.refuses(layer, choice) or self._saturates(choice)
 
     def prepare(
         self,
@@ -71,12 +53,11 @@ class OnnxRuntimeBackend:
         """
         needed = range_of(choice, input_range)
         with optional_libraries(_USER, "export"):
+            from workers.backends.onnx.fragments import fragment
             from workers.backends.onnx.layer import OnnxLayer
 
-            return OnnxLayer(corrected(module, choice, input_range), choice, needed).eval()
-
-    def weight_bytes(self, prepared: nn.Module) -> int:
-        return weight_bytes(prepared)
+            layer = corrected(module, choice, input_range)
+            return OnnxLayer(layer, choice, needed, fragment(layer, choice, needed)).eval()
 
     def layer_bytes(self, layer: Layer, choice: LayerChoice) -> int:
         return layer_bytes.layer_bytes(layer, choice)
@@ -86,7 +67,3 @@ class OnnxRuntimeBackend:
             from workers.backends.onnx.deployed import OnnxDeployed
 
             return OnnxDeployed(task, prepared, batch_sizes)
-
-    def _processor_refuses(self, choice: LayerChoice) -> str | None:
-        reason = self._processor.saturates(choice.weight_bits) if choice.needs_int8_products else None
-        return reason and f"{reason}; run a new job here, which will use 7-bit weights"

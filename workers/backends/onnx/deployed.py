@@ -1,147 +1,36 @@
-"""A whole model in ONNX Runtime: every map has its own session, assembled from parts that are built once."""
+"""A whole model in ONNX Runtime."""
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnxruntime
 
-from search_spaces.choice import FULL_PRECISION
-from search_spaces.layer import Layer
 from workers.backends.onnx import profiling
-from workers.backends.onnx.choices import has_place
-from workers.backends.onnx.fragments import Fragment, fragment
-from workers.backends.onnx.graph import Traced, constant_bytes, serialized, trace
-from workers.backends.onnx.layer import OnnxLayer
+from workers.backends.onnx.graph import Graph, serialized
 from workers.backends.onnx.session import OnnxModule, open_session
-from workers.errors import BackendError
-from workers.model.prepared import PreparedModel
-from workers.progress import Report, Stage, counted, silent
-from workers.task import Task
-from workers.timing.layer_latency import by_shape
-
-#: Passes per profiled session, and how many of the first are not counted.
-_PASSES, _COLD = 12, 2
+from workers.backends.onnx.whole_graph import WholeGraph
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """A session and its map."""
-
-    names: Mapping[str, str]
-    session: onnxruntime.InferenceSession
-    #: Seconds that creating the session took.
-    seconds: float
-
-
-class OnnxDeployed:
-    """See ``Deployed``. It keeps two sessions: that of full precision and that of the last other map."""
-
-    def __init__(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> None:
-        """Trace the model and create the session of full precision.
-
-        Raises:
-            BackendError: if the model cannot be converted into a graph, or ONNX Runtime rejects it.
-        """
-        self._prepared = prepared
-        prepared.reset()
-        self._traced: Traced = trace(task, prepared.model, prepared.layers, batch_sizes)
-        graph, nodes = self._traced.filled(self._fragments())
-        missing = [layer for layer, names in nodes.items() if not names]
-        if missing:
-            raise BackendError(
-                f"the traced graph lacks the layers {', '.join(missing)}: the model does not use their outputs, or "
-                "takes a different path for other inputs; remove them from the model, or use the backend cpu"
-            )
-        self._other_bytes = constant_bytes(graph) - prepared.weight_bytes() + prepared.other_bytes()
-        self._full = self._candidate = self._current = self._open(serialized(graph))
-        #: See ``Deployed.model``.
-        self.model = OnnxModule(self._full.session, self._traced.arguments, self._traced.form)
-
-    @property
-    def session_seconds(self) -> float | None:
-        return self._current.seconds
-
-    def apply(self, names: Mapping[str, str]) -> None:
-        before = self._prepared.installed
-        self._prepared.apply(names)
-        try:
-            self._current = self._opened()
-        except BaseException:
-            self._prepared.apply(before)
-            raise
-        self.model.session = self._current.session
-
-    def other_bytes(self) -> int:
-        return self._other_bytes
-
-    def weight_bytes(self) -> int:
-        return self._prepared.weight_bytes() - self._prepared.other_bytes() + self._other_bytes
+class OnnxDeployed(WholeGraph[onnxruntime.InferenceSession]):
+    """See ``Deployed``."""
 
     def working_bytes(self, run: Callable[[], object]) -> int:
         return profiling.working_bytes(self._profiled(run, passes=1)[0])
 
-    def layer_latencies(
-        self,
-        layers: Sequence[Layer],
-        choices: Mapping[str, Sequence[str]],
-        run: Callable[[], object],
-        report: Report = silent,
-    ) -> tuple[dict[tuple[str, str], float], float]:
-        """See ``Deployed.layer_latencies``.
+    def _open(self, graph: Graph) -> onnxruntime.InferenceSession:
+        return open_session(serialized(graph))
 
-        ONNX Runtime profiles one session per uniform map, so that all layers with one choice are timed at once, fused
-        with their neighbours as in deployment.
-        """
-        latencies_ms: dict[tuple[str, str], list[float]] = {}
-        try:
-            names = list(dict.fromkeys(name for of_layer in choices.values() for name in of_layer))
-            for choice in counted(names, Stage.LATENCIES, report):
-                taking = [layer for layer, legal in choices.items() if choice in legal]
-                self._prepared.apply(dict.fromkeys(taking, choice))
-                found = [profiling.layer_ms(events, taking) for events in self._profiled(run, passes=_PASSES)[_COLD:]]
-                latencies_ms |= {(layer, choice): [of_pass[layer] for of_pass in found] for layer in taking}
-        finally:
-            self.apply({})
-        return by_shape(latencies_ms, layers, choices), statistics.median(_time_ms(run) for _ in range(_PASSES))
+    def _module(self, session: onnxruntime.InferenceSession, arguments: Sequence[int | str], form: str) -> OnnxModule:
+        return OnnxModule(session, arguments, form)
 
-    def _opened(self) -> _Opened:
-        """Return the session of the installed map, creating it if necessary."""
-        installed = self._prepared.installed
-        for opened in (self._full, self._candidate):
-            if opened.names == installed:
-                return opened
-        self._candidate = self._open(self._graph())
-        return self._candidate
-
-    def _open(self, graph: bytes) -> _Opened:
-        start = time.perf_counter()
-        session = open_session(graph)
-        return _Opened(names=self._prepared.installed, session=session, seconds=time.perf_counter() - start)
-
-    def _graph(self) -> bytes:
-        return serialized(self._traced.filled(self._fragments())[0])
-
-    def _fragments(self) -> dict[str, Fragment]:
-        """Return layer name -> fragment of the installed map, for layers with placeholders in the graph."""
-        installed = self._prepared.installed
-        modules = {
-            layer.name: self._prepared.module(layer.name, installed[layer.name])
-            for layer in self._prepared.layers
-            if has_place(layer)
-        }
-        return {
-            name: module.fragment if isinstance(module, OnnxLayer) else fragment(module, FULL_PRECISION, None)
-            for name, module in modules.items()
-        }
+    def _layers_ms(self, run: Callable[[], object], layers: Sequence[str], passes: int) -> list[dict[str, float]]:
+        return [profiling.layer_ms(events, layers) for events in self._profiled(run, passes=passes)]
 
     def _profiled(self, run: Callable[[], object], *, passes: int) -> list[profiling.Events]:
         """Return the profile of each pass through a new session of the installed map."""
         with tempfile.TemporaryDirectory() as folder:
-            session = open_session(self._graph(), profile=Path(folder, "profile"))
+            session = open_session(serialized(self._graph()), profile=Path(folder, "profile"))
             self.model.session, usual = session, self.model.session
             try:
                 for _ in range(passes):
@@ -154,9 +43,3 @@ class OnnxDeployed:
         each = len(calls) // passes
         starts = range(0, len(calls), each)
         return [[event for call in calls[start : start + each] for event in call] for start in starts]
-
-
-def _time_ms(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1e3

@@ -9,7 +9,7 @@ from onnx import helper
 from torch import nn
 
 from search_spaces.layer import Layer
-from workers.backends.onnx.fragments import MICROSOFT, Fragment
+from workers.backends.onnx.builder import MICROSOFT, Fragment
 from workers.backends.onnx.placeholders import DOMAIN, Flat, places_held
 from workers.backends.onnx.signature import signature, task_batches
 from workers.errors import BackendError
@@ -17,6 +17,8 @@ from workers.task import Task
 
 #: The first operator set with all operators of the graph; ONNX Runtime supports it since 1.20.
 _OPSET = 21
+#: A whole model as a graph.
+Graph = onnx.ModelProto
 #: Limit of protobuf, the file format of ONNX.
 _MAX_BYTES = (1 << 31) - 1
 

@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.onnx.fragments import fragment
+from workers.backends.onnx.builder import Fragment
 from workers.backends.packed import PackedLayer
 from workers.backends.rounding.activations import ZERO_OF_ROWS, affine_of, scales_of_rows, to_steps
 from workers.backends.rounding.weights import rounded
@@ -19,10 +19,12 @@ class OnnxLayer(PackedLayer):
     Products are computed in fp32, so outputs differ from the nodes' in their last bits.
     """
 
-    def __init__(self, original: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> None:
+    def __init__(
+        self, original: nn.Module, choice: LayerChoice, input_range: ActivationRange | None, fragment: Fragment
+    ) -> None:
         super().__init__(original)
         #: Nodes and constants.
-        self.fragment = fragment(original, choice, input_range)
+        self.fragment = fragment
         self.packed_bytes = self.fragment.nbytes
         # In a list, so that PyTorch does not register the original's weights as parameters of this layer.
         self._original = [original]
@@ -36,16 +38,19 @@ class OnnxLayer(PackedLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the nodes' output for ``x``, up to rounding in the last bits."""
         (original,) = self._original
-        assert isinstance(original.weight, torch.Tensor)
-        full = original.weight
         if self._factors is not None:
-            x, full = x * self._factors.reciprocal(), full * self._factors
-        stored = rounded(full, self._choice, self._moments, by_row=isinstance(original, nn.Embedding))
-        weight = torch.empty_like(original.weight).copy_(stored)  # in its memory format
+            x = x * self._factors.reciprocal()
         if self._choice.needs_int8_products:
             x = self._rounded(x)
-        result: torch.Tensor = functional_call(original, {"weight": weight}, (x,))
+        result: torch.Tensor = functional_call(original, self._stored(original), (x,))
         return result
+
+    def _stored(self, original: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the dequantized parameters that differ from the original's."""
+        assert isinstance(original.weight, torch.Tensor)
+        full = original.weight if self._factors is None else original.weight * self._factors
+        stored = rounded(full, self._choice, self._moments, by_row=isinstance(original, nn.Embedding))
+        return {"weight": torch.empty_like(original.weight).copy_(stored)}  # in its memory format
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         if self._choice.is_per_token:

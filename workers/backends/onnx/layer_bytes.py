@@ -9,8 +9,8 @@ from workers.backends.rounding.weights import INT4_GROUP
 
 #: Input features per scale of 8-bit ``MatMulNBits``; our scales are equal along the whole row.
 INT8_BLOCK = 128
-#: Scale and zero point of the input.
-_INPUT = 4 + 1
+#: Scale and zero point of an input with a calibrated range.
+STATIC_INPUT = 4 + 1
 #: Constants of per-row quantization: dimension, largest integer, smallest scale, the scale 1, and the zero point.
 _ROWS = 8 + 4 + 4 + 4 + 1
 #: Constants for unpacking two integers from a byte.
@@ -33,8 +33,8 @@ def _int8_weight_only(outputs: int, features: int) -> int:
 
 #: Choice -> bytes without bias, given the number of outputs and the weights per output.
 _PRODUCT: dict[str, Callable[[int, int], int]] = {
-    "int8_static": lambda outputs, features: outputs * (features + 4) + _INPUT,
-    "int8_static_smooth": lambda outputs, features: outputs * (features + 4) + _INPUT + 4 * features,
+    "int8_static": lambda outputs, features: outputs * (features + 4) + STATIC_INPUT,
+    "int8_static_smooth": lambda outputs, features: outputs * (features + 4) + STATIC_INPUT + 4 * features,
     "int8_dynamic": lambda outputs, features: outputs * (features + 4),
     "int8_dynamic_per_token": lambda outputs, features: outputs * (features + 4) + _ROWS,
     "int8_weight_only": _int8_weight_only,

@@ -28,11 +28,17 @@ def layer_ms(events: Events, layers: Collection[str]) -> dict[str, float]:
     """
     found = dict.fromkeys(layers, 0.0)
     for event in events:
-        call, _, rest = event["name"].partition("/")
-        layer = call.partition("#")[0]
-        if rest and layer in found:
+        layer = layer_named(event["name"], layers)
+        if layer is not None:
             found[layer] += event["dur"] / 1e3
     return found
+
+
+def layer_named(node: str, layers: Collection[str]) -> str | None:
+    """Return the layer that a node's name starts with, or None if it starts with none of ``layers``."""
+    call, _, rest = node.partition("/")
+    layer = call.partition("#")[0]
+    return layer if rest and layer in layers else None
 
 
 def working_bytes(events: Events) -> int:

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 import torch
 
-from workers.backends.onnx.signature import in_form
-from workers.device.threads import OtherRuntime
+from workers.backends.onnx.session_module import Array, SessionModule
 from workers.errors import BackendError
 
 #: Log errors only, because warnings concern the file's metadata.
@@ -40,22 +38,14 @@ def open_session(graph: Path | bytes, *, profile: Path | None = None) -> onnxrun
         raise BackendError(f"ONNX Runtime {onnxruntime.__version__} cannot load {what}: {error}") from error
 
 
-class OnnxModule(OtherRuntime):
-    """A session that is called like the model it was exported from."""
+class OnnxModule(SessionModule[onnxruntime.InferenceSession]):
+    """A session of ONNX Runtime that is called like the model it was exported from."""
 
     def __init__(self, session: onnxruntime.InferenceSession, arguments: Sequence[int | str], form: str) -> None:
-        super().__init__()
-        #: The session that runs; it may be replaced by another session of the same model.
-        self.session = session
-        self._arguments = arguments
-        self._form = form
+        super().__init__(session, arguments, form)
         self._inputs = [value.name for value in session.get_inputs()]
         self._outputs = [value.name for value in session.get_outputs()]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs in the same form as the original model."""
-        given = (args[key] if isinstance(key, int) else kwargs[key] for key in self._arguments)
-        feed = {name: tensor.numpy() for name, tensor in zip(self._inputs, given, strict=True)}
-        results = self.session.run(self._outputs, feed)
-        tensors = (torch.from_numpy(result) for result in results)
-        return in_form(self._form, dict(zip(self._outputs, tensors, strict=True)))
+    def _compute(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        results = self.session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        return dict(zip(self._outputs, results, strict=True))
