@@ -40,11 +40,12 @@ class OnnxExporter:
 
     def write(self, source: Source, folder: Path) -> Mapping[str, Any]:
         with libraries():
+            from workers.backends.onnx.attention import fused_attention
             from workers.backends.onnx.fragments import fragment
             from workers.backends.onnx.graph import serialized
             from workers.backends.onnx.session import open_session
 
-            mapped = mapped_graph(source, fragment)
+            mapped = mapped_graph(source, fragment, attention=fused_attention)
             content = serialized(mapped.graph)
             open_session(content)
         Path(folder, MODEL).write_bytes(content)

@@ -1,6 +1,7 @@
 """A map as an ONNX graph, for formats of runtimes that read one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,14 @@ class MappedGraph:
 
 
 def mapped_graph(
-    source: Source, fragment: "Callable[[nn.Module, LayerChoice, ActivationRange | None], Fragment]"
+    source: Source,
+    fragment: "Callable[[nn.Module, LayerChoice, ActivationRange | None], Fragment]",
+    *,
+    attention: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> MappedGraph:
     """Return the graph of the source's map, in which ``fragment`` makes the nodes of each layer.
+
+    Attention is traced in the context ``attention``.
 
     Raises:
         BackendError: if the model cannot be traced.
@@ -40,7 +46,8 @@ def mapped_graph(
     """
     from workers.backends.onnx.graph import trace
 
-    traced = trace(source.task, source.model, source.layers, source.file.measurement.batch_sizes)
+    batch_sizes = source.file.measurement.batch_sizes
+    traced = trace(source.task, source.model, source.layers, batch_sizes, attention=attention)
     quantization = source.file.quantization_map()
     fragments = {}
     for layer in filter(has_place, source.layers):

@@ -128,15 +128,15 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     trace, kept = graph.trace, _traced
 
-    def once(task: Any, *arguments: Any) -> Any:
-        name = type(task).__name__
-        kept[name] = kept.get(name) or trace(task, *arguments)
-        return kept[name]
+    def once(task: Any, *arguments: Any, **named: Any) -> Any:
+        key = type(task).__name__, *named.values()
+        kept[key] = kept.get(key) or trace(task, *arguments, **named)
+        return kept[key]
 
     monkeypatch.setattr(graph, "trace", once)
 
 
-_traced: dict[str, Any] = {}
+_traced: dict[tuple[Any, ...], Any] = {}
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -30,9 +30,9 @@ OPERATORS = {
     "fp32": {"MatMul"},
     "bf16": {"Cast", "MatMul"},
     "fp16": {"Cast", "MatMul"},
-    "int8_static": {"QuantizeLinear", "DequantizeLinear", "MatMul"},
+    "int8_static": {"QuantizeLinear", "MatMulIntegerToFloat"},
     "int8_dynamic": {"DynamicQuantizeLinear", "MatMulInteger"},
-    "int8_weight_only": {"MatMulNBits"},
+    "int8_weight_only": {"DequantizeLinear", "Gemm"},
     "int4_weight_only": {"MatMulNBits"},
 }
 

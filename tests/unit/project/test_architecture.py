@@ -36,7 +36,11 @@ DOORS = {
     "uvicorn": ("autotune/api/",),
     "prometheus_client": ("autotune/api/",),
     "httpx2": ("autotune/client/http_service.py",),
-    "onnx": ("workers/backends/onnx/graph.py", "workers/backends/onnx/builder.py"),
+    "onnx": (
+        "workers/backends/onnx/graph.py",
+        "workers/backends/onnx/builder.py",
+        "workers/backends/onnx/neighbours.py",
+    ),
     "onnxruntime": ("workers/backends/onnx/session.py", "workers/backends/onnx/deployed.py"),
     "openvino": ("workers/backends/openvino/session.py",),
     "torchao": ("workers/backends/torchao/layers.py", "autotune/exporters/torchao_layers.py"),

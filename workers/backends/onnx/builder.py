@@ -1,7 +1,7 @@
 """Build fragments: one layer with one choice as ONNX nodes and constants."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,10 @@ class Fragment:
     constants: Mapping[str, onnx.TensorProto]
     #: Local name of the layer's output.
     output: str
+    #: Scale and zero point with which the layer quantizes its input, if they are calibrated.
+    quantizes: tuple[float, int] | None = None
+    #: The same layer in as many bytes, for a place where its output is quantized at once; None if that changes nothing.
+    requantized: "Fragment | None" = None
 
     @property
     def nbytes(self) -> int:
@@ -46,6 +50,7 @@ class Fragment:
             writes: name of the layer's output value.
         """
         names = {INPUT: reads, self.output: writes} | {name: f"{layer}.{name}" for name in self.constants}
+        names[""] = ""  # an optional input that is absent
         placed = []
         for node in self.nodes:
             copy = onnx.NodeProto()
@@ -56,6 +61,18 @@ class Fragment:
             placed.append(copy)
         return placed
 
+    def padded(self, pads: Sequence[int]) -> "Fragment | None":
+        """Return the fragment of a convolution with more zeros around its input, or None if it is none.
+
+        Args:
+            pads: zeros before each spatial dimension, then behind each.
+        """
+        convolves = [node for node in self.nodes if node.op_type == "Conv"]
+        if not convolves:
+            return None
+        requantized = self.requantized and self.requantized.padded(pads)
+        return replace(self, nodes=tuple(_padded(node, pads) for node in self.nodes), requantized=requantized)
+
     def placed_constants(self, layer: str) -> Iterator[onnx.TensorProto]:
         """Yield the constants under the names used by the placed nodes."""
         for name, constant in self.constants.items():
@@ -63,6 +80,16 @@ class Fragment:
             copy.CopyFrom(constant)
             copy.name = f"{layer}.{name}"
             yield copy
+
+
+def _padded(node: onnx.NodeProto, pads: Sequence[int]) -> onnx.NodeProto:
+    """Return ``node`` with more padding if it is a convolution."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for attribute in copy.attribute:
+        if attribute.name == "pads":
+            attribute.ints[:] = [own + more for own, more in zip(attribute.ints, pads, strict=True)]
+    return copy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +146,10 @@ class Builder:
         )
         return name
 
+    def integers(self, *values: int) -> str:
+        """Add a node with a few integers that only say where other nodes read, and return its output."""
+        return self.node("Constant", [], value_ints=values)
+
 
 #: Adds the nodes of a layer to a builder and returns the name of its output.
 Emit = Callable[[Builder, LayerToConvert], str]
@@ -126,8 +157,12 @@ Emit = Callable[[Builder, LayerToConvert], str]
 
 def build(layer: LayerToConvert, emitters: Mapping[type[nn.Module], Emit]) -> Fragment:
     """Return the fragment of ``layer``, built by the emitter of its type."""
+    return built(layer, next(emit for kind, emit in emitters.items() if isinstance(layer.module, kind)))
+
+
+def built(layer: LayerToConvert, emit: Emit) -> Fragment:
+    """Return the fragment of ``layer`` that ``emit`` builds."""
     graph = Builder()
     with torch.no_grad():
-        emit = next(emit for kind, emit in emitters.items() if isinstance(layer.module, kind))
         output = emit(graph, layer)
     return Fragment(nodes=tuple(graph.nodes), constants=graph.constants, output=output)

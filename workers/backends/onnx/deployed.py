@@ -7,9 +7,12 @@ from pathlib import Path
 import onnxruntime
 
 from workers.backends.onnx import profiling
-from workers.backends.onnx.graph import Graph, serialized
+from workers.backends.onnx.attention import fused_attention
+from workers.backends.onnx.graph import Graph, Traced, serialized, trace
 from workers.backends.onnx.session import OnnxModule, open_session
 from workers.backends.onnx.whole_graph import WholeGraph
+from workers.model.prepared import PreparedModel
+from workers.task import Task
 
 
 class OnnxDeployed(WholeGraph[onnxruntime.InferenceSession]):
@@ -17,6 +20,9 @@ class OnnxDeployed(WholeGraph[onnxruntime.InferenceSession]):
 
     def working_bytes(self, run: Callable[[], object]) -> int:
         return profiling.working_bytes(self._profiled(run, passes=1)[0])
+
+    def _trace(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Traced:
+        return trace(task, prepared.model, prepared.layers, batch_sizes, attention=fused_attention)
 
     def _open(self, graph: Graph) -> onnxruntime.InferenceSession:
         return open_session(serialized(graph))

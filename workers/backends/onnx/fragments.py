@@ -1,7 +1,6 @@
 """One layer with one choice as ONNX nodes, which compute the same as the CPU backend's kernels."""
 
-import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,9 +8,8 @@ from torch import nn
 
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.onnx.builder import FLOAT, INPUT, MICROSOFT, Builder, Emit, Fragment, LayerToConvert, build
-from workers.backends.onnx.geometry import convolution_geometry
-from workers.backends.onnx.layer_bytes import INT8_BLOCK
+from workers.backends.onnx import integer_products
+from workers.backends.onnx.builder import FLOAT, INPUT, MICROSOFT, Builder, Emit, Fragment, LayerToConvert, build, built
 from workers.backends.onnx.operators import (
     conv,
     float_conv,
@@ -19,10 +17,8 @@ from workers.backends.onnx.operators import (
     float_rows,
     int8_weight,
     linear,
-    per_channel,
-    smooth_linear,
+    smoothed,
     static_input,
-    static_linear,
 )
 from workers.backends.rounding.activations import ZERO_OF_ROWS
 from workers.backends.rounding.weights import INT4_GROUP, INT8_LARGEST, affine_per_row, int4_per_group, int8_per_channel
@@ -33,11 +29,38 @@ _FP32_PRODUCTS = 1
 
 def fragment(module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> Fragment:
     """Return the fragment that computes ``module`` with ``choice`` in ONNX Runtime."""
-    return build(LayerToConvert(module=module, choice=choice, input_range=input_range), _EMIT)
+    layer = LayerToConvert(module=module, choice=choice, input_range=input_range)
+    convolves = isinstance(module, nn.Conv1d | nn.Conv2d) and choice.needs_calibration
+    return replace(
+        build(layer, _EMIT),
+        quantizes=_quantizes(layer),
+        requantized=built(layer, integer_products.requantized_conv) if convolves else None,
+    )
+
+
+def _quantizes(layer: LayerToConvert) -> tuple[float, int] | None:
+    """Return the calibrated scale and zero point with which a layer quantizes its input itself, if it does."""
+    if layer.choice.name != "int8_static":
+        return None  # a smoothed layer divides its input before
+    assert layer.input_range is not None
+    return layer.input_range.affine_uint8()
 
 
 def _linear(graph: Builder, layer: LayerToConvert) -> str:
+    match layer.choice.name:
+        case "int8_static":
+            return _static_linear(graph, layer, INPUT)
+        case "int8_static_smooth":
+            inner, divided = smoothed(graph, layer)
+            return _static_linear(graph, inner, divided)
+        case "int8_weight_only":
+            return _int8_weight_only_linear(graph, layer)
     return linear(graph, layer, _LINEAR)
+
+
+def _static_linear(graph: Builder, layer: LayerToConvert, x: str) -> str:
+    values, scales = int8_weight(graph, layer)
+    return integer_products.product(graph, layer, static_input(graph, layer, x), values, scales)
 
 
 def _dynamic_linear(graph: Builder, layer: LayerToConvert) -> str:
@@ -58,12 +81,16 @@ def _per_token_linear(graph: Builder, layer: LayerToConvert) -> str:
 def _int8_weight_only_linear(graph: Builder, layer: LayerToConvert) -> str:
     values, scales = int8_per_channel(layer.weight, torch.bfloat16)
     outputs, features = values.shape
-    blocks = math.ceil(features / INT8_BLOCK)
-    packed = np.full((outputs, blocks * INT8_BLOCK), 128, dtype=np.uint8)
-    packed[:, :features] = values.numpy().astype(np.int16) + 128
-    weight = graph.constant("weight_int8", packed.reshape(outputs, blocks, INT8_BLOCK))
-    scale = graph.constant("weight_scale", scales.float()[:, None].expand(outputs, blocks))
-    return _n_bits(graph, layer, [weight, scale], 8, INT8_BLOCK)
+    stored = [graph.constant("weight_int8", values), graph.constant("weight_scale", scales.float())]
+    # ONNX Runtime has no fast fp32 product with 8-bit weights, and would fuse this with MatMul into one that quantizes
+    # activations; Gemm takes rows only.
+    inputs = [graph.node("Reshape", [INPUT, graph.integers(-1, features)])]
+    inputs.append(graph.node("DequantizeLinear", stored, axis=0))
+    if layer.bias is not None:
+        inputs.append(graph.constant("bias", layer.bias))
+    rows = graph.node("Gemm", inputs, transB=1)
+    leading = graph.node("Shape", [INPUT], end=-1)
+    return graph.node("Reshape", [rows, graph.node("Concat", [leading, graph.integers(outputs)], axis=0)])
 
 
 def _int4_weight_only_linear(graph: Builder, layer: LayerToConvert) -> str:
@@ -75,28 +102,17 @@ def _int4_weight_only_linear(graph: Builder, layer: LayerToConvert) -> str:
     scale = graph.constant("weight_scale", scales.float())
     # (v - 8) s + z is (v - (8 - z / s)) s.
     zero_point = graph.constant("weight_zero_point", 8.0 - zeros.float() / scales.float())
-    return _n_bits(graph, layer, [weight, scale, zero_point], 4, INT4_GROUP)
-
-
-def _n_bits(graph: Builder, layer: LayerToConvert, weight: Sequence[str], bits: int, block: int) -> str:
-    outputs, features = layer.weight.shape
     return graph.node(
-        "MatMulNBits", [INPUT, *weight], domain=MICROSOFT,
-        K=features, N=outputs, bits=bits, block_size=block, accuracy_level=_FP32_PRODUCTS,
+        "MatMulNBits", [INPUT, weight, scale, zero_point], domain=MICROSOFT,
+        K=features, N=outputs, bits=4, block_size=INT4_GROUP, accuracy_level=_FP32_PRODUCTS,
     )  # fmt: skip
 
 
 def _conv(graph: Builder, layer: LayerToConvert) -> str:
-    return conv(graph, layer, _int8_conv if layer.choice.needs_int8_products else float_conv)
-
-
-def _int8_conv(graph: Builder, layer: LayerToConvert) -> str:
-    values, scales = int8_per_channel(layer.weight, bits=layer.choice.weight_bits)
-    weight = graph.constant("weight_int8", values)
+    if not layer.choice.needs_int8_products:
+        return conv(graph, layer, float_conv)
     quantize = static_input if layer.choice.needs_calibration else _dynamic_input
-    quantized, scale, zero_point = quantize(graph, layer)
-    product = graph.node("ConvInteger", [quantized, weight, zero_point], **convolution_geometry(layer.module))
-    return _scaled(graph, product, scale, per_channel(graph, layer, "weight_scale", scales))
+    return integer_products.conv(graph, layer, quantize(graph, layer))
 
 
 def _embedding(graph: Builder, layer: LayerToConvert) -> str:
@@ -161,11 +177,8 @@ _LINEAR: dict[str, Emit] = {
     "fp32": float_linear,
     "bf16": float_linear,
     "fp16": float_linear,
-    "int8_static": static_linear,
-    "int8_static_smooth": smooth_linear,
     "int8_dynamic": _dynamic_linear,
     "int8_dynamic_per_token": _per_token_linear,
-    "int8_weight_only": _int8_weight_only_linear,
     "int4_weight_only": _int4_weight_only_linear,
     "int4_weight_only_gptq": _int4_weight_only_linear,
 }

@@ -1,6 +1,7 @@
 """Trace a model into an ONNX graph, and replace the placeholder of each layer by its nodes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import onnx
@@ -10,6 +11,7 @@ from torch import nn
 
 from search_spaces.layer import Layer
 from workers.backends.onnx.builder import MICROSOFT, Fragment
+from workers.backends.onnx.neighbours import fold_pads, layer_of, quantized_at_once
 from workers.backends.onnx.placeholders import DOMAIN, Flat, places_held
 from workers.backends.onnx.signature import signature, task_batches
 from workers.errors import BackendError
@@ -43,7 +45,14 @@ class Traced:
         return graph, _fill(graph, fragments)
 
 
-def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Sequence[int]) -> Traced:
+def trace(
+    task: Task,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batch_sizes: Sequence[int],
+    *,
+    attention: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Traced:
     """Return the graph of ``model`` as called by ``task``; the model is unchanged when the call returns.
 
     Args:
@@ -51,6 +60,7 @@ def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Se
         model: the full-precision model.
         layers: its layers; those without placeholders become part of the graph.
         batch_sizes: batch sizes at which latency is measured.
+        attention: a context in which attention is traced as the runtime likes it.
 
     Raises:
         BackendError: if PyTorch cannot trace the model, or its inputs or outputs are not tensors.
@@ -60,7 +70,7 @@ def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Se
     inputs = [f"input_{key}" if isinstance(key, int) else key for key in calls.varying]
     dynamic = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in calls.varying.values())
     try:
-        with places_held(model, layers):
+        with places_held(model, layers), attention():
             program = torch.onnx.export(
                 flat, calls.tensors, dynamo=True, opset_version=_OPSET, input_names=inputs,
                 output_names=flat.output_names, dynamic_shapes=(dynamic,), verbose=False,
@@ -82,27 +92,38 @@ def trace(task: Task, model: nn.Module, layers: Sequence[Layer], batch_sizes: Se
     assert program is not None
     graph = program.model_proto
     _clean(graph)
+    _add_before_norms(graph.graph)
     return Traced(graph=graph, arguments=tuple(calls.varying), form=flat.form)
 
 
 def _fill(graph: onnx.ModelProto, fragments: Mapping[str, Fragment]) -> dict[str, list[str]]:
+    fragments = fold_pads(graph.graph, fragments)
+    at_once = quantized_at_once(graph.graph, fragments)
+    chosen = {
+        layer: (fragment.requantized if layer in at_once else None) or fragment for layer, fragment in fragments.items()
+    }
+    skipped = {clamp.output[0]: clamp.input[0] for clamps in at_once.values() for clamp in clamps}
     names: dict[str, list[str]] = {layer: [] for layer in fragments}
     calls = dict.fromkeys(fragments, 0)
     filled: list[onnx.NodeProto] = []
     for node in graph.graph.node:
+        if node.output[0] in skipped:
+            continue
         if node.domain != DOMAIN:
             filled.append(node)
             continue
-        layer = node.attribute[0].s.decode()
+        layer, reads = layer_of(node), node.input[0]
+        while reads in skipped:
+            reads = skipped[reads]
         calls[layer] += 1
         call = layer if calls[layer] == 1 else f"{layer}#{calls[layer]}"
-        added = fragments[layer].place(layer=layer, call=call, reads=node.input[0], writes=node.output[0])
+        added = chosen[layer].place(layer=layer, call=call, reads=reads, writes=node.output[0])
         names[layer] += [node.name for node in added]
         filled += added
     del graph.graph.node[:]
     graph.graph.node.extend(filled)
     for layer in (layer for layer, count in calls.items() if count):
-        graph.graph.initializer.extend(fragments[layer].placed_constants(layer))
+        graph.graph.initializer.extend(chosen[layer].placed_constants(layer))
     return names
 
 
@@ -123,11 +144,22 @@ def constant_bytes(graph: onnx.ModelProto) -> int:
     return sum(len(constant.raw_data) for constant in graph.graph.initializer)
 
 
+def _add_before_norms(graph: onnx.GraphProto) -> None:
+    """Write sums that a layer norm reads as ``Sum``.
+
+    ONNX Runtime fuses ``Add`` with the norm into ``SkipLayerNormalization``, which takes longer than both.
+    """
+    normed = {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
+    for node in graph.node:
+        if node.op_type == "Add" and node.output[0] in normed:
+            node.op_type = "Sum"
+
+
 def _clean(graph: onnx.ModelProto) -> None:
     """Remove metadata about where the graph was made, and the placeholders' domain."""
     for described in (graph, graph.graph, *graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
         # PyTorch stores stack traces here, with paths of this machine that vary between runs.
         del described.metadata_props[:]
-    kept = [entry for entry in graph.opset_import if entry.domain != DOMAIN]
+    kept = [entry for entry in graph.opset_import if entry.domain not in (DOMAIN, MICROSOFT)]
     del graph.opset_import[:]
     graph.opset_import.extend([*kept, helper.make_opsetid(MICROSOFT, 1)])

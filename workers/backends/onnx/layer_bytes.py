@@ -7,8 +7,6 @@ from search_spaces.choice import FULL_PRECISION, LayerChoice
 from search_spaces.layer import Layer, LayerKind
 from workers.backends.rounding.weights import INT4_GROUP
 
-#: Input features per scale of 8-bit ``MatMulNBits``; our scales are equal along the whole row.
-INT8_BLOCK = 128
 #: Scale and zero point of an input with a calibrated range.
 STATIC_INPUT = 4 + 1
 #: Constants of per-row quantization: dimension, largest integer, smallest scale, the scale 1, and the zero point.
@@ -27,17 +25,13 @@ def layer_bytes(layer: Layer, choice: LayerChoice) -> int:
     return formulas[choice.name](outputs, math.prod(layer.weight_shape[1:])) + bias
 
 
-def _int8_weight_only(outputs: int, features: int) -> int:
-    return outputs * math.ceil(features / INT8_BLOCK) * (INT8_BLOCK + 4)
-
-
 #: Choice -> bytes without bias, given the number of outputs and the weights per output.
 _PRODUCT: dict[str, Callable[[int, int], int]] = {
     "int8_static": lambda outputs, features: outputs * (features + 4) + STATIC_INPUT,
     "int8_static_smooth": lambda outputs, features: outputs * (features + 4) + STATIC_INPUT + 4 * features,
     "int8_dynamic": lambda outputs, features: outputs * (features + 4),
     "int8_dynamic_per_token": lambda outputs, features: outputs * (features + 4) + _ROWS,
-    "int8_weight_only": _int8_weight_only,
+    "int8_weight_only": lambda outputs, features: outputs * (features + 4),
     **dict.fromkeys(
         ("int4_weight_only", "int4_weight_only_gptq"),
         lambda outputs, features: outputs * (features // 2 + features // INT4_GROUP * (4 + 4)),

@@ -38,13 +38,19 @@ def static_linear(graph: Builder, layer: LayerToConvert, x: str = INPUT) -> str:
 
 def smooth_linear(graph: Builder, layer: LayerToConvert) -> str:
     """Add the division of the input's channels by their factors, and the int8 product."""
+    inner, divided = smoothed(graph, layer)
+    return static_linear(graph, inner, divided)
+
+
+def smoothed(graph: Builder, layer: LayerToConvert) -> tuple[LayerToConvert, str]:
+    """Add the division of the input by its factors; return the layer of the divided input, and that input."""
     assert layer.input_range is not None
     assert layer.input_range.smoothing is not None
     assert isinstance(layer.module, nn.Linear)
     factors = torch.tensor(layer.input_range.smoothing.factors)
     divided = graph.node("Mul", [INPUT, graph.constant("smoothing", factors.reciprocal())])
     inner = replace(layer, module=multiplied(layer.module, factors), input_range=layer.input_range.smoothing.range)
-    return static_linear(graph, inner, divided)
+    return inner, divided
 
 
 def conv(graph: Builder, layer: LayerToConvert, convolve: Emit) -> str:

@@ -48,7 +48,7 @@ class WholeGraph(ABC, Generic[S]):
         """
         self._prepared = prepared
         prepared.reset()
-        self._traced: Traced = trace(task, prepared.model, prepared.layers, batch_sizes)
+        self._traced = self._trace(task, prepared, batch_sizes)
         graph, nodes = self._traced.filled(self._fragments())
         missing = [layer for layer, names in nodes.items() if not names]
         if missing:
@@ -60,6 +60,10 @@ class WholeGraph(ABC, Generic[S]):
         self._full = self._candidate = self._current = self._timed(graph)
         #: See ``Deployed.model``.
         self.model = self._module(self._full.session, self._traced.arguments, self._traced.form)
+
+    def _trace(self, task: Task, prepared: PreparedModel, batch_sizes: Sequence[int]) -> Traced:
+        """Return the graph of the model."""
+        return trace(task, prepared.model, prepared.layers, batch_sizes)
 
     @abstractmethod
     def _open(self, graph: Graph) -> S:
