@@ -1,0 +1,1 @@
+"""A comparison with other tools on published checkpoints, measured in turns."""
