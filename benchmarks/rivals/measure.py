@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("job_file", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--task-file")
-    parser.add_argument("--laps", type=int, default=8)
+    parser.add_argument("--laps", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(environment.usable_cores())
     torch._inductor.config.freezing = True  # without it, inductor does not use int8 kernels

@@ -149,6 +149,7 @@ class Comparison:
         """Return the table of what is in the folder, measured in turns, with failures and versions below it."""
         interpreter = python("nncf", OPENVINO, self._output / "environments")
         command = [interpreter, "-m", "benchmarks.rivals.measure", self._job_file, self._folder, *self._task_file]
+        load = os.getloadavg()[0]
         process = subprocess.run(command, env=self._environment, stdout=subprocess.PIPE, text=True, check=True)
         lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
         (self._folder / "measured.json").write_text(json.dumps(lines, indent=2) + "\n", encoding="utf-8")
@@ -158,7 +159,7 @@ class Comparison:
             f"## {self._model}",
             table.table(lines, record.seconds, most_drop(JobSpec.load(self._job_file))),
             table.failures(lines, record.refused),
-            table.environment(versions, cpu_hardware(), usable_cores()),
+            table.environment(versions, cpu_hardware(), usable_cores(), load),
         )
         return "\n\n".join(part for part in parts if part)
 

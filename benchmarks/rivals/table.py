@@ -54,8 +54,8 @@ def failures(measured: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) 
     return "\n".join(f"- {name}: {reason}" for name, reason in reasons.items())
 
 
-def environment(versions: Iterable[Mapping[str, str]], processor: str, threads: int) -> str:
-    """Return a line with the processor, the threads and the versions of all libraries."""
+def environment(versions: Iterable[Mapping[str, str]], processor: str, threads: int, load: float) -> str:
+    """Return a line with the processor, its load before the measurement, the threads, and the versions of libraries."""
     merged = {library: version for some in versions for library, version in some.items()}
     listed = ", ".join(f"{library} {merged[library]}" for library in sorted(merged))
-    return f"{processor}, {threads} threads; {listed}."
+    return f"{processor}, {threads} threads, load {load:.1f}; {listed}."

@@ -99,6 +99,13 @@ def test_failures_name_those_that_made_nothing_and_those_that_do_not_run() -> No
     assert failures([measured("fast", 0.5, 0.0)], {}) == ""
 
 
+def test_the_environment_lists_each_library_once() -> None:
+    from benchmarks.rivals.table import environment
+
+    versions = [{"torch": "2.13", "onnxruntime": "1.32"}, {"torch": "2.13"}, {}]
+    assert environment(versions, "AMD", 2, 0.25) == "AMD, 2 threads, load 0.2; onnxruntime 1.32, torch 2.13."
+
+
 def test_every_rival_has_a_folder_and_a_recipe_of_its_own() -> None:
     from benchmarks.rivals import onnx_recipes, torch_recipes
     from benchmarks.rivals.peers import PEERS, write_onnx, write_state
