@@ -62,7 +62,8 @@ def latency_ratio(latency: LatencySamples) -> Figure:
     """Return the median candidate latency over the median reference latency, with a bootstrap interval.
 
     The bootstrap resamples whole rounds, because neighbouring samples share the machine's momentary state. Few rounds
-    make it too narrow, as the normal distribution would be in place of Student's t; the interval is widened by as much.
+    make it too narrow, as the normal distribution would be in place of Student's t; the interval is widened by as much,
+    as a factor, so that it stays positive.
     """
     rounds = len(latency.reference_ms) // REFERENCE_PER_ROUND
     drawn = _draws(rounds)
@@ -74,8 +75,8 @@ def latency_ratio(latency: LatencySamples) -> Figure:
     return Figure(
         value=value,
         # The value of few rounds can lie outside the percentiles.
-        low=min(float(low), value - wider * (value - float(low))),
-        high=max(float(high), value + wider * (float(high) - value)),
+        low=min(float(low), value * (float(low) / value) ** wider),
+        high=max(float(high), value * (float(high) / value) ** wider),
     )
 
 

@@ -72,8 +72,10 @@ def test_ratio_interval_is_the_bootstrap_of_whole_rounds(rounds: int, passes: in
     ratios = [np.median(candidate[pick]) / np.median(reference[pick]) for pick in picks]
     low, high = np.percentile(ratios, [2.5, 97.5])
     wider = small_sample_factor(rounds)
-    expected = (estimate.value - wider * (estimate.value - low), estimate.value + wider * (high - estimate.value))
+    expected = [estimate.value * (bound / estimate.value) ** wider for bound in (low, high)]
     assert (estimate.low, estimate.high) == pytest.approx((min(low, expected[0]), max(high, expected[1])))
+    assert estimate.low is not None
+    assert estimate.low > 0.0, "a ratio of durations is positive"
 
 
 @pytest.mark.parametrize(("rounds", "t"), [(4, 3.182), (5, 2.776), (10, 2.262), (50, 2.010)])

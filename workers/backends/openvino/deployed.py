@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from search_spaces.choice import choice_named
 from workers.backends.onnx.graph import Graph, serialized
 from workers.backends.onnx.whole_graph import WholeGraph
-from workers.backends.openvino.operators import computed_otherwise, layer_of, own_names, peak_bytes
+from workers.backends.openvino.operators import OUTSIDE, computed_otherwise, layer_of, own_names, peak_bytes
 from workers.backends.openvino.session import OpenVinoModule, Session, open_session
 from workers.errors import BackendError
 
@@ -46,7 +46,8 @@ class OpenVinoDeployed(WholeGraph[Session]):
     def _layers_ms(self, run: Callable[[], object], layers: Sequence[str], passes: int) -> list[dict[str, float]]:
         graph = self._graph()
         session, renamed = open_session(serialized(graph), profiled=True), own_names(graph)
-        owners = {operator.name: layer_of(operator, layers, renamed) for operator in session.operators()}
+        running = [operator for operator in session.operators() if operator.kind not in OUTSIDE]
+        owners = {operator.name: layer_of(operator, layers, renamed) for operator in running}
         usual, self.model.session = self.model.session, session
         try:
             return [self._pass_ms(run, layers, owners) for _ in range(passes)]

@@ -20,8 +20,8 @@ _WEIGHTS = {
 _INTEGERS = {"i8", "u8"}
 #: Kinds of operators that hand on their input without copying it.
 _VIEWS = frozenset({"Reshape"})
-#: Kinds of operators whose output is not memory of the pass.
-_OUTSIDE = frozenset({"Const", "Input", "Output"})
+#: Kinds of operators that compute nothing in a pass.
+OUTSIDE = frozenset({"Const", "Input", "Output"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def peak_bytes(operators: Sequence[Operator]) -> int:
     live, peak = 0, 0
     held: dict[int, list[int]] = {}
     for number, operator in enumerate(operators):
-        if operator.kind not in _OUTSIDE and operator.kind not in _VIEWS and number not in constant:
+        if operator.kind not in OUTSIDE and operator.kind not in _VIEWS and number not in constant:
             live += operator.nbytes
             held.setdefault(last_reader.get(number, number), []).append(operator.nbytes)
         peak = max(peak, live)

@@ -23,7 +23,6 @@ _AS_THE_MAP_SAYS = {
     # The default quantizes the inputs of every layer with 8-bit weights dynamically.
     _GROUP_SIZE: 0,
 }
-_EXECUTED = openvino.ProfilingInfo.Status.EXECUTED
 #: Settings of one client at a time.
 _LATENCY = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
 #: Settings with which other processes and PyTorch's threads are not disturbed: threads are not bound to cores, and
@@ -104,7 +103,7 @@ class Call:
 
     #: Shapes of the inputs.
     shapes: tuple[tuple[int, ...], ...]
-    #: Name of each operator that ran -> milliseconds; empty unless the session is profiled.
+    #: Name of each operator -> milliseconds, constants included; empty unless the session is profiled.
     operators_ms: Mapping[str, float]
 
 
@@ -124,7 +123,7 @@ class Session:
         results = self._request.infer(list(inputs), share_inputs=True)
         if self._calls is not None:
             timed = self._request.profiling_info if self._profiled else ()
-            operators_ms = {each.node_name: _elapsed_ms(each) for each in timed if each.status == _EXECUTED}
+            operators_ms = {each.node_name: _elapsed_ms(each) for each in timed}
             self._calls.append(Call(shapes=tuple(x.shape for x in inputs), operators_ms=operators_ms))
         return {name: results[number] for number, name in enumerate(self._outputs)}
 
@@ -145,7 +144,7 @@ class Session:
 
 
 def _elapsed_ms(timed: openvino.ProfilingInfo) -> float:
-    # OpenVINO counts whole microseconds; what took less than one took half of one on average.
+    # OpenVINO counts whole microseconds, and says of an operator that took less than one that it did not run.
     return max(float(timed.real_time.total_seconds()) * 1e3, 0.5e-3)
 
 
