@@ -32,7 +32,7 @@ def row(measured: Mapping[str, Any], made_s: float | None, most_drop: float) -> 
     return (
         measured["name"],
         f"{1.0 / ratio['value']:.2f}x",
-        interval(ratio["low"], ratio["high"]),
+        f"{1.0 / ratio['high']:.2f} to {1.0 / ratio['low']:.2f}",
         "yes" if keeps(measured, most_drop) else "no",
         percent(drop["evaluation"]),
         percent(drop["held_out"]) if "held_out" in drop else "",
@@ -41,12 +41,6 @@ def row(measured: Mapping[str, Any], made_s: float | None, most_drop: float) -> 
         "" if made_s is None else f"{made_s:.0f} s",
         f"{measured['loaded_s']:.0f} s",
     )
-
-
-def interval(low: float, high: float) -> str:
-    """Return the interval of the speed for people, from that of the latency ratio, whose lower end may be below 0."""
-    slowest = f"{1.0 / high:.2f}"
-    return f"{slowest} to {1.0 / low:.2f}" if low > 0.0 else f"{slowest} or more"
 
 
 def percent(share: float) -> str:

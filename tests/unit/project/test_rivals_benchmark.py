@@ -99,13 +99,6 @@ def test_failures_name_those_that_made_nothing_and_those_that_do_not_run() -> No
     assert failures([measured("fast", 0.5, 0.0)], {}) == ""
 
 
-def test_the_interval_of_a_speed_has_no_upper_end_where_that_of_the_ratio_reaches_zero() -> None:
-    from benchmarks.rivals.table import interval
-
-    assert interval(0.25, 0.5) == "2.00 to 4.00"
-    assert interval(-0.03, 0.5) == "2.00 or more"
-
-
 def test_the_environment_lists_each_library_once() -> None:
     from benchmarks.rivals.table import environment
 
