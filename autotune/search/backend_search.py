@@ -86,10 +86,6 @@ class BackendSearch:
         """Return the figures that need no measurement: weight memory is computed exactly."""
         return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
 
-    def uniform_choices(self) -> list[str]:
-        """Return the choices that have a uniform map, the most promising first."""
-        return sorted(self.space.uniform_choices(), key=promise_of)
-
     def uniform(self, choice: str) -> Proposal | None:
         """Return a uniform map, or None if it was proposed before."""
         return self.study.propose(self.space.uniform(choice))

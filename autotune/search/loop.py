@@ -142,7 +142,7 @@ class Search:
 
     def _baselines(self, share: float) -> Iterator[Planned]:
         """Yield the uniform maps that were not measured yet, the most promising ones of every backend first."""
-        wanted = [(choice, search) for search in self._searches for choice in search.uniform_choices()]
+        wanted = [(choice, search) for search in self._searches for choice in search.space.uniform_choices()]
         for choice, search in sorted(wanted, key=lambda each: promise_of(each[0])):
             measured = len(self._front.trials) + self._dispatch.pending - len(self._searches)
             in_time = self._ledger.share < share or measured < 1

@@ -57,7 +57,6 @@ class Deployment:
             BackendError: if the backend cannot run the model.
         """
         self.backend, self.layers = backend, tuple(layers)
-        self._lock, self._report = lock, report
         #: The layers in PyTorch; measurements use the deployed model.
         self.prepared = PreparedModel(
             model,
