@@ -15,6 +15,10 @@ from workers.task import Batch, OutputKind, Split, Task
 
 #: Bytes of outputs compared at once; float64 copies and intermediate results take about twenty times as much.
 _BYTES_AT_ONCE = 1 << 20
+#: Least classes for which the divergence is not computed in float64, which would take most of the time of a trial.
+_LARGE = 1 << 10
+#: Largest spread of a row of logits, and of their differences, for which no exponential under- or overflows fp32.
+_SPREAD, _APART = 80.0, 40.0
 
 
 def outputs(task: Task, model: nn.Module, split: Split, report: Report = silent) -> torch.Tensor:
@@ -239,10 +243,10 @@ def number(accuracy: object) -> float:
 def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKind) -> torch.Tensor:
     """Return each sample's divergence from full precision: 0 for equal outputs, shape ``(samples,)``.
 
-    Embeddings: ``1 - cos``. Logits: ``KL(reference || candidate)`` in nats. Both are computed in float64
-    over the last dimension and averaged over the dimensions in between, for example the tokens. Undefined
-    values such as nan count as infinite, so that a model that overflows is measured like any other and
-    never looks good.
+    Embeddings: ``1 - cos``. Logits: ``KL(reference || candidate)`` in nats. Both are computed over the last
+    dimension and averaged over the dimensions in between, for example the tokens.
+    Undefined values such as nan count as infinite, so that a model that overflows is measured like any other
+    and never looks good.
 
     Args:
         candidate: outputs of the candidate, shape ``(samples, ..., features)``.
@@ -252,19 +256,48 @@ def divergence(candidate: torch.Tensor, reference: torch.Tensor, kind: OutputKin
     measure = _cosine if kind is OutputKind.EMBEDDING else _kullback_leibler
     rows = max(1, _BYTES_AT_ONCE // (candidate.element_size() * max(1, candidate.shape[-1])))
     pieces = zip(*(torch.split(part.flatten(0, -2), rows) for part in (candidate, reference)), strict=True)
-    each = torch.cat([measure(some.double(), theirs.double()) for some, theirs in pieces]).view(candidate.shape[:-1])
+    each = torch.cat([measure(some, theirs) for some, theirs in pieces]).view(candidate.shape[:-1])
     averaged = each.flatten(1).mean(dim=1) if each.dim() > 1 else each
     # Rounding can make the divergence of nearly equal outputs slightly negative.
     return averaged.clamp(min=0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
 
 
 def _cosine(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    distance = 1.0 - F.cosine_similarity(candidate, reference, dim=-1)
+    distance = 1.0 - F.cosine_similarity(candidate.double(), reference.double(), dim=-1)
     return distance.masked_fill((candidate == reference).all(dim=-1), 0.0)  # the angle of zero vectors is undefined
 
 
 def _kullback_leibler(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    log_reference = F.log_softmax(reference, dim=-1)
+    """Return the divergence of each row of two matrices, float64.
+
+    With the differences ``d`` of the logits it is ``log E[exp(d)] - E[d]`` under the reference's probabilities. A
+    constant in ``d`` does not matter, so their mean is subtracted first. What remains are sums of positive terms,
+    which need no float64.
+    """
+    if candidate.shape[-1] < _LARGE:
+        return _kullback_leibler_in_float64(candidate, reference)
+    apart = candidate - reference
+    # False also where something is not finite.
+    fits = (_spread(reference) < _SPREAD) & (_spread(apart) < _APART)
+    if not fits.all():
+        each = _kullback_leibler_in_float64(candidate, reference)
+        each[fits] = _kullback_leibler(candidate[fits], reference[fits])
+        return each
+    probability = F.softmax(reference, dim=-1)
+    total = probability.sum(dim=-1)
+    apart -= (torch.linalg.vecdot(probability, apart) / total)[:, None]
+    mean = (torch.linalg.vecdot(probability, apart) / total).double()
+    above = (torch.linalg.vecdot(probability, torch.expm1(apart).sub_(apart)) / total).double()  # E[exp(d) - 1 - d]
+    return torch.log1p(above + mean) - mean
+
+
+def _spread(rows: torch.Tensor) -> torch.Tensor:
+    low, high = torch.aminmax(rows, dim=-1)
+    return high - low
+
+
+def _kullback_leibler_in_float64(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    log_reference = F.log_softmax(reference.double(), dim=-1)
     probability = log_reference.exp()
-    each = probability * (log_reference - F.log_softmax(candidate, dim=-1))
+    each = probability * (log_reference - F.log_softmax(candidate.double(), dim=-1))
     return each.masked_fill(probability == 0.0, 0.0).sum(dim=-1)  # 0 log 0 = 0: masked classes contribute nothing

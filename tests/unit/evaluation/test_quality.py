@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -120,6 +121,28 @@ def test_masked_classes_do_not_count() -> None:
     masked = torch.tensor([[-float("inf"), 1.0, 2.0]])
     assert divergence(masked, masked, OutputKind.LOGITS).tolist() == [0.0]
     assert divergence(torch.tensor([[-9.0, 1.0, 2.0]]), masked, OutputKind.LOGITS).item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("apart", [1e-4, 1e-2, 1.0, 30.0])
+def test_divergence_over_a_large_vocabulary_is_that_in_float64(apart: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    reference = 4.0 * torch.randn(3, 50_000, generator=random)
+    candidate = reference + apart * torch.randn(3, 50_000, generator=random)
+    expected = F.kl_div(
+        F.log_softmax(candidate.double(), -1), F.log_softmax(reference.double(), -1), reduction="none", log_target=True
+    ).sum(dim=-1)
+    torch.testing.assert_close(divergence(candidate, reference, OutputKind.LOGITS), expected, rtol=1e-3, atol=0.0)
+
+
+def test_a_row_that_needs_float64_does_not_change_the_others() -> None:
+    random = torch.Generator().manual_seed(0)
+    reference = torch.randn(3, 2_000, generator=random)
+    candidate = reference + torch.randn(3, 2_000, generator=random)
+    alone = divergence(candidate, reference, OutputKind.LOGITS)
+    reference[1, 0], candidate[1, 0] = -torch.inf, -torch.inf
+    found = divergence(candidate, reference, OutputKind.LOGITS)
+    assert torch.equal(found[[0, 2]], alone[[0, 2]])
+    assert 0.0 < found[1] != alone[1]
 
 
 def test_zero_vectors() -> None:

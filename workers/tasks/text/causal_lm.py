@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from workers.device.placement import beside
@@ -161,12 +160,17 @@ def log_probabilities(logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         logits: shape ``(windows, tokens, vocabulary)``.
         tokens: shape ``(windows, tokens)``.
     """
-    # Window by window, because float64 logits of a batch would take twice the outputs' memory.
-    each = [
-        -F.cross_entropy(of_window[:-1].double(), window[1:], reduction="none")
-        for of_window, window in zip(logits, tokens, strict=True)
-    ]
-    return torch.stack(each)
+    # Window by window, because a copy of the logits would double their memory.
+    return torch.stack([_following(some[:-1], window[1:]) for some, window in zip(logits, tokens, strict=True)])
+
+
+def _following(logits: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """Return the float64 log-probabilities of ``tokens``, shape ``(tokens,)``; logits are ``(tokens, vocabulary)``."""
+    peaks = logits.amax(dim=-1, keepdim=True)
+    # Exponentials in fp32 are exact enough; only their sum over a large vocabulary is not.
+    totals = (logits - peaks).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    chosen = logits.gather(-1, tokens[:, None])
+    return (chosen.double() - peaks.double() - totals.log()).squeeze(-1)
 
 
 @functools.cache
