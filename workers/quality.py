@@ -288,12 +288,14 @@ def _kullback_leibler(candidate: torch.Tensor, reference: torch.Tensor) -> torch
     apart -= (torch.linalg.vecdot(probability, apart) / total)[:, None]
     mean = (torch.linalg.vecdot(probability, apart) / total).double()
     above = (torch.linalg.vecdot(probability, torch.expm1(apart).sub_(apart)) / total).double()  # E[exp(d) - 1 - d]
-    return torch.log1p(above + mean) - mean
+    divergences: torch.Tensor = torch.log1p(above + mean) - mean
+    return divergences
 
 
 def _spread(rows: torch.Tensor) -> torch.Tensor:
     low, high = torch.aminmax(rows, dim=-1)
-    return high - low
+    spread: torch.Tensor = high - low
+    return spread
 
 
 def _kullback_leibler_in_float64(candidate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
