@@ -211,10 +211,8 @@ def _integers(model: nn.Module, layer: Layer, quantization: QuantizationMap) -> 
 
 
 def _integers_per_row(weight: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
-    quantized, scales, offsets = affine_per_row(weight, bits)
-    values = quantized.int_repr()
+    values, scales, offsets = affine_per_row(weight, bits)
     if bits == 4:
-        values = torch.stack([values & 15, values >> 4], dim=-1).view(weight.shape)
         scales, offsets = (row.to(torch.float16).float() for row in (scales, offsets))
         # The scale of a row with equal values underflows to 0 in fp16, so only the offset counts.
         values[scales == 0.0] = 0

@@ -21,6 +21,7 @@ BUILDS: dict[LayerKind, list[Callable[[], nn.Module]]] = {
     LayerKind.CONV2D: [lambda: nn.Conv2d(6, 8, 3, groups=2)],
     LayerKind.CONV1D: [lambda: nn.Conv1d(6, 8, 3)],
     LayerKind.EMBEDDING: [lambda: nn.Embedding(9, 6)],
+    LayerKind.EMBEDDING_BAG: [lambda: nn.EmbeddingBag(9, 6)],
 }
 #: Kernels that hold plain tensors; the objects of others do not show their storage.
 CASES = [
@@ -31,7 +32,6 @@ CASES = [
     if kind in kernel.kinds and kernel.name != "fbgemm"
     for choice in kernel.choices
     if not (CHOICES[choice].is_smooth or CHOICES[choice].is_gptq)
-    and not (kind is LayerKind.EMBEDDING and CHOICES[choice].precision.is_quantized)
 ]
 
 
@@ -85,7 +85,6 @@ def tensors_of(holder: object) -> list[torch.Tensor]:
 )
 def test_embedding_bytes_are_those_of_the_packed_rows(choice: str, pack: torch._ops.OpOverloadPacket) -> None:
     embedding = nn.Embedding(11, 6)
-    # The same rows as a plain tensor; the packed object does not show its storage.
     assert BACKEND.weight_bytes(prepare(embedding, choice)) == pack(embedding.weight.detach()).nbytes
 
 

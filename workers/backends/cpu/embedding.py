@@ -1,6 +1,6 @@
 """Embeddings and embedding bags on CPUs: bf16 and fp16 rows, int8 and int4 rows with per-row scales."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import nn
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.packed import PackedLayer
-from workers.backends.rounding.weights import affine_per_row, fp16
+from workers.backends.rounding.weights import affine_per_row, fp16, in_pairs
 
 
 class HalfEmbedding(PackedLayer):
@@ -30,17 +30,15 @@ class RowwiseEmbedding(PackedLayer):
 
     def __init__(self, embedding: nn.Embedding, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(embedding)
-        self._packed, self.packed_bytes = _packed_rows(embedding.weight, choice.precision.bits)
-        self._lookup = (
-            torch.ops.quantized.embedding_byte
-            if choice.precision is Precision.INT8
-            else torch.ops.quantized.embedding_4bit
-        )
+        self._rows = _rows(embedding.weight, choice.precision.bits)
+        self._sum = _sum_of(choice)
         self._features = embedding.embedding_dim
+        self.packed_bytes = self._rows.nbytes
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the rows; (...) -> (..., features)."""
-        rows: torch.Tensor = self._lookup(self._packed, indices.reshape(-1))
+        # Bags of one row each.
+        rows: torch.Tensor = self._sum(self._rows, indices.reshape(-1, 1))
         return rows.view(*indices.shape, self._features)
 
 
@@ -95,16 +93,13 @@ class RowwiseEmbeddingBag(_PackedBag):
 
     def __init__(self, bag: nn.EmbeddingBag, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(bag)
-        self._packed, self.packed_bytes = _packed_rows(bag.weight, choice.precision.bits)
-        self._sum = (
-            torch.ops.quantized.embedding_bag_byte
-            if choice.precision is Precision.INT8
-            else torch.ops.quantized.embedding_bag_4bit
-        )
+        self._rows = _rows(bag.weight, choice.precision.bits)
+        self._sum = _sum_of(choice)
+        self.packed_bytes = self._rows.nbytes
 
     def _sums(self, indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         sums: torch.Tensor = self._sum(
-            *(self._packed, indices, offsets),
+            *(self._rows, indices, offsets),
             per_sample_weights=weights,
             include_last_offset=self._last_ends,
         )
@@ -115,9 +110,16 @@ def _halves(weight: torch.Tensor, choice: LayerChoice) -> torch.Tensor:
     return weight.detach().to(torch.bfloat16) if choice.precision is Precision.BF16 else fp16(weight)
 
 
-def _packed_rows(weight: torch.Tensor, bits: int) -> tuple[Any, int]:
-    """Return rows in the kernels' packed form, and their bytes."""
-    rows, features = weight.shape
-    # Each packed row ends with its scale and offset, fp32 for 8 bits and fp16 for 4.
-    held = rows * (features * bits // 8 + (8 if bits == 8 else 4))
-    return torch.ops.quantized.embedding_bag_prepack(affine_per_row(weight, bits)[0]), held
+def _rows(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the rows as the kernels read them: integers, then scale and offset, in fp32 for 8 bits and fp16 for 4."""
+    integers, *affine = affine_per_row(weight, bits)
+    ends = torch.stack(affine, dim=1).to(torch.float32 if bits == 8 else torch.float16)
+    return torch.cat([integers if bits == 8 else in_pairs(integers), ends.view(torch.uint8)], dim=1)
+
+
+def _sum_of(choice: LayerChoice) -> Callable[..., torch.Tensor]:
+    """Return PyTorch's kernel that sums the rows of each bag."""
+    operators = torch.ops.quantized
+    if choice.precision is Precision.INT8:
+        return operators.embedding_bag_byte_rowwise_offsets
+    return operators.embedding_bag_4bit_rowwise_offsets

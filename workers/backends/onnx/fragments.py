@@ -21,7 +21,14 @@ from workers.backends.onnx.operators import (
     static_input,
 )
 from workers.backends.rounding.activations import ZERO_OF_ROWS
-from workers.backends.rounding.weights import INT4_GROUP, INT8_LARGEST, affine_per_row, int4_per_group, int8_per_channel
+from workers.backends.rounding.weights import (
+    INT4_GROUP,
+    INT8_LARGEST,
+    affine_per_row,
+    in_pairs,
+    int4_per_group,
+    int8_per_channel,
+)
 
 #: Accuracy level at which ``MatMulNBits`` multiplies in fp32; its faster levels would quantize activations.
 _FP32_PRODUCTS = 1
@@ -97,8 +104,7 @@ def _int4_weight_only_linear(graph: Builder, layer: LayerToConvert) -> str:
     moments = None if layer.input_range is None else layer.input_range.moments
     values, scales, zeros = int4_per_group(layer.weight, moments)
     outputs, features = values.shape
-    pairs = values.to(torch.uint8).view(outputs, features // INT4_GROUP, INT4_GROUP // 2, 2)
-    weight = graph.constant("weight_int4", pairs[..., 0] | (pairs[..., 1] << 4))
+    weight = graph.constant("weight_int4", in_pairs(values.view(outputs, features // INT4_GROUP, INT4_GROUP)))
     scale = graph.constant("weight_scale", scales.float())
     # (v - 8) s + z is (v - (8 - z / s)) s.
     zero_point = graph.constant("weight_zero_point", 8.0 - zeros.float() / scales.float())
@@ -123,8 +129,8 @@ def _embedding(graph: Builder, layer: LayerToConvert) -> str:
 
 def _integer_rows(graph: Builder, layer: LayerToConvert, bits: int) -> str:
     weight = layer.weight
-    quantized, scales, offsets = affine_per_row(weight, bits)
-    values = quantized.int_repr().view(len(weight), -1)  # with 4 bits, two features per byte
+    integers, scales, offsets = affine_per_row(weight, bits)
+    values = in_pairs(integers) if bits == 4 else integers
     rows = graph.node("Gather", [graph.constant(f"weight_int{bits}", values), INPUT])
     rows = _unpacked(graph, rows) if bits == 4 else rows
     # As in PyTorch's kernel, scales and offsets of 4-bit rows are fp16.

@@ -23,7 +23,7 @@ from workers.backends.onnx.operators import (
     static_linear,
     stored_weight,
 )
-from workers.backends.rounding.weights import INT4_GROUP, affine_per_row, int4_per_group, int8_per_channel
+from workers.backends.rounding.weights import INT4_GROUP, affine_per_row, in_pairs, int4_per_group, int8_per_channel
 
 
 def fragment(module: nn.Module, choice: LayerChoice, input_range: ActivationRange | None) -> Fragment:
@@ -58,7 +58,7 @@ def _int4_weight_only_linear(graph: Builder, layer: LayerToConvert) -> str:
     values, scales, zeros = int4_per_group(layer.weight, moments)
     outputs, features = values.shape
     shape = (outputs, features // INT4_GROUP, INT4_GROUP)
-    weight = graph.packed("weight_int4", _pairs(values), UINT4, shape)
+    weight = graph.packed("weight_int4", in_pairs(values), UINT4, shape)
     # (v - 8) s + z is (v - (8 - z / s)) s.
     rows = _dequantized(graph, weight, scales.float()[..., None], (8.0 - zeros.float() / scales.float())[..., None])
     whole = graph.node("Reshape", [rows, graph.constant("weight_shape", torch.tensor([outputs, features]))])
@@ -89,15 +89,14 @@ def _embedding(graph: Builder, layer: LayerToConvert) -> str:
     if not layer.choice.precision.is_quantized:
         return float_rows(graph, layer)
     bits = layer.choice.precision.bits
-    quantized, *affine = affine_per_row(layer.weight, bits)
-    values = quantized.int_repr()
+    values, *affine = affine_per_row(layer.weight, bits)
     # As in PyTorch's kernel, scales and offsets of 4-bit rows have the precision of fp16.
     scales, offsets = (row.to(torch.float16).float() if bits == 4 else row for row in affine)
     flat = scales == 0.0  # such a row is its offset
-    values.view(len(layer.weight), -1)[flat] = 0
+    values[flat] = 0
     scales = scales.masked_fill(flat, 1.0)
     if bits == 4:
-        weight = graph.packed("weight_int4", values, UINT4, layer.weight.shape)
+        weight = graph.packed("weight_int4", in_pairs(values), UINT4, layer.weight.shape)
     else:
         weight = graph.constant("weight_int8", values)
     # Before the lookup, because OpenVINO then dequantizes in the same operator only the rows that are read.
@@ -113,12 +112,6 @@ def _dequantized(graph: Builder, weight: str, scale: torch.Tensor, zero_point: t
 
 def _widened(graph: Builder, weight: str) -> str:
     return graph.node("Cast", [weight], to=FLOAT)
-
-
-def _pairs(values: torch.Tensor) -> torch.Tensor:
-    """Return 4-bit integers two per byte, the first in the lower half."""
-    pairs = values.to(torch.uint8).view(-1, 2)
-    return pairs[:, 0] | (pairs[:, 1] << 4)
 
 
 _LINEAR: dict[str, Emit] = {

@@ -95,20 +95,30 @@ def int4_per_group(
 def affine_per_row(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the rows of an embedding as asymmetric integers, with one scale and offset per row.
 
-    The formula is that of PyTorch's ``torch.per_channel_affine_float_qparams``.
+    The formula is that of PyTorch's ``torch.per_channel_affine_float_qparams``: the scaled weight is rounded after the
+    zero point, a fraction, is added.
 
     Args:
         weight: shape ``(rows, features)``.
         bits: 8 or 4.
 
     Returns:
-        a PyTorch quantized tensor of the same shape, whose bytes hold one or two integers, and fp32 scales and
-        offsets of shape ``(rows,)``; ``weight`` is approximately ``integers * scale + offset``.
+        uint8 integers of the same shape in [0, 255] or [0, 15], and fp32 scales and offsets of shape ``(rows,)``;
+        ``weight`` is approximately ``integers * scale + offset``.
     """
     low, high = weight.amin(dim=1), weight.amax(dim=1)
     scales = torch.clamp((high - low) / (2**bits - 1), min=1e-8)
-    storage = torch.quint8 if bits == 8 else torch.quint4x2
-    return torch.quantize_per_channel(weight, scales, -low / scales, 0, storage), scales, low
+    integers = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    steps, zeros = scales.reciprocal()[:, None], (-low / scales)[:, None]
+    for some, step, zero, into in in_parts(weight, steps, zeros, integers):
+        into.copy_((some * step).add_(zero).round_().clamp_(0, 2**bits - 1))
+    return integers, scales, low
+
+
+def in_pairs(values: torch.Tensor) -> torch.Tensor:
+    """Return 4-bit integers two per byte, the first in the lower half; (..., n) -> (..., n / 2) in uint8."""
+    pairs = values.to(torch.uint8).reshape(*values.shape[:-1], -1, 2)
+    return pairs[..., 0] | (pairs[..., 1] << 4)
 
 
 def rounded(
@@ -128,9 +138,8 @@ def rounded(
         case Precision.FP16:
             return fp16(weight).float()
         case Precision.INT8 | Precision.INT4 if by_row:
-            quantized, *affine = affine_per_row(weight, choice.precision.bits)
+            integers, *affine = affine_per_row(weight, choice.precision.bits)
             scales, offsets = (part[:, None] for part in affine)
-            integers = torch.round((quantized.dequantize() - offsets) / scales)
             # Both runtimes store scales and offsets of 4-bit rows in fp16.
             kept = torch.float16 if choice.precision is Precision.INT4 else torch.float32
             return integers * scales.to(kept).float() + offsets.to(kept).float()
