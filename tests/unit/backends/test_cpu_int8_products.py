@@ -9,14 +9,12 @@ from torch import nn
 
 from search_spaces.choice import CHOICES
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.cpu.backend import CpuBackend
 from workers.backends.cpu.int8_products import FbgemmProduct, Int8Product, OneDnnProduct, WidenedProduct, packed_once
 from workers.backends.cpu.linear import Int8Linear, int8_linear
 from workers.device.processor import this_processor
 
 RANGE = ActivationRange(low=-2.0, high=2.0)
 BITS = this_processor().int8_weight_bits
-CpuBackend()  # takes PyTorch's warning about quantized tensors, once per process
 PRODUCTS = [
     pytest.param(OneDnnProduct, marks=pytest.mark.skipif(not this_processor().is_x86, reason="x86 only")),
     pytest.param(FbgemmProduct, marks=pytest.mark.skipif(not this_processor().is_x86, reason="x86 only")),

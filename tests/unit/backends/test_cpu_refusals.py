@@ -157,6 +157,16 @@ def test_recurrent_layers_stay_in_full_precision_on_arm(arm: CpuBackend) -> None
     assert "needs FBGEMM" in str(arm.refuses(LSTM, CHOICES["int8_dynamic"]))
 
 
+def test_int8_runs_without_quantized_tensors_where_other_kernels_compute_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "packs_int8", lambda: False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    backend, choice = with_processor(monkeypatch, avx2=True), CHOICES["int8_dynamic"].with_weight_bits(7)
+    assert backend.refuses(LINEAR, choice) is None
+    assert backend.kernel(torch.nn.Linear(96, 64), choice, [(1, 96)]) in ("fp32", "onednn")
+    assert "needs quantized tensors" in str(backend.refuses(LSTM, choice))
+    assert backend.refuses(LSTM, CHOICES["fp16"]) is None
+
+
 def test_int4_takes_any_number_of_outputs() -> None:
     linear, x = torch.nn.Linear(96, 10), torch.randn(3, 96)
     assert CpuBackend().refuses(replace(LINEAR, weight_shape=(10, 96)), CHOICES["int4_weight_only"]) is None

@@ -69,6 +69,13 @@ DOORS = {
     "jiwer": ("workers/tasks/speech/seq2seq.py",),
     "sklearn": ("workers/tasks/images/digits.py",),
 }
+#: The only module that creates PyTorch's quantized tensors, and names of functions and types that do.
+QUANTIZED_TENSORS = "workers/backends/cpu/fbgemm.py"
+OF_QUANTIZED_TENSORS = re.compile(
+    r"quantize_per_(tensor|channel)(_dynamic)?|_make_per_(tensor|channel)_quantized_tensor"
+    r"|_empty_(per_channel_)?affine_quantized|quantize_dynamic|qu?int\d+(x\d)?"
+    r"|(linear|embedding_bag|conv[123]d|conv_transpose[123]d)_prepack"
+)
 HEAVY = (
     "torch",
     "ray",
@@ -161,6 +168,17 @@ def test_library_is_imported_behind_its_door_only(library: str) -> None:
     assert importers, f"nothing imports {library}; take its door away"
     strays = [name for name in importers if not name.startswith(DOORS[library])]
     assert strays == [], f"{library} may be imported by {DOORS[library]} only"
+
+
+def test_one_module_alone_creates_quantized_tensors() -> None:
+    # PyTorch will remove them.
+    creating = {
+        name_of(path)
+        for path in MODULES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and OF_QUANTIZED_TENSORS.fullmatch(node.attr)
+    }
+    assert creating == {QUANTIZED_TENSORS}
 
 
 @pytest.mark.parametrize("module", LIGHT)

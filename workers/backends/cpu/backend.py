@@ -1,6 +1,5 @@
 """The CPU backend: PyTorch's own kernels, run eagerly."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -38,11 +37,6 @@ class CpuBackend(EagerBackend):
 
     def __init__(self) -> None:
         self._processor = this_processor()
-        with warnings.catch_warnings():
-            # PyTorch warns once per process that quantized tensors will be removed, but the int8 kernels have
-            # no other API yet (pytorch issue 184982). Users cannot act on the warning, so trigger it here, silently.
-            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
-            torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
     def unavailable(self) -> str | None:
         return None

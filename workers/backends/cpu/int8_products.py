@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from workers.backends.cpu.engine import fbgemm
+from workers.backends.cpu.fbgemm import packed_int8
 from workers.backends.rounding.activations import to_steps, to_uint8
 from workers.backends.rounding.weights import int8_per_channel
 
@@ -59,10 +59,7 @@ class FbgemmProduct:
 
     def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.bias = bias
-        zero_points = torch.zeros(len(scales), dtype=torch.int64)
-        quantized = torch._make_per_channel_quantized_tensor(values, scales.double(), zero_points, 0)
-        with fbgemm():
-            self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
+        self._packed = packed_int8(values, scales, bias)
 
     def __call__(self, rows: torch.Tensor, scale: float, zero_point: int, bias: torch.Tensor | None) -> torch.Tensor:
         product: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(

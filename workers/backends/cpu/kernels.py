@@ -17,7 +17,7 @@ from search_spaces.choice import LayerChoice, Precision
 from search_spaces.layer import LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.backends.cpu import conv, embedding, int8_products, linear, recurrent
-from workers.backends.cpu.engine import has_fbgemm
+from workers.backends.cpu.fbgemm import has_fbgemm, packs_int8
 from workers.backends.cpu.widened import WidenedFp16
 from workers.backends.packed import PackedLayer
 from workers.device.processor import Processor
@@ -58,6 +58,8 @@ def _onednn(processor: Processor, choice: LayerChoice) -> str | None:
 def _fbgemm(processor: Processor, choice: LayerChoice) -> str | None:
     if not has_fbgemm():
         return "needs FBGEMM, which PyTorch has on x86 processors with AVX2 only"
+    if choice.precision is Precision.INT8 and not packs_int8():
+        return "needs quantized tensors, which this version of PyTorch has removed; PyTorch 2.13 has them"
     if choice.precision is Precision.INT8 and choice.weight_bits == 8 and "avx512_vnni" not in processor.features:
         return "needs 512-bit VNNI, which this processor lacks; FBGEMM's products of 8-bit weights would saturate"
     return None

@@ -12,11 +12,11 @@ from torch import nn
 
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
-from workers.backends.cpu.engine import fbgemm
+from workers.backends.cpu.fbgemm import packed_fp16
 from workers.backends.cpu.int8_products import Int8Product, packed_once
 from workers.backends.packed import PackedLayer, bias_of, stored_bytes
 from workers.backends.rounding.activations import ZERO_OF_ROWS, affine_of, scales_of_rows
-from workers.backends.rounding.weights import INT4_GROUP, fp16, int4_per_group, int8_per_channel
+from workers.backends.rounding.weights import INT4_GROUP, fp16, in_pairs, int4_per_group, int8_per_channel
 from workers.backends.smoothed import SmoothedLinear
 
 
@@ -144,8 +144,7 @@ class WidenedInt4Linear(PackedLayer):
     def __init__(self, linear: nn.Linear, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(linear)
         values, self._scales, self._zeros = _int4(linear, input_range)
-        pairs = values.to(torch.uint8).view(*self._scales.shape, INT4_GROUP // 2, 2)
-        self._pairs = pairs[..., 0] | (pairs[..., 1] << 4)
+        self._pairs = in_pairs(values.view(*self._scales.shape, INT4_GROUP))
         self._bias = bias_of(linear)
         self.packed_bytes = stored_bytes(self._pairs, self._scales, self._zeros, self._bias)
 
@@ -182,8 +181,7 @@ class FbgemmFp16Linear(PackedLayer):
     def __init__(self, linear: nn.Linear, choice: LayerChoice, input_range: ActivationRange | None) -> None:
         super().__init__(linear)
         bias = bias_of(linear)
-        with fbgemm():
-            self._packed = torch.ops.quantized.linear_prepack_fp16(fp16(linear.weight).float(), bias)
+        self._packed = packed_fp16(fp16(linear.weight).float(), bias)
         self._out_features = linear.out_features
         self.packed_bytes = 2 * linear.weight.numel() + stored_bytes(bias)
 

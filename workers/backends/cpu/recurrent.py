@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from search_spaces.choice import LayerChoice, Precision
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import replaced
-from workers.backends.cpu.engine import fbgemm
+from workers.backends.cpu.fbgemm import packed_fp16, packed_int8
 from workers.backends.packed import PackedLayer, stored_bytes
 from workers.backends.rounding.weights import fp16, int8_per_channel
 
@@ -103,9 +103,8 @@ class FbgemmRecurrent(_PackedRecurrent):
         super().__init__(module)
         each = 4 if self.bias else 2  # weights and biases of one layer and direction
         flat = [weight.detach() for weight in module._flat_weights if weight is not None]
-        self._dtype = torch.float16 if choice.precision is Precision.FP16 else torch.qint8
-        with fbgemm():
-            self._cells = [_cell(choice, *flat[start : start + each]) for start in range(0, len(flat), each)]
+        self._dtype = torch.float16 if choice.precision is Precision.FP16 else torch.int8
+        self._cells = [_cell(choice, *flat[start : start + each]) for start in range(0, len(flat), each)]
         self.packed_bytes = sum(self._held(weight) if weight.dim() == 2 else weight.nbytes for weight in flat)
 
     def _held(self, weight: torch.Tensor) -> int:
@@ -134,16 +133,12 @@ def _cell(
     """Return the packed weights of one layer and direction."""
     pairs = (input_weight, input_bias), (hidden_weight, hidden_bias)
     if choice.precision is Precision.FP16:
-        halves = [torch.ops.quantized.linear_prepack_fp16(fp16(weight).float(), bias) for weight, bias in pairs]
+        halves = [packed_fp16(fp16(weight).float(), bias) for weight, bias in pairs]
         return torch.ops.quantized.make_quantized_cell_params_fp16(*halves)
-    packed = [_packed(weight, bias, choice.weight_bits) for weight, bias in pairs]
+    packed = [
+        packed_int8(*int8_per_channel(weight, bits=choice.weight_bits), None if bias is None else bias.clone())
+        for weight, bias in pairs
+    ]
     # The kernel reads the packed biases; these arguments are only stored.
     nothing = torch.empty(0)
     return torch.ops.quantized.make_quantized_cell_params_dynamic(*packed, nothing, nothing, False)
-
-
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Any:
-    values, scales = int8_per_channel(weight, bits=bits)
-    zero_points = torch.zeros(len(scales), dtype=torch.int64)
-    quantized = torch._make_per_channel_quantized_tensor(values, scales.double(), zero_points, 0)
-    return torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias.clone())
