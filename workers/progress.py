@@ -21,6 +21,7 @@ class Stage(enum.StrEnum):
     KERNELS = "Timing kernels"
     SENSITIVITIES = "Probing sensitivities"
     LATENCIES = "Probing latencies"
+    RECOVERING = "Recovering blocks"
     ACCURACY = "Measuring accuracy"
     GENERATING = "Generating answers"
     LATENCY = "Measuring latency"

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from search_spaces.choice import LayerChoice
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap
 from workers.model.prepared import slots
@@ -27,13 +28,20 @@ class LearnedLayer:
     #: Bias, shape ``(out,)``, fp32; None if the layer has none.
     bias: torch.Tensor | None
 
-    def replacing(self, module: nn.Module, grid: Grid) -> nn.Module:
-        """Return a layer that shares everything with ``module`` but the learned weights and bias."""
+    def replacing(self, module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> nn.Module:
+        """Return a layer that shares everything with ``module`` but the learned weights and bias.
+
+        Args:
+            module: the full-precision layer.
+            choice: the choice that the integers are for.
+            calibrated: range of its input; see ``Grid.of``.
+        """
+        assert isinstance(module.weight, torch.Tensor)
+        grid = Grid.of(module.weight, choice, calibrated)
         twin = copy.copy(module)
         twin._parameters = dict(module._parameters)
         weight = grid.rounding_to(self.steps.float().reshape(grid.rounded.shape))
         own = module.weight
-        assert isinstance(own, torch.Tensor)
         # In its memory format, because kernels follow it.
         twin.weight = nn.Parameter(torch.empty_like(own).copy_(weight), requires_grad=False)
         if self.bias is not None:
@@ -66,11 +74,10 @@ def install(model: nn.Module, quantization: QuantizationMap, learned: Mapping[st
             )
         originals[name] = module
     for name, places in slots(model, originals).items():
-        module = originals[name]
-        assert isinstance(module.weight, torch.Tensor)
-        grid = Grid.of(module.weight, quantization.choices[name], quantization.ranges.get(name))
+        choice, calibrated = quantization.choices[name], quantization.ranges.get(name)
+        replaced = learned[name].replacing(originals[name], choice, calibrated)
         for children, attribute in places:
-            children[attribute] = learned[name].replacing(module, grid)
+            children[attribute] = replaced
 
 
 def without_means(

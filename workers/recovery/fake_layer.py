@@ -1,0 +1,96 @@
+"""A layer that computes in floating point what a kernel computes in integers, with weights that can be learned."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from search_spaces.choice import LayerChoice
+from search_spaces.discovery import kind_of
+from search_spaces.quantization_map import ActivationRange
+from workers.backends.rounding.activations import ZERO_OF_ROWS, affine_of, scales_of_rows, to_steps
+from workers.backends.rounding.bias_correction import corrected
+from workers.recovery.grid import Grid
+from workers.recovery.learned import LearnedLayer
+
+
+def can_learn(module: nn.Module, choice: LayerChoice) -> bool:
+    """Return whether the weights of a layer are integers of a product, which can be learned."""
+    kind = kind_of(module)
+    integers = choice.rounds_to_nearest or choice.is_gptq
+    return integers and kind is not None and kind.is_product and torch.is_floating_point(module.weight)
+
+
+class FakeQuantizedLayer(nn.Module):
+    """A linear or convolutional layer with rounded weights and inputs; gradients pass through the rounding."""
+
+    def __init__(self, module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> None:
+        """Start from the integers that a choice rounds the layer's weights to, and from its corrected bias.
+
+        Args:
+            module: the full-precision layer.
+            choice: its choice; see ``can_learn``.
+            calibrated: range of its input, which static choices need.
+        """
+        super().__init__()
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        self.grid = Grid.of(weight, choice, calibrated)
+        start, exact = self.grid.start(), self.grid.steps()
+        # Weights start where they are in full precision, so that the nearer integer is the easier one to reach.
+        begins = torch.where(start == exact.round().clamp(self.grid.low, self.grid.high), exact, start)
+        #: Weights in steps of the grid, shape ``(rows, weights)``; what is learned.
+        self.latent = nn.Parameter(torch.where(self.grid.fixed, start, begins).clamp(self.grid.low, self.grid.high))
+        bias = corrected(module, choice, calibrated).bias
+        #: The bias, shape ``(out,)``; None if the layer has none.
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        # In a list, so that PyTorch does not register the original's weights as parameters of this layer.
+        self._original = [module]
+        self._round = _rounding(choice, calibrated)
+        self._divide = None if self.grid.factors is None else self.grid.factors.reciprocal()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the layer's kernel returns, up to rounding in the last bits."""
+        (original,) = self._original
+        grid, latent = self.grid, torch.where(self.grid.fixed, self.latent.detach(), self.latent)
+        steps = latent + (self._integers() - latent).detach()
+        # The product is that of the multiplied weights with the divided inputs.
+        weights = (steps * grid.scales + grid.zeros).reshape(grid.original.shape)
+        x = x if self._divide is None else x * self._divide
+        parameters = {"weight": weights} if self.bias is None else {"weight": weights, "bias": self.bias}
+        product: torch.Tensor = functional_call(original, parameters, (self._round(x),))
+        return product
+
+    def learned(self) -> LearnedLayer:
+        """Return the integers and the bias as they are now."""
+        steps = self._integers().to(torch.int8).reshape(self.grid.original.shape)
+        return LearnedLayer(steps=steps, bias=None if self.bias is None else self.bias.detach().clone())
+
+    def _integers(self) -> torch.Tensor:
+        return self.latent.detach().round().clamp(self.grid.low, self.grid.high)
+
+
+def _rounding(choice: LayerChoice, calibrated: ActivationRange | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function that rounds inputs as the choice does; gradients pass where nothing is clipped."""
+    if not choice.needs_int8_products:
+        return lambda x: x
+    if choice.is_per_token:
+
+        def per_token(x: torch.Tensor) -> torch.Tensor:
+            scales = scales_of_rows(x.detach())
+            return x + (to_steps(x.detach() / scales, 1.0, ZERO_OF_ROWS) * scales - x.detach())
+
+        return per_token
+    fixed = None
+    if choice.needs_calibration:
+        assert calibrated is not None
+        smoothing = calibrated.smoothing if choice.is_smooth else None
+        fixed = (calibrated if smoothing is None else smoothing.range).affine_uint8()
+
+    def per_tensor(x: torch.Tensor) -> torch.Tensor:
+        scale, zero_point = fixed or affine_of(x.detach())
+        kept = x.clamp(-zero_point * scale, (255 - zero_point) * scale)
+        return kept + (to_steps(x.detach(), scale, zero_point) * scale - kept.detach())
+
+    return per_tensor

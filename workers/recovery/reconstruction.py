@@ -1,0 +1,92 @@
+"""Learns the weights of one block, so that its outputs on quantized inputs come close to those of full precision.
+
+Block reconstruction: Li et al., BRECQ, arXiv:2102.05426; with the inputs of the quantized blocks before it, as in
+AutoRound (Cheng et al., arXiv:2309.05516). Rounding is passed over by the straight-through estimator.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from search_spaces.choice import LayerChoice
+from search_spaces.quantization_map import ActivationRange
+from workers.model.skeleton import sharing_weights
+from workers.recovery.calls import Call, outputs_of
+from workers.recovery.fake_layer import FakeQuantizedLayer
+from workers.recovery.learned import LearnedLayer
+
+#: Learning rate of weights, in steps of their grid, and of biases, in root mean squares of the block's outputs. Both
+#: fall to zero.
+_WEIGHTS_RATE, _BIAS_RATE = 0.05, 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Example:
+    """What a block gets from the quantized model, and what it should return."""
+
+    call: Call
+    #: Output of full precision.
+    target: torch.Tensor
+    #: Which positions count, in the shape of ``target`` without its last dimension; None counts all.
+    counts: torch.Tensor | None
+
+    def error(self, output: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared error over all positions that count."""
+        squares = (output - self.target).square()
+        return squares.mean() if self.counts is None else squares[self.counts].mean()
+
+
+def reconstructed(
+    block: nn.Module,
+    layers: Mapping[str, tuple[LayerChoice, ActivationRange | None]],
+    examples: Sequence[Example],
+    *,
+    epochs: int,
+    seed: int,
+) -> dict[str, LearnedLayer]:
+    """Return what a block's layers learned.
+
+    Args:
+        block: the block in full precision; it is not changed.
+        layers: name within the block -> choice and calibrated range of the layers that learn. Name "" is the block.
+        examples: batches to learn from.
+        epochs: passes over them.
+        seed: of their order.
+    """
+    twin, fakes = _twin(block, layers)
+    weights = [fake.latent for fake in fakes.values()]
+    biases = [fake.bias for fake in fakes.values() if fake.bias is not None]
+    scale = float(torch.stack([example.target.square().mean() for example in examples]).mean().sqrt())
+    optimizer = torch.optim.Adam(
+        [{"params": weights, "lr": _WEIGHTS_RATE}, {"params": biases, "lr": _BIAS_RATE * scale}], betas=(0.9, 0.99)
+    )
+    steps = epochs * len(examples)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    order = random.Random(seed)
+    for _ in range(epochs):
+        for example in order.sample(examples, len(examples)):
+            optimizer.zero_grad()
+            loss = example.error(outputs_of(twin, example.call)) / (scale * scale)
+            loss.backward(inputs=[*weights, *biases])  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return {name: fake.learned() for name, fake in fakes.items()}
+
+
+def _twin(
+    block: nn.Module, layers: Mapping[str, tuple[LayerChoice, ActivationRange | None]]
+) -> tuple[nn.Module, dict[str, FakeQuantizedLayer]]:
+    """Return a copy of a block whose layers learn, and these layers by name."""
+    twin = sharing_weights(block)
+    fakes = {
+        name: FakeQuantizedLayer(block.get_submodule(name), choice, calibrated)
+        for name, (choice, calibrated) in layers.items()
+    }
+    if "" in fakes:
+        return fakes[""], fakes
+    for name, fake in fakes.items():
+        twin.set_submodule(name, fake)
+    return twin, fakes

@@ -1,0 +1,168 @@
+"""Recovers a map block by block, each on the inputs that the recovered blocks before it produce."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_spaces.layer import Layer
+from search_spaces.quantization_map import QuantizationMap
+from workers import quality
+from workers.errors import TaskError
+from workers.model.layer_backend import LayerBackend
+from workers.progress import Report, Stage, counted, silent
+from workers.recovered import RecoveryReport, RecoverySettings, digest
+from workers.recovery.blocks import Block, blocks_of
+from workers.recovery.calls import outputs_of, recorded
+from workers.recovery.learned import encoded
+from workers.recovery.reconstruction import Example, reconstructed
+from workers.recovery.student import Student
+from workers.task import Batch, Task
+
+#: Name of the method in reports.
+_METHOD = "blocks"
+
+
+def recover(
+    task: Task,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    quantization: QuantizationMap,
+    backend: LayerBackend,
+    settings: RecoverySettings,
+    *,
+    kernels: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    report: Report = silent,
+) -> tuple[RecoveryReport, bytes]:
+    """Learn weights and biases of a map; return what was done, and the file of what was learned.
+
+    A block keeps its weights unless the learned ones come closer to full precision on the calibration batches that
+    validate, and so does the whole map.
+
+    Args:
+        task: the model's task; only its calibration batches are used.
+        model: in full precision; it is not changed.
+        layers: its quantizable layers, in execution order.
+        quantization: the map, with its ranges.
+        backend: prepares the layers.
+        settings: how to learn.
+        kernels: layer name -> choice name -> kernel, where already known.
+        report: gets every block.
+
+    Raises:
+        TaskError: if the task has a single calibration batch.
+    """
+    start = time.monotonic()
+    batches = _Batches.of(task.calibration(), settings.validation)
+    student = Student(model, layers, quantization, backend, kernels)
+    targets = quality.outputs_on(task, model, batches.validating)
+
+    def divergence() -> float:
+        found = quality.outputs_on(task, student.model, batches.validating)
+        return float(quality.divergence(found, targets, task.output_kind).mean())
+
+    before = divergence()
+    kept = {}
+    names = [layer.name for layer in layers]
+    blocks = blocks_of(model, names, lambda: task.forward(model, batches.validating[0]))
+    for block in counted([each for each in blocks if student.learnable(each.layers)], Stage.RECOVERING, report):
+        if settings.time_limit_s is not None and time.monotonic() - start > settings.time_limit_s:
+            kept[block.name] = "the time limit was reached"
+        elif (why := _recover_block(task, model, student, block, batches, settings)) is not None:
+            kept[block.name] = why
+    after = divergence() if student.learned else before
+    learned = student.learned
+    if learned and after >= before:
+        why = f"on the validation batches the whole map diverges by {after:.3g} with learned weights, {before:.3g} without"
+        learned, after, kept = {}, before, {**kept, "": why}
+    data = encoded({name: learned[name] for name in names if name in learned}) if learned else b""
+    return RecoveryReport(
+        method=_METHOD,
+        settings=settings,
+        seconds=time.monotonic() - start,
+        samples=sum(_samples(batch) for batch in batches.training),
+        validation_samples=len(targets),
+        before=before,
+        after=after,
+        layers=tuple(name for name in names if name in learned),
+        kept=kept,
+        sha256=digest(data) if data else "",
+        nbytes=len(data),
+    ), data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batches:
+    """Calibration batches: those to learn from, and those that decide whether what was learned is used."""
+
+    training: list[Batch]
+    validating: list[Batch]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], share: float) -> "_Batches":
+        """Divide the batches; those that validate are spread evenly, because tasks may sort their samples."""
+        if len(batches) < 2:
+            raise TaskError(
+                f"recovery learns from some calibration batches and validates on others, but the task has "
+                f"{len(batches)}; return at least two from its method calibration"
+            )
+        chosen = set(range(0, len(batches), max(2, round(1.0 / share))))
+        return cls(
+            training=[batch for index, batch in enumerate(batches) if index not in chosen],
+            validating=[batch for index, batch in enumerate(batches) if index in chosen],
+        )
+
+
+def _recover_block(
+    task: Task, model: nn.Module, student: Student, block: Block, batches: _Batches, settings: RecoverySettings
+) -> str | None:
+    """Let the layers of one block learn; return why they keep their weights, or None if they do not."""
+    own = len(block.name) + 1 if block.name not in block.layers else len(block.name)
+    examples = _examples(task, model, student, block, batches.training)
+    learned = reconstructed(
+        model.get_submodule(block.name),
+        {name[own:]: layer for name, layer in student.learnable(block.layers).items()},
+        examples,
+        epochs=settings.epochs,
+        seed=settings.seed,
+    )
+    del examples
+    module, checked = student.model.get_submodule, _examples(task, model, student, block, batches.validating)
+    before = _error(module(block.name), checked)
+    prefix = block.name if own == len(block.name) else f"{block.name}."
+    student.take({prefix + name: layer for name, layer in learned.items()})
+    after = _error(module(block.name), checked)
+    if after < before:
+        return None
+    student.drop([prefix + name for name in learned])
+    return f"on the validation batches its error is {after:.3g} with learned weights, {before:.3g} without"
+
+
+def _examples(
+    task: Task, model: nn.Module, student: Student, block: Block, batches: Sequence[Batch]
+) -> list[Example]:
+    """Return the inputs of a block in the quantized model, with the outputs of full precision."""
+    found = zip(batches, recorded(task, student.model, block, batches), recorded(task, model, block, batches), strict=True)
+    return [
+        Example(call=call, target=exact.output, counts=_counting(batch, exact.output))
+        for batch, calls, exacts in found
+        for call, exact in zip(calls, exacts, strict=True)
+    ]
+
+
+def _counting(batch: Batch, output: torch.Tensor) -> torch.Tensor | None:
+    """Return which positions of an output are not padding, by the attention mask of the batch; None if all count."""
+    mask: Any = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if isinstance(mask, torch.Tensor) and output.shape[:-1] == mask.shape and not bool(mask.all()):
+        return mask.bool()
+    return None
+
+
+def _error(module: nn.Module, examples: Sequence[Example]) -> float:
+    with torch.inference_mode():
+        return float(torch.stack([example.error(outputs_of(module, example.call)) for example in examples]).mean())
