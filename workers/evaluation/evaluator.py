@@ -22,12 +22,14 @@ from workers.errors import BackendError
 from workers.evaluation.deployment import Deployment
 from workers.evaluation.map_latency import MapLatency, prepare_and_run
 from workers.evaluation.map_quality import MapQuality
+from workers.evaluation.map_recovery import MapRecovery
 from workers.evaluation.soundness import check_full_precision, without_uncalled
 from workers.measurement import Measurement, Workload
 from workers.model.attention import unroll_attention
 from workers.model.full_precision import identified_model
 from workers.model.skeleton import sharing_weights
 from workers.progress import Report, Stage, Step, Throttled, silent
+from workers.recovered import Recovered, RecoverySettings
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.sensitivity.parts import small_part
 from workers.setup import (
@@ -254,6 +256,14 @@ class Evaluator:
         memory.release()
         self._estimated = replace(found, divergence={**known, **found.divergence})
         return self._estimated
+
+    def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings) -> Recovered:
+        """Return a map of a backend with learned weights, and its quality; see ``MapRecovery``."""
+        found = MapRecovery(self._task, self.reference, self._lock, self._report).of(
+            choices, self.on(backend), settings
+        )
+        memory.release()
+        return found
 
     def _layers(
         self, model: nn.Module, batches: Sequence[Batch], workloads: Mapping[int, Mapping[Workload, Timed]]

@@ -57,7 +57,8 @@ class PreparedModel:
         self.layers = tuple(layers)
         self._layers = {layer.name: layer for layer in layers}
         self._backend = backend
-        self._ranges = ranges
+        #: Layer name -> calibrated range of its input.
+        self.ranges = ranges
         #: Layer name -> bits of int8 weights in int8 products.
         self.weight_bits = weight_bits or {layer.name: backend.int8_weight_bits(layer) for layer in layers}
         self._kernels = kernels
@@ -203,7 +204,7 @@ class PreparedModel:
         if reason is not None:
             raise MapError(f"layer {name!r} cannot take {choice}: {reason}")
         prepared = self._backend.prepare(
-            self._originals[name], wanted, self._ranges.get(name), layer.latency_shapes, self._kernel(name, choice)
+            self._originals[name], wanted, self.ranges.get(name), layer.latency_shapes, self._kernel(name, choice)
         )
         describe(prepared, self._originals[name])
         self._unreleased_bytes += self._own_bytes[name]

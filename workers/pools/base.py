@@ -1,10 +1,12 @@
 """The ``Pool`` protocol: where candidates are measured."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from workers.candidate import Candidate, Outcome
+from workers.recovered import Recovered, RecoverySettings
 from workers.setup import ModelDescription, Probes
 
 #: Number of attempts at a candidate whose worker dies or hangs, before it is recorded as a failure.
@@ -63,6 +65,19 @@ class Pool(Protocol):
 
         Raises:
             PoolError: if the workers cannot probe the model.
+        """
+        ...
+
+    def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings) -> Recovered:
+        """Return a map with learned weights, and its quality; no candidate may be running.
+
+        Args:
+            choices: layer name -> choice name.
+            backend: as for ``probe``.
+            settings: how to learn.
+
+        Raises:
+            PoolError: if the workers cannot recover the map.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 
 from workers.candidate import Candidate, Outcome
 from workers.errors import PoolError
@@ -10,6 +11,7 @@ from workers.measurement import Failure, Measurement
 from workers.pools.failure import failure_of, starting
 from workers.pools.hardware_kinds import is_called
 from workers.progress import Report, silent
+from workers.recovered import Recovered, RecoverySettings
 from workers.setup import ModelDescription, Probes, WorkerSetup
 
 
@@ -48,7 +50,13 @@ class InlinePool:
         try:
             return self._evaluator.probe(budget_s, backend)
         except (Exception, SystemExit) as error:
-            raise PoolError(f"the model cannot be probed: {failure_of(error).message}") from error
+            raise PoolError(f"probing the model failed: {failure_of(error).message}") from error
+
+    def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings) -> Recovered:
+        try:
+            return self._evaluator.recover(choices, backend, settings)
+        except (Exception, SystemExit) as error:
+            raise PoolError(f"recovering the map failed: {failure_of(error).message}") from error
 
     def submit(self, candidate: Candidate) -> None:
         try:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -25,6 +25,7 @@ from workers.pools.ray_errors import cause_of, cluster_errors, cluster_lost, cra
 from workers.pools.ray_nodes import Nodes, Told, look
 from workers.pools.ray_progress import Reported, StepBoard
 from workers.progress import Report, Stage, Step, silent
+from workers.recovered import Recovered, RecoverySettings
 from workers.setup import ModelDescription, PoolSettings, Probes, WorkerSetup
 from workers.tasks import build_task
 from workers.tasks.live import LIVE, carry
@@ -62,6 +63,9 @@ class _Worker:
 
     def probe(self, budget_s: float, backend: str, report: Report) -> Probes:
         return self._ready(report).probe(budget_s, backend)
+
+    def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings, report: Report) -> Recovered:
+        return self._ready(report).recover(choices, backend, settings)
 
     def measure(self, candidate: Candidate, report: Report) -> Measurement | Failure:
         evaluator = self._ready(report)
@@ -172,14 +176,13 @@ class RayPool:
 
     def probe(self, budget_s: float = math.inf, backend: str = "") -> Probes:
         """See ``Pool.probe``; the first worker probes, and is replaced if it dies or hangs."""
-        try:
-            probes: Probes = self._answer(self._hired[0].actor.probe.remote(budget_s, backend, self._report_of(0)))
-        except RayTaskError as error:
-            raise PoolError(f"the model cannot be probed: {one_line(error.cause)}") from None
-        except (RayActorError, GetTimeoutError) as error:
-            self._replace(0)
-            raise PoolError(f"a worker died or hung while probing the model: {one_line(error)}") from None
+        probes: Probes = self._asked("probe", budget_s, backend, doing="probing the model")
         return probes
+
+    def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings) -> Recovered:
+        """See ``Pool.recover``; the first worker recovers, and is replaced if it dies or hangs."""
+        recovered: Recovered = self._asked("recover", dict(choices), backend, settings, doing="recovering the map")
+        return recovered
 
     def submit(self, candidate: Candidate) -> None:
         self._queue.append((candidate, 1))
@@ -246,6 +249,20 @@ class RayPool:
                     "raise workers.trial_timeout_s or request fewer resources"
                 ) from None
         raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {one_line(last)}")
+
+    def _asked(self, method: str, *arguments: object, doing: str) -> Any:
+        """Return what the first worker's method returns; ``doing`` is for errors.
+
+        Raises:
+            PoolError: if it raises an error, dies or hangs; it is replaced then.
+        """
+        try:
+            return self._answer(getattr(self._hired[0].actor, method).remote(*arguments, self._report_of(0)))
+        except RayTaskError as error:
+            raise PoolError(f"{doing} failed: {one_line(error.cause)}") from None
+        except (RayActorError, GetTimeoutError) as error:
+            self._replace(0)
+            raise PoolError(f"a worker died or hung while {doing}: {one_line(error)}") from None
 
     def _answer(self, reference: Any) -> Any:
         """Return what the first worker answers to a call, and tell its steps meanwhile.

@@ -85,7 +85,7 @@ def recover(
         method=_METHOD,
         settings=settings,
         seconds=time.monotonic() - start,
-        samples=sum(_samples(batch) for batch in batches.training),
+        samples=len(quality.outputs_on(task, model, batches.training)),
         validation_samples=len(targets),
         before=before,
         after=after,
