@@ -134,7 +134,7 @@ def _tag_of(path: str) -> str:
     subject = path.removeprefix(f"{PREFIX}/").partition("/")[0]
     if subject in ("jobs", "tokens"):
         return subject.capitalize()
-    return "Jobs" if subject in ("find-job", "tallies", "probes") else "Service"
+    return "Jobs" if subject in ("find-job", "tallies", "probes", "artifacts") else "Service"
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 
 from autotune.api.caller import PREFIX, Caller, needs
-from autotune.api.responses import answer
+from autotune.api.responses import Bytes, answer
 from autotune.client import json_records
 from autotune.errors import NotFoundError
 from autotune.jobs.front import find_trial, pick
@@ -124,6 +124,25 @@ def show_probes(caller: Caller, key: Annotated[str, Path(max_length=64)]) -> Res
     return answer(Probes, found)
 
 
+@router.get(
+    "/artifacts/{sha256}",
+    summary="Download a file",
+    response_class=Bytes,
+    responses={304: {"description": "The caller has it already"}},
+    openapi_extra=_VIEW,
+)
+def show_artifact(
+    caller: Caller,
+    sha256: Annotated[str, Path(max_length=64, description="sha256 of its bytes, which a recovered map names.")],
+    known: Annotated[str | None, Header(alias="If-None-Match")] = None,
+) -> Response:
+    """Return the learned weights of a recovered map, a safetensors file that never changes."""
+    # The bytes of a hash never change, so a caller that has them needs no look at the database.
+    if known is not None and _tag(sha256) in known:
+        return Response(status_code=304, headers=_immutable(sha256))
+    return Bytes(caller.client.records.artifact(sha256), headers=_immutable(sha256))
+
+
 @router.get("/jobs/{job_id}/map", summary="Export a map", response_model=MapFile, openapi_extra=_VIEW)
 def export_map(
     caller: Caller,
@@ -135,6 +154,19 @@ def export_map(
     how = choose or default_pick(job.spec)
     trial = pick(caller.client.records.trials(job_id), how, job.spec.objectives, job.spec.constraints.constraints())
     return Response(map_file.dump(map_file.map_document(job, trial)), media_type="application/json")
+
+
+def _tag(sha256: str) -> str:
+    return f'"{sha256}"'
+
+
+def _immutable(sha256: str) -> dict[str, str]:
+    # Private, because readers need a token; not compressed, so that the size is known.
+    return {
+        "ETag": _tag(sha256),
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Content-Encoding": "identity",
+    }
 
 
 @router.get("/tasks", summary="List tasks", response_model=list[TaskInfo], openapi_extra=_VIEW)

@@ -30,6 +30,12 @@ STATUSES: dict[type[AutotuneError], int] = {
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}, 503: {"Retry-After": "1"}}
 
 
+class Bytes(Response):
+    """A file."""
+
+    media_type = "application/octet-stream"
+
+
 def answer(kind: Any, value: object, *, status: int = 200) -> Response:
     """Return the response with a value of type ``kind`` as JSON."""
     return Response(json_records.dump(kind, value), status, media_type="application/json")

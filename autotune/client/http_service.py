@@ -1,7 +1,7 @@
 """Requests to a service's HTTP API, retried while the service is unavailable."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -51,14 +51,13 @@ class HttpService:
         """Return what is at ``path``, as a value of type ``kind``."""
         return self.ask(kind, "GET", path, params={name: value for name, value in query.items() if value is not None})
 
+    def get_bytes(self, path: str) -> bytes:
+        """Return the file at ``path``."""
+        return self._repeated(lambda: _checked(self._http.get(path)).content)
+
     def ask(self, kind: type[T], method: str, path: str, **request: Any) -> T:
         """Send a request that is safe to repeat; retry while the service is unavailable."""
-        patience = _Patience(self._patience_s)
-        while True:
-            try:
-                return _read(kind, self._http.request(method, path, **request))
-            except (httpx2.TransportError, StoreUnavailableError) as error:
-                patience.wait(self.away(error))
+        return self._repeated(lambda: _read(kind, self._http.request(method, path, **request)))
 
     def ask_once(self, kind: type[T], method: str, path: str, **request: Any) -> T:
         """Send a request that must not be repeated, and return the response's value.
@@ -97,6 +96,15 @@ class HttpService:
             for event in source:
                 yield json_records.load(Update, event.data)
 
+    def _repeated(self, ask: Callable[[], T]) -> T:
+        """Send a request that is safe to repeat; retry while the service is unavailable."""
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                return ask()
+            except (httpx2.TransportError, StoreUnavailableError) as error:
+                patience.wait(self.away(error))
+
     def away(self, error: Exception) -> StoreUnavailableError:
         """Return the error for an unavailable service."""
         if isinstance(error, StoreUnavailableError):
@@ -123,17 +131,25 @@ class _Patience:
 
 def _read(kind: type[T], response: httpx2.Response) -> T:
     """Return the value in a response, or raise the error in it."""
+    return _parsed(kind, _checked(response))
+
+
+def _checked(response: httpx2.Response) -> httpx2.Response:
+    """Return a response without an error, or raise the error in it."""
+    if response.is_success:
+        return response
+    raise json_records.error_of(_parsed(json_records.ErrorAnswer, response).error)
+
+
+def _parsed(kind: type[T], response: httpx2.Response) -> T:
     try:
-        if response.is_success:
-            return json_records.load(kind, response.content)
-        problem = json_records.load(json_records.ErrorAnswer, response.content).error
+        return json_records.load(kind, response.content)
     except pydantic.ValidationError:
         away = response.status_code in _NOT_READY
         raise (StoreUnavailableError if away else StoreError)(
             f"{response.url} responded with status {response.status_code} and not in the format of this API version; "
             "check the URL, and that client and service have the same version"
         ) from None
-    raise json_records.error_of(problem)
 
 
 def path_of(*parts: str) -> str:

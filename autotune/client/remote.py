@@ -14,6 +14,7 @@ from autotune.client.tokens import NewToken
 from autotune.errors import NotFoundError
 from autotune.jobs.records import EventRecord, FrontRecord, JobRecord, JobState, Scope, Tally, TokenRecord, TrialRecord
 from autotune.jobs.spec import JobFile, JobSpec
+from autotune.store.artifacts import unchanged
 from autotune.store.base import ReadStore
 from workers.measurement import LatencySamples
 from workers.setup import Probes
@@ -82,6 +83,9 @@ class RemoteRecords:
             return self._service.get(Probes, path_of("probes", key))
         except NotFoundError:
             return None
+
+    def artifact(self, sha256: str) -> bytes:
+        return unchanged(sha256, self._service.get_bytes(path_of("artifacts", sha256)))
 
     def close(self) -> None:
         self._service.close()

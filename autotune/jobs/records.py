@@ -321,12 +321,30 @@ class EventRecord:
     message: str
 
 
+class ArtifactKind(enum.StrEnum):
+    """What an artifact holds."""
+
+    #: What recovery learned; see ``workers.recovery.learned``.
+    LEARNED_WEIGHTS = "learned weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file that trials need; several may need the same one."""
+
+    #: sha256 of the bytes in hexadecimal, by which it is known.
+    sha256: str
+    kind: ArtifactKind
+    data: bytes = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """Everything that one commit writes: the trial, its raw latencies, the new front and events."""
+    """Everything that one commit writes: the trial, its raw latencies and files, the new front and events."""
 
     trial: TrialRecord
     latency: tuple[LatencySamples, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     #: The front after this trial; None if it did not change.
     front: FrontRecord | None = None
     events: tuple[EventRecord, ...] = ()

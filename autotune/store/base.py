@@ -89,6 +89,15 @@ class ReadStore(Protocol):
         """Return the probes recorded under ``key``, or None if there are none."""
         ...
 
+    def artifact(self, sha256: str) -> bytes:
+        """Return the bytes of the artifact with a sha256, in hexadecimal.
+
+        Raises:
+            NotFoundError: if there is no such artifact.
+            StoreError: if its bytes were changed after they were recorded.
+        """
+        ...
+
     def close(self) -> None:
         """Release connections. Safe to call twice."""
         ...
@@ -186,12 +195,14 @@ class DriverStore(JobStore, Protocol):
     def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
         """Commit finished trials of one job with everything that belongs to them, all or nothing.
 
-        Recording the same trial number again changes nothing.
+        Recording the same trial number again changes nothing, and an artifact that is recorded already stays.
 
         Raises:
             NotFoundError: if there is no such job.
             LeaseLostError: if another driver holds the job.
             ConflictError: if another trial of the job has the same map.
+            TooLargeError: if an artifact has too many bytes.
+            StoreError: if the hash of an artifact is not that of its bytes.
         """
         ...
 

@@ -28,7 +28,7 @@ from autotune.jobs.records import (
     TrialResult,
 )
 from autotune.jobs.timestamps import now
-from autotune.store import rows
+from autotune.store import artifacts, rows
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 
@@ -49,6 +49,7 @@ class MemoryStore:
         self._submissions: dict[tuple[str, str], tuple[Submission, str]] = {}
         self._probes: dict[str, Probes] = {}
         self._tokens: dict[str, tuple[TokenRecord, str]] = {}
+        self._artifacts: dict[str, bytes] = {}
         self._lock = threading.RLock()
 
     def jobs(
@@ -95,6 +96,11 @@ class MemoryStore:
 
     def probes(self, key: str) -> Probes | None:
         return self._probes.get(key)
+
+    def artifact(self, sha256: str) -> bytes:
+        if sha256 not in self._artifacts:
+            raise artifacts.missing(sha256)
+        return artifacts.unchanged(sha256, self._artifacts[sha256])
 
     def create_job(
         self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
@@ -158,6 +164,7 @@ class MemoryStore:
         with self._lock:
             for result in results:
                 lifecycle.check_epoch(self._job(result.trial.job_id).record, epoch)
+                artifacts.check(result)
             new = [result for result in results if result.trial.number not in self._job(result.trial.job_id).results]
             for position, result in enumerate(new):
                 self._check_map(result.trial, new[:position])
@@ -235,7 +242,9 @@ class MemoryStore:
     def _add(self, results: Sequence[TrialResult]) -> None:
         job = self._job(results[0].trial.job_id)
         for result in results:
-            job.results[result.trial.number] = copy.deepcopy(result)
+            for artifact in result.artifacts:
+                self._artifacts.setdefault(artifact.sha256, artifact.data)
+            job.results[result.trial.number] = copy.deepcopy(dataclasses.replace(result, artifacts=()))
             if result.front:
                 job.fronts.append(result.front)
             job.events.extend(result.events)

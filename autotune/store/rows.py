@@ -202,6 +202,14 @@ def latency_samples(rows: Iterable[Row]) -> tuple[LatencySamples, ...]:
     )
 
 
+def artifact_rows(result: TrialResult) -> list[dict[str, Any]]:
+    """Return one row per artifact that is recorded with a trial."""
+    return [
+        {"sha256": artifact.sha256, "kind": artifact.kind.value, "data": artifact.data, "created_at": now()}
+        for artifact in result.artifacts
+    ]
+
+
 def event_row(job_id: str, position: int, event: EventRecord) -> dict[str, Any]:
     """Return an event's row."""
     return {"job_id": job_id, "position": position, "at": event.at, "kind": event.kind, "message": event.message}

@@ -26,7 +26,7 @@ from autotune.jobs.records import (
     TrialRecord,
     TrialResult,
 )
-from autotune.store import rows, statements, summaries
+from autotune.store import artifacts, rows, statements, summaries
 from autotune.store.failures import store_error
 from workers.measurement import LatencySamples
 from workers.setup import Probes
@@ -89,6 +89,9 @@ class SqlStore:
     def probes(self, key: str) -> Probes | None:
         return self._read(lambda connection: statements.probes(connection, key))
 
+    def artifact(self, sha256: str) -> bytes:
+        return artifacts.unchanged(sha256, self._read(lambda connection: statements.artifact(connection, sha256)))
+
     def create_job(
         self, job: JobRecord, submission: Submission | None = None, *, most_live: int | None = None
     ) -> JobRecord:
@@ -122,6 +125,8 @@ class SqlStore:
     def record(self, results: Sequence[TrialResult], *, epoch: int) -> None:
         if not results:
             return
+        for result in results:
+            artifacts.check(result)
         job_id = results[0].trial.job_id
         lists = dict(rows.layers_key(result.trial.choices) for result in results)
         unknown = {key: names for key, names in lists.items() if key not in self._layer_lists}

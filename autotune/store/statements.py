@@ -25,7 +25,7 @@ from autotune.jobs.records import (
     TrialResult,
 )
 from autotune.jobs.timestamps import now
-from autotune.store import rows, tables
+from autotune.store import artifacts, rows, tables
 from workers.measurement import LatencySamples
 from workers.setup import Probes
 from workers.timing.estimates import Figure
@@ -127,6 +127,15 @@ def probes(connection: Connection, key: str) -> Probes | None:
     return rows.probes(found, connection.execute(of_layers).mappings()) if found else None
 
 
+def artifact(connection: Connection, sha256: str) -> bytes:
+    """Return the bytes of an artifact."""
+    table = tables.artifacts
+    found = connection.execute(sa.select(table.c.data).where(table.c.sha256 == sha256)).scalar()
+    if found is None:
+        raise artifacts.missing(sha256)
+    return bytes(found)
+
+
 def create_job(
     connection: Connection, record: JobRecord, submission: Submission | None, most_live: int | None
 ) -> JobRecord:
@@ -214,10 +223,7 @@ def check_held(connection: Connection, job_id: str, epoch: int) -> None:
 
 def add_layer_lists(connection: Connection, lists: Mapping[str, list[str]]) -> None:
     """Record lists of layers that are not yet recorded."""
-    if lists:
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        many = [{"key": key, "layers": names} for key, names in lists.items()]
-        connection.execute(insert(tables.layer_lists).on_conflict_do_nothing(), many)
+    _insert_unknown(connection, tables.layer_lists, [{"key": key, "layers": names} for key, names in lists.items()])
 
 
 def record(connection: Connection, job_id: str, results: Sequence[TrialResult]) -> None:
@@ -231,6 +237,7 @@ def record(connection: Connection, job_id: str, results: Sequence[TrialResult]) 
     _insert(connection, tables.trials, [rows.trial_row(result.trial) for result in new])
     _insert(connection, tables.measurements, [row for result in new for row in rows.figure_rows(result.trial)])
     _insert(connection, tables.latency_samples, [row for result in new for row in rows.latency_rows(result)])
+    _insert_unknown(connection, tables.artifacts, [row for result in new for row in rows.artifact_rows(result)])
     _add_fronts(connection, job_id, [result.front for result in new if result.front])
     _add_events(connection, job_id, [event for result in new for event in result.events])
 
@@ -342,6 +349,13 @@ def _recorded(connection: Connection, job_id: str, numbers: Sequence[int]) -> se
 def _insert(connection: Connection, table: sa.Table, many: list[dict[str, Any]]) -> None:
     if many:
         connection.execute(sa.insert(table), many)
+
+
+def _insert_unknown(connection: Connection, table: sa.Table, many: list[dict[str, Any]]) -> None:
+    """Insert rows whose key is new; those of a known key stay."""
+    if many:
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        connection.execute(insert(table).on_conflict_do_nothing(), many)
 
 
 def _add_fronts(connection: Connection, job_id: str, many: Sequence[FrontRecord]) -> None:

@@ -175,6 +175,16 @@ latency_samples = Table(
     Column("reference_ms", LargeBinary, nullable=False),
 )
 
+# Files that trials need; their key is the sha256 of their bytes.
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
 fronts = Table(
     "fronts",
     metadata,

@@ -22,6 +22,8 @@ from autotune.errors import ConflictError, JobFailedError, JobSpecError, NotFoun
 from autotune.jobs import lifecycle
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.records import (
+    Artifact,
+    ArtifactKind,
     FrontRecord,
     JobRecord,
     JobStage,
@@ -41,6 +43,7 @@ from autotune.store.open import open_store
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
+from workers.recovered import digest
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 from workers.timing.estimates import Figure
 
@@ -169,6 +172,16 @@ def test_latencies_keep_every_bit(client: Client, store: Store) -> None:
         np.testing.assert_array_equal(found.candidate_ms, expected.candidate_ms)
         np.testing.assert_array_equal(found.reference_ms, expected.reference_ms)
     assert client.records.latency(job.id, 1) == ()
+
+
+def test_artifacts_come_by_hash(client: Client, store: Store) -> None:
+    job = running_job(client, store)
+    data = bytes(range(256)) * 100
+    kept = Artifact(sha256=digest(data), kind=ArtifactKind.LEARNED_WEIGHTS, data=data)
+    store.record([TrialResult(trial=trial(job.id, 3), artifacts=(kept,))], epoch=job.epoch)
+    assert client.records.artifact(kept.sha256) == data
+    with pytest.raises(NotFoundError, match=f"no artifact '{digest(b'')}'"):
+        client.records.artifact(digest(b""))
 
 
 def test_probes_come_by_key(client: Client, store: Store) -> None:

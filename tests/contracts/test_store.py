@@ -10,18 +10,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autotune.errors import ConflictError, JobSpecError, NotFoundError
+from autotune.errors import ConflictError, JobSpecError, NotFoundError, StoreError, TooLargeError
 from autotune.jobs.lifecycle import with_fields
-from autotune.jobs.records import FrontRecord, JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.jobs.records import (
+    Artifact,
+    ArtifactKind,
+    FrontRecord,
+    JobRecord,
+    JobState,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
 from autotune.jobs.timestamps import event
 from autotune.metrics.catalog import METRICS
+from autotune.store import artifacts, tables
 from autotune.store.base import Store
+from autotune.store.in_memory import MemoryStore
+from autotune.store.sql import SqlStore
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
+from workers.recovered import digest
 from workers.setup import (
     ActivationHistogram,
     BackendDescription,
@@ -80,6 +95,20 @@ def samples() -> tuple[LatencySamples, ...]:
         )
         for size, workload in ((8, Workload.FORWARD), (1, Workload.DECODE))
     )
+
+
+def artifact(data: bytes) -> Artifact:
+    return Artifact(sha256=digest(data), kind=ArtifactKind.LEARNED_WEIGHTS, data=data)
+
+
+def tamper(store: Store, sha256: str, data: bytes) -> None:
+    """Change an artifact behind the back of its store."""
+    if isinstance(store, MemoryStore):
+        store._artifacts[sha256] = data
+        return
+    assert isinstance(store, SqlStore)
+    with store._engine.begin() as connection:
+        connection.execute(sa.update(tables.artifacts).where(tables.artifacts.c.sha256 == sha256).values(data=data))
 
 
 def description() -> ModelDescription:
@@ -211,6 +240,43 @@ def test_one_commit_writes_everything(store: Store) -> None:
     assert store.events("a1") == list(happened)
     assert store.job("a1").elapsed_s == 3.0
     assert store.job("a1").version == 2
+
+
+def test_artifacts_are_recorded_with_their_trial(store: Store) -> None:
+    store.create_job(job())
+    one, other = (artifact(bytes(range(256)) * size) for size in (1, 4000))
+    store.record([TrialResult(trial=trial(), artifacts=(one,))], epoch=0)
+    # The same bytes again belong to both.
+    store.record([TrialResult(trial=trial(1), artifacts=(one, other))], epoch=0)
+    assert (store.artifact(one.sha256), store.artifact(other.sha256)) == (one.data, other.data)
+    with pytest.raises(ConflictError, match="same map"):
+        store.record([TrialResult(trial=trial(2, key=trial().key), artifacts=(artifact(b"lost"),))], epoch=0)
+    with pytest.raises(NotFoundError, match=f"no artifact '{artifact(b'lost').sha256}' in this database"):
+        store.artifact(artifact(b"lost").sha256)
+
+
+def test_an_artifact_with_another_hash_or_too_many_bytes_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create_job(job())
+    wrong = dataclasses.replace(artifact(b"true"), data=b"false")
+    with pytest.raises(StoreError, match=rf"(?s)learned weights {wrong.sha256}.*have the sha256 {digest(b'false')}"):
+        store.record([TrialResult(trial=trial(), artifacts=(wrong,))], epoch=0)
+    monkeypatch.setattr(artifacts, "MOST_BYTES", 4)
+    with pytest.raises(TooLargeError, match=r"at most 4 bytes, but the learned weights .* have 5; recover fewer"):
+        store.record([TrialResult(trial=trial(), artifacts=(artifact(b"five!"),))], epoch=0)
+    assert store.trials("a1") == []
+    store.record([TrialResult(trial=trial(), artifacts=(artifact(b"four"),))], epoch=0)
+    assert store.artifact(artifact(b"four").sha256) == b"four"
+
+
+def test_an_artifact_that_was_changed_is_told_apart(store: Store) -> None:
+    store.create_job(job())
+    whole = artifact(b"whole")
+    store.record([TrialResult(trial=trial(), artifacts=(whole,))], epoch=0)
+    tamper(store, whole.sha256, b"holed")
+    with pytest.raises(StoreError, match=rf"{whole.sha256} was changed .* have the sha256 {digest(b'holed')}; restore"):
+        store.artifact(whole.sha256)
 
 
 def test_recording_again_changes_nothing(store: Store) -> None:

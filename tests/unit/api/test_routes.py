@@ -25,10 +25,20 @@ from autotune.client.follow import Update, Watcher
 from autotune.client.local import Limits
 from autotune.errors import JobSpecError, StoreUnavailableError, UnauthenticatedError
 from autotune.jobs import lifecycle
-from autotune.jobs.records import Scope, TokenRecord
+from autotune.jobs.records import (
+    Artifact,
+    ArtifactKind,
+    Scope,
+    TokenRecord,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
 from autotune.jobs.spec import MAX_BYTES, JobSpec
 from autotune.jobs.timestamps import now
 from autotune.store.in_memory import MemoryStore
+from workers.recovered import digest
 
 ROOT = Path(__file__).parents[3]
 JOB = {
@@ -68,6 +78,7 @@ SCOPES = {
     "GET /v1/jobs/{job_id}/probes": Scope.VIEWER,
     "GET /v1/jobs/{job_id}/map": Scope.VIEWER,
     "GET /v1/probes/{key}": Scope.VIEWER,
+    "GET /v1/artifacts/{sha256}": Scope.VIEWER,
     "GET /v1/tokens": Scope.ADMIN,
     "POST /v1/tokens": Scope.ADMIN,
     "DELETE /v1/tokens/{token_id}": Scope.ADMIN,
@@ -199,6 +210,30 @@ def test_answers_carry_the_headers_that_keep_browsers_out(service: Service) -> N
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
         assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_an_artifact_is_sent_once_as_it_is(service: Service) -> None:
+    job = submit(service.store, JobSpec.parse(JOB))
+    data = bytes(5000)  # would be compressed
+    kept = Artifact(sha256=digest(data), kind=ArtifactKind.LEARNED_WEIGHTS, data=data)
+    trial = TrialRecord(
+        job_id=job.id, number=0, kind=TrialKind.SEARCH, label=None, state=TrialState.COMPLETE, choices={}, key="k",
+        finished_at=now(),
+    )  # fmt: skip
+    service.store.record([TrialResult(trial=trial, artifacts=(kept,))], epoch=job.epoch)
+    route, tag = f"GET /v1/artifacts/{kept.sha256}", f'"{kept.sha256}"'
+    response = service.call(route, Scope.VIEWER)
+    assert response.content == data
+    assert response.headers["Content-Type"] == "application/octet-stream"
+    assert response.headers["Content-Length"] == "5000"
+    assert (response.headers["ETag"], response.headers["Cache-Control"]) == (
+        tag,
+        "private, max-age=31536000, immutable",
+    )
+    again = service.call(route, Scope.VIEWER, headers={"If-None-Match": tag})
+    assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", tag)
+    assert service.call(route, headers={"If-None-Match": '"other"'}).content == data
+    assert "no artifact 'abc'" in service.problem(404, "GET /v1/artifacts/abc", Scope.VIEWER)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""What every store checks of artifacts: their size, and that their bytes are those of their hash."""
+
+from autotune.errors import NotFoundError, StoreError, TooLargeError
+from autotune.jobs.records import Artifact, TrialResult
+from workers.recovered import digest
+
+#: Most bytes of one artifact: PostgreSQL sends each byte as two digits, in messages of less than 1 GiB.
+MOST_BYTES = 256 << 20
+
+
+def check(result: TrialResult) -> None:
+    """Check the artifacts of a trial before they are recorded.
+
+    Raises:
+        TooLargeError: if one has too many bytes.
+        StoreError: if the hash of one is not that of its bytes.
+    """
+    for artifact in result.artifacts:
+        _check_size(artifact)
+        actual = digest(artifact.data)
+        if actual != artifact.sha256:
+            raise StoreError(
+                f"an artifact is recorded under the sha256 of its bytes, but the {artifact.kind} {artifact.sha256} "
+                f"have the sha256 {actual}; send them again"
+            )
+
+
+def unchanged(sha256: str, data: bytes) -> bytes:
+    """Return the bytes of an artifact that was read.
+
+    Raises:
+        StoreError: if they are not those that were recorded.
+    """
+    actual = digest(data)
+    if actual != sha256:
+        raise StoreError(
+            f"the artifact {sha256} was changed after it was recorded: its bytes have the sha256 {actual}; restore the "
+            "database from a backup, or recover the map again"
+        )
+    return data
+
+
+def missing(sha256: str) -> NotFoundError:
+    """Return the error about an artifact that is not recorded."""
+    return NotFoundError(f"no artifact {sha256!r} in this database; a recovered map names the hash of its own")
+
+
+def _check_size(artifact: Artifact) -> None:
+    size = len(artifact.data)
+    if size > MOST_BYTES:
+        raise TooLargeError(
+            f"an artifact may have at most {MOST_BYTES} bytes, but the {artifact.kind} {artifact.sha256} have {size}; "
+            "recover fewer layers"
+        )
