@@ -195,10 +195,11 @@ class QuantizationMap:
         return map_key(self.names)
 
 
-def map_key(names: Mapping[str, str], backend: str = "") -> str:
+def map_key(names: Mapping[str, str], backend: str = "", learned: str = "") -> str:
     """Return a 32-digit hexadecimal digest of layer name -> choice name; the order does not matter.
 
-    ``backend`` tells equal maps on different backends of a job apart; it is empty for the first one.
+    ``backend`` tells equal maps on different backends of a job apart; it is empty for the first one. ``learned`` is the
+    sha256 of the weights that a recovered map has instead of the model's own; it is empty for other maps.
     """
-    canonical = json.dumps(dict(names), sort_keys=True, separators=(",", ":")) + backend
+    canonical = json.dumps(dict(names), sort_keys=True, separators=(",", ":")) + backend + learned
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]

@@ -34,7 +34,7 @@ from autotune.console.progress import ConsoleListener
 from autotune.jobs.front import find_trial
 from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, JobState, Tally, TrialRecord
-from autotune.jobs.remarks import remarks
+from autotune.jobs.remarks import recovered_text, remarks
 from autotune.jobs.space import kept_in_full_precision
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import METRICS
@@ -226,6 +226,8 @@ def _show_trial(job: JobRecord, trial: TrialRecord, members: tuple[int, ...], as
     facts = {"trial": f"{trial.number}: {trial_name(trial)}"}
     facts |= {"map": mix(trial.choices)} if trial.label else {}
     facts |= {"backend": trial.ran_on} if trial.ran_on else {}
+    recovered = recovered_text(trial)
+    facts |= {"recovery": recovered} if recovered else {}
     facts |= {"remark": trial.message} if trial.message else {}
     _print_facts(facts | figures)
     out.print(_layers_table(job, trial))

@@ -18,6 +18,7 @@ from autotune.exporters import exporter_names
 from autotune.jobs.front import PICKS, pick
 from autotune.jobs.recommendation import default_pick
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
+from autotune.jobs.remarks import recovered_text
 from autotune.maps import map_file
 from autotune.metrics.catalog import METRICS, decisive_ratio
 from autotune.reports import page, trials_csv
@@ -110,7 +111,10 @@ def export(
         ratio = trial.figures.get(name)
         speedup = f", {with_unit(name, ratio)} as full precision" if ratio else ""
         say(f"Wrote trial {trial.number} ({mix(trial.choices)}{speedup}) to {output}.")
-        if trial.kind is not TrialKind.FINAL:
+        recovered = recovered_text(trial)
+        if recovered:
+            say(recovered)
+        elif trial.kind is not TrialKind.FINAL:
             say("Figures come from the search; this map was not re-measured. Run `autotune verify`.")
 
 

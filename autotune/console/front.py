@@ -75,6 +75,8 @@ def notes(job: JobRecord, shown: Sequence[TrialRecord], tied: Collection[int]) -
     yield _headings_explained(shown)
     if any(trial.kind is TrialKind.FINAL for trial in shown):
         yield f"* re-measured after the search with {job.spec.measurement.final_repeats} passes"
+    if any(trial.kind is TrialKind.RECOVERED for trial in shown):
+        yield "recovered: with learned weights, and the speed and memory that were measured without them"
     ratios = [trial.figures.get(decisive_ratio(job.spec.objectives).name) for trial in shown]
     if any(ratio is not None and ratio.is_uncertain for ratio in ratios):
         yield "~ uncertain by more than a quarter: measure longer, or on a quieter machine"

@@ -163,7 +163,7 @@ def _cell(name: str, figure: Figure | None) -> str:
 
 def trial_name(trial: TrialRecord) -> str:
     """Return a baseline's label or a sampled map's composition, with a remark if it failed or is infeasible."""
-    name = (_baseline_name(trial.label) if trial.label else mix(trial.choices)) + trial.where
+    name = (_baseline_name(trial.label) if trial.label else mix(trial.choices)) + trial.addition
     if trial.state is TrialState.FAILED:
         return f"{name} (failed)"
     return name if trial.feasible else f"{name} (misses {', '.join(missed(trial)) or 'a constraint'})"
@@ -214,6 +214,8 @@ def trial_json(trial: TrialRecord, *, on_front: bool, with_choices: bool = False
         "kind": trial.kind.value,
         "label": trial.label,
         "backend": trial.ran_on,
+        "parent": trial.parent,
+        "recovery": trial.recovery and dataclasses.asdict(trial.recovery),
         "state": trial.state.value,
         "feasible": trial.feasible,
         "on_front": on_front,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from autotune.jobs.front import without_superseded
-from autotune.jobs.records import TrialRecord, TrialState
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.spec import JobSpec
 from autotune.metrics.catalog import decisive_ratio
 from workers.setup import ModelDescription
@@ -34,6 +34,8 @@ def worth_of_backends(trials: Sequence[TrialRecord], objectives: Sequence[str]) 
     ratio = decisive_ratio(objectives)
     found: dict[tuple[tuple[str, str], ...], list[TrialRecord]] = {_map_of(trial): [] for trial in trials}
     for trial in without_superseded(trials):
+        if trial.kind is TrialKind.RECOVERED:
+            continue  # its latency is that of a map that is here already
         if trial.state is TrialState.COMPLETE and ratio.name in trial.figures:
             found[_map_of(trial)].append(trial)
     phrases = []

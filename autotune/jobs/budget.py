@@ -51,6 +51,7 @@ class Budget:
             self._finals += 1
             if trial.seconds:
                 self._final_seconds.append(trial.seconds)
+        if not trial.kind.is_searched:
             return
         self.searched += 1
         if trial.seconds:
@@ -168,4 +169,4 @@ def check_continues(job: JobRecord, done: int, events: Sequence[EventRecord]) ->
 
 def searched(trials: Iterable[TrialRecord]) -> int:
     """Return the number of trials of the search itself."""
-    return sum(trial.kind is not TrialKind.FINAL for trial in trials)
+    return sum(trial.kind.is_searched for trial in trials)

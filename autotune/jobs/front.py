@@ -50,8 +50,10 @@ def needing_final_run(
 ) -> list[TrialRecord]:
     """Return the trials of the named picks that have no final measurement yet; empty without a feasible map.
 
-    ``first`` is the pick that comes first, because time may end before all are measured.
+    Recovered maps are no picks here: the latency of their parents is theirs. ``first`` is the pick that comes first,
+    because time may end before all are measured.
     """
+    trials = [trial for trial in trials if trial.kind is not TrialKind.RECOVERED]
     tried = {trial.key for trial in trials if trial.kind is TrialKind.FINAL}
     if not any(trial.feasible for trial in without_superseded(trials)):
         return []

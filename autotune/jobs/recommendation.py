@@ -75,7 +75,7 @@ def recommend(trials: Sequence[TrialRecord], spec: JobSpec) -> Recommendation | 
     return Recommendation(
         trial=best,
         full=full,
-        name=f"trial {best.number}" + (f" ({best.label})" if best.label else "") + best.where,
+        name=f"trial {best.number}" + (f" ({best.label})" if best.label else "") + best.addition,
         gains=_gains(best, full, workload),
         comparison=_beside_uniform(best, trials, counting, within, ratio),
     )
@@ -112,4 +112,4 @@ def _beside_uniform(
     rival = min(uniform, key=lambda trial: trial.figures[ratio].value)
     gain = 100.0 * (rival.figures[ratio].value / best.figures[ratio].value - 1.0)
     comparison = f"{gain:.0f} % faster than" if gain >= 0.5 else "About as fast as" if gain > -0.5 else "Slower than"
-    return f"{comparison} the fastest uniform map{within} ({rival.label}{rival.where})."
+    return f"{comparison} the fastest uniform map{within} ({rival.label}{rival.addition})."

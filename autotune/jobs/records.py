@@ -11,6 +11,7 @@ from pydantic import Field
 
 from autotune.jobs.spec import JobSpec
 from workers.measurement import FailureCause, LatencySamples
+from workers.recovered import RecoveryReport
 from workers.setup import ModelDescription
 from workers.timing.estimates import Figure
 
@@ -79,6 +80,13 @@ class TrialKind(enum.StrEnum):
     SEARCH = "search"
     #: A map picked after the search, measured again at full fidelity.
     FINAL = "final"
+    #: A measured map with learned weights; its speed and memory are those of its parent.
+    RECOVERED = "recovered"
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the budget of the search counts it."""
+        return self in (TrialKind.BASELINE, TrialKind.SEARCH)
 
 
 class TrialState(enum.StrEnum):
@@ -258,6 +266,9 @@ class TrialRecord:
     choices: Mapping[str, str]
     #: Backend that runs the map; empty for the one whose full precision everything in the job is compared with.
     backend: str = ""
+    #: Of a recovered map: number of the trial whose map was recovered, and what recovery did; None for other maps.
+    parent: int | None = None
+    recovery: RecoveryReport | None = None
     #: ``search_spaces.quantization_map.map_key`` of the map; unique within the job.
     key: str
     #: Metric name -> figure, for every metric that was measured.
@@ -288,9 +299,13 @@ class TrialRecord:
         return self.backend or str(self.environment.get("backend", ""))
 
     @property
-    def where(self) -> str:
-        """Words to put behind the trial's name, such as `` on openvino``; empty on the backend of the reference."""
-        return f" on {self.backend}" if self.backend else ""
+    def addition(self) -> str:
+        """Words to put behind the trial's name, such as `` on openvino, recovered``.
+
+        Empty for a plain map on the backend of the reference.
+        """
+        where = f" on {self.backend}" if self.backend else ""
+        return f"{where}, recovered" if self.kind is TrialKind.RECOVERED else where
 
     @property
     def feasible(self) -> bool:

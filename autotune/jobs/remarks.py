@@ -39,6 +39,19 @@ def remarks(job: JobRecord, trials: Sequence[TrialRecord], *, limits: bool = Tru
     ]
 
 
+def recovered_text(trial: TrialRecord) -> str | None:
+    """Return where the figures of a recovered map come from, and what recovery gained; None for other maps."""
+    report = trial.recovery
+    if report is None:
+        return None
+    return (
+        f"Recovered from trial {trial.parent}: {len(report.layers)} layers have learned weights. On "
+        f"{report.validation_samples} calibration samples that they were not learned from, the divergence went from "
+        f"{report.before:.1e} to {report.after:.1e}, in {report.seconds:.0f} s. Speed and memory are those of trial "
+        f"{trial.parent}."
+    )
+
+
 def _failures(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[str]:
     """Yield the maps that failed, the final measurements that failed, and those without held-out accuracy."""
     maps = [trial for trial in trials if trial.kind is not TrialKind.FINAL]

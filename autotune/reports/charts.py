@@ -111,7 +111,7 @@ def _title(metric: Metric) -> str:
 
 def _mark(trial: TrialRecord, place: tuple[float, float], on_front: bool) -> Html:
     across, up = place
-    hover = tag("title", f"Trial {trial.number}" + (f": {trial.label}" if trial.label else ""))
+    hover = tag("title", f"Trial {trial.number}" + (f": {trial.label}" if trial.label else "") + trial.addition)
     if trial.kind is TrialKind.BASELINE and not on_front:
         return tag("rect", hover, x=across - 3, y=up - 3, width=6, height=6, class_="base")
     return tag("circle", hover, cx=across, cy=up, r=4 if on_front else 3, class_="front" if on_front else "candidate")

@@ -82,6 +82,7 @@ def _tags(trial: TrialRecord, on_front: bool) -> dict[str, str]:
         "on_front": str(on_front).lower(),
         "map_key": trial.key,
         "backend": trial.ran_on,
+        "parent": None if trial.parent is None else str(trial.parent),
         "message": trial.message,
         "worker": trial.worker,
     }

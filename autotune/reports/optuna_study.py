@@ -24,7 +24,7 @@ def export_study(job: JobRecord, trials: Sequence[TrialRecord], storage: str) ->
     """Create a study with every trial of ``job`` in the Optuna storage and return its name.
 
     Parameters are the layers' choices. Values are the job's objectives, minimised as in the search. Figures, the kind,
-    the label and our trial number are user attributes.
+    the label, our trial number and that of a recovered map's parent are user attributes.
 
     Raises:
         ConflictError: if the storage already has a study of that name.
@@ -64,6 +64,7 @@ def _frozen(trial: TrialRecord, choices: Sequence[str], objectives: Objectives) 
             "kind": trial.kind.value,
             "label": trial.label,
             "backend": trial.ran_on,
+            "parent": trial.parent,
             "figures": figures,
         },
     )

@@ -8,7 +8,7 @@ from importlib import resources
 
 from autotune.jobs.front import without_superseded
 from autotune.jobs.records import FrontRecord, JobRecord, TrialKind, TrialRecord
-from autotune.jobs.remarks import remarks
+from autotune.jobs.remarks import recovered_text, remarks
 from autotune.jobs.spec import JobSpec
 from autotune.markup import Html, html, join, table, tag
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, decisive_ratio, percentiles_of
@@ -83,13 +83,15 @@ def _top(review: Review) -> Html:
     held_out = "held_out_accuracy" in picked.figures
     also = " and on held-out data" if held_out else f"; {picked.message}" if picked.message else ""
     again = f" It was re-measured at the end of the search, with more passes{also}." if final else ""
+    recovered = recovered_text(picked)
+    origin = f" {recovered}" if recovered else ""
     why = f"Trial {picked.number} was picked because {_WHY.get(review.how, 'its number was given')}."
     verdict = "All constraints are satisfied." if picked.feasible else "It does not satisfy all constraints."
     return join(
         [
             tag("h1", job.name),
             tag("p", f"Quantization of {job.task}, job {job.id}, {len(review.trials)} trials", class_="soft"),
-            tag("div", tag("p", f"{why}{speed}{again} {verdict}"), class_="verdict"),
+            tag("div", tag("p", f"{why}{speed}{again}{origin} {verdict}"), class_="verdict"),
             *(tag("p", remark, class_="soft") for remark in remarks(job, review.trials)),
         ]
     )

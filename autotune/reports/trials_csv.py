@@ -40,8 +40,10 @@ def columns(trials: Sequence[TrialRecord]) -> list[str]:
     bounds = {name: [name, f"{name}_low", f"{name}_high"] if name in sampled else [name] for name in figures}
     violated = dict.fromkeys(name for trial in trials for name in trial.violations)
     layers = dict.fromkeys(name for trial in trials for name in trial.choices)
+    parents = ["parent"] if any(trial.parent is not None for trial in trials) else []
     return [
         *("number", "kind", "label", "backend", "state", "feasible", "on_front"),
+        *parents,
         *(column for name in figures for column in bounds[name]),
         *(f"violation:{name}" for name in violated),
         *("message", "worker", "seconds", "finished_at"),
@@ -58,6 +60,7 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "state": trial.state.value,
         "feasible": trial.feasible,
         "on_front": on_front,
+        "parent": trial.parent,
         "message": trial.message,
         "worker": trial.worker,
         "seconds": trial.seconds,

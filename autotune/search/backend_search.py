@@ -55,7 +55,11 @@ class BackendSearch:
         return -self.study.promise, self.sampled
 
     def relearn(self, trials: Sequence[TrialRecord], probes: Probes | None = None) -> None:
-        """Start a new study from the job's trials on all backends, the reference first."""
+        """Start a new study from the job's trials on all backends, the reference first.
+
+        Recovered maps teach nothing: their latency was measured as that of their parents.
+        """
+        trials = [trial for trial in trials if trial.kind is not TrialKind.RECOVERED]
         here = [trial for trial in trials if self._ran(trial)]
         self.study = self._study(probes, here)
         if self.tag and trials:
@@ -66,6 +70,8 @@ class BackendSearch:
 
     def learn(self, trial: TrialRecord, proposal: Proposal | None) -> None:
         """Learn from a trial on any backend; ``proposal`` is the one that it answers, if it answers one here."""
+        if trial.kind is TrialKind.RECOVERED:
+            return
         if not self._ran(trial):
             self.study.add_rival(trial)
         elif proposal is not None:

@@ -182,7 +182,8 @@ class Search:
 
     def _measure_elsewhere(self) -> None:
         """Measure the recommended map on the other backends that can run it, to show what the backend is worth."""
-        best = recommended(self._front.trials, self._spec)
+        plain = [trial for trial in self._front.trials if trial.kind is not TrialKind.RECOVERED]
+        best = recommended(plain, self._spec)
         if best is None:
             return
         known = {trial.key for trial in self._front.trials}

@@ -5,15 +5,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autotune.errors import ConflictError
 from autotune.jobs.front import violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
-from autotune.metrics.catalog import Constraint, ratio_of
+from autotune.metrics.catalog import METRICS, Constraint, ratio_of
 from autotune.metrics.from_measurement import Reference, figures_of
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.quantization_map import map_key
 from workers.candidate import Outcome
 from workers.measurement import Failure, FailureCause, Measurement, Workload
+from workers.recovered import Recovered
 from workers.timing.estimates import Figure
 
 
@@ -30,11 +32,13 @@ class PlannedTrial:
     choices: Mapping[str, str]
     #: Backend that runs the map; see ``TrialRecord``.
     backend: str = ""
+    #: sha256 of the weights that a recovered map has instead of the model's own; empty for other maps.
+    learned: str = ""
 
     @property
     def key(self) -> str:
         """The ``map_key`` of the map."""
-        return map_key(self.choices, self.backend)
+        return map_key(self.choices, self.backend, self.learned)
 
     def ruled_out(self, figures: Mapping[str, Figure], constraints: Sequence[Constraint]) -> TrialRecord:
         """Return the trial of a map that never runs, because figures known without measurement break a constraint."""
@@ -83,9 +87,9 @@ class PlannedTrial:
         figures: Mapping[str, Figure],
         constraints: Sequence[Constraint],
     ) -> TrialRecord:
-        wrong = [name for name, figure in figures.items() if not math.isfinite(figure.value)]
-        if wrong:
-            return self._failed(FailureCause.ERROR, f"{', '.join(wrong)} is not a finite number", outcome)
+        wrong = _not_finite(figures)
+        if wrong is not None:
+            return self._failed(FailureCause.ERROR, wrong, outcome)
         broken = violations(figures, constraints)
         why_rejected = None
         if not result.latency:
@@ -99,7 +103,7 @@ class PlannedTrial:
             figures=figures,
             violations=broken,
             attempts=outcome.attempts,
-            message=why_rejected or (result.held_out_missing and f"no held-out accuracy: {result.held_out_missing}"),
+            message=why_rejected or _lacking(result),
             environment=dataclasses.asdict(result.environment),
             worker=outcome.worker,
             seconds=result.seconds,
@@ -127,3 +131,73 @@ class PlannedTrial:
             finished_at=now(),
             **known,  # type: ignore[arg-type]
         )
+
+
+def recovered_trial(
+    parent: TrialRecord, recovered: Recovered, reference: Reference, constraints: Sequence[Constraint], number: int
+) -> TrialRecord | None:
+    """Return the trial of a recovered map: its own quality, with the speed and memory of its parent.
+
+    Args:
+        parent: the trial whose map was recovered.
+        recovered: what recovery did, and the quality of the map with the learned weights.
+        reference: figures of full precision.
+        constraints: the job's limits.
+        number: number of the new trial.
+
+    Returns:
+        None if the map was kept as it was, so that there is nothing new to record.
+
+    Raises:
+        ConflictError: if the parent was not measured in full, or is recovered itself.
+    """
+    if parent.kind is TrialKind.RECOVERED:
+        raise ConflictError(
+            f"only a map with the model's own weights is recovered, but that of trial {parent.number} is recovered "
+            f"already; take its parent, trial {parent.parent}"
+        )
+    if parent.state is not TrialState.COMPLETE:
+        raise ConflictError(
+            f"a recovered map has the speed of its parent, but trial {parent.number} was not measured in full "
+            f"({parent.state}); take another trial"
+        )
+    measured = recovered.measurement
+    if measured is None:
+        return None
+    planned = PlannedTrial(
+        job_id=parent.job_id,
+        number=number,
+        kind=TrialKind.RECOVERED,
+        label=parent.label,
+        choices=parent.choices,
+        backend=parent.backend,
+        learned=recovered.report.sha256,
+    )
+    quality = {name: figure for name, figure in figures_of(measured, reference).items() if METRICS[name].is_quality}
+    figures = quality | {name: figure for name, figure in parent.figures.items() if not METRICS[name].is_quality}
+    wrong = _not_finite(quality)
+    found = (
+        {"state": TrialState.COMPLETE, "figures": figures, "violations": violations(figures, constraints)}
+        | {"message": _lacking(measured)}
+        if wrong is None
+        else {"state": TrialState.FAILED, "failure": FailureCause.ERROR, "message": wrong}
+    )
+    return planned._record(
+        parent=parent.number,
+        recovery=recovered.report,
+        environment=dataclasses.asdict(measured.environment),
+        seconds=measured.seconds,
+        forward_seconds=measured.forward_seconds,
+        **found,
+    )
+
+
+def _not_finite(figures: Mapping[str, Figure]) -> str | None:
+    """Return which figures are not finite numbers, as a sentence; None if all are."""
+    wrong = [name for name, figure in figures.items() if not math.isfinite(figure.value)]
+    return f"{', '.join(wrong)} is not a finite number" if wrong else None
+
+
+def _lacking(result: Measurement) -> str | None:
+    """Return what a complete measurement lacks, as a sentence; None if nothing."""
+    return result.held_out_missing and f"no held-out accuracy: {result.held_out_missing}"

@@ -13,8 +13,14 @@ def check(result: TrialResult) -> None:
 
     Raises:
         TooLargeError: if one has too many bytes.
-        StoreError: if the hash of one is not that of its bytes.
+        StoreError: if the hash of one is not that of its bytes, or learned weights of the trial are not among them.
     """
+    needed = result.trial.recovery.sha256 if result.trial.recovery else ""
+    if needed and needed not in {artifact.sha256 for artifact in result.artifacts}:
+        raise StoreError(
+            f"a recovered map is recorded with its learned weights, but those of trial {result.trial.number}, "
+            f"{needed}, are not among its artifacts; add them"
+        )
     for artifact in result.artifacts:
         _check_size(artifact)
         actual = digest(artifact.data)

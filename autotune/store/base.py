@@ -74,7 +74,10 @@ class ReadStore(Protocol):
         ...
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        """Return a trial's raw latencies per workload and batch size, in measurement order; empty if there are none."""
+        """Return a trial's raw latencies per workload and batch size, in measurement order; empty if there are none.
+
+        Those of a recovered map are its parent's.
+        """
         ...
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
@@ -202,7 +205,7 @@ class DriverStore(JobStore, Protocol):
             LeaseLostError: if another driver holds the job.
             ConflictError: if another trial of the job has the same map.
             TooLargeError: if an artifact has too many bytes.
-            StoreError: if the hash of an artifact is not that of its bytes.
+            StoreError: if the hash of an artifact is not that of its bytes, or a recovered map lacks its artifact.
         """
         ...
 

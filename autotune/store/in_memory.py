@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from autotune.errors import ConflictError, NotFoundError
-from autotune.jobs import lifecycle
+from autotune.jobs import budget, lifecycle
 from autotune.jobs.lifecycle import Transition
 from autotune.jobs.records import (
     Directions,
@@ -85,7 +85,10 @@ class MemoryStore:
         return {job_id: _tally(self._jobs.get(job_id)) for job_id in job_ids}
 
     def latency(self, job_id: str, number: int) -> tuple[LatencySamples, ...]:
-        result = self._job(job_id).results.get(number)
+        results = self._job(job_id).results
+        result = results.get(number)
+        if result is not None and result.trial.parent is not None:
+            result = results.get(result.trial.parent)
         return copy.deepcopy(result.latency) if result else ()
 
     def fronts(self, job_id: str) -> list[FrontRecord]:
@@ -259,7 +262,7 @@ def _age(job: JobRecord) -> tuple[datetime, str]:
 def _tally(job: _Job | None) -> Tally:
     if job is None:
         return Tally()
-    searched = sum(result.trial.kind is not TrialKind.FINAL for result in job.results.values())
+    searched = budget.searched(result.trial for result in job.results.values())
     return Tally(searched=searched, front=job.fronts[-1].members if job.fronts else ())
 
 

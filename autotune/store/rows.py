@@ -24,6 +24,7 @@ from autotune.jobs.records import (
 )
 from autotune.jobs.timestamps import now
 from workers.measurement import FailureCause, LatencySamples, Samples, Workload
+from workers.recovered import RecoveryReport
 from workers.setup import Estimator, LayerProbe, ModelDescription, Probes
 from workers.timing.estimates import Figure
 
@@ -62,6 +63,7 @@ class PackedChoices(Mapping[str, str]):
 
 
 _DESCRIPTION = TypeAdapter(ModelDescription)
+_RECOVERY = TypeAdapter(RecoveryReport)
 _SAMPLES = np.dtype("<f8")
 
 
@@ -137,6 +139,8 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
         "layers_key": layers_key(trial.choices)[0],
         "choices": ",".join(trial.choices.values()),
         "backend": trial.backend,
+        "parent": trial.parent,
+        "recovery": None if trial.recovery is None else _RECOVERY.dump_python(trial.recovery, mode="json"),
         "attempts": trial.attempts,
         "failure": trial.failure.value if trial.failure else None,
         "message": trial.message,
@@ -153,7 +157,7 @@ def trial_row(trial: TrialRecord) -> dict[str, Any]:
 def trial_record(row: Row, layers: Sequence[str], figures: Mapping[str, Figure]) -> TrialRecord:
     """Return the trial from its row, its list of layers and its figures."""
     fields = dict(row)
-    failure = fields.pop("failure")
+    failure, recovery = fields.pop("failure"), fields.pop("recovery")
     del fields["layers_key"]
     return TrialRecord(
         key=fields.pop("map_key"),
@@ -161,6 +165,7 @@ def trial_record(row: Row, layers: Sequence[str], figures: Mapping[str, Figure])
         state=TrialState(fields.pop("state")),
         failure=FailureCause(failure) if failure else None,
         choices=PackedChoices(layers, fields.pop("choices")),
+        recovery=None if recovery is None else _RECOVERY.validate_python(recovery),
         figures=figures,
         **fields,
     )

@@ -96,8 +96,12 @@ def trials(
 def latency(connection: Connection, job_id: str, number: int) -> tuple[LatencySamples, ...]:
     """Return a trial's raw latencies."""
     _check_exists(connection, job_id)
-    table = tables.latency_samples
-    wanted = sa.select(table).where(table.c.job_id == job_id, table.c.number == number).order_by(table.c.position)
+    table, trial = tables.latency_samples, tables.trials.c
+    # A recovered map has the latencies of its parent.
+    timed = sa.select(sa.func.coalesce(trial.parent, trial.number))
+    timed = timed.where(trial.job_id == job_id, trial.number == number)
+    of_trial = (table.c.job_id == job_id) & (table.c.number == timed.scalar_subquery())
+    wanted = sa.select(table).where(of_trial).order_by(table.c.position)
     return rows.latency_samples(connection.execute(wanted).mappings())
 
 

@@ -16,7 +16,8 @@ _jobs, _trials, _tokens = tables.jobs.c, tables.trials.c, tables.tokens.c
 
 def tallies(connection: Connection, job_ids: Sequence[str]) -> dict[str, Tally]:
     """Return the jobs' progress."""
-    searched = (_trials.kind != TrialKind.FINAL.value) & _trials.job_id.in_(job_ids)
+    kinds = [kind.value for kind in TrialKind if kind.is_searched]
+    searched = _trials.kind.in_(kinds) & _trials.job_id.in_(job_ids)
     counts = sa.select(_trials.job_id, sa.func.count()).where(searched).group_by(_trials.job_id)
     counted = _numbers(connection, counts)
     members, fronts = tables.front_members.c, tables.fronts.c

@@ -134,6 +134,9 @@ trials = Table(
     # One choice per layer of the list, separated by commas.
     Column("choices", Text, nullable=False),
     Column("backend", String(64), nullable=False),
+    # Of recovered maps only: number of the trial whose map was recovered, and what recovery did.
+    Column("parent", Integer),
+    Column("recovery", JSON(none_as_null=True)),
     Column("attempts", Integer, nullable=False),
     Column("failure", String(32)),
     Column("message", Text),

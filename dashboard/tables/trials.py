@@ -56,8 +56,8 @@ class Limit:
 
 
 def candidate_name(trial: TrialRecord) -> str:
-    """Return the name of a candidate for people: its label as a baseline, or its number, and where it ran."""
-    return one_line((trial.label or f"trial {trial.number}") + trial.where)
+    """Return the name of a candidate for people: its label as a baseline, or its number, and what sets it apart."""
+    return one_line((trial.label or f"trial {trial.number}") + trial.addition)
 
 
 def full_precision(trials: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -99,7 +99,7 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
     row: dict[str, object] = {
         "number": trial.number,
         "name": candidate_name(trial),
-        "baseline": trial.label is not None,  # a final measurement keeps the label
+        "baseline": _is_baseline(trial),
         "backend": trial.ran_on,
         "elsewhere": bool(trial.backend),  # not on the backend of the reference
         "static": static_share(trial.choices),
@@ -109,6 +109,11 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
     for metric, figure in figures.items():
         row |= {metric: figure.value, f"{metric}_low": figure.low, f"{metric}_high": figure.high}
     return row
+
+
+def _is_baseline(trial: TrialRecord) -> bool:
+    # Final measurements and recovered maps keep the label.
+    return trial.label is not None and trial.kind is not TrialKind.RECOVERED
 
 
 def static_share(choices: Mapping[str, str]) -> float:

@@ -12,6 +12,7 @@ from streamlit import Page
 
 from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord, TrialRecord, TrialState
+from autotune.jobs.remarks import recovered_text
 from autotune.maps.map_file import dump, map_document
 from autotune.metrics.catalog import METRICS, percentiles_of
 from dashboard import queries
@@ -107,6 +108,9 @@ def _facts(job: JobRecord, trial: TrialRecord, on_front: bool) -> None:
     facts += [f"runs on {trial.ran_on}"] if trial.ran_on else []
     facts += [str(hardware)] if hardware else []
     st.caption(" · ".join(in_markdown(fact) for fact in facts))
+    recovered = recovered_text(trial)
+    if recovered:
+        st.caption(in_markdown(recovered, longest=400))
     misses = misses_text(trial, job.spec.constraints.constraints())
     if misses:
         st.warning(in_markdown(f"This map breaks limits: {misses}.", longest=400))

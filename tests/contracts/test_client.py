@@ -43,7 +43,7 @@ from autotune.store.open import open_store
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
-from workers.recovered import digest
+from workers.recovered import RecoveryReport, RecoverySettings, digest
 from workers.setup import Calibration, Estimator, LayerProbe, ModelDescription, Probes
 from workers.timing.estimates import Figure
 
@@ -155,11 +155,18 @@ def test_records_are_the_stored_ones(client: Client, store: Store) -> None:
         job.id, 7, kind=TrialKind.BASELINE, label="uniform", state=TrialState.FAILED, figures={}, violations={},
         failure=FailureCause.CRASH, message=NASTY,
     )  # fmt: skip
-    store.record([TrialResult(trial=failed)], epoch=job.epoch)
+    learned = Artifact(sha256=digest(b"x"), kind=ArtifactKind.LEARNED_WEIGHTS, data=b"x")
+    recovery = RecoveryReport(
+        method="blocks", settings=RecoverySettings(), seconds=1 / 3, samples=48, validation_samples=16, before=0.3,
+        after=0.1, layers=("fc",), kept={NASTY: NASTY}, sha256=learned.sha256, nbytes=1,
+    )  # fmt: skip
+    recovered = trial(job.id, 8, kind=TrialKind.RECOVERED, parent=0, recovery=recovery)
+    store.record([TrialResult(trial=failed), TrialResult(trial=recovered, artifacts=(learned,))], epoch=job.epoch)
+    assert client.records.latency(job.id, 8)[0].candidate_ms.tolist() == samples()[0].candidate_ms.tolist()
     assert client.records.job(job.id) == store.job(job.id)
     assert client.records.jobs() == store.jobs()
     assert client.records.trials(job.id) == store.trials(job.id)
-    assert client.records.trials(job.id)[-1] == failed
+    assert client.records.trials(job.id)[-2:] == [failed, recovered]
     assert client.records.fronts(job.id) == store.fronts(job.id)
     assert client.records.events(job.id) == store.events(job.id)
     assert client.records.tallies([job.id, "gone"]) == {job.id: Tally(searched=4, front=(0, 1, 2)), "gone": Tally()}

@@ -36,7 +36,7 @@ from autotune.store.sql import SqlStore
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange
 from workers.measurement import Environment, FailureCause, LatencySamples, Workload
-from workers.recovered import digest
+from workers.recovered import RecoveryReport, RecoverySettings, digest
 from workers.setup import (
     ActivationHistogram,
     BackendDescription,
@@ -99,6 +99,14 @@ def samples() -> tuple[LatencySamples, ...]:
 
 def artifact(data: bytes) -> Artifact:
     return Artifact(sha256=digest(data), kind=ArtifactKind.LEARNED_WEIGHTS, data=data)
+
+
+def recovery(learned: Artifact) -> RecoveryReport:
+    return RecoveryReport(
+        method="blocks", settings=RecoverySettings(time_limit_s=9.5), seconds=1 / 3, samples=48, validation_samples=16,
+        before=0.1 + 0.2, after=1e-9, layers=("layer.1", NASTY), kept={"layer.3": NASTY}, sha256=learned.sha256,
+        nbytes=len(learned.data),
+    )  # fmt: skip
 
 
 def tamper(store: Store, sha256: str, data: bytes) -> None:
@@ -253,6 +261,23 @@ def test_artifacts_are_recorded_with_their_trial(store: Store) -> None:
         store.record([TrialResult(trial=trial(2, key=trial().key), artifacts=(artifact(b"lost"),))], epoch=0)
     with pytest.raises(NotFoundError, match=f"no artifact '{artifact(b'lost').sha256}' in this database"):
         store.artifact(artifact(b"lost").sha256)
+
+
+def test_a_recovered_map_has_its_report_and_the_latencies_of_its_parent(store: Store) -> None:
+    store.create_job(job())
+    learned = artifact(b"learned")
+    child = trial(4, kind=TrialKind.RECOVERED, parent=2, recovery=recovery(learned))
+    store.record([TrialResult(trial=trial(2), latency=samples()), TrialResult(trial=trial(3))], epoch=0)
+    with pytest.raises(StoreError, match=rf"those of trial 4, {learned.sha256}, are not among its artifacts; add them"):
+        store.record([TrialResult(trial=child)], epoch=0)
+    store.record([TrialResult(trial=child, artifacts=(learned,))], epoch=0)
+    assert store.trials("a1") == [trial(2), trial(3), child]
+    assert isinstance(store.trials("a1")[-1].recovery, RecoveryReport)
+    found, parents = store.latency("a1", 4), store.latency("a1", 2)
+    assert [one.candidate_ms.tolist() for one in found] == [one.candidate_ms.tolist() for one in parents]
+    assert len(found) == 2
+    assert store.latency("a1", 3) == ()
+    assert store.tallies(["a1"])["a1"].searched == 2
 
 
 def test_an_artifact_with_another_hash_or_too_many_bytes_is_refused(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from rich.console import Console
 
-from autotune.console.output import front_table
+from autotune.console.output import front_table, trial_name
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS
@@ -61,6 +61,19 @@ def test_objectives_are_left_out_last() -> None:
     text = shown(*many, objectives=("latency_p95_ms", "divergence"))
     assert "p95 ms" in text
     assert "p50 ms" not in text
+
+
+def test_a_recovered_map_is_named_after_its_parent() -> None:
+    names = [
+        trial_name(
+            TrialRecord(
+                job_id="j", number=1, kind=TrialKind.RECOVERED, label=label, state=TrialState.COMPLETE, parent=0,
+                choices={"a": "int8_static", "b": "fp32"}, backend="openvino", key="k", finished_at=now(),
+            )
+        )
+        for label in ("uniform int8_static", None)
+    ]  # fmt: skip
+    assert names == ["uniform s8 on openvino, recovered", "1 s8 + 1 fp32 on openvino, recovered"]
 
 
 @pytest.mark.parametrize(("tied", "kind", "number"), [((), TrialKind.SEARCH, "1"), ((1,), TrialKind.FINAL, "1*=")])

@@ -65,6 +65,7 @@ def test_what_a_backend_is_worth_is_told_of_equal_maps_only() -> None:
         trial(4, 0.7, mixed, label=None),
         trial(5, 0.35, dict(reversed(mixed.items())), "onnxruntime", label=None),
         trial(6, 0.1, full, "openvino", state=TrialState.REJECTED),
+        trial(7, 0.9, mixed, label=None, kind=TrialKind.RECOVERED, parent=4),
     ]
     assert worth_of_backends(trials, ["latency_p50_ms", "divergence"]) == [
         "fp32: 1.00x on cpu, 2.00x on onnxruntime",

@@ -31,6 +31,14 @@ def budget(spent: Sequence[TrialRecord], repeats: int = 100, **search: Any) -> B
     return Budget(JobSpec.parse(spec), spent)
 
 
+def test_recovered_maps_cost_the_search_nothing() -> None:
+    recovered = dataclasses.replace(TRIAL, kind=TrialKind.RECOVERED, parent=0, seconds=100.0)
+    trials = [TRIAL, recovered, FINAL]
+    assert searched(trials) == 1
+    spent, plain = budget(trials), budget([TRIAL, FINAL])
+    assert (spent.searched, spent.trial_s) == (plain.searched, plain.trial_s)
+
+
 def test_final_trials_do_not_count_as_searched() -> None:
     assert searched([TRIAL, FINAL, TRIAL]) == 2
     limits = budget([TRIAL, TRIAL, FINAL], trials=3)

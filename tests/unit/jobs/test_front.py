@@ -3,7 +3,16 @@ from typing import Any
 import pytest
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
-from autotune.jobs.front import compute_front, nearest, nearest_trial, pick, violations
+from autotune.jobs.front import (
+    LiveFront,
+    compute_front,
+    nearest,
+    nearest_trial,
+    needing_final_run,
+    pick,
+    violations,
+    without_superseded,
+)
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import OVERLOADED_MS, Constraint
@@ -59,6 +68,21 @@ def test_hypervolume_grows_with_the_front_and_does_not_depend_on_the_machine() -
 )
 def test_picks(how: str, number: int) -> None:
     assert pick(TRIALS, how, OBJECTIVES).number == number
+
+
+def test_a_recovered_map_is_on_the_front_and_needs_no_other_measurement() -> None:
+    recovered = trial(6, 4.0, 5e-5, 4.0, kind=TrialKind.RECOVERED, parent=2)
+    known = [*TRIALS, recovered]
+    assert compute_front(known, OBJECTIVES).members == (0, 1, 6), "its parent is as fast and loses more"
+    live = LiveFront(TRIALS, OBJECTIVES, compute_front(TRIALS, OBJECTIVES))
+    found = live.add(recovered)
+    assert found is not None
+    assert found.members == (0, 1, 6)
+    assert pick(known, "6", OBJECTIVES) is recovered
+    final = trial(7, 4.5, 1e-4, 4.0, kind=TrialKind.FINAL, key="2")
+    assert without_superseded([*known, final]) == [TRIALS[0], TRIALS[1], *TRIALS[3:], recovered, final]
+    assert pick(known, "knee", OBJECTIVES) is recovered
+    assert [one.number for one in needing_final_run(known, OBJECTIVES)] == [2, 1, 3, 0]
 
 
 def test_wrong_picks_are_explained() -> None:

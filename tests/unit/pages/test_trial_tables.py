@@ -11,7 +11,7 @@ import pytest
 
 from autotune.jobs.budget import left_s
 from autotune.jobs.front import compute_front, pick, ties
-from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialRecord
+from autotune.jobs.records import EventRecord, JobRecord, JobStage, JobState, Order, TrialKind, TrialRecord
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import Constraint
@@ -128,6 +128,14 @@ def test_every_trial_is_one_row_with_its_figures(trials: list[TrialRecord]) -> N
     assert frame["accuracy_low"].isna().all()
     assert frame["latency_p99_ms"].isna().all()
     assert trial_tables.trial_frame([]).empty
+
+
+def test_a_recovered_baseline_is_none(trials: list[TrialRecord]) -> None:
+    recovered = replace(trials[1], number=30, kind=TrialKind.RECOVERED, parent=1)
+    assert trials[1].label is not None
+    frame = trial_tables.trial_frame([*trials, recovered])
+    assert frame["baseline"].tolist() == [trial.label is not None for trial in trials] + [False]
+    assert frame["name"].iloc[-1] == f"{trials[1].label}, recovered"
 
 
 def test_under_the_jobs_limits_standing_is_what_the_driver_recorded(trials: list[TrialRecord]) -> None:

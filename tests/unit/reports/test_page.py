@@ -11,14 +11,20 @@ import numpy as np
 import pytest
 
 from autotune.jobs.front import pick
+from autotune.jobs.records import TrialKind
 from autotune.markup import html, tag
 from autotune.reports.page import Review, build
 from autotune.store.in_memory import MemoryStore
 from dashboard.charts.palette import PRECISIONS
 from workers.measurement import LatencySamples
+from workers.recovered import RecoveryReport, RecoverySettings
 from workers.timing.estimates import Figure
 
 SEED = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "browser" / "seed.py")))
+RECOVERY = RecoveryReport(
+    method="blocks", settings=RecoverySettings(), seconds=46.2, samples=48, validation_samples=16, before=3.2e-2,
+    after=8.7e-3, layers=("a", "b"), kept={}, sha256="5" * 64, nbytes=9,
+)  # fmt: skip
 STYLE = Path(__file__).parents[3] / "autotune" / "reports" / "style.css"
 
 
@@ -106,6 +112,16 @@ def test_reader_learns_why_and_against_what(finished: Review) -> None:
     assert finished.job.description is not None
     for recorded in ("seed 0", finished.job.description.fingerprint, finished.picked.key, "not recorded"):
         assert recorded in text
+
+
+def test_a_recovered_map_says_where_its_figures_come_from(finished: Review) -> None:
+    picked = replace(finished.picked, kind=TrialKind.RECOVERED, parent=41, recovery=RECOVERY)
+    text = Seen(build(replace(finished, picked=picked))).text
+    assert (
+        "Recovered from trial 41: 2 layers have learned weights. On 16 calibration samples that they were not learned "
+        "from, the divergence went from 3.2e-02 to 8.7e-03, in 46 s. Speed and memory are those of trial 41."
+    ) in text
+    assert "Recovered" not in Seen(build(finished)).text
 
 
 def test_corrected_biases_are_told(finished: Review) -> None:

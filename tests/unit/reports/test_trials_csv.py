@@ -42,6 +42,16 @@ def test_every_trial_is_a_row_and_the_front_a_table_of_its_own(tmp_path: Path) -
     assert "divergence_low" not in trials[0], "no trial sampled it"
 
 
+def test_recovered_maps_name_their_parents(tmp_path: Path) -> None:
+    recovered = replace(SLOWER, number=3, kind=TrialKind.RECOVERED, parent=1)
+    _, path = write([FIRST, SLOWER, recovered], (), tmp_path)
+    assert [(row["kind"], row["parent"]) for row in rows(path)] == [
+        ("baseline", ""), ("baseline", ""), ("recovered", "1"),
+    ]  # fmt: skip
+    _, path = write([FIRST, SLOWER], (), tmp_path)
+    assert "parent" not in rows(path)[0]
+
+
 def test_text_never_becomes_a_formula(tmp_path: Path) -> None:
     _, path = write([FIRST, LOST], (0,), tmp_path)
     assert rows(path)[1]["message"] == '\'=HYPERLINK("evil")'

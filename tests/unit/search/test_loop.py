@@ -15,7 +15,7 @@ from autotune.jobs.budget import MOST_FINAL, searched
 from autotune.jobs.front import compute_front, needing_final_run, pick, without_superseded
 from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
-from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.spec import JobSpec
 from autotune.search.backend_search import searches_of
 from autotune.search.lease import Lease
@@ -417,6 +417,26 @@ def test_a_search_on_several_backends_continues_after_a_restart(sampler: str) ->
     assert len(after) > len(before)
     searched_keys = [trial.key for trial in after if trial.kind is not TrialKind.FINAL]
     assert len(set(searched_keys)) == len(searched_keys), "no map is measured twice"
+
+
+@pytest.mark.parametrize("sampler", ["sensitivity", "nsga2"])
+def test_a_search_learns_nothing_from_recovered_maps(sampler: str) -> None:
+    measured = []
+    for is_recovered in (False, True):
+        pool = TwoRuntimes(0.5)
+        store, job, _ = searched_job(
+            pool, description=ON_BOTH, backend=["x86", "onnxruntime"], sampler=sampler, trials=8
+        )
+        if is_recovered:
+            for number, of in enumerate(finals(store.trials(job.id)), start=100):
+                better = {**of.figures, "divergence": Figure(value=1e-9)}
+                child = replace(of, number=number, kind=TrialKind.RECOVERED, key=f"{number}", parent=of.number)
+                store.record([TrialResult(trial=replace(child, figures=better))], epoch=job.epoch)
+        change_plan(store, job.id, trials=16)
+        go_on(store, store.job(job.id), pool)
+        measured.append([(candidate.choices, candidate.backend, candidate.final) for candidate in pool.candidates])
+        assert searched(store.trials(job.id)) == 16
+    assert measured[0] == measured[1]
 
 
 @pytest.mark.parametrize(("share", "limit", "where"), [(0.5, 2.5e-2, "onnxruntime"), (2.5, 2.5e-4, "")])

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.jobs.records import TrialKind, TrialState
+from autotune.errors import ConflictError
+from autotune.jobs.records import TrialKind, TrialRecord, TrialState
 from autotune.metrics.catalog import Constraint
 from autotune.metrics.from_measurement import Reference
-from autotune.search.trials import PlannedTrial
+from autotune.search.trials import PlannedTrial, recovered_trial
 from search_spaces.quantization_map import map_key
 from workers.candidate import Candidate, Outcome
 from workers.measurement import Environment, Failure, FailureCause, LatencySamples, Measurement, Workload
+from workers.recovered import Recovered, RecoveryReport, RecoverySettings
 from workers.timing.estimates import Figure
 
 MIX, FULL = {"a": "bf16", "b": "fp32"}, {"a": "fp32", "b": "fp32"}
@@ -141,3 +143,95 @@ def test_a_map_that_never_runs_says_which_limits_it_breaks() -> None:
     assert found.message == "not run: breaks peak_memory_mib"
     both = (limits[2], Constraint(metric="weight_memory_mib", limit=4.0, at_most=True))
     assert planned().ruled_out(known, both).message == "not run: breaks peak_memory_mib, weight_memory_mib"
+
+
+REPORT = RecoveryReport(
+    method="blocks", settings=RecoverySettings(), seconds=3.0, samples=48, validation_samples=16, before=0.03,
+    after=0.01, layers=("a",), kept={"b": "full precision"}, sha256="5" * 64, nbytes=9,
+)  # fmt: skip
+
+
+def parent(**changes: Any) -> TrialRecord:
+    final = replace(planned(kind=TrialKind.FINAL), label="uniform bf16", backend="onnxruntime")
+    found = final.finished(
+        outcome(measured(session_seconds=0.25, held_out=(0.5, 0.8), shifted=(0.4, 0.2))), SHIFTED, LIMITS, {"g": 1}
+    )
+    return replace(found, **changes)
+
+
+SHIFTED = replace(REFERENCE, shifted_accuracy=0.5)
+
+
+def recovered(**changes: Any) -> Recovered:
+    better = measured(
+        accuracy=0.75, divergence=0.001, weight_bytes=1, latency=(), working_bytes=None, shifted=(0.45, 0.1),
+        seconds=1.0, forward_seconds=0.5,
+    )  # fmt: skip
+    return Recovered(report=REPORT, learned=b"learned", measurement=replace(better, **changes))
+
+
+def test_a_recovered_map_has_its_own_quality_and_the_speed_and_memory_of_its_parent() -> None:
+    of = parent()
+    found = recovered_trial(of, recovered(), SHIFTED, LIMITS, 12)
+    assert found is not None
+    assert (found.job_id, found.number, found.kind, found.state) == ("j", 12, TrialKind.RECOVERED, TrialState.COMPLETE)
+    assert (found.parent, found.recovery, found.label) == (7, REPORT, "uniform bf16")
+    assert found.addition == " on onnxruntime, recovered"
+    assert (found.choices, found.backend) == (MIX, "onnxruntime")
+    assert found.key == map_key(MIX, "onnxruntime", "5" * 64) != of.key
+    values = {name: figure.value for name, figure in found.figures.items()}
+    assert values == pytest.approx(
+        {
+            "accuracy": 0.75, "accuracy_drop": 0.0625, "divergence": 0.001,
+            "shifted_accuracy": 0.45, "shifted_accuracy_drop": 0.1, "shifted_divergence": 0.1,
+        } | {name: of.figures[name].value for name in ("latency_p50_ms", "latency_p90_ms", "latency_ratio")}
+        | {"weight_memory_mib": 3.0, "peak_memory_mib": 4.0, "session_ms": 250.0}
+    )  # fmt: skip
+    assert found.figures["latency_ratio"] == of.figures["latency_ratio"], "its interval too"
+    # The parent's held-out figures are of other weights.
+    assert "held_out_accuracy" in of.figures
+    assert found.violations == pytest.approx({"accuracy": -0.5, "latency_p50_ms": 0.5625, "peak_memory_mib": -5 / 9})
+    assert (found.seconds, found.forward_seconds, found.sampler_state, found.message) == (1.0, 0.5, {}, None)
+
+
+def test_a_recovered_map_may_be_measured_on_held_out_data() -> None:
+    found = recovered_trial(parent(), recovered(held_out=(0.7, 0.8)), SHIFTED, LIMITS, 12)
+    assert found is not None
+    assert found.figures["held_out_accuracy_drop"].value == pytest.approx(0.125)
+    lacking = recovered_trial(parent(), recovered(held_out_missing="no data"), SHIFTED, LIMITS, 12)
+    assert lacking is not None
+    assert lacking.message == "no held-out accuracy: no data"
+
+
+def test_limits_judge_a_recovered_map_anew() -> None:
+    strict = (Constraint(metric="divergence", limit=0.005, at_most=True),)
+    of = parent(violations={"divergence": 1.0})
+    found = recovered_trial(of, recovered(), SHIFTED, strict, 12)
+    assert found is not None
+    assert (of.feasible, found.feasible) == (False, True)
+    assert found.violations == pytest.approx({"divergence": -0.8})
+
+
+def test_a_map_that_was_kept_is_nothing_new() -> None:
+    assert recovered_trial(parent(), replace(recovered(), measurement=None, learned=b""), SHIFTED, LIMITS, 12) is None
+
+
+def test_a_recovered_map_with_a_quality_that_is_no_number_failed() -> None:
+    found = recovered_trial(parent(), recovered(accuracy=math.nan), SHIFTED, LIMITS, 12)
+    assert found is not None
+    assert (found.state, found.failure, found.figures) == (TrialState.FAILED, FailureCause.ERROR, {})
+    assert found.message == "accuracy, accuracy_drop is not a finite number"
+    assert (found.parent, found.kind) == (7, TrialKind.RECOVERED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": TrialKind.RECOVERED, "parent": 3}, "trial 7 is recovered already; take its parent, trial 3"),
+        ({"state": TrialState.REJECTED}, r"trial 7 was not measured in full \(rejected\); take another trial"),
+        ({"state": TrialState.FAILED}, r"trial 7 was not measured in full \(failed\)"),
+    ],
+)
+def test_only_plain_maps_that_were_measured_in_full_are_recovered(changes: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ConflictError, match=message):
+        recovered_trial(parent(**changes), recovered(), SHIFTED, LIMITS, 12)

@@ -81,6 +81,7 @@ def test_keys_are_equal_just_when_the_maps_are(one: dict[str, str], other: dict[
     assert (map_key(one) == map_key(other)) == (one == other)
     assert map_key(one) == map_key(dict(reversed(one.items())))
     assert len(map_key(one)) == 32
+    assert len({map_key(one), map_key(one, "cpu"), map_key(one, learned="a" * 64), map_key(one, "cpu", "a" * 64)}) == 4
     int(map_key(one), 16)
 
 

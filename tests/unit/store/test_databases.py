@@ -17,11 +17,22 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from autotune.errors import ConflictError, StoreError
-from autotune.jobs.records import JobRecord, JobState, TrialKind, TrialRecord, TrialResult, TrialState
+from autotune.jobs.records import (
+    Artifact,
+    ArtifactKind,
+    FrontRecord,
+    JobRecord,
+    JobState,
+    TrialKind,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
 from autotune.store.engine import make_engine, parse_url
 from autotune.store.open import VERSION_TABLE, alembic_config, default_url, migrate, migrating, open_store
 from autotune.store.rows import figure_rows, job_row, trial_row
 from autotune.store.tables import metadata
+from workers.recovered import RecoveryReport, RecoverySettings, digest
 from workers.setup import Estimator, LayerProbe, Probes
 from workers.timing.estimates import Figure
 
@@ -215,4 +226,30 @@ def test_final_measurements_are_added_to_a_database_in_use_and_taken_away(url: s
         command.downgrade(alembic_config(connection), "0002")
     store = open_store(url)
     assert store.trials("a1") == [TRIAL]
+    store.close()
+
+
+def test_recovered_maps_are_added_to_a_database_in_use_and_taken_away(url: str, engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), "0007")
+        insert(connection, "jobs", [job_row(JOB)])
+        insert(connection, "layer_lists", [{"key": trial_row(TRIAL)["layers_key"], "layers": []}])
+        insert(connection, "trials", [trial_row(TRIAL)])
+        insert(connection, "measurements", figure_rows(TRIAL))
+    learned = Artifact(sha256=digest(b"learned"), kind=ArtifactKind.LEARNED_WEIGHTS, data=b"learned")
+    report = RecoveryReport(
+        method="blocks", settings=RecoverySettings(), seconds=1.0, samples=48, validation_samples=16, before=0.2,
+        after=0.1, layers=(), kept={}, sha256=learned.sha256, nbytes=7,
+    )  # fmt: skip
+    recovered = dataclasses.replace(TRIAL, number=1, kind=TrialKind.RECOVERED, key="r", parent=0, recovery=report)
+    front = FrontRecord(trials=2, members=(0, 1), hypervolume=1.0)
+    store = open_store(url)
+    store.record([TrialResult(trial=recovered, artifacts=(learned,), front=front)], epoch=0)
+    assert store.trials("a1") == [TRIAL, recovered]
+    store.close()
+    with migrating(engine) as connection:
+        command.downgrade(alembic_config(connection), "0007")
+    store = open_store(url)
+    assert store.trials("a1") == [TRIAL]
+    assert store.fronts("a1") == [dataclasses.replace(front, members=(0,))]
     store.close()
