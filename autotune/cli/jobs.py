@@ -165,7 +165,7 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
     # Imported here because it imports Optuna, which read-only commands do not need.
     from autotune.search.run import run_job
 
-    _stop_like_ctrl_c()
+    stop_like_ctrl_c()
     objective = job.spec.objectives[0]
     try:
         with prints_on_stderr(), ConsoleListener(objective) as listener:
@@ -179,7 +179,7 @@ def _drive(store: DriverStore, job: JobRecord, task_file: Path | None, as_json: 
     print_front(store, store.job(job.id), as_json)
 
 
-def _stop_like_ctrl_c() -> None:
+def stop_like_ctrl_c() -> None:
     """Let the signals that end a process, and that of a closed terminal, stop a job as Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import autotune
-from autotune.cli import jobs, maps, queued, sensitivity, service, system, tokens, tune
+from autotune.cli import jobs, maps, queued, recover, sensitivity, service, system, tokens, tune
 from autotune.cli.exit_codes import EXIT_CODES, FAILED, INTERRUPTED, exit_code
 from autotune.client.json_records import Problem
 from autotune.console.output import JSON_SCHEMA, say
@@ -26,6 +26,7 @@ app = typer.Typer(
     add_completion=True,
 )
 tune.add_to(app)
+recover.add_to(app)
 jobs.add_to(app)
 queued.add_to(app)
 service.add_to(app)

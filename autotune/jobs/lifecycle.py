@@ -51,15 +51,22 @@ def is_interrupted(job: JobRecord, at: datetime) -> bool:
     return job.state is JobState.RUNNING and not is_held(job, at)
 
 
-def claimed(driver: str, lease_s: float = LEASE_S) -> Transition:
-    """Give the job to ``driver``, which must renew the lease within ``lease_s`` seconds."""
+def claimed(driver: str, lease_s: float = LEASE_S, *, recovering: bool = False) -> Transition:
+    """Give the job to ``driver``, which must renew the lease within ``lease_s`` seconds.
+
+    A driver that only recovers maps takes no job that another one still searches or will search.
+    """
 
     def claim(job: JobRecord, at: datetime) -> Change:
         if is_held(job, at):
             raise ConflictError(f"job {job.id} is being run by process {job.driver}; wait for it or stop it first")
+        if recovering and job.state.is_live:
+            raise ConflictError(f"job {job.id} is {job.state}; wait until its search has ended, or pause it first")
         if job.state is JobState.RUNNING and job.order is not None:
             return _carried_out(job, job.order, at)
         kind, message = ("started", "Search started") if job.description is None else ("resumed", "Search resumed")
+        if recovering:
+            kind, message = "recovering", "Recovery started"
         if job.state is JobState.RUNNING:
             kind, message = "taken_over", f"Driver {job.driver} was lost; {driver} continues"
         return _changed(
@@ -81,8 +88,13 @@ def with_fields(epoch: int, *events: EventRecord, **fields: Any) -> Transition:
     return write
 
 
-def settled(epoch: int, state: JobState, message: str, *, error: str | None = None) -> Transition:
-    """End the run under the driver's lease; a job cancelled meanwhile becomes cancelled, unless it is finished."""
+def settled(
+    epoch: int, state: JobState, message: str, *, error: str | None = None, kind: str | None = None
+) -> Transition:
+    """End the run under the driver's lease; a job cancelled meanwhile becomes cancelled, unless it is finished.
+
+    The event is of the ``kind`` of the state, unless another one is given.
+    """
 
     def settle(job: JobRecord, at: datetime) -> Change:
         check_epoch(job, epoch)
@@ -90,7 +102,7 @@ def settled(epoch: int, state: JobState, message: str, *, error: str | None = No
             return Change(job=job)  # the driver repeats a call whose response was lost
         if job.order is Order.CANCEL and state is not JobState.FINISHED:
             return _carried_out(job, job.order, at)
-        return _changed(job, at, state.value, message, state=state, error=error, **_FREE)
+        return _changed(job, at, kind or state.value, message, state=state, error=error, **_FREE)
 
     return settle
 

@@ -32,6 +32,7 @@ from search_spaces.errors import AutotuneError, unknown
 from search_spaces.space import LayerRule
 from workers import secret_values
 from workers.measurement import Split, Workload
+from workers.recovered import RecoverySettings
 from workers.setup import (
     CalibrationSettings,
     KnownKernels,
@@ -46,6 +47,9 @@ from workers.setup import (
 SUGGESTED_OBJECTIVES = ("latency_p50_ms", "divergence")
 #: Stands for every backend that runs on the workers' device.
 ALL_BACKENDS = "all"
+#: The pick that is not a map but several: those that are worth recovering.
+PROMISING: Literal["promising"] = "promising"
+RecoveredPick = Literal["promising", "knee", "fastest", "smallest", "most-accurate"]
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
 
@@ -305,6 +309,21 @@ class WorkerSection(_Section):
     cache_mib: Annotated[int, Field(ge=0)] | None = None
 
 
+class RecoverySection(_Section):
+    """Which maps get learned weights after the search, and how."""
+
+    #: What to recover: picks of the front, or ``promising`` maps; see ``autotune.jobs.recovery``.
+    picks: Annotated[tuple[RecoveredPick, ...], Field(min_length=1, max_length=8)] = (PROMISING,)
+    time_limit_s: Seconds | None = 300.0
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 8
+    validation: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+
+    def settings(self, seed: int) -> RecoverySettings:
+        """Return the settings for workers."""
+        limit_s = self.time_limit_s
+        return RecoverySettings(epochs=self.epochs, validation=self.validation, time_limit_s=limit_s, seed=seed)
+
+
 class JobSpec(_Section):
     """A tuning job."""
 
@@ -319,6 +338,8 @@ class JobSpec(_Section):
     calibration: CalibrationSection = CalibrationSection()
     measurement: MeasurementSection = MeasurementSection()
     workers: WorkerSection = WorkerSection()
+    #: Recovery of maps after the search, in time of its own; None leaves it out.
+    recovery: RecoverySection | None = None
 
     @field_validator("objectives")
     @classmethod

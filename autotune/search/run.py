@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from autotune.errors import ConflictError, JobSpecError, LeaseLostError, Stopped
@@ -10,6 +12,7 @@ from autotune.jobs.backends import competing, left_out
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.progress import Listener, Silent
 from autotune.jobs.records import JobRecord, JobState, Order
+from autotune.jobs.recovery import to_recover
 from autotune.jobs.space import space_of
 from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import event
@@ -20,6 +23,7 @@ from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.loop import Search
 from autotune.search.probing import obtain_probes
+from autotune.search.recovery import Recovery
 from autotune.search.stages import Stages
 from autotune.store.base import DriverStore
 from search_spaces.choice import FULL_PRECISION
@@ -27,6 +31,7 @@ from search_spaces.errors import AutotuneError, SpaceError
 from workers.errors import ClusterLostError
 from workers.measurement import Split
 from workers.pools.build import build_pool
+from workers.recovered import RecoverySettings
 from workers.setup import ModelDescription, PoolSettings
 
 
@@ -73,6 +78,49 @@ def run_job(
         raise
 
 
+def recover_maps(
+    store: DriverStore,
+    job_id: str,
+    picks: Sequence[str],
+    settings: RecoverySettings,
+    *,
+    listener: Listener | None = None,
+    task_file: str | None = None,
+) -> JobRecord:
+    """Recover maps of a job whose search has ended, in this process, and return the job.
+
+    Args:
+        store: where the job and its results are recorded.
+        job_id: the job.
+        picks: which maps; see ``autotune.jobs.recovery.to_recover``.
+        settings: how; the time limit is that of all maps together.
+        listener: is notified of the progress; None for no listener.
+        task_file: a Python file that registers the job's task; workers execute it.
+
+    Raises:
+        ConflictError: if the search has not ended, no such map can be recovered, or see ``run_job``.
+        AutotuneError: if the task, the backend or the workers fail.
+    """
+    before = store.job(job_id)
+    to_recover(store.trials(job_id), before.spec, picks)  # reports a wrong pick before workers start
+    job = store.change_job(job_id, lifecycle.claimed(process_identity.this_driver(), recovering=True))
+    options = DriverOptions(task_file=task_file)
+
+    def settle(message: str) -> JobRecord:
+        ended = lifecycle.settled(job.epoch, before.state, message, error=before.error, kind="recovery_ended")
+        return store.change_job(job.id, ended)
+
+    try:
+        with Lease(store, job) as lease, _working(store, job, lease, listener or Silent(), options) as (_, recovery):
+            recovery.run(picks, settings)
+    except LeaseLostError:
+        raise
+    except BaseException as error:
+        settle(f"Recovery ended: {error or type(error).__name__}")
+        raise
+    return settle("Recovery ended")
+
+
 def drive(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> JobRecord:
     """Search for a job that this process holds, and record how it ended.
 
@@ -106,6 +154,19 @@ def drive(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, 
 
 
 def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> str:
+    with _working(store, job, lease, listener, options) as (search, recovery):
+        reason = search.run()
+        section = job.spec.recovery
+        if section is not None:
+            recovery.run(section.picks, section.settings(job.spec.search.seed))
+        return reason
+
+
+@contextmanager
+def _working(
+    store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions
+) -> Iterator[tuple[Search, Recovery]]:
+    """Start workers for a job, yield what works with them, and release them."""
     spec = job.spec
     setup = spec.worker_setup(options.task_file)
     if job.description is not None:
@@ -120,10 +181,9 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
         lease.check()
         ledger = Ledger(store, job, stages, loading_s=described.loading_seconds)
         probe = functools.partial(obtain_probes, store, job, pool, stages)
-        reason = Search(job, searches_of(job, pool.slots), pool, stages, lease, ledger, probe).run()
-        stages.stage(f"Search finished: {reason}")
+        search = Search(job, searches_of(job, pool.slots), pool, stages, lease, ledger, probe)
+        yield search, Recovery(store, job, pool, stages, lease, ledger)
         store.change_job(job.id, lifecycle.with_fields(job.epoch, event("time_spent", stages.time_spent())))
-        return reason
     finally:
         pool.close()
 

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.errors import ConflictError
 from autotune.jobs.front import violations
 from autotune.jobs.records import TrialKind, TrialRecord, TrialState
+from autotune.jobs.recovery import check_recoverable
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS, Constraint, ratio_of
 from autotune.metrics.from_measurement import Reference, figures_of
@@ -149,18 +149,9 @@ def recovered_trial(
         None if the map was kept as it was, so that there is nothing new to record.
 
     Raises:
-        ConflictError: if the parent was not measured in full, or is recovered itself.
+        ConflictError: see ``check_recoverable``.
     """
-    if parent.kind is TrialKind.RECOVERED:
-        raise ConflictError(
-            f"only a map with the model's own weights is recovered, but that of trial {parent.number} is recovered "
-            f"already; take its parent, trial {parent.parent}"
-        )
-    if parent.state is not TrialState.COMPLETE:
-        raise ConflictError(
-            f"a recovered map has the speed of its parent, but trial {parent.number} was not measured in full "
-            f"({parent.state}); take another trial"
-        )
+    check_recoverable(parent)
     measured = recovered.measurement
     if measured is None:
         return None

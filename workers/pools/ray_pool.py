@@ -64,7 +64,9 @@ class _Worker:
     def probe(self, budget_s: float, backend: str, report: Report) -> Probes:
         return self._ready(report).probe(budget_s, backend)
 
-    def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings, report: Report) -> Recovered:
+    def recover(
+        self, choices: Mapping[str, str], backend: str, settings: RecoverySettings, report: Report
+    ) -> Recovered:
         return self._ready(report).recover(choices, backend, settings)
 
     def measure(self, candidate: Candidate, report: Report) -> Measurement | Failure:

@@ -10,7 +10,6 @@ from safetensors.torch import load, save
 from torch import nn
 
 from search_spaces.choice import LayerChoice
-from search_spaces.choice import LayerChoice
 from search_spaces.errors import MapError
 from search_spaces.quantization_map import ActivationRange, QuantizationMap
 from workers.model.prepared import slots

@@ -1,6 +1,5 @@
 """Recovers a map block by block, each on the inputs that the recovered blocks before it produce."""
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -143,11 +142,11 @@ def _recover_block(
     return f"on the validation batches its error is {after:.3g} with learned weights, {before:.3g} without"
 
 
-def _examples(
-    task: Task, model: nn.Module, student: Student, block: Block, batches: Sequence[Batch]
-) -> list[Example]:
+def _examples(task: Task, model: nn.Module, student: Student, block: Block, batches: Sequence[Batch]) -> list[Example]:
     """Return the inputs of a block in the quantized model, with the outputs of full precision."""
-    found = zip(batches, recorded(task, student.model, block, batches), recorded(task, model, block, batches), strict=True)
+    found = zip(
+        batches, recorded(task, student.model, block, batches), recorded(task, model, block, batches), strict=True
+    )
     return [
         Example(call=call, target=exact.output, counts=_counting(batch, exact.output))
         for batch, calls, exacts in found

@@ -44,7 +44,9 @@ class Student:
         ranges = self._quantization.ranges
         found = {name: self._quantization.choices.get(name, FULL_PRECISION) for name in names}
         return {
-            name: (choice, ranges.get(name)) for name, choice in found.items() if can_learn(self._originals[name], choice)
+            name: (choice, ranges.get(name))
+            for name, choice in found.items()
+            if can_learn(self._originals[name], choice)
         }
 
     def take(self, learned: Mapping[str, LearnedLayer]) -> None:
@@ -52,7 +54,9 @@ class Student:
         quantization = self._quantization
         ranges = without_means(quantization.ranges, learned)
         for name, of_layer in learned.items():
-            replaced = of_layer.replacing(self._originals[name], quantization.choices[name], quantization.ranges.get(name))
+            replaced = of_layer.replacing(
+                self._originals[name], quantization.choices[name], quantization.ranges.get(name)
+            )
             self._run(name, replaced, ranges.get(name))
         self.learned |= learned
 
