@@ -8,7 +8,7 @@ from autotune.jobs import lifecycle
 from autotune.jobs.records import Artifact, ArtifactKind, JobRecord, TrialRecord, TrialResult, TrialState
 from autotune.jobs.recovery import to_recover
 from autotune.jobs.timestamps import event
-from autotune.metrics.catalog import METRICS
+from autotune.metrics.catalog import METRICS, Kind
 from autotune.metrics.from_measurement import Reference
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
@@ -82,8 +82,7 @@ def _worse(parent: TrialRecord, trial: TrialRecord) -> str | None:
     """Return on which data the recovered map is farther from full precision than its parent, or None."""
     for name in sorted(trial.figures.keys() & parent.figures.keys()):
         metric, before, after = METRICS[name], parent.figures[name].value, trial.figures[name].value
-        if metric.is_divergence and after > before:
-            return (
-                f"refused: {metric.label.lower()} {metric.text(after)}, {metric.text(before)} without learned weights"
-            )
+        if metric.kind is Kind.DIVERGENCE and after > before:
+            label = metric.label.lower()
+            return f"refused: {label} {metric.text(after)}, {metric.text(before)} without learned weights"
     return None

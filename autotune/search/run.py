@@ -116,7 +116,7 @@ def recover_maps(
     except LeaseLostError:
         raise
     except BaseException as error:
-        settle(f"Recovery ended: {error or type(error).__name__}")
+        settle(f"Recovery ended: {str(error) or type(error).__name__}")
         raise
     return settle("Recovery ended")
 

@@ -1,7 +1,8 @@
 """Calls of one module of a model: its inputs and outputs while the model runs."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,8 @@ def recorded(task: Task, model: nn.Module, block: Block, batches: Sequence[Batch
     try:
         for batch in batches:
             found.append([])
-            with torch.no_grad():
-                _run(lambda batch=batch: task.forward(model, batch))
+            with torch.no_grad(), suppress(_Reached):
+                task.forward(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -72,10 +73,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, tuple | list | dict | torch.Tensor):
         return replaced(value, lambda tensor: tensor.detach().clone())
     return copy.deepcopy(value)
-
-
-def _run(run: Callable[[], object]) -> None:
-    try:
-        run()
-    except _Reached:
-        pass

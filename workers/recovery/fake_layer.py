@@ -18,8 +18,7 @@ from workers.recovery.learned import LearnedLayer
 def can_learn(module: nn.Module, choice: LayerChoice) -> bool:
     """Return whether the weights of a layer are integers of a product, which can be learned."""
     kind = kind_of(module)
-    integers = choice.rounds_to_nearest or choice.is_gptq
-    return integers and kind is not None and kind.is_product and torch.is_floating_point(module.weight)
+    return (choice.rounds_to_nearest or choice.is_gptq) and kind is not None and kind.is_product
 
 
 class FakeQuantizedLayer(nn.Module):
@@ -42,9 +41,9 @@ class FakeQuantizedLayer(nn.Module):
         begins = torch.where(start == exact.round().clamp(self.grid.low, self.grid.high), exact, start)
         #: Weights in steps of the grid, shape ``(rows, weights)``; what is learned.
         self.latent = nn.Parameter(torch.where(self.grid.fixed, start, begins).clamp(self.grid.low, self.grid.high))
-        bias = corrected(module, choice, calibrated).bias
+        bias = getattr(corrected(module, choice, calibrated), "bias", None)
         #: The bias, shape ``(out,)``; None if the layer has none.
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.bias: nn.Parameter | None = None if bias is None else nn.Parameter(bias.detach().clone())
         # In a list, so that PyTorch does not register the original's weights as parameters of this layer.
         self._original = [module]
         self._round = _rounding(choice, calibrated)

@@ -77,7 +77,7 @@ def recover(
     after = divergence() if student.learned else before
     learned = student.learned
     if learned and after >= before:
-        why = f"on the validation batches the whole map diverges by {after:.3g} with learned weights, {before:.3g} without"
+        why = f"on the validation batches its divergence is {after:.3g} with learned weights, {before:.3g} without"
         learned, after, kept = {}, before, {**kept, "": why}
     data = encoded({name: learned[name] for name in names if name in learned}) if learned else b""
     return RecoveryReport(
@@ -144,12 +144,10 @@ def _recover_block(
 
 def _examples(task: Task, model: nn.Module, student: Student, block: Block, batches: Sequence[Batch]) -> list[Example]:
     """Return the inputs of a block in the quantized model, with the outputs of full precision."""
-    found = zip(
-        batches, recorded(task, student.model, block, batches), recorded(task, model, block, batches), strict=True
-    )
+    quantized, full = (recorded(task, each, block, batches) for each in (student.model, model))
     return [
         Example(call=call, target=exact.output, counts=_counting(batch, exact.output))
-        for batch, calls, exacts in found
+        for batch, calls, exacts in zip(batches, quantized, full, strict=True)
         for call, exact in zip(calls, exacts, strict=True)
     ]
 

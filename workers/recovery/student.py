@@ -41,23 +41,19 @@ class Student:
 
     def learnable(self, names: Iterable[str]) -> dict[str, tuple[LayerChoice, ActivationRange | None]]:
         """Return the layers among ``names`` that can learn, with their choices and ranges."""
-        ranges = self._quantization.ranges
-        found = {name: self._quantization.choices.get(name, FULL_PRECISION) for name in names}
+        choices, ranges = self._quantization.choices, self._quantization.ranges
         return {
-            name: (choice, ranges.get(name))
-            for name, choice in found.items()
-            if can_learn(self._originals[name], choice)
+            name: (choices[name], ranges.get(name))
+            for name in names
+            if name in choices and can_learn(self._originals[name], choices[name])
         }
 
     def take(self, learned: Mapping[str, LearnedLayer]) -> None:
         """Run layers with what they learned."""
-        quantization = self._quantization
-        ranges = without_means(quantization.ranges, learned)
+        calibrated, later = self._quantization.ranges, without_means(self._quantization.ranges, learned)
         for name, of_layer in learned.items():
-            replaced = of_layer.replacing(
-                self._originals[name], quantization.choices[name], quantization.ranges.get(name)
-            )
-            self._run(name, replaced, ranges.get(name))
+            choice = self._quantization.choices[name]
+            self._run(name, of_layer.replacing(self._originals[name], choice, calibrated.get(name)), later.get(name))
         self.learned |= learned
 
     def drop(self, names: Iterable[str]) -> None:
