@@ -1,4 +1,4 @@
-"""Text files that are written whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import tempfile
 from pathlib import Path
@@ -12,11 +12,20 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         MapError: if the file cannot be written.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        MapError: if the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             staged = Path(folder, path.name)
-            staged.write_text(text, encoding="utf-8")
+            staged.write_bytes(content)
             staged.replace(path)
     except OSError as error:
         raise MapError(f"cannot write {str(path)!r}: {error.strerror}") from None

@@ -103,6 +103,15 @@ def latency(record: JobRecord, number: int) -> tuple[LatencySamples, ...]:
     return _latency(default_url(), record.id, number)
 
 
+def artifact(sha256: str) -> bytes:
+    """Return the bytes of an artifact.
+
+    Raises:
+        NotFoundError, StoreError: see ``ReadStore.artifact``.
+    """
+    return _store(default_url()).artifact(sha256)
+
+
 def probes(record: JobRecord, backend: str) -> Probes | None:
     """Return a job's probes on one of its backends, empty for that of its reference; None if there are none."""
     return _probes(default_url(), record.id, record.version, backend, record)

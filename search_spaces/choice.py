@@ -119,9 +119,14 @@ class LayerChoice:
         return "_".join((self.precision, inputs, *method))
 
     @property
+    def has_integer_weights(self) -> bool:
+        """Whether weights are rounded to integers."""
+        return self.precision in (Precision.INT8, Precision.INT4)
+
+    @property
     def rounds_to_nearest(self) -> bool:
         """Whether weights are integers, each rounded to the nearest."""
-        return self.precision in (Precision.INT8, Precision.INT4) and not self.is_gptq
+        return self.has_integer_weights and not self.is_gptq
 
     @property
     def needs_int8_products(self) -> bool:

@@ -23,6 +23,7 @@ from autotune.maps import map_file
 from autotune.metrics.catalog import METRICS, decisive_ratio
 from autotune.reports import page, trials_csv
 from autotune.reports.page import Review
+from autotune.store.artifacts import learned_weights
 from autotune.text_files import write_text
 from search_spaces.errors import unknown
 
@@ -91,6 +92,7 @@ def export(
         choose = choose or default_pick(record.spec)
         trial = pick(trials, choose, record.spec.objectives, record.spec.constraints.constraints())
         latency = client.records.latency(record.id, trial.number) if format_name == "report" else ()
+        learned = learned_weights(client.records, trial) if format_name != "report" else b""
     document = map_file.map_document(record, trial)
     if format_name is None:
         format_name = trial.backend if trial.backend in exporter_names() else "map"
@@ -98,12 +100,12 @@ def export(
     result = {"path": str(output), "trial": trial.number, "format": format_name, "map": document}
     match format_name:
         case "map":
-            map_file.write(document, output)
+            map_file.write(document, output, learned)
         case "report":
             review = Review(job=record, trials=tuple(trials), front=front, picked=trial, how=choose, latency=latency)
             write_text(output, page.build(review))
         case _:
-            result["export"] = _export(document, format_name, output, task_file)
+            result["export"] = _export(document, learned, format_name, output, task_file)
     if as_json:
         print_json(result)
     else:
@@ -127,14 +129,16 @@ def _export_csv(trials: Sequence[TrialRecord], front: Sequence[int], folder: Pat
         say(f"Wrote {len(trials)} trials to {' and '.join(map(str, files))}.")
 
 
-def _export(document: Mapping[str, Any], format_name: str, folder: Path, task_file: Path | None) -> dict[str, Any]:
+def _export(
+    document: Mapping[str, Any], learned: bytes, format_name: str, folder: Path, task_file: Path | None
+) -> dict[str, Any]:
     """Write a map in the format of a runtime and return its manifest."""
     # Imported here because it imports PyTorch, which read-only commands do not need.
     from autotune.exporters.export import export as write
 
     say(f"Building the model of {document['task']} to export it ...")
     with prints_on_stderr():
-        manifest = write(document, format_name, folder, task_file=path_text(task_file))
+        manifest = write(document, format_name, folder, learned=learned, task_file=path_text(task_file))
     return manifest.model_dump(mode="json", by_alias=True)
 
 

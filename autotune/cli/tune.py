@@ -14,6 +14,7 @@ from autotune.console.output import mix, say
 from autotune.errors import ConflictError, JobSpecError
 from autotune.jobs.recommendation import recommended
 from autotune.maps import map_file
+from autotune.store.artifacts import learned_weights
 from autotune.store.open import open_store
 from autotune.text_files import write_text
 from autotune.tuning.job import Settings
@@ -71,9 +72,10 @@ def tune(
     job_id = run(folder / _JOB, database, as_json=as_json)
     with closing(open_store(database, read_only=True)) as store:
         job, trials = store.job(job_id), store.trials(job_id)
-    best = recommended(trials, job.spec)
+        best = recommended(trials, job.spec)
+        learned = learned_weights(store, best) if best else b""
     if best is not None:
-        map_file.write(map_file.map_document(job, best), folder / _MAP)
+        map_file.write(map_file.map_document(job, best), folder / _MAP, learned)
         say(f"Wrote trial {best.number} ({mix(best.choices)}) to {folder / _MAP}.")
 
 

@@ -76,6 +76,8 @@ class Client(Protocol):
     def export(self, reference: str, path: str | PathLike[str] = "map.json", *, choose: str | None = None) -> Path:
         """Write one map of a job to a file that ``autotune.load_map`` reads, and return its path.
 
+        The learned weights of a recovered map go into another file beside it.
+
         ``choose`` is a pick or the number of a trial; None is the fastest map within the job's limits, or the knee if
         it has none.
 

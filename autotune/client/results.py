@@ -9,6 +9,7 @@ from autotune.jobs.front import pick
 from autotune.jobs.recommendation import default_pick
 from autotune.jobs.records import JobRecord, TrialRecord
 from autotune.maps import map_file
+from autotune.store.artifacts import learned_weights
 
 
 class JobResults:
@@ -33,5 +34,6 @@ class JobResults:
         job = self.find(reference)
         spec, trials = job.spec, self.records.trials(job.id)
         trial = pick(trials, choose or default_pick(spec), spec.objectives, spec.constraints.constraints())
-        map_file.write(map_file.map_document(job, trial), written := Path(path))
+        document, written = map_file.map_document(job, trial), Path(path)
+        map_file.write(document, written, learned_weights(self.records, trial))
         return written

@@ -86,12 +86,18 @@ def libraries(extra: str = "export") -> Iterator[None]:
 
 def _refusals(exporter: "Exporter", source: "Source") -> Iterator[tuple[str, str]]:
     choices, unrolled = source.file.quantization_map().choices, source.unrolled if exporter.as_built else ()
+    recovery = source.file.recovery
     fused: dict[str, tuple[Layer, LayerChoice]] = {}
     for layer in source.layers:
         choice = choices[layer.name]
         reason = exporter.refuses(layer, choice)
         if layer.name in unrolled and choice != FULL_PRECISION:
             reason = "the format keeps nn.MultiheadAttention fused, which does not call this layer; pin it to fp32"
+        if recovery and reason is None and layer.name in recovery.layers and choice.name in exporter.rounds_anew:
+            reason = (
+                "the format rounds such weights on a grid of its own, which would lose what recovery learned; export "
+                f"trial {recovery.parent}, which was not recovered"
+            )
         first, its_choice = fused.setdefault(layer.group, (layer, choice))
         if reason is None and exporter.name in _FUSING and choice != its_choice:
             reason = f"its runtimes fuse it with {first.name}, which is {its_choice.name}; give both one choice"

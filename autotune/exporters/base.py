@@ -1,12 +1,13 @@
 """The ``Exporter`` protocol: one format in which a map can be deployed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
+from autotune.maps.learned import install_learned
 from autotune.maps.map_file import MapFile
 from search_spaces.choice import LayerChoice
 from search_spaces.layer import Layer
@@ -26,16 +27,22 @@ class Source:
 
     file: MapFile
     task: Task
-    #: The exporter's own copy, in evaluation mode on the CPU; the exporter may change it.
+    #: The exporter's own copy, in evaluation mode on the CPU, with the learned weights of a recovered map; the exporter
+    #: may change it.
     model: nn.Module
     #: Every mapped layer of the model, in execution order.
     layers: tuple[Layer, ...]
 
     def build_model(self) -> nn.Module:
-        """Return another copy of the full-precision model, as its task builds it but with attention unrolled."""
+        """Return another copy of ``model``: as its task builds it, but with attention unrolled and learned weights."""
         model = full_precision_model(self.task)
         unroll_as(model, self.file.layers)
+        install_learned(model, self.file)
         return model
+
+    def full_precision(self) -> nn.Module:
+        """Return the full-precision model without learned weights; it may be ``model`` itself."""
+        return self.model if self.file.recovery is None else full_precision_model(self.task)
 
     @property
     def unrolled(self) -> frozenset[str]:
@@ -45,7 +52,9 @@ class Source:
     def as_built(self) -> "Source":
         """Return the source with another copy of the model, as its task builds it, without unrolling attention."""
         layers = tuple(layer for layer in self.layers if layer.name not in self.unrolled)
-        return replace(self, model=full_precision_model(self.task), layers=layers)
+        model = full_precision_model(self.task)
+        install_learned(model, self.file)
+        return replace(self, model=model, layers=layers)
 
     def deployed(self) -> tuple[Task, Deployed]:
         """Return the task on the device of the map's own backend, and the model as that backend deploys it.
@@ -104,6 +113,8 @@ class Exporter(Protocol):
     untimed: str | None
     #: Whether the format needs the model as its task builds it, so that layers inside attention cannot have choices.
     as_built: bool
+    #: Names of choices whose weights the format rounds on a grid of its own, so that learned integers would be lost.
+    rounds_anew: Collection[str]
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         """Return why the format cannot express ``choice`` for ``layer``, or None if it can.

@@ -25,6 +25,7 @@ class CompressedTensorsExporter:
     libraries = ("compressed-tensors", "transformers", "safetensors", "torch")
     untimed = "compressed-tensors widens weights to fp32 and simulates int8 inputs; time the checkpoint in vLLM"
     as_built = True
+    rounds_anew = ("int4_weight_only", "int4_weight_only_gptq")
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         return compressed_schemes.refusal(layer, choice)

@@ -12,6 +12,7 @@ from autotune.errors import ConflictError, ExportError
 from autotune.exporters.base import Exporter, Source
 from autotune.exporters.manifest import MANIFEST, MAP, Manifest, describe
 from autotune.maps import map_file
+from autotune.maps.learned import install_learned
 from autotune.maps.map_file import MapFile
 from search_spaces.discovery import discover
 from workers.model.attention import unroll_as
@@ -20,18 +21,33 @@ from workers.task import example_batches, passes_over
 from workers.tasks import build_task, load_task_file
 
 
-def export(document: Mapping[str, Any], format_name: str, folder: Path, *, task_file: str | None = None) -> Manifest:
+def export(
+    document: Mapping[str, Any],
+    format_name: str,
+    folder: Path,
+    *,
+    learned: bytes = b"",
+    task_file: str | None = None,
+) -> Manifest:
     """Write the map ``document`` in a format into ``folder`` and return its manifest.
 
     The export replaces an earlier one in the folder; if it fails, the folder stays unchanged.
 
+    Args:
+        document: the map.
+        format_name: name of the format.
+        folder: where to write it.
+        learned: learned weights of a recovered map; empty for other maps.
+        task_file: a Python file that registers the map's task.
+
     Raises:
+        MapError: if the learned weights are not those of the map.
         ExportError: if the format cannot express the map or the model, or the folder cannot be written.
         ConflictError: if the folder contains anything but an export.
         TaskError: if the map's task is unknown.
     """
     exporter = exporters.build_exporter(format_name)
-    file = MapFile.model_validate(document)
+    file = MapFile.model_validate(document).with_learned(learned)
     _check_target(folder)
     source = read_source(file, task_file=task_file)
     exporters.check(exporter, source)
@@ -39,16 +55,17 @@ def export(document: Mapping[str, Any], format_name: str, folder: Path, *, task_
         source = source.as_built()
     with _staged(folder) as stage:
         details = exporter.write(source, stage)
-        map_file.write(document, stage / MAP)
+        map_file.write(document, stage / MAP, learned)
         manifest = _manifest(exporter, stage, details)
         manifest.write(stage)
     return manifest
 
 
 def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
-    """Return the map with the model that its task builds.
+    """Return the map with the model that its task builds, and with the learned weights of a recovered map.
 
     Raises:
+        MapError: if the learned weights are not here, or are for another model.
         ExportError: if the map was made for another model.
         TaskError: if the task is unknown.
     """
@@ -61,6 +78,7 @@ def read_source(file: MapFile, *, task_file: str | None = None) -> Source:
             f"task {file.task!r} now builds a model with different weights from those of the map; run a new job"
         )
     unroll_as(model, file.layers)
+    install_learned(model, file)
     first, *more = passes_over(task, example_batches(task))
     found = {layer.name: layer for layer in discover(model, first, more)}
     return Source(file=file, task=task, model=model, layers=tuple(found[name] for name in file.layers))

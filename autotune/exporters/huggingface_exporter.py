@@ -22,6 +22,7 @@ class HuggingFaceExporter:
     libraries = ("transformers", *TorchAoExporter.libraries)
     untimed = TorchAoExporter.untimed
     as_built = True
+    rounds_anew = TorchAoExporter.rounds_anew
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         if choice.activation is ActivationMode.STATIC:

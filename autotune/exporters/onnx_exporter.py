@@ -31,6 +31,7 @@ class OnnxExporter:
     libraries = ("onnx", "onnxruntime", "onnxscript", "torch")
     untimed = None
     as_built = False
+    rounds_anew = ()
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         return choices.refuses(layer, choice)

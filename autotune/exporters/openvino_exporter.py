@@ -32,6 +32,7 @@ class OpenVinoExporter:
     libraries = ("onnx", "onnxscript", "openvino", "torch")
     untimed = None
     as_built = False
+    rounds_anew = ()
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         return choices.refuses(layer, choice)

@@ -31,6 +31,7 @@ class ProgramExporter:
     libraries = TorchAoExporter.libraries
     untimed = "as traced, the program runs torchao's operators one by one; compile the program to time it"
     as_built = False
+    rounds_anew = ()
 
     def __init__(self) -> None:
         self._torchao = TorchAoExporter()

@@ -28,6 +28,7 @@ class TorchAoExporter:
     libraries = ("torchao", "safetensors", "torch")
     untimed = "without compilation torchao runs operators one by one; time your own model under torch.compile"
     as_built = False
+    rounds_anew = ()
 
     def refuses(self, layer: Layer, choice: LayerChoice) -> str | None:
         return None if choice == FULL_PRECISION else refusal(layer, choice)

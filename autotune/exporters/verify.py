@@ -157,7 +157,7 @@ def verify_export(
         run = _run_here if file.task == LIVE else _run
         run(folder, result, repeats=repeats, slowest=slowest, task_file=task_file, report=report)
         found = load_file(result)
-    full = quality.outputs(source.task, source.model, Split.EVALUATION, report)
+    full = quality.outputs(source.task, source.full_precision(), Split.EVALUATION, report)
     task, deployed = source.deployed()
     deployed.apply(file.quantization_map().names)
     ours = quality.outputs(task, deployed.model, Split.EVALUATION, report)
@@ -166,7 +166,7 @@ def verify_export(
         *_output_checks(source.task, found[Split.EVALUATION], ours, full, _apart(manifest.format, file.backend)),
         *_accuracy_checks(source.task, found, promised),
         *(_latency_checks(file, found, promised, slowest) if untimed is None else ()),
-        _size(manifest, promised),
+        _size(manifest, file, promised),
     ]
     return ExportVerification(
         format=manifest.format,
@@ -278,6 +278,7 @@ def _latency_checks(
     )
 
 
-def _size(manifest: Manifest, promised: Mapping[str, float]) -> ExportCheck:
-    size = sum(written.bytes for name, written in manifest.files.items() if name not in (MANIFEST, MAP))
+def _size(manifest: Manifest, file: MapFile, promised: Mapping[str, float]) -> ExportCheck:
+    beside = {MANIFEST, MAP, file.recovery.sidecar.file if file.recovery else MAP}
+    size = sum(written.bytes for name, written in manifest.files.items() if name not in beside)
     return ExportCheck(name="size_mib", expected=promised.get("weight_memory_mib"), measured=size / MIB, limit=None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from autotune.maps.learned import install_learned
 from autotune.maps.map_file import MapFile, read
 from search_spaces.discovery import discover
 from search_spaces.errors import MapError
@@ -37,8 +38,8 @@ class NativeMap:
                 model is returned uncompiled; compile the result.
 
         Raises:
-            MapError: if the map was made for another model, or this hardware cannot run a layer's choice. The message
-                names the first difference, and the model is unchanged.
+            MapError: if the map or its learned weights were made for another model, or this hardware cannot run a
+                layer's choice. The message names the first difference, and the model is unchanged.
             BackendError: if the map's backend cannot run on this hardware, or cannot run layers of PyTorch models.
         """
         model = uncompiled(model)
@@ -54,6 +55,7 @@ class NativeMap:
             on_error.callback(unroll_as(model, self.file.layers))
             layers = self._layers_of(model, print_of_weights)
             without_parametrizations(model)
+            on_error.callback(install_learned(model, self.file))
             prepared = PreparedModel(
                 model.to(backend.device),
                 layers,
@@ -103,10 +105,10 @@ class NativeMap:
 
 
 def read_map(path: str | PathLike[str]) -> NativeMap:
-    """Return the map in the file ``path``.
+    """Return the map in the file ``path``; the learned weights of a recovered map are read from beside it.
 
     Raises:
         NotFoundError: if there is no such file.
-        MapError: if the file cannot be read or is not a map file of this version.
+        MapError: if a file cannot be read, or is not a map file of this version or the learned weights of the map.
     """
     return NativeMap(read(Path(path)))

@@ -1,4 +1,7 @@
-"""The native map file: a quantization map with its ranges, promised figures and provenance, as JSON."""
+"""The native map file: a quantization map with its ranges, promised figures and provenance, as JSON.
+
+A recovered map has its learned weights in another file beside it.
+"""
 
 import dataclasses
 import json
@@ -8,16 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from autotune.errors import ConflictError, NotFoundError
 from autotune.jobs.records import JobRecord, TrialRecord
-from autotune.text_files import write_text
+from autotune.text_files import write_bytes, write_text
 from autotune.validation import describe
 from search_spaces.choice import choice_named
 from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
 from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing
+from workers.recovered import digest
 from workers.setup import CalibrationSettings, MeasurementSettings
 from workers.timing.estimates import Figure
 
@@ -129,6 +133,56 @@ class Provenance(_Part):
     environment: dict[str, Any]
 
 
+class Sidecar(_Part):
+    """A file beside the map."""
+
+    #: Name of the file, in the folder of the map.
+    file: Annotated[str, Field(pattern=r"^[\w-][\w.-]*\.safetensors$")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    #: Size of the file.
+    bytes: int
+
+
+class Validation(_Part):
+    """What recovery gained, on calibration samples that nothing was learned from."""
+
+    samples: int
+    #: Mean divergence from full precision without the learned weights, and with them.
+    before: float
+    after: float
+
+
+class MappedRecovery(_Part):
+    """How weights of the map were learned; the weights are in the sidecar."""
+
+    #: The trial whose map was recovered.
+    parent: int
+    method: str
+    seconds: float
+    #: Number of calibration samples that weights were learned from.
+    samples: int
+    validation: Validation
+    #: Names of the layers with learned weights, in execution order.
+    layers: tuple[str, ...]
+    sidecar: Sidecar
+
+    @classmethod
+    def of(cls, trial: TrialRecord) -> Self | None:
+        """Return the recovery of a trial; None if its map was not recovered."""
+        report = trial.recovery
+        if report is None or trial.parent is None:
+            return None
+        return cls(
+            parent=trial.parent,
+            method=report.method,
+            seconds=report.seconds,
+            samples=report.samples,
+            validation=Validation(samples=report.validation_samples, before=report.before, after=report.after),
+            layers=report.layers,
+            sidecar=Sidecar(file=f"map-{report.sha256[:12]}.safetensors", sha256=report.sha256, bytes=report.nbytes),
+        )
+
+
 class MapFile(_Part):
     """Everything needed to rebuild a quantized model and to check its promised figures."""
 
@@ -145,6 +199,56 @@ class MapFile(_Part):
     measurement: MeasurementSettings
     promised: dict[str, Figure]
     provenance: Provenance
+    #: Only of recovered maps. Other files lack the key, because earlier versions read only keys that they know.
+    recovery: Annotated[MappedRecovery | None, Field(exclude_if=lambda found: found is None)] = None
+    _learned: bytes = PrivateAttr(default=b"")
+
+    @model_validator(mode="after")
+    def _can_have_learned(self) -> Self:
+        for name in self.recovery.layers if self.recovery else ():
+            if name not in self.layers:
+                raise ValueError(f"the recovered layer {name!r} is not among the layers")
+            layer = self.layers[name]
+            if not layer.kind.is_product or not choice_named(layer.choice).has_integer_weights:
+                raise ValueError(
+                    f"a recovered layer must be linear or convolutional with integer weights, but {name!r} is "
+                    f"{layer.kind} in {layer.choice}"
+                )
+            if layer.input_means is not None:
+                raise ValueError(f"the bias of the recovered layer {name!r} is learned; it must have no input_means")
+        return self
+
+    @property
+    def learned(self) -> bytes:
+        """Content of the sidecar; empty if the map was not recovered.
+
+        Raises:
+            MapError: if the map was recovered, but its learned weights are not here.
+        """
+        if self.recovery is not None and not self._learned:
+            raise MapError(
+                f"this map was recovered, and its learned weights are in {self.recovery.sidecar.file!r}; read them "
+                "with it, or export it again"
+            )
+        return self._learned
+
+    def with_learned(self, content: bytes) -> Self:
+        """Return the map with the content of its sidecar; a map that was not recovered has none.
+
+        Raises:
+            MapError: if the content is not that of this map.
+        """
+        if self.recovery is None:
+            return self
+        wanted, actual = self.recovery.sidecar, digest(content)
+        if (len(content), actual) != (wanted.bytes, wanted.sha256):
+            raise MapError(
+                f"the learned weights of this map have {wanted.bytes} bytes and the sha256 {wanted.sha256}, but those "
+                f"given have {len(content)} and {actual}; export the map again"
+            )
+        whole = self.model_copy()
+        whole._learned = content
+        return whole
 
     @property
     def reference(self) -> str:
@@ -191,7 +295,12 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
     spec = job.spec
     described, reference = job.description.on(trial.backend), job.description.environment.backend
     backend = described.environment.backend
-    quantization = QuantizationMap.from_names(trial.choices, described.calibration.ranges, described.weight_bits)
+    ranges = dict(described.calibration.ranges)
+    recovery = MappedRecovery.of(trial)
+    for name in ranges.keys() & set(recovery.layers if recovery else ()):
+        # What was learned includes the bias.
+        ranges[name] = dataclasses.replace(ranges[name], means=None)
+    quantization = QuantizationMap.from_names(trial.choices, ranges, described.weight_bits)
     file = MapFile(
         task=spec.task.name,
         task_parameters=spec.task.parameters,
@@ -211,6 +320,7 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
             calibration_samples=job.description.calibration.samples,
             environment=dict(trial.environment),
         ),
+        recovery=recovery,
     )
     return file.model_dump(mode="json", by_alias=True)
 
@@ -220,24 +330,54 @@ def dump(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def write(document: Mapping[str, Any], path: str | Path) -> None:
-    """Write a map file atomically.
+def write(document: Mapping[str, Any], path: str | Path, learned: bytes = b"") -> None:
+    """Write a map file atomically, after its sidecar.
+
+    Args:
+        document: the map.
+        path: its file.
+        learned: learned weights of a recovered map; empty for other maps.
 
     Raises:
-        MapError: if the file cannot be written.
+        MapError: if a file cannot be written, or the learned weights are not those of the map.
     """
-    write_text(Path(path), dump(document))
+    path, recovery = Path(path), document.get("recovery")
+    if recovery is not None:
+        file = MapFile.model_validate(document).with_learned(learned)
+        write_bytes(path.with_name(recovery["sidecar"]["file"]), file.learned)
+    write_text(path, dump(document))
 
 
 def read(path: str | Path) -> MapFile:
-    """Return the map in the file ``path``.
+    """Return the map in the file ``path``, with its sidecar if it has one.
 
     Raises:
-        NotFoundError: if there is no such file.
-        MapError: if the file cannot be read or is not a map file of this version; the message lists all errors.
+        NotFoundError: if there is no such file, or no sidecar beside it.
+        MapError: if the file cannot be read or is not a map file of this version; the message lists all errors. Also
+            if the sidecar cannot be read or is not that of the map.
     """
+    file = _parsed(Path(path))
+    if file.recovery is None:
+        return file
+    sidecar = Path(path).with_name(file.recovery.sidecar.file)
     try:
-        text = Path(path).read_bytes()
+        content = sidecar.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"the map {str(path)!r} was recovered, and its learned weights should be beside it, but there is no "
+            f"{str(sidecar)!r}; copy both files, or export the map again"
+        ) from None
+    except OSError as error:
+        raise MapError(f"cannot read the learned weights {str(sidecar)!r}: {error.strerror}") from None
+    try:
+        return file.with_learned(content)
+    except MapError as error:
+        raise MapError(f"{str(sidecar)!r} does not belong to {str(path)!r}: {error}") from None
+
+
+def _parsed(path: Path) -> MapFile:
+    try:
+        text = path.read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"there is no map file {str(path)!r}; 'autotune export' writes one") from None
     except OSError as error:

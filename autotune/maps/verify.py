@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.maps.learned import learned_layers
 from autotune.maps.map_file import MapFile
 from autotune.metrics.catalog import METRICS, Kind, Metric, metric_of, percentiles_of, ratio_of
 from autotune.metrics.from_measurement import Reference, figures_of
@@ -144,6 +145,8 @@ def verify(
         raise MapError(
             f"task {file.task!r} now builds a model with other weights than the map was made for; run a new job"
         )
+    if file.recovery is not None:
+        evaluator.learn(file.quantization_map(), learned_layers(file), file.backend)
     choices, quality = file.quantization_map().names, evaluator.on(file.backend).quality
     shifted = "shifted_accuracy" in file.promised
     reference = Reference(

@@ -1,7 +1,8 @@
 """What every store checks of artifacts: their size, and that their bytes are those of their hash."""
 
 from autotune.errors import NotFoundError, StoreError, TooLargeError
-from autotune.jobs.records import Artifact, TrialResult
+from autotune.jobs.records import Artifact, TrialRecord, TrialResult
+from autotune.store.base import ReadStore
 from workers.recovered import digest
 
 #: Most bytes of one artifact: PostgreSQL sends each byte as two digits, in messages of less than 1 GiB.
@@ -44,6 +45,15 @@ def unchanged(sha256: str, data: bytes) -> bytes:
             "database from a backup, or recover the map again"
         )
     return data
+
+
+def learned_weights(store: ReadStore, trial: TrialRecord) -> bytes:
+    """Return the learned weights of a recovered map, for the file beside it; empty for other maps.
+
+    Raises:
+        NotFoundError, StoreError: see ``ReadStore.artifact``.
+    """
+    return store.artifact(trial.recovery.sha256) if trial.recovery else b""
 
 
 def missing(sha256: str) -> NotFoundError:

@@ -1,6 +1,7 @@
 """What tuning found: the front, the maps to choose from, and what to do with one."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,7 +23,9 @@ from autotune.maps.verify import Verification, verify
 from autotune.metrics.catalog import decisive_ratio
 from autotune.reports import trials_csv
 from autotune.search.stages import Stages
+from autotune.store.artifacts import learned_weights
 from autotune.store.base import ReadStore
+from autotune.store.open import open_store
 from autotune.tuning import notebook
 from autotune.tuning.dashboard import RunningDashboard
 from autotune.tuning.live import copy_of
@@ -39,6 +42,8 @@ class TunedMap:
 
     job: JobRecord
     trial: TrialRecord
+    #: URL of the database that holds the job.
+    database: str
 
     @property
     def number(self) -> int:
@@ -68,15 +73,17 @@ class TunedMap:
         """
         spec = self.job.spec
         full = build_task(spec.task.name, spec.task.parameters).build_model() if model is None else copy_of(model)
-        return NativeMap(map_file.MapFile.model_validate(self._document())).apply(full)
+        return NativeMap(self._file()).apply(full)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the map file, which ``autotune.load_map`` reads, and return its path.
 
+        The learned weights of a recovered map go into another file beside it.
+
         Raises:
-            MapError: if the file cannot be written.
+            MapError: if a file cannot be written.
         """
-        map_file.write(self._document(), Path(path))
+        map_file.write(self._document(), Path(path), self._learned())
         return Path(path)
 
     def export(self, format_name: str, folder: str | PathLike[str]) -> Path:
@@ -90,7 +97,7 @@ class TunedMap:
             ExportError: if there is no such format, or it cannot express the map.
             ConflictError: if the folder contains anything but an export.
         """
-        export(self._document(), format_name, Path(folder))
+        export(self._document(), format_name, Path(folder), learned=self._learned())
         return Path(folder)
 
     def verify(self) -> Verification:
@@ -103,7 +110,7 @@ class TunedMap:
         with same_threads(), ConsoleListener(self.job.spec.objectives[0]) as listener:
             stages = Stages(listener)
             stages.stage("Measuring the map")
-            return verify(map_file.MapFile.model_validate(self._document()), report=stages.report)
+            return verify(self._file(), report=stages.report)
 
     def verify_export(self, folder: str | PathLike[str]) -> ExportVerification:
         """Run what ``export`` wrote in its runtime, and return whether it holds what its map promises.
@@ -129,6 +136,15 @@ class TunedMap:
 
     def _document(self) -> dict[str, object]:
         return map_file.map_document(self.job, self.trial)
+
+    def _learned(self) -> bytes:
+        if self.trial.recovery is None:
+            return b""
+        with closing(open_store(self.database, read_only=True)) as store:
+            return learned_weights(store, self.trial)
+
+    def _file(self) -> map_file.MapFile:
+        return map_file.MapFile.model_validate(self._document()).with_learned(self._learned())
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -193,7 +209,7 @@ class Result:
 
     def __iter__(self) -> Iterator[TunedMap]:
         shown = front.sorted_front(self.trials, self.members, self.job.spec.objectives)
-        return (TunedMap(job=self.job, trial=trial) for trial in shown)
+        return (TunedMap(job=self.job, trial=trial, database=self.database) for trial in shown)
 
     def __repr__(self) -> str:
         return as_text([*front.front_parts(self.job, self.trials, self.members), *self.told])
@@ -218,4 +234,5 @@ class Result:
         return RunningDashboard.start(self.database, self.job.id)
 
     def _picked(self, how: str) -> TunedMap:
-        return TunedMap(job=self.job, trial=pick(self.trials, how, self.job.spec.objectives))
+        trial = pick(self.trials, how, self.job.spec.objectives)
+        return TunedMap(job=self.job, trial=trial, database=self.database)

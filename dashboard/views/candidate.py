@@ -13,7 +13,7 @@ from streamlit import Page
 from autotune.errors import ConflictError
 from autotune.jobs.records import JobRecord, TrialRecord, TrialState
 from autotune.jobs.remarks import recovered_text
-from autotune.maps.map_file import dump, map_document
+from autotune.maps.map_file import MappedRecovery, dump, map_document
 from autotune.metrics.catalog import METRICS, percentiles_of
 from dashboard import queries
 from dashboard.charts.aligned import aligned_figure
@@ -298,6 +298,16 @@ def _download(job: JobRecord, trial: TrialRecord) -> None:
         mime="application/json",
         on_click="ignore",
     )
+    if trial.recovery is not None:
+        sidecar = MappedRecovery.of(trial)
+        assert sidecar is not None
+        st.download_button(
+            "Download its learned weights, to be kept beside the map",
+            partial(queries.artifact, trial.recovery.sha256),
+            file_name=sidecar.sidecar.file,
+            mime="application/octet-stream",
+            on_click="ignore",
+        )
     st.markdown("From the command line:")
     st.code(f"autotune export {job.id} --pick {trial.number} -o map.json", language="bash")
     st.markdown("Apply it in Python to the full-precision model of the task:")

@@ -2,6 +2,8 @@
 
 import functools
 import runpy
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 from autotune import exporters
@@ -20,11 +23,14 @@ from autotune.exporters.base import Exporter, Source
 from autotune.exporters.configurations.base import Configuration
 from autotune.exporters.export import export, read_source
 from autotune.exporters.manifest import Manifest
+from autotune.maps import map_file
 from autotune.maps.map_file import MapFile
 from search_spaces.choice import CHOICES, FULL_PRECISION, choice_named
 from search_spaces.discovery import discover
+from search_spaces.errors import MapError
 from search_spaces.fusion import fusion_group
 from search_spaces.layer import LayerKind
+from workers.backends import build_backend
 from workers.backends.cpu.backend import CpuBackend
 from workers.backends.rounding.bias_correction import has_correction
 from workers.device.processor import this_processor
@@ -48,6 +54,7 @@ TRACED = {"torch-export"}
 TASKS = ("tiny-bert", "tiny-cnn", "tiny-llama")
 load_task_file(TASK_FILE)
 maps = SimpleNamespace(**runpy.run_path(str(DATA / "export_maps.py")))
+recovered_maps = SimpleNamespace(**runpy.run_path(str(DATA / "recovered_maps.py")))
 
 
 @functools.cache
@@ -100,18 +107,25 @@ def task_name(exporter: Exporter, request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def native_outputs(file: MapFile) -> torch.Tensor:
+    """Outputs of our own backend on the evaluation data."""
+    own = source(file.task) if file.recovery is None else read_source(file)
+    prepared = PreparedModel(own.build_model(), own.layers, CpuBackend(), file.ranges(), weight_bits=file.weight_bits())
+    prepared.apply(file.quantization_map().names)
+    return outputs(own.task, prepared.model, Split.EVALUATION)
+
+
 def assert_equal_within_rounding(
     exporter: Exporter, document: Mapping[str, Any], folder: Path, *, roundings: float = 1.0
 ) -> None:
     """Check outputs of the loaded artefact against our own backend's, on the evaluation data."""
-    file = MapFile.model_validate(document)
+    file = map_file.read(folder / "map.json")
+    assert map_file.dump(document) == (folder / "map.json").read_text()
     manifest = Manifest.read(folder)
     task = build_task(file.task, file.task_parameters)
-    own = source(file.task)
+    own = source(file.task) if file.recovery is None else read_source(file)
     loaded = exporter.load(folder, manifest.details, own.build_model)
-    prepared = PreparedModel(own.build_model(), own.layers, CpuBackend(), file.ranges(), weight_bits=file.weight_bits())
-    prepared.apply(file.quantization_map().names)
-    actual, expected = (outputs(task, model, Split.EVALUATION) for model in (loaded, prepared.model))
+    actual, expected = outputs(task, loaded, Split.EVALUATION), native_outputs(file)
     assert actual.shape == expected.shape
     error, limit = float((actual - expected).norm() / expected.norm()), roundings * ROUNDING
     if ROUNDED_AGAIN.get(exporter.name, set()) & set(file.quantization_map().names.values()):
@@ -197,6 +211,84 @@ def test_mixed_map_is_exported_again_byte_for_byte(exporter: Exporter, task_name
     assert MapFile.model_validate_json((tmp_path / "first" / "map.json").read_bytes()).quantization_map().names == {
         layer.name: document["layers"][layer.name]["choice"] for layer in source(task_name).layers
     }
+
+
+def recovered(task_name: str, choices: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
+    """A recovered map, and the content of its sidecar."""
+    document = maps.with_choices(task_name, choices)
+    return recovered_maps.recovered(document, source(task_name).build_model())  # type: ignore[no-any-return]
+
+
+def test_recovered_map_is_exported_with_its_learned_weights(
+    runnable: Exporter, task_name: str, traced_once: None, tmp_path: Path
+) -> None:
+    if runnable.name in TRACED and task_name != "tiny-cnn":
+        pytest.skip("one model stands for the others")
+    chosen = mixed(runnable, task_name)
+    chosen = {layer: "fp32" if choice in runnable.rounds_anew else choice for layer, choice in chosen.items()}
+    document, learned = recovered(task_name, chosen)
+    manifest = export(document, runnable.name, tmp_path / "out", learned=learned)
+    sidecar = document["recovery"]["sidecar"]
+    assert manifest.files[sidecar["file"]].sha256 == sidecar["sha256"]
+    assert Path(tmp_path, "out", sidecar["file"]).read_bytes() == learned
+    assert_equal_within_rounding(runnable, document, tmp_path / "out")
+    # The parent's outputs are further away than any rounding.
+    loaded = runnable.load(tmp_path / "out", manifest.details, source(task_name).build_model)
+    actual = outputs(source(task_name).task, loaded, Split.EVALUATION)
+    parent = native_outputs(MapFile.model_validate(maps.with_choices(task_name, chosen)))
+    assert float((actual - parent).norm() / parent.norm()) > 2.0 * ROUNDING
+
+
+def test_formats_that_round_again_refuse_learned_weights(exporter: Exporter, tmp_path: Path) -> None:
+    if not exporter.rounds_anew:
+        pytest.skip("the format keeps integers")
+    for choice in exporter.rounds_anew:
+        choices = expressible(exporter, "tiny-bert", choice)
+        document, learned = recovered("tiny-bert", choices)
+        if not document["recovery"]["layers"]:
+            continue
+        with pytest.raises(ExportError) as caught:
+            export(document, exporter.name, tmp_path / "out", learned=learned)
+        first = document["recovery"]["layers"][0]
+        assert (
+            f"  {first}: {choice}: the format rounds such weights on a grid of its own, which would lose what recovery "
+            "learned; export trial 1, which was not recovered"
+        ) in str(caught.value)
+        assert "torchao" in str(caught.value).splitlines()[0]
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_of_a_recovered_map_needs_its_learned_weights(exporter: Exporter, tmp_path: Path) -> None:
+    document, learned = recovered("tiny-bert", {"encoder.layer.0.output.dense": "int8_weight_only"})
+    for wrong in (b"", learned[:-1]):
+        with pytest.raises(MapError, match=f"the learned weights of this map have {len(learned)} bytes"):
+            export(document, exporter.name, tmp_path / "out", learned=wrong)
+
+
+def test_a_fresh_process_computes_what_was_learned_bit_for_bit(tmp_path: Path) -> None:
+    exporter = exporters.build_exporter("onnxruntime")
+    backend, layers = build_backend("onnxruntime"), {layer.name: layer for layer in source("tiny-bert").layers}
+    chosen = {
+        name: "fp32" if backend.refuses(layers[name], choice_named(choice)) else choice
+        for name, choice in mixed(exporter, "tiny-bert").items()
+    }
+    assert len(set(chosen.values())) > 3
+    document, learned = recovered("tiny-bert", chosen)
+    document["backend"] = "onnxruntime"
+    map_file.write(document, tmp_path / "map.json", learned)
+    manifest = export(document, "onnxruntime", tmp_path / "out", learned=learned)
+    exported = exporter.load(tmp_path / "out", manifest.details, source("tiny-bert").build_model)
+    code = (
+        "import sys; from safetensors.torch import save_file\n"
+        "from autotune.exporters.export import read_source; from autotune.maps import map_file\n"
+        "from workers.quality import outputs; from workers.task import Split\n"
+        "file = map_file.read(sys.argv[1]); own = read_source(file, task_file=sys.argv[2])\n"
+        "task, deployed = own.deployed(); deployed.apply(file.quantization_map().names)\n"
+        "save_file({'out': outputs(task, deployed.model, Split.EVALUATION).contiguous()}, sys.argv[3])"
+    )
+    result = tmp_path / "result.safetensors"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "map.json", TASK_FILE, result], check=True)
+    assert torch.equal(load_file(result)["out"], outputs(source("tiny-bert").task, exported, Split.EVALUATION))
 
 
 @pytest.fixture

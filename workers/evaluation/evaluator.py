@@ -12,6 +12,7 @@ from torch import nn
 from search_spaces.choice import FULL_PRECISION
 from search_spaces.discovery import discover, skipped, with_latency_shapes
 from search_spaces.layer import Layer
+from search_spaces.quantization_map import QuantizationMap
 from workers.backends import BACKENDS, build_backend
 from workers.backends.base import Backend
 from workers.calibration.calibrate import calibrated
@@ -30,6 +31,7 @@ from workers.model.full_precision import identified_model
 from workers.model.skeleton import sharing_weights
 from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.recovered import Recovered, RecoverySettings
+from workers.recovery.learned import LearnedLayer, install
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.sensitivity.parts import small_part
 from workers.setup import (
@@ -83,7 +85,7 @@ class Evaluator:
             if setup.ranges is None
             else Calibration(ranges=setup.ranges, samples=0, seconds=0.0)
         )
-        deploy = functools.partial(
+        self._deploy = deploy = functools.partial(
             Deployment,
             task=self._task,
             layers=layers,
@@ -130,6 +132,28 @@ class Evaluator:
             except BackendError as error:
                 left_out[other.name] = str(error)
         return left_out
+
+    def learn(self, quantization: QuantizationMap, learned: Mapping[str, LearnedLayer], backend: str = "") -> None:
+        """Run the maps of a backend with weights that were learned for one of them.
+
+        Full precision, with which maps are compared, keeps the weights of the model.
+
+        Args:
+            quantization: the map, with its ranges.
+            learned: layer name -> what was learned.
+            backend: where; empty means the reference's backend.
+
+        Raises:
+            MapError: if the weights were learned for another model.
+        """
+        plain = self.on(backend)
+        plain.deployed.apply({})
+        model = sharing_weights(plain.prepared.model)
+        install(model, quantization, learned)
+        known = KnownKernels(weight_bits=plain.prepared.weight_bits, kernels=plain.description.kernels)
+        self._deployments[plain.backend.name] = self._deploy(
+            plain.backend, model=model, known=known, reference=self.reference
+        )
 
     @property
     def quality(self) -> MapQuality:

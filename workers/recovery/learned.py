@@ -1,7 +1,7 @@
 """What recovery learned about the layers of a map, and its place in a model and in a file."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,7 +37,8 @@ class LearnedLayer:
             calibrated: range of its input; see ``Grid.of``.
         """
         assert isinstance(module.weight, torch.Tensor)
-        grid = Grid.of(module.weight, choice, calibrated)
+        # Factors and moments are on the CPU.
+        grid = Grid.of(module.weight.cpu(), choice, calibrated)
         twin = copy.copy(module)
         twin._parameters = dict(module._parameters)
         weight = grid.rounding_to(self.steps.float().reshape(grid.rounded.shape))
@@ -45,12 +46,15 @@ class LearnedLayer:
         # In its memory format, because kernels follow it.
         twin.weight = nn.Parameter(torch.empty_like(own).copy_(weight), requires_grad=False)
         if self.bias is not None:
-            twin.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
+            twin.bias = nn.Parameter(self.bias.to(own.device, copy=True), requires_grad=False)
         return twin
 
 
-def install(model: nn.Module, quantization: QuantizationMap, learned: Mapping[str, LearnedLayer]) -> None:
+def install(model: nn.Module, quantization: QuantizationMap, learned: Mapping[str, LearnedLayer]) -> Callable[[], None]:
     """Replace layers of a full-precision model, in place, with what was learned for a map.
+
+    Returns:
+        a function that puts the model's own layers back.
 
     Args:
         model: the full-precision model that the map was made for.
@@ -73,11 +77,19 @@ def install(model: nn.Module, quantization: QuantizationMap, learned: Mapping[st
                 f"learned ones have {tuple(of_layer.steps.shape)}"
             )
         originals[name] = module
-    for name, places in slots(model, originals).items():
+    found = slots(model, originals)
+    for name, places in found.items():
         choice, calibrated = quantization.choices[name], quantization.ranges.get(name)
         replaced = learned[name].replacing(originals[name], choice, calibrated)
         for children, attribute in places:
             children[attribute] = replaced
+
+    def undo() -> None:
+        for name, places in found.items():
+            for children, attribute in places:
+                children[attribute] = originals[name]
+
+    return undo
 
 
 def without_means(

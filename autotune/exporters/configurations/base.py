@@ -1,7 +1,7 @@
 """Configurations for other quantization libraries: written by us, validated by the library, never run by us."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ class Configuration(ABC):
     libraries: tuple[str, ...] = ()
     untimed: str | None = "a configuration holds no model"
     as_built = True
+
+    @property
+    def rounds_anew(self) -> Collection[str]:
+        """All its choices: the library rounds the weights of the model itself."""
+        return self.choices
 
     @property
     def rounding(self) -> str:

@@ -4,9 +4,11 @@ import base64
 import json
 import math
 import re
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -32,8 +34,12 @@ from workers.errors import BackendError
 from workers.measurement import Environment
 from workers.model.fingerprint import fingerprint
 from workers.model.prepared import PreparedModel
+from workers.recovered import RecoveryReport, RecoverySettings, digest
+from workers.recovery.learned import install
 from workers.setup import BackendDescription, Calibration, ModelDescription
 from workers.timing.estimates import Figure
+
+recovered_maps = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "data" / "recovered_maps.py")))
 
 X = torch.tensor([[1, 2], [3, 4]])
 #: Choices every x86 processor with AVX2 runs.
@@ -428,3 +434,158 @@ def test_a_map_of_another_backend_names_it_and_its_reference() -> None:
     file = MapFile.model_validate(map_document(on_two, replace(trial(chosen), backend="onnxruntime")))
     assert (file.backend, file.reference) == ("onnxruntime", described.environment.backend)
     assert file.weight_bits()["head"] == 7
+
+
+def recovered(head: str = "int8_weight_only", **changes: Any) -> tuple[dict[str, Any], bytes]:
+    """A map of the head's learned weights, and the content of its sidecar."""
+    return recovered_maps.recovered(document(CHOSEN | {"head": head}, **changes), Model())
+
+
+def test_a_recovered_trial_has_a_map_with_a_sidecar(tmp_path: Path) -> None:
+    report = RecoveryReport(
+        method="blocks", settings=RecoverySettings(), seconds=1 / 3, samples=48, validation_samples=16, before=0.2,
+        after=0.1, layers=("head",), kept={}, sha256=digest(b"learned"), nbytes=7,
+    )  # fmt: skip
+    chosen = CHOSEN | {"head": "int8_static"}
+    of_trial = replace(trial(chosen), kind=TrialKind.RECOVERED, parent=2, recovery=report)
+    path, made = tmp_path / "new" / "best.json", map_document(JOB, of_trial)
+    write(made, path, b"learned")
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [
+        "best.json",
+        f"map-{digest(b'learned')[:12]}.safetensors",
+    ]
+    file = read(path)
+    assert file.learned == b"learned"
+    assert dump(file.model_dump(mode="json", by_alias=True)) == path.read_text() == dump(made)
+    assert made["recovery"] == {
+        "parent": 2, "method": "blocks", "seconds": 1 / 3, "samples": 48,
+        "validation": {"samples": 16, "before": 0.2, "after": 0.1}, "layers": ["head"],
+        "sidecar": {
+            "file": f"map-{digest(b'learned')[:12]}.safetensors", "sha256": digest(b"learned"), "bytes": 7
+        },
+    }  # fmt: skip
+    # What was learned includes the bias.
+    assert file.ranges()["head"].means is None
+    assert document(chosen)["layers"]["head"]["input_means"] is not None
+
+
+def test_a_map_that_was_not_recovered_lacks_the_key() -> None:
+    assert "recovery" not in document()
+
+
+@pytest.mark.parametrize("content", [b"", b"learneD", b"learned?"])
+def test_a_recovered_map_is_not_written_without_its_weights(tmp_path: Path, content: bytes) -> None:
+    made, _ = recovered()
+    with pytest.raises(MapError, match=rf"have {len(content)} and {digest(content)}; export the map again"):
+        write(made, tmp_path / "map.json", content)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(MapError, match=r"its learned weights are in 'map-.*; read them with it"):
+        _ = MapFile.model_validate(made).learned
+
+
+def test_a_recovered_map_needs_its_sidecar(tmp_path: Path) -> None:
+    made, content = recovered()
+    path, sidecar = tmp_path / "map.json", tmp_path / made["recovery"]["sidecar"]["file"]
+    write(made, path, content)
+    for changed in (content[:-1], content[:-1] + b"!"):
+        sidecar.write_bytes(changed)
+        with pytest.raises(MapError, match=rf"'.*{sidecar.name}' does not belong to '.*map.json': .*{digest(changed)}"):
+            load_map(path)
+    sidecar.unlink()
+    with pytest.raises(NotFoundError, match=rf"should be beside it, but there is no '.*{sidecar.name}'; copy both"):
+        load_map(path)
+    sidecar.mkdir()
+    with pytest.raises(MapError, match=r"cannot read the learned weights .*: Is a directory"):
+        load_map(path)
+
+
+@pytest.mark.parametrize("choice", ["int8_weight_only", "int8_static", "int8_static_smooth", "int4_weight_only_gptq"])
+def test_an_applied_recovered_map_has_its_learned_weights(tmp_path: Path, choice: str) -> None:
+    made, content = recovered(choice, weight_bits=8)
+    write(made, tmp_path / "map.json", content)
+    native = load_map(tmp_path / "map.json")
+    own, plain = Model().eval(), Model().eval()
+    quantization = native.file.quantization_map()
+    install(own, quantization, recovered_maps.moved(Model(), quantization))
+    chosen = CHOSEN | {"head": choice}
+    for model in (own, plain):
+        bits = dict.fromkeys(CHOSEN, 8)
+        layers = discover(model, lambda m: m(X))
+        PreparedModel(model, layers, CpuBackend(), quantization.ranges, weight_bits=bits).apply(chosen)
+    model = Model()
+    words = model.words
+    applied = native.apply(model)
+    assert applied is model
+    assert applied.alias is applied.head
+    with torch.inference_mode():
+        assert torch.equal(applied(X), own(X))
+        assert not torch.allclose(applied(X), plain(X), atol=1e-3)
+    assert applied.words is not words
+
+
+def test_learned_weights_of_another_model_leave_this_one_alone(tmp_path: Path) -> None:
+    made, _ = recovered()
+    wrong = torch.nn.Linear(16, 32)
+    other = {"head": recovered_maps.LearnedLayer(steps=torch.zeros(32, 16, dtype=torch.int8), bias=wrong.bias.detach())}
+    for learned, message in (
+        (other, r"'head' has weights of shape \(32, 32\), but the learned ones have \(32, 16\)"),
+        ({"tail": other["head"]}, "name different layers, 'head' among them; export the map again"),
+        ({}, "name different layers, 'head' among them"),
+    ):
+        content = recovered_maps.encoded(learned)
+        sidecar = made["recovery"]["sidecar"] | {"sha256": digest(content), "bytes": len(content)}
+        write(made | {"recovery": made["recovery"] | {"sidecar": sidecar}}, tmp_path / "map.json", content)
+        model = Model()
+        before = list(model.modules())
+        with pytest.raises(MapError, match=message):
+            load_map(tmp_path / "map.json").apply(model)
+        assert list(model.modules()) == before
+
+
+def test_learned_weights_that_this_processor_cannot_run_leave_the_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, content = recovered("int8_static", weight_bits=8)
+    made["layers"]["block.0"]["choice"] = "bf16"
+    write(made, tmp_path / "map.json", content)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    model = Model()
+    before = list(model.modules())
+    with pytest.raises(MapError, match=r"'block\.0' cannot take bf16"):
+        load_map(tmp_path / "map.json").apply(model)
+    assert list(model.modules()) == before
+    assert model.alias is model.head
+
+
+@pytest.mark.parametrize(
+    ("layers", "of_layer", "message"),
+    [
+        (["tail"], {}, "the recovered layer 'tail' is not among the layers"),
+        (
+            ["words"],
+            {},
+            "convolutional with integer weights, but 'words' is embedding in int8_weight_only",
+        ),
+        (["block.0"], {}, "with integer weights, but 'block.0' is linear in fp32"),
+        (
+            ["head"],
+            {"input_range": [-1.0, 1.0], "input_means": [1.0] * 32},
+            "'head' is learned; it must have no input_m",
+        ),
+    ],
+)
+def test_a_wrong_recovery_is_told(tmp_path: Path, layers: list[str], of_layer: dict[str, Any], message: str) -> None:
+    made, _ = recovered()
+    made["layers"]["head"] |= of_layer
+    assert message in refusal(saved(tmp_path, made | {"recovery": made["recovery"] | {"layers": layers}}))
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", ".safetensors", "x.json", "a b.safetensors"])
+def test_a_sidecar_is_a_file_in_the_folder_of_its_map(tmp_path: Path, name: str) -> None:
+    made, _ = recovered()
+    made["recovery"]["sidecar"]["file"] = name
+    assert "recovery.sidecar.file: must match" in refusal(saved(tmp_path, made))
+
+
+def test_a_recovered_map_follows_the_published_schema() -> None:
+    jsonschema.validate(recovered()[0], json.loads(SCHEMA.read_text()))
