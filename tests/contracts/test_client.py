@@ -315,6 +315,22 @@ def test_a_map_is_exported_to_a_file(client: Client, store: Store, tmp_path: Pat
         client.export(job.id, path, choose="best")
 
 
+def test_a_recovered_map_is_exported_with_its_learned_weights(client: Client, store: Store, tmp_path: Path) -> None:
+    job = running_job(client, store, trials=1)
+    learned = Artifact(sha256=digest(b"learned"), kind=ArtifactKind.LEARNED_WEIGHTS, data=b"learned")
+    recovery = RecoveryReport(
+        method="blocks", settings=RecoverySettings(), seconds=1.0, samples=48, validation_samples=16, before=0.2,
+        after=0.1, layers=("fc",), kept={}, sha256=learned.sha256, nbytes=7,
+    )  # fmt: skip
+    recovered = trial(job.id, 1, choices={"fc": "int8_static"}, kind=TrialKind.RECOVERED, parent=0, recovery=recovery)
+    store.record([TrialResult(trial=recovered, artifacts=(learned,))], epoch=job.epoch)
+    path = client.export(job.id, tmp_path / "maps" / "best.json", choose="1")
+    assert map_file.read(path).learned == b"learned"
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [
+        "best.json", f"map-{learned.sha256[:12]}.safetensors",
+    ]  # fmt: skip
+
+
 def test_waiting_for_a_job_that_ends_otherwise_says_how(client: Client, store: Store) -> None:
     job = client.submit(spec())
     client.cancel(job.id)
