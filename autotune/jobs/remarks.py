@@ -44,8 +44,9 @@ def recovered_text(trial: TrialRecord) -> str | None:
     report = trial.recovery
     if report is None:
         return None
+    layers = "1 layer has" if len(report.layers) == 1 else f"{len(report.layers)} layers have"
     return (
-        f"Recovered from trial {trial.parent}: {len(report.layers)} layers have learned weights. On "
+        f"Recovered from trial {trial.parent}: {layers} learned weights. On "
         f"{report.validation_samples} calibration samples that they were not learned from, the divergence went from "
         f"{report.before:.1e} to {report.after:.1e}, in {report.seconds:.0f} s. Speed and memory are those of trial "
         f"{trial.parent}."

@@ -182,8 +182,7 @@ class Search:
 
     def _measure_elsewhere(self) -> None:
         """Measure the recommended map on the other backends that can run it, to show what the backend is worth."""
-        plain = [trial for trial in self._front.trials if trial.kind is not TrialKind.RECOVERED]
-        best = recommended(plain, self._spec)
+        best = recommended(self._front.trials, self._spec)
         if best is None:
             return
         known = {trial.key for trial in self._front.trials}

@@ -298,13 +298,12 @@ def _download(job: JobRecord, trial: TrialRecord) -> None:
         mime="application/json",
         on_click="ignore",
     )
-    if trial.recovery is not None:
-        sidecar = MappedRecovery.of(trial)
-        assert sidecar is not None
+    recovery = MappedRecovery.of(trial)
+    if recovery is not None:
         st.download_button(
             "Download its learned weights, to be kept beside the map",
-            partial(queries.artifact, trial.recovery.sha256),
-            file_name=sidecar.sidecar.file,
+            partial(queries.artifact, recovery.sidecar.sha256),
+            file_name=recovery.sidecar.file,
             mime="application/octet-stream",
             on_click="ignore",
         )

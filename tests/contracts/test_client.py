@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from autotune.api.settings import ApiSettings
 from autotune.client.base import Client
 from autotune.client.connect import connect
 from autotune.client.local import LocalClient
+from autotune.client.remote import RemoteRecords
 from autotune.client.tokens import add_token
-from autotune.errors import ConflictError, JobFailedError, JobSpecError, NotFoundError
+from autotune.errors import ConflictError, JobFailedError, JobSpecError, NotFoundError, StoreError
 from autotune.jobs import lifecycle
 from autotune.jobs.lifecycle import OrderedError
 from autotune.jobs.records import (
@@ -189,6 +191,12 @@ def test_artifacts_come_by_hash(client: Client, store: Store) -> None:
     assert client.records.artifact(kept.sha256) == data
     with pytest.raises(NotFoundError, match=f"no artifact '{digest(b'')}'"):
         client.records.artifact(digest(b""))
+
+
+def test_a_file_that_is_changed_on_its_way_is_told_apart() -> None:
+    records = RemoteRecords(SimpleNamespace(get_bytes=lambda path: b"other"))  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match=f"{digest(b'learned')} was changed"):
+        records.artifact(digest(b"learned"))
 
 
 def test_probes_come_by_key(client: Client, store: Store) -> None:

@@ -134,14 +134,7 @@ class Evaluator:
         return left_out
 
     def learn(self, quantization: QuantizationMap, learned: Mapping[str, LearnedLayer], backend: str = "") -> None:
-        """Run the maps of a backend with weights that were learned for one of them.
-
-        Full precision, with which maps are compared, keeps the weights of the model.
-
-        Args:
-            quantization: the map, with its ranges.
-            learned: layer name -> what was learned.
-            backend: where; empty means the reference's backend.
+        """Run the maps of a backend with what the layers of one of them learned; full precision stays as it is.
 
         Raises:
             MapError: if the weights were learned for another model.

@@ -15,12 +15,14 @@ import yaml
 from streamlit.testing.v1 import AppTest
 
 from autotune.jobs.lifecycle import with_fields
-from autotune.jobs.records import JobStage, JobState, TrialResult
+from autotune.jobs.records import Artifact, ArtifactKind, JobStage, JobState, TrialKind, TrialResult
 from autotune.jobs.spec import JobSpec
 from autotune.store.base import Store
 from autotune.store.open import open_store
+from dashboard import queries
 from dashboard.tables.layers import Gap
 from dashboard.views import diff
+from workers.recovered import RecoveryReport, RecoverySettings, digest
 
 seed = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "browser" / "seed.py")))
 
@@ -423,6 +425,32 @@ def test_a_map_comes_with_the_code_that_applies_it(page, database) -> None:  # t
     job = database[1]["finished"]
     code = page("candidate", "finished", 3).code[1].value
     assert f'autotune.load_map("map-{job}-3.json").apply(model)' in code
+
+
+def test_a_recovered_map_says_so_and_comes_with_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    monkeypatch.setenv("AUTOTUNE_DATABASE", url)
+    with closing(open_store(url)) as store:
+        job = seed.seed(store, "hostile")["hostile"]
+        parent = next(t for t in store.trials(job) if t.figures and "int8_static" in t.choices.values())
+        layer = next(name for name, choice in parent.choices.items() if choice == "int8_static")
+        learned = Artifact(sha256=digest(b"learned"), kind=ArtifactKind.LEARNED_WEIGHTS, data=b"learned")
+        report = RecoveryReport(
+            method="blocks", settings=RecoverySettings(), seconds=46.0, samples=48, validation_samples=16,
+            before=3.2e-2, after=8.7e-3, layers=(layer,), kept={}, sha256=learned.sha256, nbytes=7,
+        )  # fmt: skip
+        recovered = replace(parent, number=50, kind=TrialKind.RECOVERED, key="r", parent=parent.number, recovery=report)
+        store.record([TrialResult(trial=recovered, artifacts=(learned,))], epoch=0)
+    for name in PAGES:
+        app = AppTest.from_string(PAGE.format(page=name, pages=PAGES[name]), default_timeout=120)
+        app.query_params["job"], app.query_params["trial"] = job, "50"
+        assert not app.run().exception, name
+        if name == "candidate":
+            shown = _texts(app).replace("\\", "")
+            assert f"Recovered from trial {parent.number}: 1 layer has learned weights." in shown
+            labels = [button.proto.label for button in app.get("download_button")]
+            assert labels == ["Download the map (JSON)", "Download its learned weights, to be kept beside the map"]
+    assert queries.artifact(learned.sha256) == b"learned"
 
 
 def test_a_diff_shows_only_what_differs_and_what_explains_it(page) -> None:  # type: ignore[no-untyped-def]
