@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Set
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 _OBJECT_STORE_BYTES = 128 << 20
 #: Longest wait before deadlines are checked again, and before steps are told.
 _TICK_S, _TOLD_S = 1.0, 0.3
-#: The stages of a worker, in order.
-_ORDER = list(Stage)
 
 
 class _Worker:
@@ -178,13 +176,13 @@ class RayPool:
 
     def probe(self, budget_s: float = math.inf, backend: str = "") -> Probes:
         """See ``Pool.probe``; the first worker probes, and is replaced if it dies or hangs."""
-        probes: Probes = self._asked("probe", budget_s, backend, doing="probing the model")
-        return probes
+        return cast(Probes, self._asked("probe", budget_s, backend, doing="probing the model"))
 
     def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings) -> Recovered:
         """See ``Pool.recover``; the first worker recovers, and is replaced if it dies or hangs."""
-        recovered: Recovered = self._asked("recover", dict(choices), backend, settings, doing="recovering the map")
-        return recovered
+        asked = ("recover", dict(choices), backend, settings)
+        limit_s = math.inf if settings.time_limit_s is None else settings.time_limit_s
+        return cast(Recovered, self._asked(*asked, doing="recovering the map", more_s=limit_s))
 
     def submit(self, candidate: Candidate) -> None:
         self._queue.append((candidate, 1))
@@ -219,18 +217,8 @@ class RayPool:
             ray.shutdown()
 
     def _hire(self) -> _Hired:
-        setup = self._setup
-        if not setup.measurement.threads:
-            measurement = dataclasses.replace(setup.measurement, threads=max(1, math.floor(self._cpus)))
-            setup = dataclasses.replace(setup, measurement=measurement)
-        nodes = self._nodes.allowed()
-        options = _Actor.options(
-            num_cpus=self._cpus,
-            num_gpus=self._settings.gpus,
-            # Ray sets this label on every node; a label for the kind would depend on how each node is started.
-            label_selector={"ray.io/node-id": f"in({','.join(sorted(nodes))})"},
-        )
-        actor = options.remote(setup, self._settings.gpus, self._live)
+        setup, gpus, nodes = _with_threads(self._setup, self._cpus), self._settings.gpus, self._nodes.allowed()
+        actor = _placed(nodes, self._cpus, gpus).remote(setup, gpus, self._live)
         return _Hired(actor=actor, start=actor.start.remote(), nodes=nodes, name=next(self._names))
 
     def _wait_until_ready(self) -> ModelDescription:
@@ -252,27 +240,33 @@ class RayPool:
                 ) from None
         raise PoolError(f"a worker died {MAX_ATTEMPTS} times while loading the task: {one_line(last)}")
 
-    def _asked(self, method: str, *arguments: object, doing: str) -> Any:
-        """Return what the first worker's method returns; ``doing`` is for errors.
+    def _asked(self, method: str, *arguments: object, doing: str, more_s: float = 0.0) -> Any:
+        """Return what the first worker's method returns.
+
+        Args:
+            method: name of the method.
+            arguments: its arguments, apart from the report.
+            doing: what it does, for errors.
+            more_s: seconds that it may take in addition to those of a trial.
 
         Raises:
             PoolError: if it raises an error, dies or hangs; it is replaced then.
         """
         try:
-            return self._answer(getattr(self._hired[0].actor, method).remote(*arguments, self._report_of(0)))
+            return self._answer(getattr(self._hired[0].actor, method).remote(*arguments, self._report_of(0)), more_s)
         except RayTaskError as error:
             raise PoolError(f"{doing} failed: {one_line(error.cause)}") from None
         except (RayActorError, GetTimeoutError) as error:
             self._replace(0)
             raise PoolError(f"a worker died or hung while {doing}: {one_line(error)}") from None
 
-    def _answer(self, reference: Any) -> Any:
+    def _answer(self, reference: Any, more_s: float = 0.0) -> Any:
         """Return what the first worker answers to a call, and tell its steps meanwhile.
 
         Raises:
             RayError: if the call fails; ``GetTimeoutError`` if it takes longer than a trial may.
         """
-        deadline = time.monotonic() + self._settings.trial_timeout_s
+        deadline = time.monotonic() + self._settings.trial_timeout_s + more_s
         while not _ready([reference], _TOLD_S):
             deadline = self._put_off(0, deadline)
             if time.monotonic() > deadline:
@@ -288,15 +282,7 @@ class RayPool:
 
     def _tell(self, slots: Set[int]) -> None:
         """Report the latest step of the workers in ``slots``; of several, that of the one that is furthest behind."""
-        latest = self._board.latest()
-        hired = [self._hired[slot] for slot in slots]
-        found = [(worker.calls, latest[worker.name]) for worker in hired if worker.name in latest]
-        # A step of an earlier call says nothing about the present one.
-        steps = [reported.step for calls, reported in found if reported.call == calls]
-        if len(slots) > 1:
-            # While several workers measure, and wait for each other to do so, the number of trials says enough.
-            steps = [step for step in steps if not step.stage.is_measuring and step.stage is not Stage.WAITING]
-        step = min(steps, key=lambda step: _ORDER.index(step.stage), default=None)
+        step = self._board.furthest_behind([(self._hired[slot].name, self._hired[slot].calls) for slot in slots])
         if step is not None and step != self._told:
             self._told = step
             self._report(step)
@@ -388,6 +374,21 @@ class RayPool:
     def _outcome(self, running: _Running, result: Measurement | Failure) -> Outcome:
         worker = f"ray:{self._hired[running.slot].actor._actor_id.hex()[:12]}"
         return Outcome(candidate=running.candidate, result=result, attempts=running.attempts, worker=worker)
+
+
+def _with_threads(setup: WorkerSetup, cpus: float) -> WorkerSetup:
+    """Return the setup with as many threads as a worker has CPUs, unless it names a number."""
+    if setup.measurement.threads:
+        return setup
+    measurement = dataclasses.replace(setup.measurement, threads=max(1, math.floor(cpus)))
+    return dataclasses.replace(setup, measurement=measurement)
+
+
+def _placed(nodes: frozenset[str], cpus: float, gpus: float) -> Any:
+    """Return the actor class for workers with these resources on one of the nodes."""
+    # Ray sets this label on every node; a label for the kind would depend on how each node is started.
+    label = {"ray.io/node-id": f"in({','.join(sorted(nodes))})"}
+    return _Actor.options(num_cpus=cpus, num_gpus=gpus, label_selector=label)
 
 
 def _connect(settings: PoolSettings) -> bool:

@@ -4,13 +4,17 @@ Nothing waits for the actor: workers send and forget, and the driver looks wheth
 starts it again, and only the steps sent meanwhile are lost.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
 
-from workers.progress import Report, Step
+from workers.progress import Report, Stage, Step
+
+#: The stages of a worker, in order.
+_ORDER = list(Stage)
 
 
 class Reported(NamedTuple):
@@ -62,6 +66,20 @@ class StepBoard:
             if self._asked is None:
                 self._asked = self._actor.latest.remote()
         return self._latest
+
+    def furthest_behind(self, calls: Sequence[tuple[str, int]]) -> Step | None:
+        """Return the latest step of the worker that is furthest behind; None if there is none to show.
+
+        Args:
+            calls: the workers, each with the number of its present call. A step of an earlier one says nothing.
+        """
+        latest = self.latest()
+        found = [(number, latest[worker]) for worker, number in calls if worker in latest]
+        steps = [reported.step for number, reported in found if reported.call == number]
+        if len(calls) > 1:
+            # While several workers measure, and wait for each other to do so, the number of trials says enough.
+            steps = [step for step in steps if not step.stage.is_measuring and step.stage is not Stage.WAITING]
+        return min(steps, key=lambda step: _ORDER.index(step.stage), default=None)
 
     def close(self) -> None:
         """End the actor."""

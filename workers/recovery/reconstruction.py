@@ -20,7 +20,7 @@ from workers.recovery.learned import LearnedLayer
 
 #: Learning rate of weights, in steps of their grid, and of biases, in root mean squares of the block's outputs. Both
 #: fall to zero.
-_WEIGHTS_RATE, _BIAS_RATE = 0.05, 1e-3
+_WEIGHTS_RATE, _BIAS_RATE = 0.01, 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
