@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+from autotune.errors import ConflictError, NoFeasibleMapError
 from autotune.jobs import lifecycle
 from autotune.jobs.records import Artifact, ArtifactKind, JobRecord, TrialRecord, TrialResult, TrialState
 from autotune.jobs.recovery import to_recover
@@ -56,6 +57,13 @@ class Recovery:
                 self._tell("recovery_failed", f"Trial {parent.number} could not be recovered: {error}")
             else:
                 self._record(parent, found)
+
+    def run_if_possible(self, picks: Sequence[str], settings: RecoverySettings) -> None:
+        """Recover maps as ``run`` does, but only tell if there is none to recover: the search is a success without."""
+        try:
+            self.run(picks, settings)
+        except (ConflictError, NoFeasibleMapError) as error:
+            self._tell("recovery_failed", f"No map was recovered: {error}")
 
     def _record(self, parent: TrialRecord, found: Recovered) -> None:
         """Record what came of the recovery of one map."""

@@ -158,7 +158,7 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
         reason = search.run()
         section = job.spec.recovery
         if section is not None:
-            recovery.run(section.picks, section.settings(job.spec.search.seed))
+            recovery.run_if_possible(section.picks, section.settings(job.spec.search.seed))
         return reason
 
 

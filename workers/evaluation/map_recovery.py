@@ -28,7 +28,7 @@ class MapRecovery:
         """Return a map with learned weights, and its quality on the backend of ``deployment``.
 
         Raises:
-            TaskError: if the task has a single calibration batch.
+            TaskError: if the task has too few calibration samples.
         """
         self._reference.deployed.apply({})
         model, prepared = sharing_weights(self._reference.prepared.model), deployment.prepared

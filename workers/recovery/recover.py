@@ -21,10 +21,13 @@ from workers.recovery.calls import outputs_of, recorded
 from workers.recovery.learned import encoded
 from workers.recovery.reconstruction import Example, reconstructed
 from workers.recovery.student import Student
+from workers.sensitivity.parts import random_parts
 from workers.task import Batch, Task
 
 #: Name of the method in reports.
 _METHOD = "blocks"
+#: Samples per step of learning.
+_SAMPLES = 8
 
 
 def recover(
@@ -54,10 +57,10 @@ def recover(
         report: gets every block.
 
     Raises:
-        TaskError: if the task has a single calibration batch.
+        TaskError: if the task has too few calibration samples.
     """
     start = time.monotonic()
-    batches = _Batches.of(task.calibration(), settings.validation)
+    batches = _Batches.of(task, model, settings)
     student = Student(model, layers, quantization, backend, kernels)
     targets = quality.outputs_on(task, model, batches.validating)
 
@@ -103,18 +106,16 @@ class _Batches:
     validating: list[Batch]
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], share: float) -> "_Batches":
-        """Divide the batches; those that validate are spread evenly, because tasks may sort their samples."""
-        if len(batches) < 2:
+    def of(cls, task: Task, model: nn.Module, settings: RecoverySettings) -> "_Batches":
+        """Divide the calibration batches, cut into small parts where the task takes such."""
+        parts = random_parts(task, model, task.calibration(), _SAMPLES, seed=settings.seed)
+        if len(parts) < 2:
             raise TaskError(
-                f"recovery learns from some calibration batches and validates on others, but the task has "
-                f"{len(batches)}; return at least two from its method calibration"
+                "recovery learns from some calibration data and validates on others, but the task has a single batch "
+                f"of at most {_SAMPLES} samples; return more from its method calibration"
             )
-        chosen = set(range(0, len(batches), max(2, round(1.0 / share))))
-        return cls(
-            training=[batch for index, batch in enumerate(batches) if index not in chosen],
-            validating=[batch for index, batch in enumerate(batches) if index in chosen],
-        )
+        validating = max(1, round(settings.validation * len(parts)))
+        return cls(training=parts[validating:], validating=parts[:validating])
 
 
 def _recover_block(
