@@ -92,5 +92,5 @@ def _worse(parent: TrialRecord, trial: TrialRecord) -> str | None:
         metric, before, after = METRICS[name], parent.figures[name].value, trial.figures[name].value
         if metric.kind is Kind.DIVERGENCE and after > before:
             label = metric.label.lower()
-            return f"refused: {label} {metric.text(after)}, {metric.text(before)} without learned weights"
+            return f"refused: {label} {after:.3g}, {before:.3g} without learned weights"
     return None
