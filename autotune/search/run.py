@@ -183,6 +183,7 @@ def _working(
         probe = functools.partial(obtain_probes, store, job, pool, stages)
         search = Search(job, searches_of(job, pool.slots), pool, stages, lease, ledger, probe)
         yield search, Recovery(store, job, pool, stages, lease, ledger)
+        stages.stage("Finished")  # ends the stage before it, so that its time is told
         store.change_job(job.id, lifecycle.with_fields(job.epoch, event("time_spent", stages.time_spent())))
     finally:
         pool.close()
