@@ -151,8 +151,11 @@ REPORT = RecoveryReport(
 )  # fmt: skip
 
 
+INTEGERS = {"a": "int8_dynamic", "b": "fp32"}
+
+
 def parent(**changes: Any) -> TrialRecord:
-    final = replace(planned(kind=TrialKind.FINAL), label="uniform bf16", backend="onnxruntime")
+    final = replace(planned(INTEGERS, TrialKind.FINAL), label="uniform int8_dynamic", backend="onnxruntime")
     found = final.finished(
         outcome(measured(session_seconds=0.25, held_out=(0.5, 0.8), shifted=(0.4, 0.2))), SHIFTED, LIMITS, {"g": 1}
     )
@@ -175,10 +178,10 @@ def test_a_recovered_map_has_its_own_quality_and_the_speed_and_memory_of_its_par
     found = recovered_trial(of, recovered(), SHIFTED, LIMITS, 12)
     assert found is not None
     assert (found.job_id, found.number, found.kind, found.state) == ("j", 12, TrialKind.RECOVERED, TrialState.COMPLETE)
-    assert (found.parent, found.recovery, found.label) == (7, REPORT, "uniform bf16")
+    assert (found.parent, found.recovery, found.label) == (7, REPORT, "uniform int8_dynamic")
     assert found.addition == " on onnxruntime, recovered"
-    assert (found.choices, found.backend) == (MIX, "onnxruntime")
-    assert found.key == map_key(MIX, "onnxruntime", "5" * 64) != of.key
+    assert (found.choices, found.backend) == (INTEGERS, "onnxruntime")
+    assert found.key == map_key(INTEGERS, "onnxruntime", "5" * 64) != of.key
     values = {name: figure.value for name, figure in found.figures.items()}
     assert values == pytest.approx(
         {
