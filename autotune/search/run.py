@@ -111,8 +111,12 @@ def recover_maps(
         return store.change_job(job.id, ended)
 
     try:
-        with Lease(store, job) as lease, _working(store, job, lease, listener or Silent(), options) as (_, recovery):
+        with (
+            Lease(store, job) as lease,
+            _working(store, job, lease, listener or Silent(), options) as (_, recovery, stages),
+        ):
             recovery.run(picks, settings)
+            stages.stage("Recovery ended")
     except LeaseLostError:
         raise
     except BaseException as error:
@@ -154,19 +158,20 @@ def drive(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, 
 
 
 def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> str:
-    with _working(store, job, lease, listener, options) as (search, recovery):
+    with _working(store, job, lease, listener, options) as (search, recovery, stages):
         reason = search.run()
         section = job.spec.recovery
         if section is not None:
             recovery.run_if_possible(section.picks, section.settings(job.spec.search.seed))
+        stages.stage(f"Search finished: {reason}")
         return reason
 
 
 @contextmanager
 def _working(
     store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions
-) -> Iterator[tuple[Search, Recovery]]:
-    """Start workers for a job, yield what works with them, and release them."""
+) -> Iterator[tuple[Search, Recovery, Stages]]:
+    """Start workers for a job, yield what works with them and what tells about it, and release them."""
     spec = job.spec
     setup = spec.worker_setup(options.task_file)
     if job.description is not None:
@@ -182,8 +187,7 @@ def _working(
         ledger = Ledger(store, job, stages, loading_s=described.loading_seconds)
         probe = functools.partial(obtain_probes, store, job, pool, stages)
         search = Search(job, searches_of(job, pool.slots), pool, stages, lease, ledger, probe)
-        yield search, Recovery(store, job, pool, stages, lease, ledger)
-        stages.stage("Finished")  # ends the stage before it, so that its time is told
+        yield search, Recovery(store, job, pool, stages, lease, ledger), stages
         store.change_job(job.id, lifecycle.with_fields(job.epoch, event("time_spent", stages.time_spent())))
     finally:
         pool.close()

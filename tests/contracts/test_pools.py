@@ -21,6 +21,7 @@ from workers.measurement import Failure, FailureCause, Measurement, Split
 from workers.pools.base import MAX_ATTEMPTS, Pool
 from workers.pools.build import build_pool
 from workers.progress import Report, Stage, Step, silent
+from workers.recovered import RecoverySettings, digest
 from workers.setup import Estimator, KnownKernels, MeasurementSettings, PoolSettings, WorkerSetup
 from workers.timing.device_lock import DeviceLock
 
@@ -434,3 +435,24 @@ def test_impossible_resources_are_refused(start_ray: Start, settings: dict[str, 
 
 def test_errors_are_for_users() -> None:
     assert issubclass(PoolError, AutotuneError)
+
+
+def test_recovered_map_comes_with_its_quality_and_what_was_learned(start: Start) -> None:
+    pool = start(setup())
+    choices = {"0": "int8_dynamic", "2": "int8_dynamic"}
+    found = pool.recover(choices, "", RecoverySettings(epochs=2))
+    assert set(found.report.layers) | set(found.report.kept) >= {"0"}
+    assert (found.measurement is None) == (found.learned == b"")
+    if found.measurement is not None:
+        assert digest(found.learned) == found.report.sha256
+        assert found.measurement.latency == ()
+    pool.submit(Candidate(number=0, choices=choices))
+    assert isinstance(drain(pool, 1)[0].result, Measurement)
+
+
+def test_map_that_cannot_be_recovered_is_an_error_and_the_pool_goes_on(start: Start) -> None:
+    pool = start(setup())
+    with pytest.raises(PoolError, match=r"recovering the map failed: .*layer 'missing'"):
+        pool.recover({"missing": "int8_dynamic"}, "", RecoverySettings(epochs=1))
+    pool.submit(Candidate(number=0, choices=FULL))
+    assert isinstance(drain(pool, 1)[0].result, Measurement)

@@ -29,9 +29,13 @@ class MapRecovery:
 
         Raises:
             TaskError: if the task has too few calibration samples.
+            MapError, ChoiceError, CalibrationError: if the map cannot run; see ``PreparedModel.apply``.
         """
+        prepared = deployment.prepared
+        prepared.apply(choices)  # refuses what cannot run
+        prepared.reset()
         self._reference.deployed.apply({})
-        model, prepared = sharing_weights(self._reference.prepared.model), deployment.prepared
+        model = sharing_weights(self._reference.prepared.model)
         quantization = QuantizationMap.from_names(choices, prepared.ranges, prepared.weight_bits)
         with self._lock.shared():
             report, learned = recover(
