@@ -139,8 +139,6 @@ def _shares(shares: list[float], rows: list[int], name: str, color: str, mode: s
 def _lay_out_shares(figure: go.Figure, title: str, names: list[str]) -> None:
     figure.update_layout(barmode="stack", bargap=0.12)
     figure.update_xaxes(title=title, range=(0, 1), tickformat=".0%", gridcolor=QUIET, zeroline=False)
-    # The last label is at the very end of the axis.
-    figure.update_xaxes(ticklabeloverflow="allow")
     _name_rows(figure, names)
 
 

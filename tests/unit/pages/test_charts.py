@@ -351,14 +351,10 @@ def test_no_label_leaves_the_plot() -> None:
 
 
 def test_no_label_stands_nearer_to_the_point_of_another_one() -> None:
-    # Above and below it are hidden by other points; on the right of them stands a point with a name of its own.
-    xs, ys = [0.5, 0.53, *[0.5] * 4], [0.5, 0.49, 0.54, 0.57, 0.46, 0.43]
-    labels = [["fastest", "int8_dynamic"], ["smallest"], *[[]] * 4]
-    placed = sides(xs, ys, labels)
-    assert placed[0] is not None
-    assert "left" in placed[0]
-    assert placed[1] is not None
-    assert "right" in placed[1]
+    # Above the first point is room, but the second one is right above that.
+    assert sides([0.5, 0.5], [0.5, 0.62], [["a"], ["b"]]) == ["bottom center", "top center"]
+    assert sides([0.5, 0.5], [0.5, 0.62], [["a"], []]) == ["top center", None]
+    assert sides([0.5, 0.5], [0.5, 0.66], [["a"], ["b"]]) == ["top center", "top center"]
 
 
 def test_no_label_covers_a_more_important_one() -> None:
