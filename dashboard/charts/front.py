@@ -106,7 +106,8 @@ def front_figure(
         points_at = [width * at for at in across], [height * at for at in up]
         markers = labelled["around"].tolist()
         lines = labelled["lines"] if width == 1.0 else labelled["lines"].where(~labelled["later"], ())
-        side = sides(*points_at, lines.tolist(), notes, markers=markers, size=(width, height))
+        found = sides(*points_at, lines.tolist(), notes, markers=markers, size=(width, height))
+        side = pd.Series(found, index=labelled.index, dtype=object)
         figure.add_trace(_labels(labelled.assign(side=side).dropna(subset="side"), name))
     figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False, fixedrange=True)
     figure.update_yaxes(
