@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.jobs.records import TrialKind, TrialRecord
+from autotune.jobs.records import TrialRecord
 from autotune.markup import Html, join, tag
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Metric
 from workers.measurement import LatencySamples
@@ -112,7 +112,8 @@ def _title(metric: Metric) -> str:
 def _mark(trial: TrialRecord, place: tuple[float, float], on_front: bool) -> Html:
     across, up = place
     hover = tag("title", f"Trial {trial.number}" + (f": {trial.label}" if trial.label else "") + trial.addition)
-    if trial.kind is TrialKind.BASELINE and not on_front:
+    # A final measurement keeps the label of a baseline; a recovered map is none.
+    if trial.label is not None and trial.kind is not TrialKind.RECOVERED and not on_front:
         return tag("rect", hover, x=across - 3, y=up - 3, width=6, height=6, class_="base")
     return tag("circle", hover, cx=across, cy=up, r=4 if on_front else 3, class_="front" if on_front else "candidate")
 

@@ -31,6 +31,10 @@ _SHADE_SPANS = 20.0
 _LEAST = 1e-12
 #: Height in pixels: with the recommendation above it, the chart fits into the first screen of a laptop.
 _HEIGHT = 430
+#: Name of a trace of labels -> size of the plot for which it places them, as for ``labels.sides``. They are the last
+#: two traces in this order: the style sheet hides the first one on phones, and elsewhere the other one, which has room
+#: for the labels of the picks only.
+_LABELS = {"WideLabels": (1.0, 1.0), "NarrowLabels": (0.5, 0.75)}
 #: Share of the axis left of the fastest map, to make room for its name.
 _ROOM_FOR_WORDS = 0.15
 
@@ -87,17 +91,24 @@ def front_figure(
         x_range = zoom.x_span
         y_range = _logarithms(zoom.y_span) if logarithmic else zoom.y_span
     labelled = _with_labels(styled, marked or {})
-    positions = _shares(labelled["x"], x_range), _shares(labelled["y"], y_range, logarithmic)
-    notes = [note_box(at, 1.0, limit.label) for limit, at in _placed(x_limits, x_range)]
-    notes += [note_box(0.0, at, limit.label) for limit, at in _placed(y_limits, y_range, logarithmic)]
-    labelled["side"] = sides(*positions, labelled["lines"].tolist(), notes)
+    across, up = _shares(labelled["x"], x_range), _shares(labelled["y"], y_range, logarithmic)
+    beside = [(at, limit.label) for limit, at in _placed(x_limits, x_range)]
+    below = [(at, limit.label) for limit, at in _placed(y_limits, y_range, logarithmic)]
     figure = Drawing(_front_line(styled[styled["on_front"]], METRICS[y].maximise))
     for group in (_DOMINATED, _INFEASIBLE, _FRONT, _BASELINE):
         figure.add_trace(_markers(styled[styled["group"] == group.name], group))
     for symbol, backend in _backends(styled):
         figure.add_trace(_legend_of(symbol, backend))
     figure.add_trace(_rings(styled[styled["number"].isin(list(marked or {}))]))
-    figure.add_trace(_labels(labelled[labelled["side"].notna()]))
+    for name, (width, height) in _LABELS.items():
+        notes = [note_box(width * at, height, text) for at, text in beside]
+        notes += [note_box(0.0, height * at, text) for at, text in below]
+        points_at = [width * at for at in across], [height * at for at in up]
+        markers = labelled["around"].tolist()
+        lines = labelled["lines"] if width == 1.0 else labelled["lines"].where(~labelled["later"], ())
+        found = sides(*points_at, lines.tolist(), notes, markers=markers, size=(width, height))
+        side = pd.Series(found, index=labelled.index, dtype=object)
+        figure.add_trace(_labels(labelled.assign(side=side).dropna(subset="side"), name))
     figure.update_xaxes(title=axis_title(x), range=x_range, gridcolor=QUIET, zeroline=False, fixedrange=True)
     figure.update_yaxes(
         title=axis_title(y),
@@ -227,20 +238,21 @@ def _with_labels(styled: pd.DataFrame, marked: Mapping[int, Sequence[str]]) -> p
         for number, name, group in zip(styled["number"], styled["name"], styled["group"], strict=True)
     ]
     first = ~styled["number"].isin(list(marked))
-    return styled.assign(lines=pd.Series(lines, index=styled.index, dtype=object), later=first).sort_values(
-        "later", kind="stable"
-    )
+    # Labels of picked points are beside the ring.
+    around = styled["size"].where(first, styled["size"] + _RING)
+    return styled.assign(
+        lines=pd.Series(lines, index=styled.index, dtype=object), around=around, later=first
+    ).sort_values("later", kind="stable")
 
 
-def _labels(points: pd.DataFrame) -> go.Scatter:
-    sizes = points["size"].where(points["later"], points["size"] + _RING)
+def _labels(points: pd.DataFrame, name: str) -> go.Scatter:
     return go.Scatter(
         x=points["x"].tolist(),
         y=points["y"].tolist(),
         mode="markers+text",
-        name="Labels",
+        name=name,
         # Invisible, but Plotly puts text beside a marker, not on it.
-        marker={"color": "rgba(0, 0, 0, 0)", "size": sizes.tolist(), "line": {"width": 0}},
+        marker={"color": "rgba(0, 0, 0, 0)", "size": points["around"].tolist(), "line": {"width": 0}},
         text=["<br>".join(in_chart(line) for line in lines) for lines in points["lines"]],
         textposition=points["side"].tolist(),
         cliponaxis=False,

@@ -15,6 +15,8 @@ from dashboard.tables.layers import MODES, mode_of
 from search_spaces.choice import CHOICES, Method
 
 _ROW_PIXELS, _AROUND_PIXELS = 22, 110
+#: Room for half of the label at the end of an axis.
+_LAST_LABEL_PIXELS = 20
 #: Divergence from low to high; light is harmless on white, and no colour is lost on black.
 _LOSSES = ((0.0, "#DCE9F5"), (0.5, "#F2B24C"), (1.0, "#B3261E"))
 #: Most characters of a name beside a row; its end tells more than its start.
@@ -59,7 +61,7 @@ def sensitivity_figure(layers: pd.DataFrame, revision: str) -> go.Figure:
             "saves %{customdata[2]} ms<extra></extra>",
         )
     )
-    figure.update_xaxes(side="top", tickangle=-90, showgrid=False)
+    figure.update_xaxes(side="top", autotickangles=[0, -90], showgrid=False)
     _name_rows(figure, names)
     return finish(figure, height=_ROW_PIXELS * len(names) + 2 * _AROUND_PIXELS, revision=revision, legend=False)
 
@@ -74,7 +76,7 @@ def _loss_key(losses: npt.NDArray[np.float64]) -> dict[str, object]:
         "xanchor": "left",
         "y": 0.0,
         "yanchor": "top",
-        "len": 0.6,
+        "len": 1.0,
         "tickvals": list(powers),
         "ticktext": [f"1e{power}" for power in powers],
         "thickness": 12,
@@ -104,7 +106,7 @@ def choices_figure(choices: pd.DataFrame, revision: str) -> go.Figure:
             bars = _shares(mine["share"].tolist(), rows, choice, color, mode)
             figure.add_trace(bars.update(marker_pattern_shape="x") if _is_refined(choice) else bars)
     _lay_out_shares(figure, "Share of the front", names)
-    return finish(figure, height=_ROW_PIXELS * len(names) + _AROUND_PIXELS, revision=revision)
+    return _finish_shares(figure, len(names), revision)
 
 
 def roles_figure(roles: pd.DataFrame, revision: str) -> go.Figure:
@@ -120,7 +122,7 @@ def roles_figure(roles: pd.DataFrame, revision: str) -> go.Figure:
             figure.add_trace(_shares(roles[mode].tolist(), list(range(len(roles))), mode, MODE_COLORS[mode], mode))
     names = [f"{row.role} ({row.layers})" for row in roles.itertuples()]
     _lay_out_shares(figure, "Share of the layers", names)
-    return finish(figure, height=_ROW_PIXELS * len(names) + _AROUND_PIXELS, revision=revision)
+    return _finish_shares(figure, len(names), revision)
 
 
 def _shares(shares: list[float], rows: list[int], name: str, color: str, mode: str) -> go.Bar:
@@ -138,6 +140,11 @@ def _lay_out_shares(figure: go.Figure, title: str, names: list[str]) -> None:
     figure.update_layout(barmode="stack", bargap=0.12)
     figure.update_xaxes(title=title, range=(0, 1), tickformat=".0%", gridcolor=QUIET, zeroline=False)
     _name_rows(figure, names)
+
+
+def _finish_shares(figure: go.Figure, rows: int, revision: str) -> go.Figure:
+    height = _ROW_PIXELS * rows + _AROUND_PIXELS
+    return finish(figure, height=height, revision=revision).update_layout(margin_r=_LAST_LABEL_PIXELS)
 
 
 def _name_rows(figure: go.Figure, names: list[str]) -> None:

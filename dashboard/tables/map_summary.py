@@ -27,11 +27,12 @@ def map_summary(description: ModelDescription, choices: Mapping[str, str], probe
     role, count = Counter(roles[layer] for layer in kept).most_common(1)[0]
     places = " and ".join(dict.fromkeys(kept.values()))
     mostly = "all" if count == len(kept) else "mostly" if 2 * count > len(kept) else "most often"
+    stay, which = ("stays", role) if len(kept) == 1 else ("stay", f"{mostly} {role}")
     usual = Counter(quantized).most_common(1)[0][0]
     share = _share_of_error(choices, kept, {layer for layer in kept if roles[layer] == role}, usual, probes)
     cost = f", which would cause {100 * share:.0f} % of the error in {usual}" if share else ""
     return (
-        f"{len(kept)} of {len(choices)} layers stay in {places}, {mostly} {role}{cost}. "
+        f"{len(kept)} of {len(choices)} layers {stay} in {places}, {which}{cost}. "
         f"The others take {_counted(quantized)}."
     )
 

@@ -147,6 +147,8 @@ def _metric_row(metric: str, first: Figure, second: Figure) -> dict[str, str]:
 def _change_text(metric: str, first: float, second: float) -> str:
     if METRICS[metric].kind is Kind.ACCURACY_DROP:
         return points_text(second - first)
+    if METRICS[metric].kind is Kind.LATENCY_RATIO:
+        return change_text(first, second)  # of the speedups, as which the ratios are shown
     return times_text(second, first) if METRICS[metric].logarithmic else change_text(second, first)
 
 

@@ -67,6 +67,8 @@ _COLUMNS = (
     "clipped_shifted",
     "refused",
 )
+#: Columns that are shown in percent.
+_SHARES = ("flops_share", "clipped", "clipped_shifted")
 #: Option for all layers.
 _EVERYTHING = "all"
 
@@ -207,7 +209,9 @@ def _costs(of_trial: tuple[str, int, bool], frame: pd.DataFrame) -> None:
 
 def _table(frame: pd.DataFrame) -> None:
     st.dataframe(
-        frame.assign(clipped=100 * frame["clipped"])[[name for name in _COLUMNS if frame[name].notna().any()]],
+        frame.assign(**{name: 100 * frame[name] for name in _SHARES})[
+            [name for name in _COLUMNS if frame[name].notna().any()]
+        ],
         hide_index=True,
         placeholder=ABSENT,
         key="layers-table",
@@ -221,7 +225,7 @@ def _table(frame: pd.DataFrame) -> None:
                 "Kernel", help="The fastest kernel on this processor for the shapes of the layer"
             ),
             "bytes": "Size",
-            "flops_share": st.column_config.NumberColumn("Share of FLOPs", format="percent"),
+            "flops_share": st.column_config.NumberColumn("Share of FLOPs", format="%.2f %%"),
             "latency_ms": st.column_config.NumberColumn("Time (ms)", format="%.3f", help="As probed, inside the layer"),
             "divergence": st.column_config.NumberColumn(
                 "Divergence", format="%.1e", help="As probed, if only this layer took its choice"
@@ -232,7 +236,7 @@ def _table(frame: pd.DataFrame) -> None:
             ),
             "clipped_shifted": st.column_config.NumberColumn(
                 "Clipped, shifted",
-                format="percent",
+                format="%.2g %%",
                 help="Share of the inputs on shifted data that are outside the range",
             ),
             "refused": st.column_config.TextColumn(

@@ -12,6 +12,7 @@ from autotune.jobs.backends import worth_of_backends
 from autotune.jobs.budget import left_s
 from autotune.jobs.progress import stage_text
 from autotune.jobs.records import JobRecord, JobState, TrialRecord
+from autotune.jobs.spec import JobSpec
 from autotune.jobs.timestamps import now
 from autotune.metrics.catalog import METRICS, Kind
 from dashboard import queries
@@ -261,10 +262,7 @@ def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
     spec = job.spec
     count = f"{trials} of {spec.search.trials} trials"
     if job.state.is_live:
-        left = left_s(job, spec, trials)
-        steps = [stage_text(job.stage)] if job.stage else []
-        steps += [count, *([f"about {duration(left)} left"] if left is not None else [])]
-        st.progress(min(1.0, trials / spec.search.trials), in_markdown(" · ".join(steps)))
+        st.progress(min(1.0, trials / spec.search.trials), in_markdown(" · ".join(_steps(job, spec, trials, count))))
     facts = [state_text(job.state), *([] if job.state.is_live else [count]), f"{front_size} on the front"]
     limits = "; ".join(constraint_text(limit) for limit in spec.constraints.constraints())
     facts += [f"limits: {limits}" if limits else "no limits"]
@@ -273,6 +271,17 @@ def job_facts(job: JobRecord, trials: int, front_size: int) -> None:
     facts += [f"task {job.task}", f"submitted {moment(job.created_at, st.context.timezone)}"]
     st.caption(" · ".join(in_markdown(fact, longest=400) for fact in facts))
     _trouble(job, spec.workers.trial_timeout_s)
+
+
+def _steps(job: JobRecord, spec: JobSpec, trials: int, count: str) -> list[str]:
+    """Return what a live job does, its trials and the time left; a stage has its own time, and may count the trials."""
+    stage, left = job.stage, left_s(job, spec, trials)
+    steps = [stage_text(stage)] if stage else []
+    if stage is None or stage.total != spec.search.trials:
+        steps.append(count)
+    if left is not None and (stage is None or stage.remaining_s is None):
+        steps.append(f"about {duration(left)} left")
+    return steps
 
 
 def _trouble(job: JobRecord, patience_s: float) -> None:

@@ -1,12 +1,15 @@
 """What people see while they wait: lines in a log, a bar on a terminal."""
 
 import io
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from autotune.console import output, progress
 from autotune.console.progress import ConsoleListener
+from autotune.jobs import progress as stages
 from autotune.jobs.progress import Progress
 from autotune.jobs.records import JobStage
 
@@ -39,10 +42,14 @@ def test_a_log_has_a_line_per_stage(log: io.StringIO) -> None:
     assert log.getvalue().splitlines() == ["Starting workers", "Calibrating 0/16", "Timing kernels 0/3"]
 
 
-def test_a_log_of_a_search_has_lines_of_trials_and_of_waiting_only(log: io.StringIO) -> None:
+def test_a_log_of_a_search_has_lines_of_trials_and_of_waiting_only(
+    log: io.StringIO, stop_clock: Callable[..., SimpleNamespace]
+) -> None:
+    watch = stop_clock(stages)
     with ConsoleListener("latency_p50_ms") as listener:
         listener.stage("Searching")
         listener.trial(PROGRESS)
+        watch.now_s += 3600.0  # so that any other stage would have another line
         listener.step(JobStage(name="Searching", done=3, total=9, detail="latency 1/10"))
         listener.step(JobStage(name="Waiting for the device: process 7 measures there"))
     assert log.getvalue().splitlines() == [

@@ -84,7 +84,7 @@ def test_every_measured_map_is_exactly_one_point(results: list[SimpleNamespace])
 def test_baselines_are_named_and_have_their_own_mark(results: list[SimpleNamespace]) -> None:
     figure = _front(results)
     baselines = _trace(figure, "Baseline")
-    assert list(_trace(figure, "Labels").text) == BASELINES
+    assert list(_trace(figure, "WideLabels").text) == BASELINES
     assert {symbol.removesuffix("-open") for symbol in baselines.marker.symbol} == {"diamond"}
 
 
@@ -178,7 +178,9 @@ def test_picked_maps_have_a_ring_and_a_word_before_the_names_of_baselines(result
     figure = front_figure(points, x="latency_p50_ms", y="accuracy", revision="r", marked=marked)
     ring = _trace(figure, "Picked")
     assert list(ring.x) == [results[number].trial.figures["latency_p50_ms"].value for number in (1, 7)]
-    assert list(_trace(figure, "Labels").text)[:2] == ["fastest<br>smallest<br>bf16", "knee"]
+    assert list(_trace(figure, "WideLabels").text)[:2] == ["fastest<br>smallest<br>bf16", "knee"]
+    assert list(_trace(figure, "NarrowLabels").text) == ["fastest<br>smallest<br>bf16", "knee"], "and nothing else"
+    assert [trace.name for trace in figure.data[-2:]] == ["WideLabels", "NarrowLabels"], "as in the style sheet"
 
 
 def test_colour_tells_the_front_from_baselines_and_the_rest(results: list[SimpleNamespace]) -> None:
@@ -202,7 +204,7 @@ def test_names_from_the_database_are_text_not_html(results: list[SimpleNamespace
     figure = front_figure(_points([hostile], ()), x="latency_p50_ms", y="accuracy", revision="r")
     baseline = _trace(figure, "Baseline")
     assert "&lt;b&gt;x&lt;/b&gt; &amp;" in baseline.customdata[0][1]
-    assert all("<" not in text for text in _trace(figure, "Labels").text)
+    assert all("<" not in text for text in _trace(figure, "WideLabels").text)
     assert "<a" not in baseline.customdata[0][1]
     assert "%{customdata[1]}" in baseline.hovertemplate
 
@@ -310,8 +312,8 @@ def test_labels_stand_where_they_cover_nothing() -> None:
 
 
 def test_no_label_stands_where_a_limit_has_its_own() -> None:
-    assert note_box(0.0, 0.5, "limit 5.0e-03") == pytest.approx((0.0, 0.1625, 0.45, 0.5))
-    assert note_box(0.9, 1.0, "limit 22.0 ms") == pytest.approx((0.7375, 0.9, 0.95, 1.0))
+    assert note_box(0.0, 0.5, "limit 5.0e-03") == pytest.approx((0.0, 0.1625, 0.43, 0.5))
+    assert note_box(0.9, 1.0, "limit 22.0 ms") == pytest.approx((0.7375, 0.9, 0.93, 1.0))
     assert sides([0.15], [0.55], [["a name"]]) == ["top center"]
     assert sides([0.15], [0.55], [["a name"]], [note_box(0.0, 0.65, "limit 5.0e-03")]) == ["bottom center"]
 
@@ -320,7 +322,10 @@ def test_labels_of_limits_are_kept_free_on_both_axes(
     results: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[object] = []
-    monkeypatch.setattr("dashboard.charts.front.sides", lambda xs, *rest: given.extend(rest[-1]) or [None] * len(xs))
+    monkeypatch.setattr(
+        "dashboard.charts.front.sides",
+        lambda xs, *rest, markers, size: given.append((size, rest[-1])) or [None] * len(xs),
+    )
     figure = front_figure(
         _points([r.trial for r in results], (), y="divergence"),
         x="latency_p50_ms",
@@ -330,9 +335,26 @@ def test_labels_of_limits_are_kept_free_on_both_axes(
         y_limits=[Limit(value=1e-3, at_most=True, label="limit 1.0e-03")],
     )
     (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
-    beside = note_box((20.0 - left) / (right - left), 1.0, "limit 20.0 ms")
-    below = note_box(0.0, (-3.0 - low) / (high - low), "limit 1.0e-03")
-    assert given == [pytest.approx(beside), pytest.approx(below)]
+    for (width, height), notes in given:
+        beside = note_box(width * (20.0 - left) / (right - left), height, "limit 20.0 ms")
+        below = note_box(0.0, height * (-3.0 - low) / (high - low), "limit 1.0e-03")
+        assert notes == [pytest.approx(beside), pytest.approx(below)]
+    assert [size for size, _ in given] == [(1.0, 1.0), (0.5, 0.75)], "once for wide and once for narrow plots"
+
+
+def test_no_label_leaves_the_plot() -> None:
+    assert sides([0.5, 0.5], [0.95, 0.05], [["a", "b"], ["c", "d"]]) == ["bottom center", "top center"]
+    assert sides([0.55], [0.5], [["a long name"]], size=(0.6, 1.0)) == ["middle left"]
+    assert sides([0.3], [0.5], [["a name that is far too long"]]) != [None]
+    assert sides([0.3], [0.5], [["a name that is far too long"]], size=(0.6, 1.0)) != [None]
+    assert sides([0.2], [0.5], [["a name that is far too long"]], size=(0.3, 1.0)) == [None]
+
+
+def test_no_label_stands_nearer_to_the_point_of_another_one() -> None:
+    # Above the first point is room, but the second one is right above that.
+    assert sides([0.5, 0.5], [0.5, 0.62], [["a"], ["b"]]) == ["bottom center", "top center"]
+    assert sides([0.5, 0.5], [0.5, 0.62], [["a"], []]) == ["top center", None]
+    assert sides([0.5, 0.5], [0.5, 0.66], [["a"], ["b"]]) == ["top center", "top center"]
 
 
 def test_no_label_covers_a_more_important_one() -> None:
@@ -450,8 +472,11 @@ def test_a_gap_is_split_into_layers_the_rest_and_what_is_not_explained(results: 
     gap = latency_gap(diff, seed.probes(), pair)
     (bars,) = gap_figure(diff, "latency_ms", gap, title="ms", revision="r").data
     assert sum(bars.x) == pytest.approx(gap.measured)
-    widths = [(trial.figures["latency_ratio"].high - trial.figures["latency_ratio"].low) / 2 for trial in pair]
-    assert gap.noise == pytest.approx(27.0 * math.hypot(*widths))
+    ratio = pair[1].figures["latency_ratio"]  # that of full precision to itself is certain
+    assert gap.noise == pytest.approx(27.0 * (ratio.high - ratio.low) / 2)
+    noise = latency_gap(diff, seed.probes(), (results[2].trial, pair[1])).noise
+    other = results[2].trial.figures["latency_ratio"]
+    assert noise == pytest.approx(math.hypot(gap.noise, 27.0 * (other.high - other.low) / 2))
     assert list(bars.customdata[-2:]) == [f"{len(diff) - 12} other layers", "Within measurement noise"]
     assert list(bars.x[:12]) == sorted(bars.x[:12])  # all save time; the largest first
     exact = gap_figure(diff, "latency_ms", replace(gap, noise=0.5 * abs(gap.rest)), title="ms", revision="r")

@@ -37,6 +37,13 @@ def test_a_summary_says_what_stays_and_what_it_would_cost() -> None:
     )
 
 
+def test_one_layer_stays_by_its_name() -> None:
+    choices = {name: "fp32" if name == "pooler.dense" else "int8_dynamic" for name in NAMES}
+    assert map_summary(MODEL, choices, None) == (
+        "1 of 40 layers stays in fp32, dense. The others take int8_dynamic (39)."
+    )
+
+
 def test_without_probes_a_summary_says_no_cost() -> None:
     assert "most often attention.output.dense. The others" in map_summary(MODEL, MIXED, None)
 

@@ -228,6 +228,9 @@ def test_figures_of_two_maps_say_whether_their_intervals_tell_them_apart(trials:
     assert rows["Accuracy"]["change"] == "-1.1 %"
     assert rows["Accuracy drop, relative"]["change"] == "+1.06 points"
     assert rows["Divergence from full precision"]["change"] == "-"  # that of full precision is 0
+    speed = rows["Latency p50 relative to full precision"]
+    assert (speed["first"], speed["second"].split(" (")[0]) == ("1.00x as fast", "2.42x as fast")
+    assert speed["change"].startswith("+141."), "of the speedups that are shown, not of the ratios"
     fourth = {row["metric"]: row for row in trial_tables.metrics_frame(trials[3], trials[2]).to_dict("records")}
     ratio = trials[2].figures["divergence"].value / trials[3].figures["divergence"].value
     assert fourth["Divergence from full precision"]["change"] == f"{ratio:.3g}x"
