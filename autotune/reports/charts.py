@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.jobs.records import TrialRecord
+from autotune.jobs.records import TrialKind, TrialRecord
 from autotune.markup import Html, join, tag
 from autotune.metrics.catalog import METRICS, OVERLOADED_MS, Metric
 from workers.measurement import LatencySamples
