@@ -10,11 +10,12 @@ from autotune.jobs.records import Artifact, ArtifactKind, JobRecord, TrialRecord
 from autotune.jobs.recovery import to_recover
 from autotune.jobs.timestamps import event
 from autotune.metrics.catalog import METRICS, Kind
-from autotune.metrics.from_measurement import Reference
+from autotune.metrics.from_measurement import MIB, Reference
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
 from autotune.search.stages import Stages
 from autotune.search.trials import recovered_trial
+from autotune.store.artifacts import MOST_BYTES
 from autotune.store.base import DriverStore
 from workers.errors import PoolError
 from workers.pools.base import Pool
@@ -73,6 +74,13 @@ class Recovery:
         if trial is None:
             whole = found.report.kept.get("") or "no block came closer to full precision on the validation batches"
             self._tell("recovery_kept", f"Trial {parent.number} keeps the model's own weights: {whole}")
+            return
+        if len(found.learned) > MOST_BYTES:
+            self._tell(
+                "recovery_failed",
+                f"What trial {parent.number} learned takes {len(found.learned) / MIB:.0f} MiB, but a store takes at "
+                f"most {MOST_BYTES / MIB:.0f}; recover maps with fewer layers in integers",
+            )
             return
         worse = _worse(parent, trial)
         if worse is not None and trial.state is TrialState.COMPLETE:

@@ -1,7 +1,7 @@
 """Calls of one module of a model: its inputs and outputs while the model runs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,19 +28,19 @@ class Call:
     output: torch.Tensor
 
 
-def recorded(task: Task, model: nn.Module, block: Block, batches: Sequence[Batch]) -> list[list[Call]]:
-    """Return the calls of a block in a pass over each batch; a pass ends with the last of them."""
+def recorded(task: Task, model: nn.Module, block: Block, batches: Sequence[Batch]) -> Generator[list[Call], None, None]:
+    """Yield the calls of a block in a pass over each batch; a pass ends with the last of them."""
     module = model.get_submodule(block.name)
-    found: list[list[Call]] = []
+    found: list[Call] = []
     pending: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending.append((_copied(args), _copied(kwargs)))  # the block may change its inputs
+        pending.append(_all_copied(args, kwargs))  # the block may change its inputs
 
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         taken, named = pending.pop()
-        found[-1].append(Call(args=taken, kwargs=named, output=main_output(output).clone()))
-        if len(found[-1]) == block.calls:
+        found.append(Call(args=taken, kwargs=named, output=main_output(output).clone()))
+        if len(found) == block.calls:
             raise _Reached
 
     handles = [
@@ -49,18 +49,19 @@ def recorded(task: Task, model: nn.Module, block: Block, batches: Sequence[Batch
     ]
     try:
         for batch in batches:
-            found.append([])
             with torch.no_grad(), suppress(_Reached):
                 task.forward(model, batch)
+            calls, found = found, []
+            yield calls
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
 def outputs_of(module: nn.Module, call: Call) -> torch.Tensor:
     """Return the main output of a module for the inputs of a call."""
-    return main_output(module(*_copied(call.args), **_copied(call.kwargs)))
+    args, kwargs = _all_copied(call.args, call.kwargs)
+    return main_output(module(*args, **kwargs))
 
 
 def main_output(output: Any) -> torch.Tensor:
@@ -69,7 +70,11 @@ def main_output(output: Any) -> torch.Tensor:
 
 
 def _copied(value: Any) -> Any:
-    """Return ``value`` with copies of its tensors, and of objects that hold some, such as the cache of a decoder."""
+    """Return a copy of an argument: its tensors without gradients, and objects such as the cache of a decoder."""
     if isinstance(value, tuple | list | dict | torch.Tensor):
         return replaced(value, lambda tensor: tensor.detach().clone())
     return copy.deepcopy(value)
+
+
+def _all_copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}

@@ -13,6 +13,7 @@ from torch import nn
 
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
+from search_spaces.tensors import tensors_in
 from workers.model.skeleton import sharing_weights
 from workers.recovery.calls import Call, outputs_of
 from workers.recovery.fake_layer import FakeQuantizedLayer
@@ -32,6 +33,11 @@ class Example:
     target: torch.Tensor
     #: Which positions count, in the shape of ``target`` without its last dimension; None counts all.
     counts: torch.Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in tensors_in((self.call.args, self.call.kwargs, self.target)))
 
     def error(self, output: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error over all positions that count."""

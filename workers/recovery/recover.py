@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,13 +22,15 @@ from workers.recovery.calls import outputs_of, recorded
 from workers.recovery.learned import encoded
 from workers.recovery.reconstruction import Example, reconstructed
 from workers.recovery.student import Student
-from workers.sensitivity.parts import random_parts
+from workers.sensitivity.parts import length_of, random_parts
 from workers.task import Batch, Task
 
 #: Name of the method in reports.
 _METHOD = "blocks"
 #: Samples per step of learning.
 _SAMPLES = 8
+#: Bytes of inputs and outputs of a block after which no further batch is taken.
+_MOST_BYTES = 1 << 30
 
 
 def recover(
@@ -62,24 +65,17 @@ def recover(
     start = time.monotonic()
     batches = _Batches.of(task, model, settings)
     student = Student(model, layers, quantization, backend, kernels)
-    targets = quality.outputs_on(task, model, batches.validating)
-
-    def divergence() -> float:
-        found = quality.outputs_on(task, student.model, batches.validating)
-        return float(quality.divergence(found, targets, task.output_kind).mean())
-
-    before = divergence()
-    kept = {}
-    names = [layer.name for layer in layers]
+    before = _divergence(task, model, student.model, batches.validating)
+    names, kept = [layer.name for layer in layers], dict[str, str]()
     blocks = blocks_of(model, names, lambda: task.forward(model, batches.validating[0]))
     for block in counted([each for each in blocks if student.learnable(each.layers)], Stage.RECOVERING, report):
         if settings.time_limit_s is not None and time.monotonic() - start > settings.time_limit_s:
             kept[block.name] = "the time limit was reached"
         elif (why := _recover_block(task, model, student, block, batches, settings)) is not None:
             kept[block.name] = why
-    after = divergence() if student.learned else before
     learned = student.learned
-    if learned and after >= before:
+    after = _divergence(task, model, student.model, batches.validating) if learned else before
+    if learned and not after < before:  # nan counts as worse
         why = f"on the validation batches its divergence is {after:.3g} with learned weights, {before:.3g} without"
         learned, after, kept = {}, before, {**kept, "": why}
     data = encoded({name: learned[name] for name in names if name in learned}) if learned else b""
@@ -87,8 +83,8 @@ def recover(
         method=_METHOD,
         settings=settings,
         seconds=time.monotonic() - start,
-        samples=len(quality.outputs_on(task, model, batches.training)),
-        validation_samples=len(targets),
+        samples=_samples(batches.training),
+        validation_samples=_samples(batches.validating),
         before=before,
         after=after,
         layers=tuple(name for name in names if name in learned),
@@ -118,39 +114,68 @@ class _Batches:
         return cls(training=parts[validating:], validating=parts[:validating])
 
 
+def _divergence(task: Task, model: nn.Module, quantized: nn.Module, batches: Sequence[Batch]) -> float:
+    """Return the mean divergence of a quantized model; one batch at a time, because outputs may be large."""
+    each = []
+    for batch in batches:
+        exact, found = (quality.outputs_on(task, of, [batch]) for of in (model, quantized))
+        each.append(quality.divergence(found, exact, task.output_kind))
+    return float(torch.cat(each).mean())
+
+
+def _samples(batches: Sequence[Batch]) -> int:
+    """Return the number of samples in batches; one that cannot be cut counts as one."""
+    return sum(length_of(batch) or 1 for batch in batches)
+
+
 def _recover_block(
     task: Task, model: nn.Module, student: Student, block: Block, batches: _Batches, settings: RecoverySettings
 ) -> str | None:
     """Let the layers of one block learn; return why they keep their weights, or None if they do not."""
-    own = len(block.name) + 1 if block.name not in block.layers else len(block.name)
+    layers = student.learnable(block.layers)
+    within = {name: name.removeprefix(block.name).removeprefix(".") for name in layers}
     examples = _examples(task, model, student, block, batches.training)
-    learned = reconstructed(
-        model.get_submodule(block.name),
-        {name[own:]: layer for name, layer in student.learnable(block.layers).items()},
-        examples,
-        epochs=settings.epochs,
-        seed=settings.seed,
-    )
+    try:
+        learned = reconstructed(
+            model.get_submodule(block.name),
+            {within[name]: layer for name, layer in layers.items()},
+            examples,
+            epochs=settings.epochs,
+            seed=settings.seed,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of autograd, such as for weights that are inference tensors
+        return f"no gradient passes through it: {str(error).partition(chr(10))[0]}"
     del examples
-    module, checked = student.model.get_submodule, _examples(task, model, student, block, batches.validating)
-    before = _error(module(block.name), checked)
-    prefix = block.name if own == len(block.name) else f"{block.name}."
-    student.take({prefix + name: layer for name, layer in learned.items()})
-    after = _error(module(block.name), checked)
+    checked = _examples(task, model, student, block, batches.validating)
+    before = _error(student.model.get_submodule(block.name), checked)
+    student.take({name: learned[within[name]] for name in layers})
+    after = _error(student.model.get_submodule(block.name), checked)
     if after < before:
         return None
-    student.drop([prefix + name for name in learned])
+    student.drop(layers)
     return f"on the validation batches its error is {after:.3g} with learned weights, {before:.3g} without"
 
 
 def _examples(task: Task, model: nn.Module, student: Student, block: Block, batches: Sequence[Batch]) -> list[Example]:
-    """Return the inputs of a block in the quantized model, with the outputs of full precision."""
-    quantized, full = (recorded(task, each, block, batches) for each in (student.model, model))
-    return [
-        Example(call=call, target=exact.output, counts=_counting(batch, exact.output))
-        for batch, calls, exacts in zip(batches, quantized, full, strict=True)
-        for call, exact in zip(calls, exacts, strict=True)
-    ]
+    """Return the inputs of a block in the quantized model, with the outputs of full precision.
+
+    They are of as many batches as fit into memory, at least one.
+    """
+    examples: list[Example] = []
+    with (
+        closing(recorded(task, student.model, block, batches)) as quantized,
+        closing(recorded(task, model, block, batches)) as full,
+    ):
+        for batch, calls, exacts in zip(batches, quantized, full, strict=True):
+            examples += [
+                Example(call=call, target=exact.output, counts=_counting(batch, exact.output))
+                for call, exact in zip(calls, exacts, strict=True)
+            ]
+            if sum(example.nbytes for example in examples) > _MOST_BYTES:
+                break
+    return examples
 
 
 def _counting(batch: Batch, output: torch.Tensor) -> torch.Tensor | None:

@@ -154,14 +154,16 @@ def test_blocks_that_do_not_win_on_validation_data_keep_their_weights(monkeypatc
     assert report.kept == {"layer.1": words.format("1"), "head": words.format("2")}
 
 
-def test_map_that_does_not_win_on_validation_data_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    each = iter([torch.tensor([0.1]), torch.tensor([0.2])])
-    monkeypatch.setattr(recovering.quality, "divergence", lambda *_: next(each))
+@pytest.mark.parametrize("after", [0.1, 0.2, float("nan")])
+def test_map_that_does_not_win_on_validation_data_is_kept(monkeypatch: pytest.MonkeyPatch, after: float) -> None:
+    each = iter([0.1, after])
+    monkeypatch.setattr(recovering, "_divergence", lambda *_: next(each))
     report, learned = run(SequenceTask(), epochs=1)
     assert learned == b""
     assert (report.layers, report.sha256, report.nbytes) == ((), "", 0)
     assert report.after == report.before == pytest.approx(0.1)
-    assert report.kept[""] == "on the validation batches its divergence is 0.2 with learned weights, 0.1 without"
+    words = f"on the validation batches its divergence is {after:.3g} with learned weights, 0.1 without"
+    assert report.kept[""] == words
 
 
 def test_no_block_begins_after_the_time_limit() -> None:
@@ -187,3 +189,68 @@ def test_every_block_is_reported() -> None:
     recover(task, model, layers, quantization, CpuBackend(), RecoverySettings(epochs=1), report=steps.append)
     counts = [(step.done, step.total) for step in steps if step.stage is Stage.RECOVERING]
     assert counts == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_only_as_many_examples_are_kept_as_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[int] = []
+    original = recovering.reconstructed
+
+    def counting(block: nn.Module, layers: Any, examples: Sequence[Any], **settings: Any) -> Any:
+        learned.append(len(examples))
+        return original(block, layers, examples, **settings)
+
+    monkeypatch.setattr(recovering, "reconstructed", counting)
+    run(SequenceTask(), epochs=1)
+    monkeypatch.setattr(recovering, "_MOST_BYTES", 0)
+    run(SequenceTask(), epochs=1)
+    assert learned == [6, 6, 6, 1, 1, 1]
+
+
+def test_block_that_changes_its_inputs_and_takes_a_cache_learns_from_what_it_got() -> None:
+    class Cache:
+        """Grows with every call, as the cache of a decoder does."""
+
+        def __init__(self) -> None:
+            self.seen: list[torch.Tensor] = []
+
+    class Changing(Residual):
+        def forward(self, x: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Cache]:  # type: ignore[override]
+            cache.seen.append(x.detach())
+            assert len(cache.seen) == 1
+            return super().forward(x.mul_(0.5)), cache
+
+    class Decoder(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.ModuleList([Changing(), Changing()])
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+            x = x.clone()
+            for block in self.layer:
+                x, _ = block(x, cache=Cache())
+            return self.head(x.mean(dim=1))
+
+    class DecoderTask(SequenceTask):
+        def build_model(self) -> nn.Module:
+            torch.manual_seed(0)
+            return Decoder().eval()
+
+    report, _ = run(DecoderTask())
+    assert report.after < report.before / 2
+
+
+def test_blocks_without_a_gradient_keep_their_weights() -> None:
+    class Opaque(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).detach()
+
+    class OpaqueTask(SequenceTask):
+        def build_model(self) -> nn.Module:
+            model = super().build_model()
+            model.layer = nn.ModuleList([Opaque(), Opaque()])
+            return model.eval()
+
+    report, learned = run(OpaqueTask(), epochs=1)
+    why = "no gradient passes through it: element 0 of tensors does not require grad"
+    assert all(report.kept[name].startswith(why) for name in ("layer.0", "layer.1"))
+    assert set(decoded(learned)) == {"head"}
