@@ -12,6 +12,13 @@ from autotune.tuning.job import Settings, job_of
 from workers.errors import TaskError
 from workers.tasks.recognition import recognized
 
+#: The task whose windows depend on the time limit; its usual number of them, the fewest, and the tokens of each.
+_LANGUAGE_MODEL, _USUAL_WINDOWS, _FEWEST_WINDOWS, _TOKENS = "causal-lm", 64, 16, 64
+#: Bytes of a parameter in checkpoints, which have from 0.6 in GGUF to 4; and operations of a slow processor per second.
+_BYTES_PER_PARAMETER, _OPERATIONS_PER_S = 2.0, 5e10
+#: Share of the time limit that one pass over the windows may take.
+_PASS_SHARE = 0.02
+
 
 def checkpoint_job(checkpoint: str, data: str | None, settings: Settings, *, name: str | None = None) -> JobSpec:
     """Return the job of a checkpoint.
@@ -34,9 +41,35 @@ def checkpoint_job(checkpoint: str, data: str | None, settings: Settings, *, nam
     if data is not None and not Path(data).exists():
         raise TaskError(f"there is no file or folder {data!r}; the task {known.task} takes {known.content}")
     parameters = {"checkpoint": checkpoint} | ({known.data: data} if data is not None else {})
-    task = {"name": known.task, "parameters": parameters}
     objectives = (percentiles_of(known.workload)[50].name, "divergence")
-    return job_of(name or _name_of(checkpoint), task, settings, objectives)
+
+    def job(**more: object) -> JobSpec:
+        task = {"name": known.task, "parameters": parameters | more}
+        return job_of(name or _name_of(checkpoint), task, settings, objectives)
+
+    spec = job()
+    windows = _affordable_windows(checkpoint, spec.search.time_limit_s) if known.task == _LANGUAGE_MODEL else None
+    return spec if windows is None or "windows" in spec.task.parameters else job(windows=windows)
+
+
+def _affordable_windows(checkpoint: str, limit_s: float | None) -> int | None:
+    """Return how many windows of text the time limit of a language model's job allows; None for the task's own number.
+
+    Every map is evaluated on all windows. On a slow processor, the many of a long job would leave a short one no time
+    for a second map.
+
+    Args:
+        checkpoint: a folder or file, whose size tells how long a window takes; a name on the hub tells nothing.
+        limit_s: time limit in seconds; None if there is none.
+    """
+    files = [Path(checkpoint)] if Path(checkpoint).is_file() else list(Path(checkpoint).glob("*.safetensors"))
+    parameters = sum(file.stat().st_size for file in files) / _BYTES_PER_PARAMETER
+    if not parameters or limit_s is None:
+        return None
+    # Two operations per parameter and token.
+    window_s = 2.0 * parameters * _TOKENS / _OPERATIONS_PER_S
+    most = int(_PASS_SHARE * limit_s / window_s) // _FEWEST_WINDOWS * _FEWEST_WINDOWS
+    return None if most >= _USUAL_WINDOWS else max(_FEWEST_WINDOWS, most)
 
 
 def _name_of(checkpoint: str) -> str:

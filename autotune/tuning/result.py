@@ -17,11 +17,13 @@ from autotune.exporters.verify import ExportVerification, verify_export
 from autotune.jobs.front import pick
 from autotune.jobs.recommendation import default_pick, recommended
 from autotune.jobs.records import JobRecord, TrialRecord
+from autotune.jobs.spec import PROMISING, RecoverySection
 from autotune.maps import map_file
 from autotune.maps.apply import NativeMap
 from autotune.maps.verify import Verification, verify
 from autotune.metrics.catalog import decisive_ratio
 from autotune.reports import trials_csv
+from autotune.search.run import recover_maps
 from autotune.search.stages import Stages
 from autotune.store.artifacts import learned_weights
 from autotune.store.base import ReadStore
@@ -29,6 +31,7 @@ from autotune.store.open import open_store
 from autotune.tuning import notebook
 from autotune.tuning.dashboard import RunningDashboard
 from autotune.tuning.live import copy_of
+from autotune.validation import validated
 from workers.device.threads import same_threads
 from workers.tasks import build_task
 
@@ -216,6 +219,30 @@ class Result:
 
     def _repr_html_(self) -> str:
         return notebook.front_page(self.job, self.trials, self.members, self.told)
+
+    def recover(self, *picks: str | int, time_limit: str | float | None = "5 min", epochs: int = 8) -> "Result":
+        """Learn weights for maps, which then lose less at the same speed, and return the result with them.
+
+        This result stays as it is. Each map that was recovered is a trial of its own; see ``docs/recovery.md``.
+
+        Args:
+            picks: numbers of trials, or ``knee``, ``fastest``, ``smallest``, ``most-accurate`` or ``promising``, which
+                is the default: the recommended map, and faster ones that miss nothing but limits on quality.
+            time_limit: time for all maps together, such as ``"5 min"`` or seconds; None for no limit.
+            epochs: passes over the calibration data for each block of the model.
+
+        Raises:
+            ConflictError: if a map cannot be recovered, or its job is still running.
+            NotFoundError, JobSpecError: if there is no such map.
+            TaskError: if another process holds the model that was tuned.
+        """
+        data = {"time_limit_s": time_limit, "epochs": epochs}
+        settings = validated(RecoverySection, data, "the recovery is wrong").settings(self.job.spec.search.seed)
+        wanted = [str(each) for each in picks] or [PROMISING]
+        with same_threads(), closing(open_store(self.database)) as store:
+            with ConsoleListener(self.job.spec.objectives[0]) as listener:
+                recover_maps(store, self.job.id, wanted, settings, listener=listener)
+            return Result.read(store, self.job.id, self.database, self.told)
 
     def plot(self) -> notebook.Chart:
         """Return a chart of the front, which a notebook shows; ``save`` writes it as an HTML file."""

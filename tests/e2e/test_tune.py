@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import autotune
 from autotune.client.connect import connect
-from autotune.errors import NoFeasibleMapError, NotFoundError
+from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.records import JobState
 from autotune.tuning.result import Result
 from workers.errors import TaskError
@@ -61,6 +61,22 @@ def result(database: str) -> Result:
         job=JOB,
     )  # fmt: skip
     return found
+
+
+def test_maps_of_a_live_model_can_be_recovered(result: Result) -> None:
+    parent = next(trial for trial in result.trials if trial.label == "uniform int8_weight_only")
+    better = result.recover(parent.number, epochs=20)
+    found = [trial for trial in better.trials if trial.parent == parent.number]
+    told = [trial.message for trial in found] or "kept"
+    assert len(better.trials) == len(result.trials) + len(found), told
+    for trial in found:
+        recovered, plain = (better[number].apply(model()) for number in (trial.number, parent.number))
+        inputs, _ = samples()
+        assert not torch.equal(recovered(inputs), plain(inputs))
+    with pytest.raises(NotFoundError, match="no trial 99"):
+        result.recover(99)
+    with pytest.raises(JobSpecError, match="epochs"):
+        result.recover(epochs=0)
 
 
 def test_the_job_is_in_the_database(result: Result, database: str) -> None:

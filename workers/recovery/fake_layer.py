@@ -1,4 +1,4 @@
-"""A layer that computes in floating point what a kernel computes in integers, with weights that can be learned."""
+"""Layers that compute in floating point what a kernel computes in integers, on any device and whatever the backend."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,59 @@ from workers.recovery.learned import LearnedLayer
 def can_learn(module: nn.Module, choice: LayerChoice) -> bool:
     """Return whether the weights of a layer are integers of a product, which can be learned."""
     kind = kind_of(module)
-    return (choice.rounds_to_nearest or choice.is_gptq) and kind is not None and kind.is_product
+    return choice.has_integer_weights and kind is not None and kind.is_product
 
 
-class FakeQuantizedLayer(nn.Module):
-    """A linear or convolutional layer with rounded weights and inputs; gradients pass through the rounding."""
+class _FakeQuantized(nn.Module):
+    """A linear or convolutional layer with rounded inputs; its weights are given with each call."""
+
+    def __init__(self, module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> None:
+        super().__init__()
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        #: Grid of the weights, on their device.
+        self.grid = Grid.of(weight, choice, calibrated)
+        # In a list, so that PyTorch does not register the original's weights as parameters of this layer.
+        self._original = [module]
+        self._round = _rounding(choice, calibrated)
+        self._divide = None if self.grid.factors is None else self.grid.factors.reciprocal()
+
+    def _product(self, x: torch.Tensor, steps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return the product of the rounded input with the weights that ``steps`` stand for, plus bias."""
+        (original,), grid = self._original, self.grid
+        # The product is that of the multiplied weights with the divided inputs.
+        weights = (steps * grid.scales + grid.zeros).reshape(grid.original.shape)
+        x = x if self._divide is None else x * self._divide
+        parameters = {"weight": weights} if bias is None else {"weight": weights, "bias": bias}
+        product: torch.Tensor = functional_call(original, parameters, (self._round(x),))
+        return product
+
+
+class FixedLayer(_FakeQuantized):
+    """A layer with the integers of its choice, or with those that it learned."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        choice: LayerChoice,
+        calibrated: ActivationRange | None,
+        learned: LearnedLayer | None = None,
+    ) -> None:
+        """Take the full-precision layer, its choice, the range of its input, and what it learned."""
+        super().__init__(module, choice, calibrated)
+        self._steps, self._bias = self.grid.rounded, _bias(module, choice, calibrated)
+        if learned is not None:
+            device = self.grid.rounded.device
+            self._steps = learned.steps.to(device).float().reshape(self.grid.rounded.shape)
+            self._bias = None if learned.bias is None else learned.bias.to(device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the layer's kernel returns, up to rounding in the last bits."""
+        return self._product(x, self._steps, self._bias)
+
+
+class LearningLayer(_FakeQuantized):
+    """A layer whose weights and bias are learned; gradients pass through the rounding."""
 
     def __init__(self, module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> None:
         """Start from the integers that a choice rounds the layer's weights to, and from its corrected bias.
@@ -32,42 +80,34 @@ class FakeQuantizedLayer(nn.Module):
             choice: its choice; see ``can_learn``.
             calibrated: range of its input, which static choices need.
         """
-        super().__init__()
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        self.grid = Grid.of(weight, choice, calibrated)
+        super().__init__(module, choice, calibrated)
         start, exact = self.grid.start(), self.grid.steps()
         # Weights start where they are in full precision, so that the nearer integer is the easier one to reach.
         begins = torch.where(start == exact.round().clamp(self.grid.low, self.grid.high), exact, start)
         #: Weights in steps of the grid, shape ``(rows, weights)``; what is learned.
         self.latent = nn.Parameter(torch.where(self.grid.fixed, start, begins).clamp(self.grid.low, self.grid.high))
-        bias = getattr(corrected(module, choice, calibrated), "bias", None)
+        bias = _bias(module, choice, calibrated)
         #: The bias, shape ``(out,)``; None if the layer has none.
-        self.bias: nn.Parameter | None = None if bias is None else nn.Parameter(bias.detach().clone())
-        # In a list, so that PyTorch does not register the original's weights as parameters of this layer.
-        self._original = [module]
-        self._round = _rounding(choice, calibrated)
-        self._divide = None if self.grid.factors is None else self.grid.factors.reciprocal()
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the layer's kernel returns, up to rounding in the last bits."""
-        (original,) = self._original
-        grid, latent = self.grid, torch.where(self.grid.fixed, self.latent.detach(), self.latent)
-        steps = latent + (self._integers() - latent).detach()
-        # The product is that of the multiplied weights with the divided inputs.
-        weights = (steps * grid.scales + grid.zeros).reshape(grid.original.shape)
-        x = x if self._divide is None else x * self._divide
-        parameters = {"weight": weights} if self.bias is None else {"weight": weights, "bias": self.bias}
-        product: torch.Tensor = functional_call(original, parameters, (self._round(x),))
-        return product
+        latent = torch.where(self.grid.fixed, self.latent.detach(), self.latent)
+        return self._product(x, latent + (self._integers() - latent).detach(), self.bias)
 
     def learned(self) -> LearnedLayer:
-        """Return the integers and the bias as they are now."""
-        steps = self._integers().to(torch.int8).reshape(self.grid.original.shape)
-        return LearnedLayer(steps=steps, bias=None if self.bias is None else self.bias.detach().clone())
+        """Return the integers and the bias as they are now, on the CPU."""
+        steps = self._integers().to("cpu", torch.int8).reshape(self.grid.original.shape)
+        return LearnedLayer(steps=steps, bias=None if self.bias is None else self.bias.detach().cpu().clone())
 
     def _integers(self) -> torch.Tensor:
         return self.latent.detach().round().clamp(self.grid.low, self.grid.high)
+
+
+def _bias(module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> torch.Tensor | None:
+    """Return the corrected bias of a layer; None if it has none."""
+    bias = getattr(corrected(module, choice, calibrated), "bias", None)
+    return None if bias is None else bias.detach()
 
 
 def _rounding(choice: LayerChoice, calibrated: ActivationRange | None) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -47,7 +47,8 @@ class Grid:
             choice: a choice with integer weights.
             calibrated: range of the layer's input, with factors or moments if the choice needs them.
         """
-        weight = weight.detach().float()
+        device = weight.device
+        weight = weight.detach().to("cpu", torch.float32)  # where bits do not depend on the device
         smoothing = calibrated.smoothing if calibrated is not None and choice.is_smooth else None
         factors = None if smoothing is None else torch.tensor(smoothing.factors)
         weights = weight if factors is None else weight * factors
@@ -64,15 +65,15 @@ class Grid:
             low, zeros = -high, torch.zeros_like(scales)
             fixed = _marked(rows, rows.abs().argmax(dim=1))
         return cls(
-            original=weight,
-            rows=rows,
+            original=weight.to(device),
+            rows=rows.to(device),
             low=low,
             high=high,
-            scales=scales.float().reshape(-1, 1),
-            zeros=zeros.float().reshape(-1, 1),
-            factors=factors,
-            rounded=integers.reshape(rows.shape).float(),
-            fixed=fixed,
+            scales=scales.float().reshape(-1, 1).to(device),
+            zeros=zeros.float().reshape(-1, 1).to(device),
+            factors=None if factors is None else factors.to(device),
+            rounded=integers.reshape(rows.shape).float().to(device),
+            fixed=fixed.to(device),
             compensates=choice.is_gptq,
         )
 

@@ -4,6 +4,7 @@ Block reconstruction: Li et al., BRECQ, arXiv:2102.05426; with the inputs of the
 AutoRound (Cheng et al., arXiv:2309.05516). Rounding is passed over by the straight-through estimator.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from torch import nn
 from search_spaces.choice import LayerChoice
 from search_spaces.quantization_map import ActivationRange
 from search_spaces.tensors import tensors_in
+from workers.model.prepared import describe, slots
 from workers.model.skeleton import sharing_weights
 from workers.recovery.calls import Call, outputs_of
-from workers.recovery.fake_layer import FakeQuantizedLayer
+from workers.recovery.fake_layer import LearningLayer
 from workers.recovery.learned import LearnedLayer
 
 #: Learning rate of weights, in steps of their grid, and of biases, in root mean squares of the block's outputs. Both
@@ -28,20 +30,19 @@ _WEIGHTS_RATE, _BIAS_RATE = 0.01, 1e-3
 class Example:
     """What a block gets from the quantized model, and what it should return."""
 
+    #: The inputs of the quantized model, with the output of full precision.
     call: Call
-    #: Output of full precision.
-    target: torch.Tensor
-    #: Which positions count, in the shape of ``target`` without its last dimension; None counts all.
+    #: Which positions count, in the shape of the output without its last dimension; None counts all.
     counts: torch.Tensor | None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        return sum(tensor.nbytes for tensor in tensors_in((self.call.args, self.call.kwargs, self.target)))
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in tensors_in((self.call.args, self.call.kwargs, self.call.output)))
 
     def error(self, output: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error over all positions that count."""
-        squares = (output - self.target).square()
+        squares = (output - self.call.output).square()
         return squares.mean() if self.counts is None else squares[self.counts].mean()
 
 
@@ -61,11 +62,17 @@ def reconstructed(
         examples: batches to learn from.
         epochs: passes over them.
         seed: of their order.
+
+    Raises:
+        ValueError: if the outputs of full precision are all zero, or not finite.
+        RuntimeError: if no gradient passes the block.
     """
     twin, fakes = _twin(block, layers)
     weights = [fake.latent for fake in fakes.values()]
     biases = [fake.bias for fake in fakes.values() if fake.bias is not None]
-    scale = float(torch.stack([example.target.square().mean() for example in examples]).mean().sqrt())
+    scale = float(torch.stack([example.call.output.square().mean() for example in examples]).mean().sqrt())
+    if not 0.0 < scale < math.inf:
+        raise ValueError(f"the root mean square of its outputs in full precision is {scale:g}")
     optimizer = torch.optim.Adam(
         [{"params": weights, "lr": _WEIGHTS_RATE}, {"params": biases, "lr": _BIAS_RATE * scale}], betas=(0.9, 0.99)
     )
@@ -84,15 +91,17 @@ def reconstructed(
 
 def _twin(
     block: nn.Module, layers: Mapping[str, tuple[LayerChoice, ActivationRange | None]]
-) -> tuple[nn.Module, dict[str, FakeQuantizedLayer]]:
+) -> tuple[nn.Module, dict[str, LearningLayer]]:
     """Return a copy of a block whose layers learn, and these layers by name."""
     twin = sharing_weights(block)
     fakes = {
-        name: FakeQuantizedLayer(block.get_submodule(name), choice, calibrated)
+        name: LearningLayer(block.get_submodule(name), choice, calibrated)
         for name, (choice, calibrated) in layers.items()
     }
     if "" in fakes:
         return fakes[""], fakes
-    for name, fake in fakes.items():
-        twin.set_submodule(name, fake)
+    for name, places in slots(twin, {name: twin.get_submodule(name) for name in fakes}).items():
+        describe(fakes[name], block.get_submodule(name))
+        for children, attribute in places:
+            children[attribute] = fakes[name]
     return twin, fakes

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -134,24 +134,23 @@ def _recover_block(
     """Let the layers of one block learn; return why they keep their weights, or None if they do not."""
     layers = student.learnable(block.layers)
     within = {name: name.removeprefix(block.name).removeprefix(".") for name in layers}
-    examples = _examples(task, model, student, block, batches.training)
     try:
         learned = reconstructed(
             model.get_submodule(block.name),
             {within[name]: layer for name, layer in layers.items()},
-            examples,
+            _examples(task, model, student, block, batches.training),
             epochs=settings.epochs,
             seed=settings.seed,
         )
+        checked = _examples(task, model, student, block, batches.validating)
+        before = _error(student.model.get_submodule(block.name), checked)
+        student.take({name: learned[within[name]] for name in layers})
+        after = _error(student.model.get_submodule(block.name), checked)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # of autograd, such as for weights that are inference tensors
-        return f"no gradient passes through it: {str(error).partition(chr(10))[0]}"
-    del examples
-    checked = _examples(task, model, student, block, batches.validating)
-    before = _error(student.model.get_submodule(block.name), checked)
-    student.take({name: learned[within[name]] for name in layers})
-    after = _error(student.model.get_submodule(block.name), checked)
+    except Exception as error:  # whatever a model's own code raises, the other blocks can still learn
+        student.drop(layers)
+        return f"it cannot learn: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if after < before:
         return None
     student.drop(layers)
@@ -162,6 +161,9 @@ def _examples(task: Task, model: nn.Module, student: Student, block: Block, batc
     """Return the inputs of a block in the quantized model, with the outputs of full precision.
 
     They are of as many batches as fit into memory, at least one.
+
+    Raises:
+        ValueError: if the calls of the block depend on the numbers, as those of experts do.
     """
     examples: list[Example] = []
     with (
@@ -169,12 +171,15 @@ def _examples(task: Task, model: nn.Module, student: Student, block: Block, batc
         closing(recorded(task, model, block, batches)) as full,
     ):
         for batch, calls, exacts in zip(batches, quantized, full, strict=True):
-            examples += [
-                Example(call=call, target=exact.output, counts=_counting(batch, exact.output))
-                for call, exact in zip(calls, exacts, strict=True)
-            ]
+            for call, exact in zip(calls, exacts, strict=True):
+                if call.output.shape != exact.output.shape:
+                    raise ValueError("its inputs have other shapes in the quantized model")
+                counts = _counting(batch, exact.output)
+                examples.append(Example(call=replace(call, output=exact.output), counts=counts))
             if sum(example.nbytes for example in examples) > _MOST_BYTES:
                 break
+    if not examples:
+        raise ValueError("no pass over these batches calls it")
     return examples
 
 

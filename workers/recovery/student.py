@@ -1,4 +1,4 @@
-"""The quantized model during recovery: its layers run on real kernels, with what was learned so far."""
+"""The quantized model during recovery, with what was learned so far."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,12 +11,16 @@ from search_spaces.quantization_map import ActivationRange, QuantizationMap
 from workers.model.layer_backend import LayerBackend
 from workers.model.prepared import describe, slots
 from workers.model.skeleton import sharing_weights
-from workers.recovery.fake_layer import can_learn
-from workers.recovery.learned import LearnedLayer, without_means
+from workers.recovery.fake_layer import FixedLayer, can_learn
+from workers.recovery.learned import LearnedLayer
 
 
 class Student:
-    """A copy of a model that runs a map and takes learned layers."""
+    """A copy of a model that runs a map and takes learned layers.
+
+    Layers that can learn compute in floating point what their kernels compute, because some kernels are made for few
+    rows, and a runtime of whole graphs has none for single layers; the others run on the backend's kernels.
+    """
 
     def __init__(
         self,
@@ -31,13 +35,18 @@ class Student:
         self.model = sharing_weights(model)
         #: Layer name -> what it learned.
         self.learned: dict[str, LearnedLayer] = {}
-        self._shapes = {layer.name: layer.latency_shapes for layer in layers}
-        self._quantization, self._backend, self._kernels = quantization, backend, kernels
-        self._originals = {name: self.model.get_submodule(name) for name in self._shapes}
+        self._quantization = quantization
+        self._originals = {layer.name: self.model.get_submodule(layer.name) for layer in layers}
         self._slots = slots(self.model, self._originals)
-        for name, choice in quantization.choices.items():
-            if choice != FULL_PRECISION:
-                self._run(name, self._originals[name], quantization.ranges.get(name))
+        learning = self.learnable(self._originals)
+        for layer in layers:
+            name, choice = layer.name, quantization.choices.get(layer.name, FULL_PRECISION)
+            if name in learning:
+                self._fix(name)
+            elif choice != FULL_PRECISION:
+                calibrated, kernel = quantization.ranges.get(name), kernels.get(name, {}).get(choice.name)
+                prepared = backend.prepare(self._originals[name], choice, calibrated, layer.latency_shapes, kernel)
+                self._install(name, prepared)
 
     def learnable(self, names: Iterable[str]) -> dict[str, tuple[LayerChoice, ActivationRange | None]]:
         """Return the layers among ``names`` that can learn, with their choices and ranges."""
@@ -50,23 +59,21 @@ class Student:
 
     def take(self, learned: Mapping[str, LearnedLayer]) -> None:
         """Run layers with what they learned."""
-        calibrated, later = self._quantization.ranges, without_means(self._quantization.ranges, learned)
-        for name, of_layer in learned.items():
-            choice = self._quantization.choices[name]
-            self._run(name, of_layer.replacing(self._originals[name], choice, calibrated.get(name)), later.get(name))
         self.learned |= learned
+        for name in learned:
+            self._fix(name)
 
     def drop(self, names: Iterable[str]) -> None:
         """Run layers without what they learned."""
         for name in names:
-            del self.learned[name]
-            self._run(name, self._originals[name], self._quantization.ranges.get(name))
+            self.learned.pop(name, None)
+            self._fix(name)
 
-    def _run(self, name: str, module: nn.Module, calibrated: ActivationRange | None) -> None:
-        """Run a layer with its choice, prepared from ``module``."""
-        choice = self._quantization.choices[name]
-        kernel = self._kernels.get(name, {}).get(choice.name)
-        prepared = self._backend.prepare(module, choice, calibrated, self._shapes[name], kernel)
-        describe(prepared, module)
+    def _fix(self, name: str) -> None:
+        choice, calibrated = self._quantization.choices[name], self._quantization.ranges.get(name)
+        self._install(name, FixedLayer(self._originals[name], choice, calibrated, self.learned.get(name)))
+
+    def _install(self, name: str, layer: nn.Module) -> None:
+        describe(layer, self._originals[name])
         for children, attribute in self._slots[name]:
-            children[attribute] = prepared
+            children[attribute] = layer

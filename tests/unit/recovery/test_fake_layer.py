@@ -7,7 +7,7 @@ from torch import nn
 from search_spaces.choice import CHOICES, LayerChoice
 from search_spaces.quantization_map import ActivationRange, SecondMoments, Smoothing
 from workers.backends.cpu.backend import CpuBackend
-from workers.recovery.fake_layer import FakeQuantizedLayer, can_learn
+from workers.recovery.fake_layer import FixedLayer, LearningLayer, can_learn
 
 LAYERS = {
     "linear": (lambda: nn.Linear(64, 32), (5, 7, 64)),
@@ -53,7 +53,7 @@ def test_fake_layer_equals_the_kernel(kind: str, choice: LayerChoice) -> None:
     backend, known = CpuBackend(), calibrated(module.weight.shape[1] * getattr(module, "groups", 1))
     for exact in exact_here(choice):
         with torch.no_grad():
-            fake = FakeQuantizedLayer(module, exact, known)
+            fake = LearningLayer(module, exact, known)
             # int4 products have bf16 inputs and sums; int8 weights alone may have bf16 products.
             rough = 2e-2 if not exact.needs_int8_products else 1e-5
             for learned in (False, True):
@@ -68,19 +68,21 @@ def test_fake_layer_equals_the_kernel(kind: str, choice: LayerChoice) -> None:
                     )
                 else:
                     used, calibration = module, known
-                    if exact.is_gptq:
-                        continue  # it starts from other integers where they set the scale of their group
+                layers: list[nn.Module] = [FixedLayer(module, exact, known, fake.learned() if learned else None)]
+                if learned or not exact.is_gptq:  # which starts from other integers where they set the scale
+                    layers.append(fake)
                 # The first kernel runs 8-bit weights on any processor without saturation.
                 kernel = backend.prepare(used, exact, calibration, (), "fp32")
                 expected = kernel(x)
-                error = (fake(x) - expected).norm() / expected.norm()
-                assert error < rough, (learned, exact.weight_bits, float(error))
+                for layer in layers:
+                    error = (layer(x) - expected).norm() / expected.norm()
+                    assert error < rough, (layer, learned, exact.weight_bits, float(error))
 
 
 def test_learned_integers_are_those_of_the_kernel_bit_for_bit() -> None:
     module, choice = nn.Linear(64, 32), CHOICES["int8_dynamic"]
     known = calibrated(64)
-    fake = FakeQuantizedLayer(module, choice, known)
+    fake = LearningLayer(module, choice, known)
     with torch.no_grad():
         fake.latent += torch.where(fake.grid.fixed, 0.0, 3.0 * torch.randn(fake.latent.shape))
     learned = fake.learned()
@@ -94,7 +96,7 @@ def test_gradients_pass_rounding_but_not_clipping_and_not_fixed_weights() -> Non
     torch.manual_seed(0)
     module = nn.Linear(64, 32)
     known = ActivationRange(low=-1.0, high=1.0)
-    fake = FakeQuantizedLayer(module, CHOICES["int8_static"], known)
+    fake = LearningLayer(module, CHOICES["int8_static"], known)
     x = torch.linspace(-2.0, 2.0, 64).requires_grad_()
     fake(x).sum().backward()
     assert x.grad is not None

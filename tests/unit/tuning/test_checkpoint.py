@@ -35,6 +35,29 @@ def test_parameters_of_the_task_may_be_added(tmp_path: Path) -> None:
     assert spec.task.parameters.keys() == {"checkpoint", "windows"}
 
 
+@pytest.mark.parametrize(
+    ("mib", "budget", "windows"),
+    [(0, "5min", None), (250, "5min", 16), (250, "10min", 32), (250, "1h", None), (250, None, None), (8000, "1h", 16)],
+)
+def test_a_short_job_of_a_large_language_model_has_fewer_windows(
+    mib: int, budget: str | None, windows: int | None, tmp_path: Path
+) -> None:
+    place = checkpoint(tmp_path, "LlamaForCausalLM")
+    with Path(place, "model.safetensors").open("wb") as file:
+        file.truncate(mib << 20)  # takes no room on the disk
+    spec = checkpoint_job(place, None, Settings(budget=budget))
+    assert spec.task.parameters.get("windows") == windows
+    ours = Settings(budget=budget, job={"task": {"parameters": {"windows": 5}}})
+    assert checkpoint_job(place, None, ours).task.parameters["windows"] == 5
+
+
+def test_only_language_models_have_windows(tmp_path: Path) -> None:
+    place = checkpoint(tmp_path, "UNet2DModel")
+    with Path(place, "model.safetensors").open("wb") as file:
+        file.truncate(8000 << 20)
+    assert "windows" not in checkpoint_job(place, None, Settings(budget="1min")).task.parameters
+
+
 def test_the_keys_that_were_set_are_a_job_file(tmp_path: Path) -> None:
     spec = checkpoint_job(checkpoint(tmp_path, "LlamaForCausalLM"), None, Settings(budget=60))
     short = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
