@@ -11,14 +11,16 @@ from autotune.cli.task_prints import prints_on_stderr
 from autotune.console.front import print_front
 from autotune.console.output import say
 from autotune.console.progress import ConsoleListener
+from autotune.errors import JobFailedError
 from autotune.jobs.front import PICKS
 from autotune.jobs.spec import PROMISING, RecoverySection
 from autotune.store.open import open_store
 from autotune.validation import validated
 
 _DEFAULTS = RecoverySection()
-#: Kinds of events that say what came of a recovery.
-_TOLD = ("recovered", "recovery_kept", "recovery_failed")
+#: Kinds of events that say what came of a recovery, and the one of them that is an error.
+_TOLD = ("recovered", "recovery_kept", _FAILED := "recovery_failed")
+_NOTHING = "No map was recovered: none is promising that is not recovered already."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,7 +66,9 @@ def recover(
                 listener=listener,
                 task_file=path_text(task_file),
             )
-        told = [event.message for event in store.events(record.id)[before:] if event.kind in _TOLD]
-        for message in told or ["No map was recovered: none is promising that is not recovered already."]:
+        told = [event for event in store.events(record.id)[before:] if event.kind in _TOLD]
+        if told and all(event.kind == _FAILED for event in told):
+            raise JobFailedError("; ".join(event.message for event in told))
+        for message in [event.message for event in told] or [_NOTHING]:
             say(message)
         print_front(store, store.job(record.id), as_json)

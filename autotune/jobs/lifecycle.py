@@ -54,14 +54,14 @@ def is_interrupted(job: JobRecord, at: datetime) -> bool:
 def claimed(driver: str, lease_s: float = LEASE_S, *, recovering: bool = False) -> Transition:
     """Give the job to ``driver``, which must renew the lease within ``lease_s`` seconds.
 
-    A driver that only recovers maps takes no job that another one still searches or will search.
+    A driver that only recovers maps takes no job that waits to be searched, and controllers leave its job alone.
     """
 
     def claim(job: JobRecord, at: datetime) -> Change:
         if is_held(job, at):
             raise ConflictError(f"job {job.id} is being run by process {job.driver}; wait for it or stop it first")
-        if recovering and job.state.is_live:
-            raise ConflictError(f"job {job.id} is {job.state}; wait until its search has ended, or pause it first")
+        if recovering and job.state is JobState.QUEUED:
+            raise ConflictError(f"job {job.id} is queued; wait until its search has ended, or pause it first")
         if job.state is JobState.RUNNING and job.order is not None:
             return _carried_out(job, job.order, at)
         kind, message = ("started", "Search started") if job.description is None else ("resumed", "Search resumed")
@@ -72,7 +72,7 @@ def claimed(driver: str, lease_s: float = LEASE_S, *, recovering: bool = False) 
         return _changed(
             job, at, kind, message,
             state=JobState.RUNNING, driver=driver, epoch=job.epoch + 1, order=None, error=None, stage=None,
-            leased_until=at + timedelta(seconds=lease_s),
+            leased_until=at + timedelta(seconds=lease_s), served=job.served and not recovering,
         )  # fmt: skip
 
     return claim
@@ -88,13 +88,8 @@ def with_fields(epoch: int, *events: EventRecord, **fields: Any) -> Transition:
     return write
 
 
-def settled(
-    epoch: int, state: JobState, message: str, *, error: str | None = None, kind: str | None = None
-) -> Transition:
-    """End the run under the driver's lease; a job cancelled meanwhile becomes cancelled, unless it is finished.
-
-    The event is of the ``kind`` of the state, unless another one is given.
-    """
+def settled(epoch: int, state: JobState, message: str, *, error: str | None = None) -> Transition:
+    """End the run under the driver's lease; a job cancelled meanwhile becomes cancelled, unless it is finished."""
 
     def settle(job: JobRecord, at: datetime) -> Change:
         check_epoch(job, epoch)
@@ -102,9 +97,21 @@ def settled(
             return Change(job=job)  # the driver repeats a call whose response was lost
         if job.order is Order.CANCEL and state is not JobState.FINISHED:
             return _carried_out(job, job.order, at)
-        return _changed(job, at, kind or state.value, message, state=state, error=error, **_FREE)
+        return _changed(job, at, state.value, message, state=state, error=error, **_FREE)
 
     return settle
+
+
+def recovery_ended(epoch: int, before: JobRecord, message: str) -> Transition:
+    """End a recovery under the driver's lease: the job is again what it was ``before``, but a lost search is paused."""
+
+    def end(job: JobRecord, at: datetime) -> Change:
+        check_epoch(job, epoch)
+        state = JobState.PAUSED if before.state.is_live else before.state
+        changes = {"state": state, "error": before.error, "served": before.served, **_FREE}
+        return _changed(job, at, "recovery_ended", message, **changes)
+
+    return end
 
 
 def released(epoch: int, message: str, *, crashed: bool = False) -> Transition:

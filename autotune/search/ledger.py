@@ -80,7 +80,7 @@ class Ledger:
 
         Args:
             results: the trials.
-            waited_s: seconds since the last commit that were spent waiting for the device, which do not count.
+            waited_s: seconds since the last commit that do not count, such as those spent waiting for the device.
         """
         if not results:
             return

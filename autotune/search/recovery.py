@@ -1,10 +1,10 @@
 """Recovers maps of a job and records them, each as a trial of its own beside its parent."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 
-from autotune.errors import ConflictError, NoFeasibleMapError
 from autotune.jobs import lifecycle
 from autotune.jobs.records import Artifact, ArtifactKind, JobRecord, TrialRecord, TrialResult, TrialState
 from autotune.jobs.recovery import to_recover
@@ -32,19 +32,19 @@ class Recovery:
         self._store, self._job, self._pool = store, job, pool
         self._stages, self._lease, self._ledger = stages, lease, ledger
 
-    def run(self, picks: Sequence[str], settings: RecoverySettings) -> None:
-        """Recover the maps that ``picks`` name, unless they are recovered already.
+    def run(self, picks: Sequence[str], settings: RecoverySettings, *, lenient: bool = False) -> None:
+        """Recover the maps that ``picks`` name.
 
         Args:
             picks: see ``to_recover``.
             settings: how; the time limit is that of all maps together.
+            lenient: only tell which picks cannot be recovered, because the job is a success without them.
 
         Raises:
             AutotuneError: see ``to_recover``.
         """
-        trials = self._ledger.front.trials
-        known = {trial.parent for trial in trials}
-        parents = [trial for trial in to_recover(trials, self._job.spec, picks) if trial.number not in known]
+        skip = self._skip if lenient else None
+        parents = to_recover(self._ledger.front.trials, self._job.spec, picks, skip)
         ends_at = None if settings.time_limit_s is None else time.monotonic() + settings.time_limit_s
         for done, parent in enumerate(parents):
             self._lease.check()
@@ -59,12 +59,8 @@ class Recovery:
             else:
                 self._record(parent, found)
 
-    def run_if_possible(self, picks: Sequence[str], settings: RecoverySettings) -> None:
-        """Recover maps as ``run`` does, but only tell if there is none to recover: the search is a success without."""
-        try:
-            self.run(picks, settings)
-        except (ConflictError, NoFeasibleMapError) as error:
-            self._tell("recovery_failed", f"No map was recovered: {error}")
+    def _skip(self, reason: str) -> None:
+        self._tell("recovery_failed", f"Not recovered: {reason}")
 
     def _record(self, parent: TrialRecord, found: Recovered) -> None:
         """Record what came of the recovery of one map."""
@@ -72,14 +68,16 @@ class Recovery:
         reference = Reference.of_figures(trials[0].figures)
         trial = recovered_trial(parent, found, reference, limits, self._ledger.next_number())
         if trial is None:
-            whole = found.report.kept.get("") or "no block came closer to full precision on the validation batches"
-            self._tell("recovery_kept", f"Trial {parent.number} keeps the model's own weights: {whole}")
+            kept = found.report.kept
+            reasons = [kept[""]] if "" in kept else dict.fromkeys(kept.values())
+            why = "; ".join(reasons) or "no linear or convolutional layer has integer weights"
+            self._tell("recovery_kept", f"Trial {parent.number} keeps the model's own weights: {why}")
             return
         if len(found.learned) > MOST_BYTES:
             self._tell(
                 "recovery_failed",
                 f"What trial {parent.number} learned takes {len(found.learned) / MIB:.0f} MiB, but a store takes at "
-                f"most {MOST_BYTES / MIB:.0f}; recover maps with fewer layers in integers",
+                f"most {MOST_BYTES / MIB:.0f}; pick a map with fewer integer layers",
             )
             return
         worse = _worse(parent, trial)
@@ -88,7 +86,8 @@ class Recovery:
         learned = Artifact(sha256=found.report.sha256, kind=ArtifactKind.LEARNED_WEIGHTS, data=found.learned)
         message = f"Trial {trial.number} is trial {parent.number} with learned weights"
         told = event("recovered", f"{message}; {trial.message}" if trial.message else message)
-        self._ledger.commit([TrialResult(trial=trial, artifacts=(learned,), events=(told,))])
+        # Recovery has time of its own, beside the search's.
+        self._ledger.commit([TrialResult(trial=trial, artifacts=(learned,), events=(told,))], waited_s=math.inf)
 
     def _tell(self, kind: str, message: str) -> None:
         self._store.change_job(self._job.id, lifecycle.with_fields(self._job.epoch, event(kind, message)))

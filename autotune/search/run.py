@@ -102,27 +102,26 @@ def recover_maps(
         AutotuneError: if the task, the backend or the workers fail.
     """
     before = store.job(job_id)
-    to_recover(store.trials(job_id), before.spec, picks)  # reports a wrong pick before workers start
+    if not to_recover(store.trials(job_id), before.spec, picks):
+        return before  # before workers start in vain
     job = store.change_job(job_id, lifecycle.claimed(process_identity.this_driver(), recovering=True))
     options = DriverOptions(task_file=task_file)
-
-    def settle(message: str) -> JobRecord:
-        ended = lifecycle.settled(job.epoch, before.state, message, error=before.error, kind="recovery_ended")
-        return store.change_job(job.id, ended)
-
+    message = "Recovery ended"
     try:
         with (
             Lease(store, job) as lease,
             _working(store, job, lease, listener or Silent(), options) as (_, recovery, stages),
         ):
             recovery.run(picks, settings)
-            stages.stage("Recovery ended")
+            stages.stage(message)
     except LeaseLostError:
         raise
     except BaseException as error:
-        settle(f"Recovery ended: {str(error) or type(error).__name__}")
+        stopped = isinstance(error, KeyboardInterrupt)
+        message = "Recovery stopped by its user" if stopped else f"Recovery ended: {str(error) or type(error).__name__}"
+        store.change_job(job.id, lifecycle.recovery_ended(job.epoch, before, message))
         raise
-    return settle("Recovery ended")
+    return store.change_job(job.id, lifecycle.recovery_ended(job.epoch, before, message))
 
 
 def drive(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener, options: DriverOptions) -> JobRecord:
@@ -162,7 +161,7 @@ def _search(store: DriverStore, job: JobRecord, lease: Lease, listener: Listener
         reason = search.run()
         section = job.spec.recovery
         if section is not None:
-            recovery.run_if_possible(section.picks, section.settings(job.spec.search.seed))
+            recovery.run(section.picks, section.settings(job.spec.search.seed), lenient=True)
         stages.stage(f"Search finished: {reason}")
         return reason
 

@@ -337,7 +337,7 @@ class RayPool:
             return deadline
         hired.seen = reported
         waits = reported.call == hired.calls and reported.step.stage is Stage.WAITING
-        return time.monotonic() + self._settings.trial_timeout_s if waits else deadline
+        return max(deadline, time.monotonic() + self._settings.trial_timeout_s) if waits else deadline
 
     def _expire(self) -> list[Outcome]:
         now = time.monotonic()

@@ -52,14 +52,42 @@ def test_promising_are_the_recommended_map_and_faster_ones_within_reach() -> Non
     assert [found.number for found in promising(trials, SPEC)] == [2, 1]
 
 
-def test_promising_are_four_at_most() -> None:
-    trials = [FULL, *(trial(number, 1.0 - number / 20, 0.02) for number in range(1, 8))]
-    assert [found.number for found in promising(trials, SPEC)] == [7, 6, 5, 4]
+def test_promising_are_four_at_most_the_recommended_map_and_those_that_miss_least() -> None:
+    trials = [FULL, trial(1, 0.95, 0.01), *(trial(n, 1.0 - n / 20, 0.02 + n / 1000) for n in range(2, 9))]
+    assert [found.number for found in promising(trials, SPEC)] == [4, 3, 2, 1]
+
+
+def test_promising_leaves_out_what_is_recovered_also_if_it_was_measured_again_since() -> None:
+    first, better = trial(2, 0.6, 0.02), trial(3, 0.6, 0.001, kind=TrialKind.RECOVERED, parent=2)
+    again = trial(5, 0.6, 0.02, kind=TrialKind.FINAL, choices=first.choices, key=first.key)
+    trials = [FULL, trial(1, 0.8, 0.005), first, better, again]
+    assert [found.number for found in to_recover(trials, SPEC, ["promising"])] == [1]
+    with pytest.raises(ConflictError, match="the map of trial 5 is recovered already, as trial 3"):
+        to_recover(trials, SPEC, ["2"])
+
+
+def test_picks_that_cannot_be_recovered_may_be_skipped() -> None:
+    told: list[str] = []
+    trials = [
+        FULL,
+        trial(
+            1,
+            0.8,
+            0.005,
+            figures={
+                n: Figure(value=v)
+                for n, v in {"latency_ratio": 0.8, "latency_p50_ms": 8.0, "divergence": 0.005, "accuracy": 0.5}.items()
+            },
+        ),
+    ]
+    found = to_recover(trials, SPEC, ["most-accurate", "promising"], told.append)
+    assert [trial.number for trial in found] == [1]
+    assert told == ["recovery learns integer weights, but the map of trial 0 has none; take another trial"]
 
 
 def test_picks_name_each_map_once_and_never_a_recovered_one() -> None:
-    better = trial(3, 0.6, 0.001, kind=TrialKind.RECOVERED, parent=2)
-    trials = [FULL, trial(1, 0.8, 0.005), trial(2, 0.6, 0.02), better]
+    better = trial(3, 0.4, 0.001, kind=TrialKind.RECOVERED, parent=4)
+    trials = [FULL, trial(1, 0.8, 0.005), trial(2, 0.6, 0.02), better, trial(4, 0.4, 0.2)]
     assert [found.number for found in to_recover(trials, SPEC, ["promising", "fastest", "2"])] == [2, 1]
 
 
@@ -70,7 +98,7 @@ def test_picks_name_each_map_once_and_never_a_recovered_one() -> None:
         (["3"], ConflictError, "that of trial 3 is recovered already; take its parent, trial 1"),
         (["4"], ConflictError, r"trial 4 was not measured in full \(rejected\)"),
         (["9"], NotFoundError, "no trial 9"),
-        (["best"], AutotuneError, "best"),
+        (["best"], AutotuneError, "unknown pick 'best'.*promising"),
     ],
 )
 def test_wrong_picks_are_errors(picks: list[str], error: type[Exception], words: str) -> None:

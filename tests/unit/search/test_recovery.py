@@ -160,8 +160,44 @@ def test_a_recovered_map_is_a_trial_on_the_front(
 def test_a_map_is_recovered_once(store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pool_of(monkeypatch, recovered(0.005))
     recover_maps(store, job_id, ["1"], SETTINGS)
-    recover_maps(store, job_id, ["1"], SETTINGS)
+    events = store.events(job_id)
+    with pytest.raises(ConflictError, match="the map of trial 1 is recovered already, as trial 2"):
+        recover_maps(store, job_id, ["1"], SETTINGS)
+    recover_maps(store, job_id, ["promising"], SETTINGS)
     assert (len(pool.asked), len(store.trials(job_id))) == (1, 3)
+    assert store.events(job_id) == events, "nothing was started"
+
+
+def test_recovery_has_time_of_its_own(store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool_of(monkeypatch, recovered(0.005))
+    before = store.job(job_id).elapsed_s
+    recover_maps(store, job_id, ["1"], SETTINGS)
+    assert store.job(job_id).elapsed_s == before
+
+
+def test_controllers_leave_a_job_alone_that_is_being_recovered(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.change_job(job_id, lambda job, at: lifecycle.Change(job=replace(job, served=True)))
+    seen: list[tuple[JobState, bool]] = []
+
+    class Watching(RecoveringPool):
+        def recover(self, *arguments: Any) -> Recovered:
+            seen.append((store.job(job_id).state, store.job(job_id).served))
+            return super().recover(*arguments)
+
+    pool = Watching([recovered(0.005)])
+    monkeypatch.setattr(run, "build_pool", lambda *_: pool)
+    assert recover_maps(store, job_id, ["1"], SETTINGS).served
+    assert seen == [(JobState.RUNNING, False)]
+
+
+def test_a_job_whose_driver_was_lost_can_be_recovered_and_is_paused_then(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool_of(monkeypatch, recovered(0.005))
+    store.change_job(job_id, lifecycle.claimed("gone:1", lease_s=-1.0))
+    assert recover_maps(store, job_id, ["1"], SETTINGS).state is JobState.PAUSED
 
 
 @pytest.mark.parametrize(
@@ -186,7 +222,7 @@ def test_a_recovery_that_loses_on_other_data_is_refused(
     ("found", "event"),
     [
         (kept("its divergence is 0.02"), "Trial 1 keeps the model's own weights: its divergence is 0.02"),
-        (kept(), "Trial 1 keeps the model's own weights: no block came closer to full precision"),
+        (kept(), "Trial 1 keeps the model's own weights: no linear or convolutional layer has integer weights"),
         (PoolError("a worker died"), "Trial 1 could not be recovered: a worker died"),
     ],
     ids=["kept", "no block", "error"],
@@ -225,7 +261,7 @@ def test_an_error_leaves_the_job_as_it_was(store: MemoryStore, job_id: str, monk
     with pytest.raises(KeyboardInterrupt):
         recover_maps(store, job_id, ["1"], SETTINGS)
     assert store.job(job_id).state is JobState.FINISHED
-    assert told(store, job_id)[-1] == ("recovery_ended", "Recovery ended: KeyboardInterrupt")
+    assert told(store, job_id)[-1] == ("recovery_ended", "Recovery stopped by its user")
 
 
 def test_a_recovered_job_still_says_why_its_search_ended(
@@ -267,5 +303,5 @@ def test_a_search_without_maps_to_recover_succeeds(
     assert run_job(store, job_id).state is JobState.FINISHED
     messages = [event.message for event in store.events(job_id) if event.kind == "recovery_failed"]
     assert messages == [
-        "No map was recovered: recovery learns integer weights, but the map of trial 0 has none; take another trial"
+        "Not recovered: recovery learns integer weights, but the map of trial 0 has none; take another trial"
     ]
