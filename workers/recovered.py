@@ -11,7 +11,7 @@ class RecoverySettings:
     """How weights and biases of a map are learned."""
 
     #: Passes over the training batches of a block, each in a step per batch.
-    epochs: int = 8
+    epochs: int = 4
     #: Share of the calibration batches that only decide whether what was learned is used.
     validation: float = 0.25
     #: Seconds after which no further block is begun; None for no limit.

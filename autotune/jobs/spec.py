@@ -315,7 +315,7 @@ class RecoverySection(_Section):
     #: What to recover: picks of the front, or ``promising`` maps; see ``autotune.jobs.recovery``.
     picks: Annotated[tuple[RecoveredPick, ...], Field(min_length=1, max_length=8)] = (PROMISING,)
     time_limit_s: Seconds | None = 300.0
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 8
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 4
     validation: Annotated[float, Field(gt=0, le=0.5)] = 0.25
 
     def settings(self, seed: int) -> RecoverySettings:
