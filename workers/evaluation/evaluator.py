@@ -23,7 +23,7 @@ from workers.errors import BackendError
 from workers.evaluation.deployment import Deployment
 from workers.evaluation.map_latency import MapLatency, prepare_and_run
 from workers.evaluation.map_quality import MapQuality
-from workers.evaluation.map_recovery import MapRecovery
+from workers.evaluation.map_recovery import Deploy, recovered, with_learned
 from workers.evaluation.soundness import check_full_precision, without_uncalled
 from workers.measurement import Measurement, Workload
 from workers.model.attention import unroll_attention
@@ -31,7 +31,7 @@ from workers.model.full_precision import identified_model
 from workers.model.skeleton import sharing_weights
 from workers.progress import Report, Stage, Step, Throttled, silent
 from workers.recovered import Recovered, RecoverySettings
-from workers.recovery.learned import LearnedLayer, install
+from workers.recovery.learned import LearnedLayer
 from workers.sensitivity.estimate import Sensitivity, estimate
 from workers.sensitivity.parts import small_part
 from workers.setup import (
@@ -139,14 +139,12 @@ class Evaluator:
         Raises:
             MapError: if the weights were learned for another model.
         """
-        plain = self.on(backend)
-        plain.deployed.apply({})
-        model = sharing_weights(plain.prepared.model)
-        install(model, quantization, learned)
-        known = KnownKernels(weight_bits=plain.prepared.weight_bits, kernels=plain.description.kernels)
-        self._deployments[plain.backend.name] = self._deploy(
-            plain.backend, model=model, known=known, reference=self.reference
-        )
+        deployment = self._learning(self.on(backend))(quantization, learned)
+        self._deployments[deployment.backend.name] = deployment
+
+    def _learning(self, plain: Deployment) -> Deploy:
+        """Return what deploys the model as ``plain`` does, but with learned weights."""
+        return functools.partial(with_learned, self._deploy, self.reference, self.description.calibration, plain)
 
     @property
     def quality(self) -> MapQuality:
@@ -275,10 +273,9 @@ class Evaluator:
         return self._estimated
 
     def recover(self, choices: Mapping[str, str], backend: str, settings: RecoverySettings) -> Recovered:
-        """Return a map of a backend with learned weights, and its quality; see ``MapRecovery``."""
-        found = MapRecovery(self._task, self.reference, self._lock, self._report).of(
-            choices, self.on(backend), settings
-        )
+        """Return a map of a backend with learned weights, and its quality; see ``map_recovery.recovered``."""
+        plain = self.on(backend)
+        found = recovered(self._task, choices, plain, self._learning(plain), settings, self._lock, self._report)
         memory.release()
         return found
 
