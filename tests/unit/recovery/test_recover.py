@@ -93,7 +93,7 @@ def parts(task: Any, choice: str = "int4_weight_only") -> tuple[nn.Module, list[
 
 def run(task: Any, choice: str = "int4_weight_only", **settings: Any) -> tuple[RecoveryReport, bytes]:
     model, layers, quantization = parts(task, choice)
-    return recover(task, model, layers, quantization, CpuBackend(), RecoverySettings(**settings))
+    return recover(task, model, layers, quantization, CpuBackend(), RecoverySettings(**{"epochs": 8} | settings))
 
 
 def divergence_of(task: Any, learned: bytes, choice: str = "int4_weight_only") -> float:
