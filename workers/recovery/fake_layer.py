@@ -24,22 +24,18 @@ def can_learn(module: nn.Module, choice: LayerChoice) -> bool:
 class _FakeQuantized(nn.Module):
     """A linear or convolutional layer with rounded inputs; its weights are given with each call."""
 
-    def __init__(self, module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> None:
+    def __init__(
+        self, module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None, factors: torch.Tensor | None
+    ) -> None:
         super().__init__()
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        #: Grid of the weights, on their device.
-        self.grid = Grid.of(weight, choice, calibrated)
         # In a list, so that PyTorch does not register the original's weights as parameters of this layer.
         self._original = [module]
         self._round = _rounding(choice, calibrated)
-        self._divide = None if self.grid.factors is None else self.grid.factors.reciprocal()
+        self._divide = None if factors is None else factors.reciprocal()
 
-    def _product(self, x: torch.Tensor, steps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return the product of the rounded input with the weights that ``steps`` stand for, plus bias."""
-        (original,), grid = self._original, self.grid
-        # The product is that of the multiplied weights with the divided inputs.
-        weights = (steps * grid.scales + grid.zeros).reshape(grid.original.shape)
+    def _product(self, x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return the product of the rounded input, divided by the factors, with multiplied weights, plus bias."""
+        (original,) = self._original
         x = x if self._divide is None else x * self._divide
         parameters = {"weight": weights} if bias is None else {"weight": weights, "bias": bias}
         product: torch.Tensor = functional_call(original, parameters, (self._round(x),))
@@ -57,16 +53,17 @@ class FixedLayer(_FakeQuantized):
         learned: LearnedLayer | None = None,
     ) -> None:
         """Take the full-precision layer, its choice, the range of its input, and what it learned."""
-        super().__init__(module, choice, calibrated)
-        self._steps, self._bias = self.grid.rounded, _bias(module, choice, calibrated)
+        grid = _grid(module, choice, calibrated)
+        super().__init__(module, choice, calibrated, grid.factors)
+        steps, self._bias = grid.rounded, _bias(module, choice, calibrated)
         if learned is not None:
-            device = self.grid.rounded.device
-            self._steps = learned.steps.to(device).float().reshape(self.grid.rounded.shape)
-            self._bias = None if learned.bias is None else learned.bias.to(device)
+            steps = learned.steps.to(steps.device).float().reshape(steps.shape)
+            self._bias = None if learned.bias is None else learned.bias.to(steps.device)
+        self._weights = grid.multiplied(steps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the layer's kernel returns, up to rounding in the last bits."""
-        return self._product(x, self._steps, self._bias)
+        return self._product(x, self._weights, self._bias)
 
 
 class LearningLayer(_FakeQuantized):
@@ -80,7 +77,10 @@ class LearningLayer(_FakeQuantized):
             choice: its choice; see ``can_learn``.
             calibrated: range of its input, which static choices need.
         """
-        super().__init__(module, choice, calibrated)
+        grid = _grid(module, choice, calibrated)
+        super().__init__(module, choice, calibrated, grid.factors)
+        #: Grid of the weights, on their device.
+        self.grid = grid
         start, exact = self.grid.start(), self.grid.steps()
         # Weights start where they are in full precision, so that the nearer integer is the easier one to reach.
         begins = torch.where(start == exact.round().clamp(self.grid.low, self.grid.high), exact, start)
@@ -93,7 +93,8 @@ class LearningLayer(_FakeQuantized):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the layer's kernel returns, up to rounding in the last bits."""
         latent = torch.where(self.grid.fixed, self.latent.detach(), self.latent)
-        return self._product(x, latent + (self._integers() - latent).detach(), self.bias)
+        steps = latent + (self._integers() - latent).detach()
+        return self._product(x, self.grid.multiplied(steps), self.bias)
 
     def learned(self) -> LearnedLayer:
         """Return the integers and the bias as they are now, on the CPU."""
@@ -102,6 +103,11 @@ class LearningLayer(_FakeQuantized):
 
     def _integers(self) -> torch.Tensor:
         return self.latent.detach().round().clamp(self.grid.low, self.grid.high)
+
+
+def _grid(module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> Grid:
+    assert isinstance(module.weight, torch.Tensor)
+    return Grid.of(module.weight, choice, calibrated)
 
 
 def _bias(module: nn.Module, choice: LayerChoice, calibrated: ActivationRange | None) -> torch.Tensor | None:

@@ -86,9 +86,13 @@ class Grid:
         nearest = self.steps().round().clamp(self.low, self.high)
         return torch.where(self.fixed, nearest, self.rounded)
 
+    def multiplied(self, steps: torch.Tensor) -> torch.Tensor:
+        """Return what ``steps`` stand for, times ``factors``, in the shape of the layer's weights; differentiable."""
+        return (steps * self.scales + self.zeros).reshape(self.original.shape)
+
     def weight(self, steps: torch.Tensor) -> torch.Tensor:
         """Return what ``steps`` stand for, in the shape of the layer's weights; differentiable."""
-        weights = (steps * self.scales + self.zeros).reshape(self.original.shape)
+        weights = self.multiplied(steps)
         return weights if self.factors is None else weights / self.factors
 
     def rounding_to(self, steps: torch.Tensor) -> torch.Tensor:
