@@ -5,8 +5,8 @@ import binascii
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from search_spaces.choice import LayerChoice, choice_named
@@ -119,6 +119,11 @@ class SecondMoments:
                 f"{len(self.squares)} channels, but has {len(found)}"
             )
         return found
+
+
+def without_means(ranges: Mapping[str, ActivationRange], layers: Container[str]) -> dict[str, ActivationRange]:
+    """Return the ranges by layer name, without the means by which the biases of ``layers`` would be corrected."""
+    return {name: replace(known, means=None) if name in layers else known for name, known in ranges.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,13 @@ from autotune.validation import describe
 from search_spaces.choice import choice_named
 from search_spaces.errors import AutotuneError, MapError
 from search_spaces.layer import Layer, LayerKind
-from search_spaces.quantization_map import ActivationRange, QuantizationMap, SecondMoments, Smoothing
+from search_spaces.quantization_map import (
+    ActivationRange,
+    QuantizationMap,
+    SecondMoments,
+    Smoothing,
+    without_means,
+)
 from workers.recovered import digest
 from workers.setup import CalibrationSettings, MeasurementSettings
 from workers.timing.estimates import Figure
@@ -295,11 +301,9 @@ def map_document(job: JobRecord, trial: TrialRecord) -> dict[str, Any]:
     spec = job.spec
     described, reference = job.description.on(trial.backend), job.description.environment.backend
     backend = described.environment.backend
-    ranges = dict(described.calibration.ranges)
     recovery = MappedRecovery.of(trial)
-    for name in ranges.keys() & set(recovery.layers if recovery else ()):
-        # What was learned includes the bias.
-        ranges[name] = dataclasses.replace(ranges[name], means=None)
+    # What was learned includes the bias.
+    ranges = without_means(described.calibration.ranges, recovery.layers if recovery else ())
     quantization = QuantizationMap.from_names(trial.choices, ranges, described.weight_bits)
     file = MapFile(
         task=spec.task.name,

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from search_spaces.quantization_map import QuantizationMap
+from search_spaces.quantization_map import QuantizationMap, without_means
 from workers.evaluation.deployment import Deployment
 from workers.measurement import Measurement
 from workers.model.skeleton import sharing_weights
 from workers.progress import Report
 from workers.recovered import Recovered, RecoverySettings
-from workers.recovery.learned import LearnedLayer, decoded, install, without_means
+from workers.recovery.learned import LearnedLayer, decoded, install
 from workers.recovery.recover import recover
 from workers.setup import Calibration, KnownKernels
 from workers.task import Split, Task, splits

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
@@ -90,13 +90,6 @@ def install(model: nn.Module, quantization: QuantizationMap, learned: Mapping[st
                 children[attribute] = originals[name]
 
     return undo
-
-
-def without_means(
-    ranges: Mapping[str, ActivationRange], learned: Mapping[str, LearnedLayer]
-) -> dict[str, ActivationRange]:
-    """Return the ranges, without the means that would correct biases that are learned."""
-    return {name: replace(known, means=None) if name in learned else known for name, known in ranges.items()}
 
 
 def encoded(learned: Mapping[str, LearnedLayer]) -> bytes:

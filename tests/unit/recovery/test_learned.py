@@ -5,9 +5,9 @@ from torch import nn
 
 from search_spaces.choice import CHOICES
 from search_spaces.errors import MapError
-from search_spaces.quantization_map import ActivationRange, QuantizationMap
+from search_spaces.quantization_map import ActivationRange, QuantizationMap, without_means
 from workers.recovery.grid import Grid
-from workers.recovery.learned import LearnedLayer, decoded, encoded, install, without_means
+from workers.recovery.learned import LearnedLayer, decoded, encoded, install
 
 RANGE = ActivationRange(low=-3.0, high=3.0)
 CHOICE = CHOICES["int8_static"]
