@@ -32,7 +32,7 @@ def check_recoverable(trial: TrialRecord) -> None:
             f"a recovered map has the speed of its parent, but trial {trial.number} was not measured in full "
             f"({trial.state}); take another trial"
         )
-    if not any(CHOICES[choice].has_integer_weights for choice in trial.choices.values()):
+    if not _has_integers(trial):
         raise ConflictError(
             f"recovery learns integer weights, but the map of trial {trial.number} has none; take another trial"
         )
@@ -90,9 +90,7 @@ def promising(trials: Sequence[TrialRecord], spec: JobSpec) -> list[TrialRecord]
     able = [
         trial
         for trial in without_superseded(trials)
-        if trial.state is TrialState.COMPLETE
-        and ratio in trial.figures
-        and any(CHOICES[choice].has_integer_weights for choice in trial.choices.values())
+        if trial.state is TrialState.COMPLETE and ratio in trial.figures and _has_integers(trial)
     ]
     best = recommended(trials, spec)
     slowest = best.figures[ratio].value if best is not None and ratio in best.figures else math.inf
@@ -109,3 +107,7 @@ def _missed(trial: TrialRecord) -> float:
 def _within_reach(trial: TrialRecord) -> bool:
     broken = {name: by for name, by in trial.violations.items() if by > 0.0}
     return all(METRICS[name].is_quality and by <= _WITHIN_REACH for name, by in broken.items())
+
+
+def _has_integers(trial: TrialRecord) -> bool:
+    return any(CHOICES[choice].has_integer_weights for choice in trial.choices.values())

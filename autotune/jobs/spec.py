@@ -50,6 +50,8 @@ ALL_BACKENDS = "all"
 #: The pick that is not a map but several: those that are worth recovering.
 PROMISING: Literal["promising"] = "promising"
 RecoveredPick = Literal["promising", "knee", "fastest", "smallest", "most-accurate"]
+#: How maps are recovered where nobody says.
+_RECOVERY = RecoverySettings()
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
 MAX_BYTES = 1 << 17
 
@@ -315,8 +317,8 @@ class RecoverySection(_Section):
     #: What to recover: picks of the front, or ``promising`` maps; see ``autotune.jobs.recovery``.
     picks: Annotated[tuple[RecoveredPick, ...], Field(min_length=1, max_length=8)] = (PROMISING,)
     time_limit_s: Seconds | None = 300.0
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 4
-    validation: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    epochs: Annotated[int, Field(ge=1, le=1000)] = _RECOVERY.epochs
+    validation: Annotated[float, Field(gt=0, le=0.5)] = _RECOVERY.validation
 
     def settings(self, seed: int) -> RecoverySettings:
         """Return the settings for workers."""

@@ -33,6 +33,7 @@ from autotune.tuning.dashboard import RunningDashboard
 from autotune.tuning.live import copy_of
 from autotune.validation import validated
 from workers.device.threads import same_threads
+from workers.recovered import RecoverySettings
 from workers.tasks import build_task
 
 if TYPE_CHECKING:
@@ -220,7 +221,9 @@ class Result:
     def _repr_html_(self) -> str:
         return notebook.front_page(self.job, self.trials, self.members, self.told)
 
-    def recover(self, *picks: str | int, time_limit: str | float | None = "5 min", epochs: int = 4) -> "Result":
+    def recover(
+        self, *picks: str | int, time_limit: str | float | None = "5 min", epochs: int = RecoverySettings().epochs
+    ) -> "Result":
         """Learn weights for maps, which then lose less at the same speed, and return the result with them.
 
         This result stays as it is. Each map that was recovered is a trial of its own; see ``docs/recovery.md``.
