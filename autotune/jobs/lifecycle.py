@@ -90,26 +90,23 @@ def with_fields(epoch: int, *events: EventRecord, **fields: Any) -> Transition:
 
 def settled(epoch: int, state: JobState, message: str, *, error: str | None = None) -> Transition:
     """End the run under the driver's lease; a job cancelled meanwhile becomes cancelled, unless it is finished."""
+    return _ended(epoch, state, state.value, message, error=error)
 
-    def settle(job: JobRecord, at: datetime) -> Change:
+
+def recovery_ended(epoch: int, before: JobRecord, message: str) -> Transition:
+    """End a recovery as ``settled`` ends a run: in the state ``before``, but a job whose search was lost is paused."""
+    state = JobState.PAUSED if before.state.is_live else before.state
+    return _ended(epoch, state, "recovery_ended", message, error=before.error, served=before.served)
+
+
+def _ended(epoch: int, state: JobState, kind: str, message: str, **changes: Any) -> Transition:
+    def end(job: JobRecord, at: datetime) -> Change:
         check_epoch(job, epoch)
         if job.state is not JobState.RUNNING:
             return Change(job=job)  # the driver repeats a call whose response was lost
         if job.order is Order.CANCEL and state is not JobState.FINISHED:
             return _carried_out(job, job.order, at)
-        return _changed(job, at, state.value, message, state=state, error=error, **_FREE)
-
-    return settle
-
-
-def recovery_ended(epoch: int, before: JobRecord, message: str) -> Transition:
-    """End a recovery under the driver's lease: the job is again what it was ``before``, but a lost search is paused."""
-
-    def end(job: JobRecord, at: datetime) -> Change:
-        check_epoch(job, epoch)
-        state = JobState.PAUSED if before.state.is_live else before.state
-        changes = {"state": state, "error": before.error, "served": before.served, **_FREE}
-        return _changed(job, at, "recovery_ended", message, **changes)
+        return _changed(job, at, kind, message, state=state, **changes, **_FREE)
 
     return end
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.client.actions import check_resumable, submit
+from autotune.client.actions import cancel, check_resumable, submit
 from autotune.errors import ConflictError, NotFoundError
 from autotune.jobs import lifecycle
 from autotune.jobs.records import JobState, TrialKind, TrialResult, TrialState
@@ -262,6 +262,23 @@ def test_an_error_leaves_the_job_as_it_was(store: MemoryStore, job_id: str, monk
         recover_maps(store, job_id, ["1"], SETTINGS)
     assert store.job(job_id).state is JobState.FINISHED
     assert told(store, job_id)[-1] == ("recovery_ended", "Recovery stopped by its user")
+
+
+def test_a_paused_job_that_is_cancelled_while_it_is_recovered_is_cancelled(
+    store: MemoryStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.change_job(job_id, lambda job, at: lifecycle.Change(job=replace(job, state=JobState.PAUSED)))
+
+    class Cancelling(RecoveringPool):
+        def recover(self, *arguments: Any) -> Recovered:
+            cancel(store, job_id)
+            return super().recover(*arguments)
+
+    monkeypatch.setattr(run, "build_pool", lambda *_: Cancelling([recovered(0.005)]))
+    recover_maps(store, job_id, ["1"], SETTINGS)
+    job = store.job(job_id)
+    assert (job.state, job.order, job.leased_until) == (JobState.CANCELLED, None, None)
+    assert len(store.trials(job_id)) == 3, "what was learned is kept"
 
 
 def test_a_recovered_job_still_says_why_its_search_ended(
