@@ -37,6 +37,10 @@ def tune(
         typer.Option(metavar="METRIC=VALUE", help="Such as accuracy_drop=1% or latency_p95_ms=20ms; may be repeated."),
     ] = None,
     budget: Annotated[str, typer.Option(help="Time of the search, such as 90s, 5min or 1h.")] = "5min",
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Runtime to search, or all; may be repeated. The default is PyTorch."),
+    ] = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Of the task, such as language=en; may be repeated."),
@@ -58,6 +62,7 @@ def tune(
         Settings(
             limits=_pairs("--limit", limit),
             budget=budget,
+            backend=backend[0] if backend and len(backend) == 1 else backend,
             job={"task": {"parameters": {name: yaml.safe_load(value) for name, value in parameters.items()}}},
         ),
     )
@@ -77,6 +82,8 @@ def tune(
     if best is not None:
         map_file.write(map_file.map_document(job, best), folder / _MAP, learned)
         say(f"Wrote trial {best.number} ({mix(best.choices)}) to {folder / _MAP}.")
+        if best.backend:
+            say(f"It runs on {best.backend}; write its model with: autotune export {job_id} --pick {best.number}")
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

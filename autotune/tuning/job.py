@@ -20,6 +20,8 @@ class Settings:
     limits: Mapping[str, Any] = field(default_factory=dict)
     #: Seconds of the search, or text with a unit; None for no time limit.
     budget: str | float | None = None
+    #: Runtimes to search, or ``all``, as in job files; None takes the default.
+    backend: str | Sequence[str] | None = None
     #: Samples per timed pass.
     batch_size: int = 1
     #: Number of Ray workers; None measures in this process unless there is an address.
@@ -47,6 +49,8 @@ def job_of(
         "measurement": {"batch_sizes": [settings.batch_size]},
         "workers": {"pool": "inline"},
     }
+    if settings.backend is not None:
+        document["backend"] = settings.backend if isinstance(settings.backend, str) else list(settings.backend)
     if settings.workers is not None or settings.ray_address is not None:
         address = settings.ray_address or "local"
         document["workers"] = {"pool": "ray", "count": settings.workers or 1, "ray_address": address}

@@ -1,7 +1,7 @@
 """``autotune.tune``: one call that searches, and returns the maps to choose from."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from os import PathLike
 from typing import Any
@@ -39,6 +39,7 @@ def tune(
     output_kind: OutputKind | str = OutputKind.LOGITS,
     output: Callable[[Any], torch.Tensor] | None = None,
     samples: int | None = None,
+    backend: str | Sequence[str] | None = None,
     batch_size: int = 1,
     workers: int | None = None,
     ray_address: str | None = None,
@@ -70,6 +71,8 @@ def tune(
         output: extracts the outputs, shape ``(samples, ..., features)``, from the model's result; None takes the first
             tensor that is no scalar.
         samples: most samples to use; None takes as many as the budget allows, 2,048 at most.
+        backend: runtimes to search, such as ``["cpu", "openvino"]``, or ``"all"`` that are installed; everything is
+            compared with full precision on the first one. None takes PyTorch's kernels.
         batch_size: samples per timed pass.
         workers: number of Ray workers that measure; None measures in this process.
         ray_address: address of a Ray cluster for the workers; None starts a private one on this machine.
@@ -85,6 +88,7 @@ def tune(
     settings = Settings(
         limits=limits or {},
         budget=budget,
+        backend=backend,
         batch_size=batch_size,
         workers=workers,
         ray_address=ray_address,

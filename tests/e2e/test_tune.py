@@ -63,6 +63,16 @@ def result(database: str) -> Result:
     return found
 
 
+def test_runtimes_share_the_front_of_a_live_model(database: str) -> None:
+    inputs, labels = samples()
+    found: Result = autotune.tune(
+        model(), inputs, metric=top1, labels=labels, backend=["cpu", "onnxruntime"], budget=60, database=database,
+        job=JOB,
+    )  # fmt: skip
+    assert {trial.backend for trial in found.trials} == {"", "onnxruntime"}
+    assert {trial.label for trial in found.trials if trial.backend == "onnxruntime"} >= {"fp32", "uniform int8_static"}
+
+
 def test_maps_of_a_live_model_can_be_recovered(result: Result) -> None:
     parent = next(trial for trial in result.trials if trial.label == "uniform int8_weight_only")
     better = result.recover(parent.number, epochs=20)

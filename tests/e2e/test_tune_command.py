@@ -65,10 +65,11 @@ def test_a_checkpoint_is_tuned_and_its_job_file_stands_beside_the_map(folder: Pa
         ),
         (("--parameter", "=3"), "--parameter must be NAME=VALUE"),
         (("--data", "nowhere"), "there is no file or folder"),
+        (("--backend", "cpu", "--backend", "cpu"), "must not contain a backend twice"),
     ],
 )
 def test_wrong_options_are_named_before_anything_is_written(
-    option: tuple[str, str], complaint: str, folder: Path
+    option: tuple[str, ...], complaint: str, folder: Path
 ) -> None:
     done = tune(folder, *option, "--output", "other")
     assert done.returncode == 2

@@ -29,6 +29,13 @@ def test_a_job_measures_in_this_process_unless_workers_are_wanted() -> None:
     assert (elsewhere.pool, elsewhere.count, elsewhere.ray_address) == ("ray", 1, "auto")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "searched"), [(None, ("auto",)), ("all", ("all",)), (["cpu", "openvino"], ("cpu", "openvino"))]
+)
+def test_backends_are_those_that_are_wanted(wanted: Any, searched: tuple[str, ...]) -> None:
+    assert job_of("x", TASK, Settings(backend=wanted)).backends() == searched
+
+
 def test_keys_of_a_job_file_win_at_every_level() -> None:
     job = {"search": {"trials": 7}, "name": "y", "backend": "cpu"}
     spec = job_of("x", TASK, Settings(budget=60, job=job))
@@ -40,6 +47,7 @@ def test_keys_of_a_job_file_win_at_every_level() -> None:
     [
         pytest.param({"limits": {"acuracy_drop": 0.01}}, "did you mean 'accuracy_drop'", id="metric"),
         pytest.param({"limits": {"accuracy_drop": 2}}, "accuracy_drop.max: must be less than 1, but got 2", id="limit"),
+        pytest.param({"backend": ["cpu", "all"]}, "must be 'all' alone", id="backend"),
         pytest.param({"job": {"search": 3}}, "search must be a mapping of keys to values, but got 3", id="section"),
         pytest.param({"job": {"serch": {}}}, "did you mean 'search'", id="key"),
     ],
