@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from autotune.client.base import Client
     from autotune.maps.apply import NativeMap
+    from autotune.serving.governed import Bundle
     from autotune.tuning.tune import tune
     from workers.task import OutputKind, Split, Task, Timed
     from workers.tasks import register
@@ -25,6 +26,7 @@ __all__ = [
     "Timed",
     "__version__",
     "connect",
+    "load_bundle",
     "load_map",
     "register",
     "tune",
@@ -71,6 +73,18 @@ def load_map(path: "str | PathLike[str]") -> "NativeMap":
     from autotune.maps.apply import read_map
 
     return read_map(path)
+
+
+def load_bundle(folder: "str | PathLike[str]") -> "Bundle":
+    """Return the bundle of maps in a folder; its ``govern(model)`` makes a model of each that shares their weights.
+
+    Raises:
+        NotFoundError: if there is no bundle, or one of its files is missing.
+        MapError: if a file cannot be read.
+    """
+    from autotune.serving.governed import load_bundle
+
+    return load_bundle(folder)
 
 
 def connect(where: str | None = None, *, token: str | None = None) -> "Client":

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import autotune
-from autotune.cli import jobs, maps, queued, recover, sensitivity, service, system, tokens, tune
+from autotune.cli import bundle, jobs, maps, queued, recover, sensitivity, service, system, tokens, tune
 from autotune.cli.exit_codes import EXIT_CODES, FAILED, INTERRUPTED, exit_code
 from autotune.client.json_records import Problem
 from autotune.console.output import JSON_SCHEMA, say
@@ -32,6 +32,7 @@ queued.add_to(app)
 service.add_to(app)
 sensitivity.add_to(app)
 maps.add_to(app)
+bundle.add_to(app)
 system.add_to(app)
 tokens.add_to(app)
 

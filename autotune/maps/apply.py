@@ -1,5 +1,6 @@
 """Applies a native map to a model in Python."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
@@ -13,6 +14,7 @@ from search_spaces.discovery import discover
 from search_spaces.errors import MapError
 from search_spaces.layer import Layer
 from workers.backends import build_backend
+from workers.backends.base import Backend
 from workers.device.hardware import kind_of
 from workers.errors import BackendError
 from workers.model.attention import unroll_as
@@ -43,28 +45,14 @@ class NativeMap:
             BackendError: if the map's backend cannot run on this hardware, or cannot run layers of PyTorch models.
         """
         model = uncompiled(model)
-        quantization = self.file.quantization_map()
-        backend = build_backend(self.file.backend)
-        if not backend.runs_modules:
-            raise BackendError(
-                f"the map is for the backend {backend.name}, which runs whole graphs, not layers of PyTorch models; "
-                f"export it with: autotune export --format {backend.name}"
-            )
+        backend = backend_of(self.file)
         with ExitStack() as on_error:
             print_of_weights = fingerprint(model)
             on_error.callback(unroll_as(model, self.file.layers))
-            layers = self._layers_of(model, print_of_weights)
+            layers = layers_of(self.file, model, print_of_weights)
             without_parametrizations(model)
             on_error.callback(install_learned(model, self.file))
-            prepared = PreparedModel(
-                model.to(backend.device),
-                layers,
-                backend,
-                quantization.ranges,
-                weight_bits=self.file.weight_bits(),
-                kernels=self.file.kernels(kind_of(backend.device)),
-            )
-            prepared.apply(quantization.names)
+            prepared_for(self.file, model, layers, backend).apply(self.file.quantization_map().names)
             on_error.pop_all()
         return model.eval()
 
@@ -80,29 +68,6 @@ class NativeMap:
         unroll_as(model, self.file.layers)
         return without_parametrizations(model)
 
-    def _layers_of(self, model: nn.Module, print_of_weights: str) -> list[Layer]:
-        """Return the mapped layers of ``model``, after checking that the map was made for it."""
-        # The model does not run here: layers frozen because of their use were found when the map was made.
-        found = {layer.name: replace(layer, frozen_reason=None) for layer in discover(model, lambda _: None)}
-        for name, layer in self.file.layers.items():
-            if name not in found:
-                raise MapError(
-                    f"the map is for another model: this one has no layer {name!r} to quantize; "
-                    f"apply it once, to the full-precision model of task {self.file.task!r}"
-                )
-            here = found[name]
-            if (here.kind, here.weight_shape) != (layer.kind, layer.weight_shape):
-                raise MapError(
-                    f"the map is for another model: layer {name!r} is {here.kind} with weight shape "
-                    f"{here.weight_shape}, but the map was made for {layer.kind} with {layer.weight_shape}"
-                )
-        if print_of_weights != self.file.model_fingerprint:
-            raise MapError(
-                "the map is for other weights: layer names and shapes are equal, but the fingerprints differ; "
-                "ranges would be wrong, so run a new job on these weights"
-            )
-        return [replace(found[name], latency_shapes=layer.latency_shapes) for name, layer in self.file.layers.items()]
-
 
 def read_map(path: str | PathLike[str]) -> NativeMap:
     """Return the map in the file ``path``; the learned weights of a recovered map are read from beside it.
@@ -112,3 +77,61 @@ def read_map(path: str | PathLike[str]) -> NativeMap:
         MapError: if a file cannot be read, or is not a map file of this version or the learned weights of the map.
     """
     return NativeMap(read(Path(path)))
+
+
+def backend_of(file: MapFile) -> Backend:
+    """Return the backend that runs the layers of a map.
+
+    Raises:
+        BackendError: if it cannot run on this hardware, or runs whole graphs.
+    """
+    backend = build_backend(file.backend)
+    if not backend.runs_modules:
+        raise BackendError(
+            f"the map is for the backend {backend.name}, which runs whole graphs, not layers of PyTorch models; "
+            f"export it with: autotune export --format {backend.name}"
+        )
+    return backend
+
+
+def layers_of(file: MapFile, model: nn.Module, print_of_weights: str) -> list[Layer]:
+    """Return the mapped layers of a full-precision model, whose attention is unrolled as in the map.
+
+    Raises:
+        MapError: if the map was made for another model, or for weights with another fingerprint.
+    """
+    # The model does not run here: layers frozen because of their use were found when the map was made.
+    found = {layer.name: replace(layer, frozen_reason=None) for layer in discover(model, lambda _: None)}
+    for name, layer in file.layers.items():
+        if name not in found:
+            raise MapError(
+                f"the map is for another model: this one has no layer {name!r} to quantize; "
+                f"apply it once, to the full-precision model of task {file.task!r}"
+            )
+        here = found[name]
+        if (here.kind, here.weight_shape) != (layer.kind, layer.weight_shape):
+            raise MapError(
+                f"the map is for another model: layer {name!r} is {here.kind} with weight shape "
+                f"{here.weight_shape}, but the map was made for {layer.kind} with {layer.weight_shape}"
+            )
+    if print_of_weights != file.model_fingerprint:
+        raise MapError(
+            "the map is for other weights: layer names and shapes are equal, but the fingerprints differ; "
+            "ranges would be wrong, so run a new job on these weights"
+        )
+    return [replace(found[name], latency_shapes=layer.latency_shapes) for name, layer in file.layers.items()]
+
+
+def prepared_for(
+    file: MapFile, model: nn.Module, layers: Sequence[Layer], backend: Backend, *, cache_bytes: int | None = None
+) -> PreparedModel:
+    """Return the model, on the backend's device, ready for the choices of a map; see ``PreparedModel``."""
+    return PreparedModel(
+        model.to(backend.device),
+        layers,
+        backend,
+        file.ranges(),
+        cache_bytes=cache_bytes,
+        weight_bits=file.weight_bits(),
+        kernels=file.kernels(kind_of(backend.device)),
+    )

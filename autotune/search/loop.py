@@ -27,7 +27,8 @@ _UNIFORM_SHARE = 0.4
 #: Share of the time left that probing the sensitivities may take, and seconds that it may take in any case.
 _PROBING_SHARE, _LEAST_PROBING_S = 0.2, 5.0
 #: Fewest maps that the time left must suffice for; otherwise probes take the time of the few maps they would improve.
-_PROBED_MAPS = 4
+#: Without probes only uniform maps are left, so fewer suffice while those that were measured break a limit.
+_PROBED_MAPS, _PROBED_MAPS_WITHOUT_RIVALS = 4, 2
 
 #: Returns the expected costs of every layer and choice on a backend, estimated in about so many seconds; None if
 #: nothing was probed.
@@ -74,10 +75,10 @@ class Search:
         self._measure_full_precision()
         self._measure_uniform_maps(_UNIFORM_SHARE)
         if self._spec.search.sampler is SamplerName.SENSITIVITY and self._dispatch.allows_search:
-            if self._ledger.left_s < _PROBED_MAPS * self._ledger.budget.trial_s:
-                self._measure_uniform_maps(1.0)
-            else:
+            if self._has_time_to_probe():
                 self._probe_all()
+            else:
+                self._measure_uniform_maps(1.0)
         self._listener.stage("Searching")
         mixtures = self._mixtures()
         self._measure_all(lambda: next(mixtures, None) or self._sampled())
@@ -98,6 +99,12 @@ class Search:
             if not self._dispatch.pending and (exhausted or not self._dispatch.allows_search):
                 return
             self._collect()
+
+    def _has_time_to_probe(self) -> bool:
+        """Return whether enough time is left for maps that probes would improve."""
+        rivals = any(trial.feasible for trial in self._front.trials[1:])
+        least = _PROBED_MAPS if rivals else _PROBED_MAPS_WITHOUT_RIVALS
+        return self._ledger.left_s >= least * self._ledger.budget.trial_s
 
     def _probe_all(self) -> None:
         """Probe the layers on every backend, each within its part of the time that probing may take."""

@@ -22,9 +22,12 @@ from autotune.maps import map_file
 from autotune.maps.apply import NativeMap
 from autotune.maps.verify import Verification, verify
 from autotune.metrics.catalog import decisive_ratio
+from autotune.metrics.from_measurement import MIB
 from autotune.reports import trials_csv
 from autotune.search.run import recover_maps
 from autotune.search.stages import Stages
+from autotune.serving import bundle
+from autotune.serving.selection import selected
 from autotune.store.artifacts import learned_weights
 from autotune.store.base import ReadStore
 from autotune.store.open import open_store
@@ -246,6 +249,26 @@ class Result:
             with ConsoleListener(self.job.spec.objectives[0]) as listener:
                 recover_maps(store, self.job.id, wanted, settings, listener=listener)
             return Result.read(store, self.job.id, self.database, self.told)
+
+    def bundle(self, folder: str | PathLike[str], *, max_mib: float | None = None) -> Path:
+        """Write the maps of the front into one folder, to deploy them together, and return the folder.
+
+        ``autotune.load_bundle`` reads it. The recommended map is always among them.
+
+        Args:
+            folder: where to write.
+            max_mib: most MiB that the weights of all maps may take together; None takes the whole front.
+
+        Raises:
+            NoFeasibleMapError: if no measured map satisfies the constraints.
+            ConflictError: if the recommended map needs more, or runs on another runtime.
+            MapError: if a file cannot be written.
+        """
+        max_bytes = None if max_mib is None else int(max_mib * MIB)
+        selection = selected(self.job, self.trials, self.members, max_bytes)
+        learned = {trial.number: self[trial.number]._learned() for trial in selection.trials}
+        bundle.write(self.job, selection, learned, Path(folder))
+        return Path(folder)
 
     def plot(self) -> notebook.Chart:
         """Return a chart of the front, which a notebook shows; ``save`` writes it as an HTML file."""

@@ -1,5 +1,6 @@
 """The base of prepared layers."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class PackedLayer(nn.Module):
     #: Bytes of packed weights, scales, zero points and bias. Data that a kernel library adds internally, such as column
     #: sums or padding of layers narrower than its blocks, is not visible and not counted.
     packed_bytes: int
+    #: Packed weights that layers with other choices may hold too, and their bytes; None if nothing is shared.
+    shared: tuple[object, int] | None = None
     #: Name of the kernel that computes the layer, if the backend has several.
     kernel: str | None = None
 
@@ -54,6 +57,14 @@ def weight_bytes(module: nn.Module) -> int:
     if isinstance(module, PackedLayer):
         return module.packed_bytes
     return stored_bytes(*module.parameters(), *module.buffers())
+
+
+def union_bytes(layers: Iterable[PackedLayer]) -> int:
+    """Return the bytes that prepared layers hold together: weights that several share count once."""
+    each = {id(layer): layer for layer in layers}.values()
+    shared = {id(layer.shared[0]): layer.shared[1] for layer in each if layer.shared is not None}
+    own = (layer.packed_bytes - (0 if layer.shared is None else layer.shared[1]) for layer in each)
+    return sum(own) + sum(shared.values())
 
 
 def range_of(choice: LayerChoice, input_range: ActivationRange | None) -> ActivationRange | None:

@@ -290,10 +290,21 @@ def test_a_uniform_map_is_known_as_such_whoever_proposes_it() -> None:
     assert (uniform.kind, uniform.label) == (TrialKind.BASELINE, "uniform bf16")
 
 
-@pytest.mark.parametrize(("left_s", "probed"), [(11.0, False), (400.0, True)])
-def test_layers_are_probed_only_if_the_time_left_suffices_for_some_maps(left_s: float, probed: bool) -> None:
+@pytest.mark.parametrize(
+    ("left_s", "most_divergence", "probed"),
+    [
+        pytest.param(11.0, 1.0, False, id="a few maps"),
+        pytest.param(11.0, 1e-4, True, id="a few maps, and no uniform one is within the limits"),
+        pytest.param(9.0, 1e-4, False, id="one map"),
+        pytest.param(400.0, 1.0, True, id="many maps"),
+    ],
+)
+def test_layers_are_probed_only_if_the_time_left_suffices_for_some_maps(
+    left_s: float, most_divergence: float, probed: bool
+) -> None:
     budgets: list[float] = []
-    store, job, _ = searched_job(ScriptedPool(), time_limit_s=1e-6, sampler="sensitivity")
+    limits = {"divergence": {"max": most_divergence}}
+    store, job, _ = searched_job(ScriptedPool(), limits, time_limit_s=1e-6, sampler="sensitivity")
     change_plan(store, job.id, time_limit_s=1e3)
     go_on(
         store,

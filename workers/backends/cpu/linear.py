@@ -36,7 +36,8 @@ class Int8Linear(PackedLayer):
         self._affine = None if input_range is None else input_range.affine_uint8()
         self._out_features = linear.out_features
         # Scales and zero points have four bytes each.
-        self.packed_bytes = linear.weight.numel() + (4 + 4) * linear.out_features + stored_bytes(self._bias)
+        self.shared = self._product, linear.weight.numel() + (4 + 4) * linear.out_features
+        self.packed_bytes = self.shared[1] + stored_bytes(self._bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""
