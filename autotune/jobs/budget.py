@@ -54,6 +54,9 @@ class Budget:
         if not trial.kind.is_searched:
             return
         self.searched += 1
+        if self.searched == 2:
+            # The first trial is full precision, timed in every workload; it counts only until there is another.
+            self._recent_s.clear()
         if trial.seconds:
             self._recent_s.append(trial.seconds)
 

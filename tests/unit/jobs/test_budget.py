@@ -39,6 +39,14 @@ def test_recovered_maps_cost_the_search_nothing() -> None:
     assert (spent.searched, spent.trial_s) == (plain.searched, plain.trial_s)
 
 
+def test_full_precision_tells_how_long_a_trial_takes_only_until_there_is_another() -> None:
+    full, other = (dataclasses.replace(TRIAL, seconds=seconds) for seconds in (9.0, 5.0))
+    assert budget([]).trial_s == math.inf
+    assert budget([full]).trial_s == 9.0
+    assert budget([full, other]).trial_s == 5.0
+    assert budget([full, other, TRIAL]).trial_s == 3.5
+
+
 def test_final_trials_do_not_count_as_searched() -> None:
     assert searched([TRIAL, FINAL, TRIAL]) == 2
     limits = budget([TRIAL, TRIAL, FINAL], trials=3)
