@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from autotune.jobs.records import TrialRecord
+from autotune.jobs.records import TrialKind, TrialRecord
 from autotune.metrics.catalog import Constraint, Kind, decisive_workload, metric_of, percentiles_of, ratio_of
 from autotune.metrics.from_measurement import Reference
 from workers.candidate import Incumbent, QualityLimit
@@ -25,7 +25,8 @@ def incumbents(
     """Return the incumbents that a candidate must be faster than, unless its quality is higher.
 
     If another objective is measured after the latency, only the latency limit counts. Before the first
-    feasible map there are no incumbents, because every candidate may be the nearest to feasible.
+    feasible map there are no incumbents, because every candidate may be the nearest to feasible. Recovered maps are none,
+    because a candidate that loses more may gain as much by recovery.
 
     Args:
         front: the trials on the front.
@@ -35,6 +36,7 @@ def incumbents(
             excuse.
         reference: figures of full precision.
     """
+    front = [trial for trial in front if trial.kind is not TrialKind.RECOVERED]
     if not front:
         return ()
     workload = decisive_workload(objectives)

@@ -70,6 +70,13 @@ def test_less_loss_excuses_more_time_up_to_the_limit(divergence: float, limit: f
     assert candidate.slowest_hopeful(0.5, divergence) == limit
 
 
+def test_recovered_maps_are_no_rivals() -> None:
+    better = dataclasses.replace(trial(0.4, 1e-4), kind=TrialKind.RECOVERED, parent=0)
+    asked = (KNOWN, ("divergence", "latency_ratio"), (LIMIT,), REFERENCE)
+    assert incumbents([*FRONT, better], *asked) == incumbents(FRONT, *asked)
+    assert incumbents([better], *asked) == ()
+
+
 def test_without_rivals_every_candidate_is_measured_to_the_end() -> None:
     assert Candidate(number=1, choices={}).slowest_hopeful(0.0, 1.0) == math.inf
     by_accuracy = Candidate(number=1, choices={}, incumbents=found("accuracy", "latency_ratio"))
