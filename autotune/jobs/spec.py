@@ -326,6 +326,14 @@ class RecoverySection(_Section):
         return RecoverySettings(epochs=self.epochs, validation=self.validation, time_limit_s=limit_s, seed=seed)
 
 
+def _not_empty(section: Any) -> Any:
+    if section is None:
+        raise ValueError(
+            "must be a mapping of keys to values; {} stands for the defaults, and without the key nothing is recovered"
+        )
+    return section
+
+
 class JobSpec(_Section):
     """A tuning job."""
 
@@ -340,8 +348,8 @@ class JobSpec(_Section):
     calibration: CalibrationSection = CalibrationSection()
     measurement: MeasurementSection = MeasurementSection()
     workers: WorkerSection = WorkerSection()
-    #: Recovery of maps after the search, in time of its own; None leaves it out.
-    recovery: RecoverySection | None = None
+    #: Recovery of maps after the search, in time of its own; without the key there is none.
+    recovery: Annotated[RecoverySection | None, BeforeValidator(_not_empty)] = None
 
     @field_validator("objectives")
     @classmethod
@@ -432,6 +440,8 @@ class JobSpec(_Section):
         Raises:
             JobSpecError: if another version recorded it, and this one cannot read it.
         """
+        if isinstance(data, Mapping):  # earlier versions recorded a null for a job without recovery
+            data = {key: value for key, value in data.items() if value is not None}
         complaint = f"job {job_id} was recorded by another version of quant-autotune; use that version"
         return validated(cls, data, complaint, extra="ignore")
 
@@ -442,7 +452,7 @@ class JobSpec(_Section):
 
     def dump(self) -> dict[str, Any]:
         """Return the job as JSON-ready data that ``parse`` accepts."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json", by_alias=True, exclude={"recovery"} if self.recovery is None else None)
 
     def text(self) -> str:
         """Return the job file in YAML, without keys that have their default; the objectives are always there."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import JobSpecError, NotFoundError
-from autotune.jobs.spec import MAX_BYTES, JobSpec, SamplerName
+from autotune.jobs.spec import MAX_BYTES, JobSpec, RecoverySection, SamplerName
 from workers.setup import KnownKernels, MeasurementSettings, PoolSettings, WorkerSetup
 
 MINIMAL: dict[str, Any] = {"name": "job", "task": {"name": "digits-cnn"}}
@@ -90,6 +90,21 @@ def test_a_job_survives_the_database() -> None:
     )
     assert JobSpec.parse(spec.dump()) == spec
     assert JobSpec.parse(json.loads(json.dumps(spec.dump()))) == spec
+
+
+def test_recovery_without_keys_has_the_defaults_and_a_bare_key_is_refused(tmp_path: Path) -> None:
+    text = "name: a\ntask: {name: digits-cnn}\nrecovery:"
+    assert load(tmp_path, f"{text} {{}}").recovery == RecoverySection()
+    with pytest.raises(JobSpecError, match=r"recovery: must be a mapping .* {} stands for the defaults") as caught:
+        load(tmp_path, f"{text}\nbackend: []\n")
+    assert "backend:" in str(caught.value)
+
+
+def test_a_job_without_recovery_survives_the_database_of_any_version() -> None:
+    spec = JobSpec.parse(MINIMAL)
+    assert "recovery" not in spec.dump()
+    assert JobSpec.parse(spec.dump()) == spec
+    assert JobSpec.recorded(spec.dump() | {"recovery": None}, "j") == spec
 
 
 @pytest.mark.parametrize("value", [(1, [2.5, None]), {"inner": {"7": "x"}}, {"inner": {7: "x"}}, "é\n", 10**30, True])
