@@ -27,7 +27,7 @@ class RecoveryReport:
     method: str
     settings: RecoverySettings
     seconds: float
-    #: Calibration samples that weights were learned from, and that decided whether they are used.
+    #: Calibration samples that weights were learned from, at most per block, and that decided whether they are used.
     samples: int
     validation_samples: int
     #: Mean divergence of the map from full precision on the validation samples, before and after.

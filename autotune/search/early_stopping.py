@@ -25,8 +25,8 @@ def incumbents(
     """Return the incumbents that a candidate must be faster than, unless its quality is higher.
 
     If another objective is measured after the latency, only the latency limit counts. Before the first
-    feasible map there are no incumbents, because every candidate may be the nearest to feasible. Recovered maps are none,
-    because a candidate that loses more may gain as much by recovery.
+    feasible map there are no incumbents, because every candidate may be the nearest to feasible. Recovered maps are not
+    among them, because a candidate that loses more may gain as much by recovery.
 
     Args:
         front: the trials on the front.

@@ -34,6 +34,8 @@ class Example:
     call: Call
     #: Which positions count, in the shape of the output without its last dimension; None counts all.
     counts: torch.Tensor | None
+    #: Samples of which it is the first example.
+    samples: int
 
     @property
     def nbytes(self) -> int:

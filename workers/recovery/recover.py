@@ -66,13 +66,16 @@ def recover(
     batches = _Batches.of(task, model, settings)
     student = Student(model, layers, quantization, backend, kernels)
     before = _divergence(task, model, student.model, batches.validating)
-    names, kept = [layer.name for layer in layers], dict[str, str]()
+    names, kept, samples = [layer.name for layer in layers], dict[str, str](), 0
     blocks = blocks_of(model, names, lambda: task.forward(model, batches.validating[0]))
     for block in counted([each for each in blocks if student.learnable(each.layers)], Stage.RECOVERING, report):
         if settings.time_limit_s is not None and time.monotonic() - start > settings.time_limit_s:
             kept[block.name] = "the time limit was reached"
-        elif (why := _recover_block(task, model, student, block, batches, settings)) is not None:
-            kept[block.name] = why
+            continue
+        try:
+            samples = max(samples, _recover_block(task, model, student, block, batches, settings))
+        except _KeptError as error:
+            kept[block.name] = str(error)
     learned = student.learned
     after = _divergence(task, model, student.model, batches.validating) if learned else before
     if learned and not after < before:  # nan counts as worse
@@ -83,7 +86,7 @@ def recover(
         method=_METHOD,
         settings=settings,
         seconds=time.monotonic() - start,
-        samples=_samples(batches.training),
+        samples=samples,
         validation_samples=_samples(batches.validating),
         before=before,
         after=after,
@@ -92,6 +95,10 @@ def recover(
         sha256=digest(data) if data else "",
         nbytes=len(data),
     ), data
+
+
+class _KeptError(Exception):
+    """The layers of a block keep their weights; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,18 +137,25 @@ def _samples(batches: Sequence[Batch]) -> int:
 
 def _recover_block(
     task: Task, model: nn.Module, student: Student, block: Block, batches: _Batches, settings: RecoverySettings
-) -> str | None:
-    """Let the layers of one block learn; return why they keep their weights, or None if they do not."""
+) -> int:
+    """Let the layers of one block learn; return from how many samples.
+
+    Raises:
+        _KeptError: if they keep their weights.
+    """
     layers = student.learnable(block.layers)
     within = {name: name.removeprefix(block.name).removeprefix(".") for name in layers}
     try:
+        examples = _examples(task, model, student, block, batches.training)
         learned = reconstructed(
             model.get_submodule(block.name),
             {within[name]: layer for name, layer in layers.items()},
-            _examples(task, model, student, block, batches.training),
+            examples,
             epochs=settings.epochs,
             seed=settings.seed,
         )
+        samples = sum(example.samples for example in examples)
+        del examples  # before others take as much memory
         checked = _examples(task, model, student, block, batches.validating)
         before = _error(student.model.get_submodule(block.name), checked)
         student.take({name: learned[within[name]] for name in layers})
@@ -150,11 +164,12 @@ def _recover_block(
         raise
     except Exception as error:  # whatever a model's own code raises, the other blocks can still learn
         student.drop(layers)
-        return f"it cannot learn: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    if after < before:
-        return None
-    student.drop(layers)
-    return f"on the validation batches its error is {after:.3g} with learned weights, {before:.3g} without"
+        raise _KeptError(f"it cannot learn: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from None
+    if not after < before:  # nan counts as worse
+        student.drop(layers)
+        why = f"on the validation batches its error is {after:.3g} with learned weights, {before:.3g} without"
+        raise _KeptError(why)
+    return samples
 
 
 def _examples(task: Task, model: nn.Module, student: Student, block: Block, batches: Sequence[Batch]) -> list[Example]:
@@ -171,11 +186,13 @@ def _examples(task: Task, model: nn.Module, student: Student, block: Block, batc
         closing(recorded(task, model, block, batches)) as full,
     ):
         for batch, calls, exacts in zip(batches, quantized, full, strict=True):
+            samples = _samples([batch])
             for call, exact in zip(calls, exacts, strict=True):
                 if call.output.shape != exact.output.shape:
                     raise ValueError("its inputs have other shapes in the quantized model")
                 counts = _counting(batch, exact.output)
-                examples.append(Example(call=replace(call, output=exact.output), counts=counts))
+                examples.append(Example(call=replace(call, output=exact.output), counts=counts, samples=samples))
+                samples = 0  # further calls of the pass have the same samples
             if sum(example.nbytes for example in examples) > _MOST_BYTES:
                 break
     if not examples:

@@ -200,10 +200,28 @@ def test_only_as_many_examples_are_kept_as_fit_into_memory(monkeypatch: pytest.M
         return original(block, layers, examples, **settings)
 
     monkeypatch.setattr(recovering, "reconstructed", counting)
-    run(SequenceTask(), epochs=1)
+    of_all, _ = run(SequenceTask(), epochs=1)
     monkeypatch.setattr(recovering, "_MOST_BYTES", 0)
-    run(SequenceTask(), epochs=1)
+    of_first, _ = run(SequenceTask(), epochs=1)
     assert learned == [6, 6, 6, 1, 1, 1]
+    assert (of_all.samples, of_first.samples) == (48, 8)
+
+
+def test_samples_of_a_block_that_runs_twice_count_once() -> None:
+    class Twice(Net):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+            for block in [*self.layer, *self.layer]:
+                x = block(x)
+            return self.head(x.mean(dim=1))
+
+    class TwiceTask(SequenceTask):
+        def build_model(self) -> nn.Module:
+            torch.manual_seed(0)
+            return Twice().eval()
+
+    report, _ = run(TwiceTask(), epochs=1)
+    assert report.layers
+    assert report.samples == 48
 
 
 def test_block_that_changes_its_inputs_and_takes_a_cache_learns_from_what_it_got() -> None:
