@@ -96,6 +96,7 @@ def _twin(
 ) -> tuple[nn.Module, dict[str, LearningLayer]]:
     """Return a copy of a block whose layers learn, and these layers by name."""
     twin = sharing_weights(block)
+    _clone_inference_tensors(twin)
     fakes = {
         name: LearningLayer(block.get_submodule(name), choice, calibrated)
         for name, (choice, calibrated) in layers.items()
@@ -107,3 +108,14 @@ def _twin(
         for children, attribute in places:
             children[attribute] = fakes[name]
     return twin, fakes
+
+
+def _clone_inference_tensors(twin: nn.Module) -> None:
+    """Give a module normal tensors for its inference tensors, because autograd saves none of these."""
+    for module in twin.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_inference():
+                module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.clone()

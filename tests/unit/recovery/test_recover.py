@@ -257,6 +257,27 @@ def test_block_that_changes_its_inputs_and_takes_a_cache_learns_from_what_it_got
     assert report.after < report.before / 2
 
 
+def test_weights_that_are_inference_tensors_learn() -> None:
+    class Normed(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(super().forward(x))
+
+    class InferenceTask(SequenceTask):
+        def build_model(self) -> nn.Module:
+            with torch.inference_mode():
+                model = super().build_model()
+                model.layer = nn.ModuleList([Normed(), Normed()])
+            return model.eval()
+
+    report, _ = run(InferenceTask())
+    assert report.kept == {}
+    assert report.after < report.before / 2
+
+
 def test_blocks_without_a_gradient_keep_their_weights() -> None:
     class Opaque(Residual):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
