@@ -1,11 +1,13 @@
 """The Pareto front of a job's trials, and the choice of one map from it."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
 from autotune.errors import JobSpecError, NoFeasibleMapError, NotFoundError
 from autotune.jobs.records import FrontRecord, TrialKind, TrialRecord, TrialState
+from autotune.jobs.spec import Pick
 from autotune.metrics.catalog import METRICS, Constraint, decisive_ratio, decisive_workload, percentiles_of
 from autotune.metrics.objectives import Objectives, minimised
 from autotune.metrics.pareto import hypervolume, knee, non_dominated
@@ -16,7 +18,7 @@ from workers.timing.estimates import Figure
 #: Name of a pick -> the metric that decides; of equal maps, the divergence does. The fastest map has the lowest median
 #: latency of the workload that the objectives are about.
 _PICKS = {"fastest": "", "smallest": "weight_memory_mib", "most-accurate": "accuracy"}
-PICKS = ("knee", *_PICKS)
+PICKS: tuple[str, ...] = get_args(Pick)
 
 
 def find_trial(trials: Sequence[TrialRecord], number: int) -> TrialRecord:

@@ -49,7 +49,8 @@ SUGGESTED_OBJECTIVES = ("latency_p50_ms", "divergence")
 ALL_BACKENDS = "all"
 #: The pick that is not a map but several: those that are worth recovering.
 PROMISING: Literal["promising"] = "promising"
-RecoveredPick = Literal["promising", "knee", "fastest", "smallest", "most-accurate"]
+#: Names of the picks of the front; see ``autotune.jobs.front.pick``.
+Pick = Literal["knee", "fastest", "smallest", "most-accurate"]
 #: How maps are recovered where nobody says.
 _RECOVERY = RecoverySettings()
 #: Larger job files are refused before parsing; parsing this many bytes takes a second.
@@ -315,7 +316,7 @@ class RecoverySection(_Section):
     """Which maps get learned weights after the search, and how."""
 
     #: What to recover: picks of the front, or ``promising`` maps; see ``autotune.jobs.recovery``.
-    picks: Annotated[tuple[RecoveredPick, ...], Field(min_length=1, max_length=8)] = (PROMISING,)
+    picks: Annotated[tuple[Literal["promising", Pick], ...], Field(min_length=1, max_length=8)] = (PROMISING,)
     time_limit_s: Seconds | None = 300.0
     epochs: Annotated[int, Field(ge=1, le=1000)] = _RECOVERY.epochs
     validation: Annotated[float, Field(gt=0, le=0.5)] = _RECOVERY.validation
