@@ -1,0 +1,1 @@
+"""Runs many maps of one model, and records what their layers saw. Imports backends."""
