@@ -1,1 +1,1 @@
-"""Runs many maps of one model, and records what their layers saw. Imports backends."""
+"""Records what the layers of a deployed map saw. Imports errors."""

@@ -50,8 +50,8 @@ class LayerWindow:
             least, most = getattr(self, part), getattr(self, whole)
             _require(least <= most, f"{part} must be at most {whole}, but {least} > {most}")
         _require(
-            not self.histogram or (len(self.histogram) == BINS and sum(self.histogram) == self.values),
-            f"histogram must be empty or have {BINS} counts with the sum of values, {self.values}, but has "
+            len(self.histogram) in (0, BINS) and sum(self.histogram) == self.values,
+            f"histogram must have no or {BINS} counts with the sum of values, {self.values}, but has "
             f"{len(self.histogram)} with the sum {sum(self.histogram)}",
         )
         ends = (self.low, self.high)
@@ -140,7 +140,7 @@ class Window:
         )
 
     def to_json(self) -> str:
-        """Return the window as one line of JSON without what has its default; equal windows give equal text."""
+        """Return the window as one line of JSON without what has its default."""
         document = _given(self) | {"start": self.start.isoformat(), "end": self.end.isoformat()}
         document["layers"] = {name: _given(layer) for name, layer in self.layers.items()}
         return json.dumps(document, separators=(",", ":"), sort_keys=True, allow_nan=False)

@@ -123,6 +123,7 @@ def test_windows_of_different_origin_do_not_merge(changes: dict[str, Any], messa
         ({"layers": {"a": {"histogram": 7}}}, "must be a list"),
         ({"layers": {"a": {"histogram": [1]}}}, "66 counts"),
         ({"layers": {"a": {"histogram": [1] * BINS}}}, "the sum of values, 0"),
+        ({"layers": {"a": {"requests": 1, "sampled": 1, "values": 3}}}, "the sum of values, 3"),
         ({"layers": {"a": {"histogram": ["x"] * BINS}}}, "0 must be a whole number"),
     ],
 )
