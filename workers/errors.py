@@ -21,3 +21,7 @@ class PoolError(AutotuneError):
 
 class ClusterLostError(PoolError):
     """A cluster that is gone or does not respond; another one can replace it."""
+
+
+class WindowError(AutotuneError):
+    """A record of watched layers that cannot be read or added."""

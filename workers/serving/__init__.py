@@ -1,0 +1,1 @@
+"""Records what the layers of a deployed map saw. Imports errors."""
