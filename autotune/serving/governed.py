@@ -11,7 +11,7 @@ from autotune.maps.apply import backend_of, layers_of, prepared_for
 from autotune.maps.learned import install_learned
 from autotune.maps.map_file import MapFile
 from autotune.serving.bundle import BundledMap, BundleFile, read
-from search_spaces.errors import unknown
+from search_spaces.errors import MapError, unknown
 from search_spaces.layer import Layer
 from workers.backends.base import Backend
 from workers.backends.packed import PackedLayer, union_bytes
@@ -35,7 +35,7 @@ class Governed(Mapping[int, nn.Module]):
     def __init__(self, bundle: BundleFile, models: Mapping[int, nn.Module], layers: Iterable[nn.Module]) -> None:
         """Take the models of a bundle and the prepared layers that they share; ``Bundle.govern`` makes them."""
         self._bundle, self._models = bundle, dict(models)
-        self._packed = [layer for layer in layers if isinstance(layer, PackedLayer)]
+        self._packed = {layer for layer in layers if isinstance(layer, PackedLayer)}
 
     @property
     def maps(self) -> Mapping[int, BundledMap]:
@@ -63,6 +63,33 @@ class Governed(Mapping[int, nn.Module]):
 
     def __len__(self) -> int:
         return len(self._models)
+
+    def flipped(self, number: int, layers: Iterable[str]) -> nn.Module:
+        """Return the model of a map with some static int8 layers turned dynamic, in evaluation mode.
+
+        It adds no tensor: these layers keep their integers, biases and smoothing factors, and take their ranges from
+        each input.
+
+        Args:
+            number: the map.
+            layers: names of the layers.
+
+        Raises:
+            KeyError: if the bundle has no such map.
+            MapError: if a layer of the map is not static int8 here.
+        """
+        model = self[number]
+        packed = {name: module for name, module in model.named_modules() if module in self._packed}
+        turned = {name: layer.dynamic() for name, layer in packed.items()}
+        static = {name: layer for name, layer in turned.items() if layer is not None}
+        names = set(layers)
+        wrong = sorted(names - static.keys())
+        if wrong:
+            raise MapError(
+                f"only static int8 layers can turn dynamic, but {wrong[0]!r} of map {number} is none; those are: "
+                f"{', '.join(static) or 'none'}"
+            )
+        return with_layers(model, packed | {name: static[name] for name in names})
 
     def weight_bytes(self) -> int:
         """Return the exact bytes of all weights of all models: parameters, buffers, packed weights."""

@@ -1,7 +1,8 @@
 """The base of prepared layers."""
 
+import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ class PackedLayer(nn.Module):
     shared: tuple[object, int] | None = None
     #: Name of the kernel that computes the layer, if the backend has several.
     kernel: str | None = None
+    #: Scale and zero point of the input, in a static int8 layer.
+    _affine: tuple[float, int] | None = None
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
@@ -34,6 +37,14 @@ class PackedLayer(nn.Module):
         if "input" in kwargs:
             args = (kwargs.pop("input"), *args)
         return super().__call__(*args, **kwargs)
+
+    def dynamic(self) -> Self | None:
+        """Return a twin with the same tensors that takes its range from each input; None if the layer is not static."""
+        if self._affine is None:
+            return None
+        twin = copy.copy(self)
+        twin._affine = None
+        return twin
 
     def extra_repr(self) -> str:
         """Return the original's text, the kernel and the packed bytes."""

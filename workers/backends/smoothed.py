@@ -1,6 +1,8 @@
 """Linear layers that divide their input channels before quantizing them: SmoothQuant (arXiv:2211.10438)."""
 
+import copy
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import nn
@@ -31,6 +33,15 @@ class SmoothedLinear(PackedLayer):
         self._inner = inner
         self._reciprocals = factors.reciprocal().to(device)
         self.packed_bytes = inner.packed_bytes + self._reciprocals.nbytes
+
+    def dynamic(self) -> Self | None:
+        """Return a layer that divides its input by the same factors; see ``PackedLayer.dynamic``."""
+        inner = self._inner.dynamic()
+        if inner is None:
+            return None
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "_inner": inner}
+        return twin
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b``; (..., in) -> (..., out)."""

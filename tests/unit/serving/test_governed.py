@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import runpy
 import threading
 import weakref
@@ -175,6 +176,45 @@ def test_threads_run_mixed_maps_bit_for_bit_as_one_thread_does(governed: Governe
 
     with ThreadPoolExecutor(threads) as pool:
         assert all(all(same) for same in pool.map(serve, range(threads)))
+
+
+def test_static_layers_turn_dynamic_without_other_tensors(governed: Governed) -> None:
+    before, held = outputs(governed[3]), governed.weight_bytes()
+    flipped = governed.flipped(3, CHOICES[3])
+    assert torch.equal(outputs(flipped), outputs(governed[4]))
+    assert torch.equal(outputs(governed[3]), before)
+    assert governed.weight_bytes() == held
+    own, others = dict(flipped.named_parameters()), dict(governed[3].named_parameters())
+    assert own.keys() == others.keys()
+    assert all(own[name] is others[name] for name in own)
+
+
+def test_other_layers_stay_as_they_are(governed: Governed) -> None:
+    flipped = governed.flipped(3, [LINEAR[1]])
+    for name in CHOICES[3]:
+        assert (flipped.get_submodule(name) is governed[3].get_submodule(name)) == (name != LINEAR[1]), name
+    assert torch.equal(outputs(governed.flipped(3, [])), outputs(governed[3]))
+
+
+def test_smooth_and_recovered_layers_turn_dynamic_too(governed: Governed) -> None:
+    for number, name in ((5, LINEAR[0]), (RECOVERED, "head")):
+        flipped = governed.flipped(number, [name])
+        assert not torch.equal(outputs(flipped), outputs(governed[number]))
+        assert torch.allclose(outputs(flipped), outputs(governed[number]), atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(0, "head"), (3, "nothing"), (4, "head"), (5, LINEAR[1]), (5, f"{LINEAR[0]}._inner")]
+)
+def test_a_layer_that_is_not_static_is_named(number: int, name: str, governed: Governed) -> None:
+    complaint = f"only static int8 layers can turn dynamic, but '{name}' of map {number} is none; those are: "
+    static = {3: ", ".join(n for n in layer_names(governed[3]) if n in CHOICES[3]), 5: LINEAR[0]}
+    with pytest.raises(MapError, match=re.escape(complaint + static.get(number, "none")) + "$"):
+        governed.flipped(number, [name])
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules()]
 
 
 def test_a_bundle_tells_its_maps(folder: Path, governed: Governed) -> None:
