@@ -94,6 +94,15 @@ def test_all_figures_must_pass_and_one_fails() -> None:
     assert _after(400, errors=0.0, latency_ratio=3.0).verdict is Verdict.FAIL
 
 
+def test_figures_share_the_probability_of_a_wrong_verdict() -> None:
+    worse = Mean.of(low=0.0, high=1.0, slack=0.5)
+    while worse.verdict(0.05) is Verdict.INCONCLUSIVE:
+        worse = worse.with_observation(1.0)
+    assert worse.verdict(0.05 / 3) is Verdict.INCONCLUSIVE  # between the two levels
+    alone, three = (Evidence(figures=dict.fromkeys(names, worse)) for names in ("a", "abc"))
+    assert (alone.verdict, three.verdict) == (Verdict.FAIL, Verdict.INCONCLUSIVE)
+
+
 def test_a_pair_must_have_all_figures() -> None:
     with pytest.raises(JobSpecError, match="latency_ratio"):
         _evidence().with_pair({"errors": 0.0})
