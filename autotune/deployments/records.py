@@ -1,9 +1,45 @@
-"""Records of the audit chain."""
+"""Records of deployments, and of the audit chain."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from autotune.deployments.rollout import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """One map that a deployment ran, runs or may run."""
+
+    #: Place among the deployment's revisions, from 1.
+    number: int
+    #: Job that measured the map.
+    job_id: str
+    #: Number of the map's trial in that job.
+    trial: int
+    stage: Stage
+    #: Time of the record, with a time zone.
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A named place where maps run, of which at most one is active."""
+
+    #: Unique name.
+    name: str
+    #: Raised by each change; a change for another epoch is refused.
+    epoch: int
+    #: All revisions, by number.
+    revisions: tuple[Revision, ...]
+    #: Number of the revision that a rollback makes active; None if there is none.
+    last_good: int | None = None
+
+    @property
+    def active(self) -> Revision | None:
+        """The active revision; None before the first promotion."""
+        return next((one for one in self.revisions if one.stage is Stage.ACTIVE), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
