@@ -69,12 +69,12 @@ def why_nothing_is_faster(job: JobRecord, trials: Sequence[TrialRecord]) -> Iter
         missed = "; ".join(limit.missed_by(best.figures[limit.metric].value) for limit in broken)
         speed = METRICS[ratio].text_with_unit(best.figures[ratio].value)
         yield (
-            f"No map within the limits is faster than full precision. Trial {best.number} is {speed}, but misses a "
-            f"limit: {missed}."
+            f"No map within the limits is measurably faster than full precision. Trial {best.number} is {speed}, "
+            f"but misses a limit: {missed}."
         )
         return
     median = trials[0].figures.get(percentiles_of(workload)[50].name)
-    yield f"No measured map is faster than full precision. {_where_the_time_goes(job, median)}"
+    yield f"No map is measurably faster than full precision. {_where_the_time_goes(job, median)}"
 
 
 def _is_faster(ratio: Figure) -> bool:
