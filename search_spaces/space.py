@@ -105,12 +105,12 @@ class SearchSpace:
         """Return the assignment of the free groups that yields ``layer_choices``."""
         return {group.name: layer_choices[group.layers[0]] for group in self.free_groups}
 
-    def uniform(self, choice: str) -> dict[str, str]:
-        """Return the assignment that takes ``choice`` wherever it is legal.
+    def uniform(self, *choices: str) -> dict[str, str]:
+        """Return the assignment in which each group takes the first of ``choices`` that it can take.
 
         Other groups take full precision if they can, else their first choice.
         """
-        wanted = (choice, FULL_PRECISION.name)
+        wanted = (*choices, FULL_PRECISION.name)
         return {
             group.name: next((name for name in wanted if name in group.choices), group.choices[0])
             for group in self.free_groups

@@ -146,7 +146,7 @@ def show(
 
 
 def front(job: JobReference, database: Database, url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
-    """Print the Pareto front, full precision and the uniform maps."""
+    """Print the Pareto front, full precision, the uniform maps and the recipes."""
     with closing(reader(database, url, token)) as client:
         print_front(client.records, client.find(job), as_json)
 

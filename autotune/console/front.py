@@ -115,6 +115,6 @@ def _remarks(job: JobRecord, trials: Sequence[TrialRecord]) -> Iterator[Text]:
 
 
 def baselines(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return full precision and the uniform maps, with final measurements where there are any."""
+    """Return full precision, the uniform maps and recipes, with final measurements where there are any."""
     counting = {trial.key: trial for trial in without_superseded(trials)}
     return [counting[trial.key] for trial in trials if trial.kind is TrialKind.BASELINE]

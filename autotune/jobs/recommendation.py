@@ -25,7 +25,7 @@ class Recommendation:
     name: str
     #: Its gains over full precision, a phrase each; none for full precision itself.
     gains: Sequence[str]
-    #: A sentence that compares it with the best uniform map.
+    #: A sentence that compares it with the best uniform map or recipe.
     comparison: str
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ def recommended(trials: Sequence[TrialRecord], spec: JobSpec) -> TrialRecord | N
 
 
 def recommend(trials: Sequence[TrialRecord], spec: JobSpec) -> Recommendation | None:
-    """Return the recommended map with its gain over full precision, and over the best uniform map.
+    """Return the recommended map with its gain over full precision, and over the best uniform map or recipe.
 
     Args:
         trials: of the job, full precision first.
@@ -77,7 +77,7 @@ def recommend(trials: Sequence[TrialRecord], spec: JobSpec) -> Recommendation | 
         full=full,
         name=f"trial {best.number}" + (f" ({best.label})" if best.label else "") + best.addition,
         gains=_gains(best, full, workload),
-        comparison=_beside_uniform(best, trials, counting, within, ratio),
+        comparison=_beside_baselines(best, trials, counting, within, ratio),
     )
 
 
@@ -99,17 +99,21 @@ def _gains(best: TrialRecord, full: TrialRecord, workload: Workload) -> list[str
     ]
 
 
-def _beside_uniform(
+def _beside_baselines(
     best: TrialRecord, trials: Sequence[TrialRecord], counting: Sequence[TrialRecord], within: str, ratio: str
 ) -> str:
-    """Return the comparison with the best uniform map, which needs no search."""
+    """Return the comparison with the best map that needs no search: uniform, or a runtime's recipe."""
     baselines = {trial.key for trial in trials if trial.kind is TrialKind.BASELINE} - {trials[0].key}
     if best.key in baselines:
-        return f"No measured mix{within} is a better choice than this uniform map."
-    uniform = [t for t in counting if t.key in baselines and t.feasible and ratio in t.figures]
-    if not uniform:
+        return f"No measured mix{within} is a better choice than this {_sort_of(best)}."
+    rivals = [t for t in counting if t.key in baselines and t.feasible and ratio in t.figures]
+    if not rivals:
         return f"No uniform map was found{within}."
-    rival = min(uniform, key=lambda trial: trial.figures[ratio].value)
+    rival = min(rivals, key=lambda trial: trial.figures[ratio].value)
     gain = 100.0 * (rival.figures[ratio].value / best.figures[ratio].value - 1.0)
     comparison = f"{gain:.0f} % faster than" if gain >= 0.5 else "About as fast as" if gain > -0.5 else "Slower than"
-    return f"{comparison} the fastest uniform map{within} ({rival.label}{rival.addition})."
+    return f"{comparison} the fastest {_sort_of(rival)}{within} ({rival.label}{rival.addition})."
+
+
+def _sort_of(baseline: TrialRecord) -> str:
+    return "default recipe" if (baseline.label or "").startswith("recipe ") else "uniform map"

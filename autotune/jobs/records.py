@@ -74,7 +74,7 @@ class Scope(enum.StrEnum):
 class TrialKind(enum.StrEnum):
     """Why a candidate was measured."""
 
-    #: Full precision or a uniform map: always measured in full.
+    #: Full precision, a uniform map or a runtime's recipe: always measured in full.
     BASELINE = "baseline"
     #: Proposed by the sampler.
     SEARCH = "search"
@@ -259,7 +259,7 @@ class TrialRecord:
     #: Number within the job, from 0 in the order proposed.
     number: int
     kind: TrialKind
-    #: Name for people, such as ``uniform int8_static``; None for sampled maps.
+    #: Name for people, such as ``uniform int8_static`` or ``recipe int8_static``; None for sampled maps.
     label: str | None
     state: TrialState
     #: Layer name -> choice name, in execution order.

@@ -9,6 +9,7 @@ from autotune.jobs.spec import JobSpec, SamplerName
 from autotune.metrics.from_measurement import MIB
 from autotune.planner.prior import expect
 from autotune.search.initial_design import mixtures
+from autotune.search.recipes import recipe_of
 from autotune.search.study import Proposal, Study
 from search_spaces.choice import FULL_PRECISION, ActivationMode, choice_named
 from search_spaces.quantization_map import map_key
@@ -36,11 +37,15 @@ class BackendSearch:
         self.space = space_of(spec, description)
         #: What the sampler knows.
         self.study = self._study(None, ())
-        #: Key of each uniform map -> its label.
-        uniform = {
-            choice: self.space.layer_choices(self.space.uniform(choice)) for choice in self.space.uniform_choices()
-        }
-        self._labels = {self.key(choices): f"uniform {choice}" for choice, choices in uniform.items()}
+        #: Choices of each uniform map, and of the backend's recipe if it has one; the preferred choice comes first.
+        self.baselines = [(choice,) for choice in self.space.uniform_choices()]
+        recipe = recipe_of(spec, self.backend)
+        self.baselines += [recipe] if recipe else []
+        #: Key of each of these maps -> its label. A recipe may be a uniform map, which keeps its label.
+        self._labels: dict[str, str] = {}
+        for choices in self.baselines:
+            key = self.key(self.space.layer_choices(self.space.uniform(*choices)))
+            self._labels.setdefault(key, f"{'uniform' if len(choices) == 1 else 'recipe'} {choices[0]}")
         #: Maps that the sampler chose.
         self.sampled = 0
 
@@ -92,9 +97,9 @@ class BackendSearch:
         """Return the figures that need no measurement: weight memory is computed exactly."""
         return {"weight_memory_mib": Figure(value=self._description.weight_bytes(choices) / MIB)}
 
-    def uniform(self, choice: str) -> Proposal | None:
-        """Return a uniform map, or None if it was proposed before."""
-        return self.study.propose(self.space.uniform(choice))
+    def baseline(self, choices: Sequence[str]) -> Proposal | None:
+        """Return one of the ``baselines``, or None if it was proposed before."""
+        return self.study.propose(self.space.uniform(*choices))
 
     def can_run(self, trial: TrialRecord) -> bool:
         """Return whether the map of another backend is a map here, too."""
@@ -121,7 +126,7 @@ class BackendSearch:
         return self.study.ask()
 
     def label_of(self, proposal: Proposal) -> str | None:
-        """Return the label of a uniform map; None for other maps."""
+        """Return the label of a uniform map or a recipe; None for other maps."""
         return self._labels.get(proposal.key)
 
     def _study(self, probes: Probes | None, history: Sequence[TrialRecord]) -> Study:

@@ -91,7 +91,7 @@ class Dispatch:
         return Planned(trial=trial, search=search, proposal=proposal)
 
     def proposed(self, search: BackendSearch, proposal: Proposal) -> Planned:
-        """Return the trial of a proposal; a uniform map is a baseline, whoever proposed it."""
+        """Return the trial of a proposal; a uniform map or a recipe is a baseline, whoever proposed it."""
         label = search.label_of(proposal)
         kind = TrialKind.SEARCH if label is None else TrialKind.BASELINE
         return self.plan(search, proposal.choices, kind, label, proposal)

@@ -148,12 +148,12 @@ class Search:
         self._measure_all(lambda: next(baselines, None))
 
     def _baselines(self, share: float) -> Iterator[Planned]:
-        """Yield the uniform maps that were not measured yet, the most promising ones of every backend first."""
-        wanted = [(choice, search) for search in self._searches for choice in search.space.uniform_choices()]
-        for choice, search in sorted(wanted, key=lambda each: promise_of(each[0])):
+        """Yield the uniform maps and recipes not measured yet, the most promising ones of every backend first."""
+        wanted = [(choices, search) for search in self._searches for choices in search.baselines]
+        for choices, search in sorted(wanted, key=lambda each: promise_of(each[0][0])):
             measured = len(self._front.trials) + self._dispatch.pending - len(self._searches)
             in_time = self._ledger.share < share or measured < 1
-            proposal = search.uniform(choice) if in_time else None
+            proposal = search.baseline(choices) if in_time else None
             if proposal is not None:
                 yield self._dispatch.proposed(search, proposal)
 

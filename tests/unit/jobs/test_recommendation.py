@@ -69,6 +69,14 @@ def test_a_uniform_map_may_be_the_best_answer() -> None:
     )
 
 
+def test_a_recipe_is_told_apart_from_uniform_maps() -> None:
+    recipe = trial(1, 0.6, 0.004, 10.0, "recipe int8_dynamic")
+    assert str(recommendation([FULL, DYNAMIC, recipe, MIX], spec())).endswith(
+        "20 % faster than the fastest default recipe within the limits (recipe int8_dynamic)."
+    )
+    assert str(recommendation([FULL, DYNAMIC, recipe], spec())).endswith("a better choice than this default recipe.")
+
+
 def test_full_precision_may_be_the_best_answer() -> None:
     assert recommendation([FULL, STATIC], spec()) == (
         "Recommended: full precision. No other measured map within the limits is a better choice."

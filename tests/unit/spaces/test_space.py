@@ -217,6 +217,7 @@ def test_an_assignment_must_name_every_free_group() -> None:
 def test_a_uniform_map_falls_back_to_full_precision() -> None:
     space = build([layer("a"), layer("b")])
     assert space.uniform("int8_static") == {"a": "int8_static", "b": "fp32"}
+    assert space.uniform("int8_static", "int8_dynamic") == {"a": "int8_static", "b": "int8_dynamic"}
     assert space.uniform_choices() == CHOICES
     denied = build([layer("a"), layer("b")], LayerRule(pattern="a", deny=("fp32", "int8_static")))
     assert denied.uniform("int8_static") == {"a": "bf16", "b": "fp32"}
