@@ -38,9 +38,10 @@ class BackendSearch:
         #: What the sampler knows.
         self.study = self._study(None, ())
         #: Choices of each uniform map, and of the backend's recipe if it has one; the preferred choice comes first.
-        self.baselines = [(choice,) for choice in self.space.uniform_choices()]
+        self.baselines: list[tuple[str, ...]] = [(choice,) for choice in self.space.uniform_choices()]
         recipe = recipe_of(spec, self.backend)
-        self.baselines += [recipe] if recipe else []
+        if recipe:
+            self.baselines.append(recipe)
         #: Key of each of these maps -> its label. A recipe may be a uniform map, which keeps its label.
         self._labels: dict[str, str] = {}
         for choices in self.baselines:
