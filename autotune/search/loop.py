@@ -148,9 +148,12 @@ class Search:
         self._measure_all(lambda: next(baselines, None))
 
     def _baselines(self, share: float) -> Iterator[Planned]:
-        """Yield the uniform maps and recipes not measured yet, the most promising ones of every backend first."""
+        """Yield the recipes, then the uniform maps, not measured yet, the most promising ones of every backend first.
+
+        A search must say what it gains over a recipe, and many backends have more uniform maps than the time allows.
+        """
         wanted = [(choices, search) for search in self._searches for choices in search.baselines]
-        for choices, search in sorted(wanted, key=lambda each: promise_of(each[0][0])):
+        for choices, search in sorted(wanted, key=lambda each: (len(each[0]) == 1, promise_of(each[0][0]))):
             measured = len(self._front.trials) + self._dispatch.pending - len(self._searches)
             in_time = self._ledger.share < share or measured < 1
             proposal = search.baseline(choices) if in_time else None

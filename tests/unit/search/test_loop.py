@@ -17,6 +17,7 @@ from autotune.jobs.lifecycle import with_fields
 from autotune.jobs.progress import Silent
 from autotune.jobs.records import JobRecord, TrialKind, TrialRecord, TrialResult, TrialState
 from autotune.jobs.spec import JobSpec
+from autotune.search import backend_search
 from autotune.search.backend_search import searches_of
 from autotune.search.lease import Lease
 from autotune.search.ledger import Ledger
@@ -387,6 +388,13 @@ def test_every_backend_measures_full_precision_and_its_uniform_maps_first(sample
     )
     assert trials[1].figures["latency_ratio"].value == pytest.approx(0.5), "relative to the first backend"
     assert trials[1].figures["weight_memory_mib"].value == pytest.approx(400 / 2**20)
+
+
+def test_recipes_come_before_uniform_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = {"onnxruntime": ("int8_dynamic", "fp32")}
+    monkeypatch.setattr(backend_search, "recipe_of", lambda _, backend: recipes.get(backend, ()))
+    trials = on_both(TwoRuntimes(0.5), sampler="random")
+    assert [trial.backend for trial in trials[2:4]] == ["onnxruntime", ""]
 
 
 @pytest.mark.parametrize(("share", "winner"), [(0.5, "onnxruntime"), (2.5, "")])
