@@ -5,12 +5,8 @@ from collections.abc import Mapping
 from autotune.jobs.spec import JobSpec
 
 #: Backend -> choices of its recipe; a layer takes the first one that it can take. ONNX Runtime's is that of
-#: ``quantize_dynamic`` with one scale per channel, OpenVINO's that of ``nncf.quantize``. torchao's, one scale per token
-#: on linear layers, is a uniform map.
-_RECIPES: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": ("int8_dynamic", "int8_weight_only"),
-    "openvino": ("int8_static", "int8_weight_only"),
-}
+#: ``quantize_dynamic`` with one scale per channel. torchao's, one scale per token on linear layers, is a uniform map.
+_RECIPES: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("int8_dynamic", "int8_weight_only")}
 
 
 def recipe_of(spec: JobSpec, backend: str) -> tuple[str, ...]:
