@@ -20,8 +20,9 @@ COMMAND = str(Path(sys.executable).with_name("autotune"))
 JOB: dict[str, Any] = {
     "name": "digits",
     "task": {"name": "digits-vit"},
-    "objectives": ["latency_p50_ms", "divergence"],
-    "search": {"trials": 10, "choices": ["fp32", "int8_static", "int8_dynamic", "int8_weight_only"]},
+    # Both are equal in every run, so that the front does not depend on the load of the machine.
+    "objectives": ["weight_memory_mib", "divergence"],
+    "search": {"trials": 10, "choices": ["fp32", "int8_static", "int8_dynamic", "int4_weight_only"]},
     "measurement": {"repeats": 20, "final_repeats": 20, "warmup_s": 0.0, "threads": 1},
     "workers": {"pool": "inline"},
 }
@@ -55,6 +56,7 @@ def run(folder: Path) -> Run:
 def test_the_maps_of_a_front_are_served_together(run: Run, folder: Path) -> None:
     front = json.loads(run("front", "last", "--json").stdout)
     said = run("bundle", "last").stderr
+    assert len(front["front"]) > 1
     assert f"Wrote {len(front['front'])} maps" in said
     task = build_task("digits-vit", {})
     governed = autotune.load_bundle(folder / "bundle").govern(task.build_model())
@@ -73,7 +75,7 @@ def test_the_maps_of_a_front_are_served_together(run: Run, folder: Path) -> None
 def test_a_limit_leaves_maps_out_and_says_which(run: Run, folder: Path) -> None:
     whole = json.loads(run("bundle", "last", "--output", "whole", "--json").stdout)["bundle"]
     figures = whole["maps"][str(whole["recommended"])]["figures"]
-    least = figures["weight_memory_mib"]["value"] + 1e-3
+    least = figures["weight_memory_mib"]["value"] + 1e-5
     done = run("bundle", "last", "--output", "small", "--max-mib", str(least))
     assert "it does not fit into the limit" in done.stderr
     small = autotune.load_bundle(folder / "small").file
